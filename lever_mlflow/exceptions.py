@@ -1,0 +1,27 @@
+"""The project's errors. Each message names the file, the field, the value and the remedy; entry points print it as one line."""
+
+__all__ = ["CheckpointError", "DataError", "GateError", "LeverError", "MissingRunError", "ParameterError"]
+
+
+class LeverError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class DataError(LeverError):
+    """A data file, an image or an annotation is missing, damaged or inconsistent."""
+
+
+class ParameterError(LeverError):
+    """A parameter has a value that cannot be used."""
+
+
+class CheckpointError(LeverError):
+    """A checkpoint is missing, damaged or does not fit the selector."""
+
+
+class GateError(LeverError):
+    """RL data failed a critical expectation of the data gate."""
+
+
+class MissingRunError(LeverError):
+    """MLflow holds no run or model version of the kind asked for."""
