@@ -1,0 +1,79 @@
+"""The official VQA accuracy.
+
+Normalisation and score follow the VQA evaluation code (github.com/GT-Vision-Lab/VQA, ``vqaEval.py``): its punctuation
+rules, number words, articles and contractions, and the mean over annotators of min(matches among the others / 3, 1).
+
+Departures: normalisation is always applied to prediction and answers alike, where the official code skips it when
+all annotators agree on the same string and normalises answers for punctuation only; all periods are stripped, where the official
+code stops after the first 32.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+__all__ = ["normalize_answer", "vqa_accuracy"]
+
+_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_NUMBERS = {"none": "0"} | {
+    word: str(value)
+    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+_ARTICLES = frozenset({"a", "an", "the"})
+# Spelling without an apostrophe -> contraction. Text is lower-cased before the look-up, so the official list's
+# capitalised entries (Im, Ive, Id've) never match and are left out here.
+_CONTRACTIONS = dict(
+    pair.split(":")
+    for pair in """
+aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've couldnt've:couldn't've
+didnt:didn't doesnt:doesn't dont:don't hadnt:hadn't hadnt've:hadn't've hadn'tve:hadn't've hasnt:hasn't havent:haven't
+hed:he'd hed've:he'd've he'dve:he'd've hes:he's howd:how'd howll:how'll hows:how's isnt:isn't itd:it'd
+itd've:it'd've it'dve:it'd've itll:it'll maam:ma'am mightnt:mightn't mightnt've:mightn't've
+mightn'tve:mightn't've mightve:might've mustnt:mustn't mustve:must've neednt:needn't notve:not've oclock:o'clock
+oughtnt:oughtn't ow's'at:'ow's'at 'ows'at:'ow's'at 'ow'sat:'ow's'at shant:shan't shed've:she'd've she'dve:she'd've
+shouldve:should've shouldnt:shouldn't shouldnt've:shouldn't've shouldn'tve:shouldn't've somebody'd:somebodyd
+somebodyd've:somebody'd've somebody'dve:somebody'd've somebodyll:somebody'll somebodys:somebody's someoned:someone'd
+someoned've:someone'd've someone'dve:someone'd've someonell:someone'll someones:someone's somethingd:something'd
+somethingd've:something'd've something'dve:something'd've somethingll:something'll thats:that's thered:there'd
+thered've:there'd've there'dve:there'd've therere:there're theres:there's theyd:they'd theyd've:they'd've
+they'dve:they'd've theyll:they'll theyre:they're theyve:they've twas:'twas wasnt:wasn't wed've:we'd've we'dve:we'd've
+weve:we've werent:weren't whatll:what'll whatre:what're whats:what's whatve:what've whens:when's whered:where'd
+wheres:where's whereve:where've whod:who'd whod've:who'd've who'dve:who'd've wholl:who'll whos:who's whove:who've
+whyll:why'll whyre:why're whys:why's wont:won't wouldve:would've wouldnt:wouldn't wouldnt've:wouldn't've
+wouldn'tve:wouldn't've yall:y'all yall'll:y'all'll y'allll:y'all'll yall'd've:y'all'd've y'alld've:y'all'd've
+y'all'dve:y'all'd've youd:you'd youd've:you'd've you'dve:you'd've youll:you'll youre:you're youve:you've
+""".split()
+)
+
+
+@lru_cache(maxsize=65_536)
+def normalize_answer(text: str) -> str:
+    """``text`` in the official normal form: lower case, no punctuation or articles, digits for zero to ten."""
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    original = text
+    has_number_comma = _COMMA_BETWEEN_DIGITS.search(original) is not None
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in original or f" {mark}" in original
+        text = text.replace(mark, "" if beside_space or has_number_comma else " ")
+    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", text).lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Leave-one-out VQA accuracy of ``prediction`` against the annotators' raw ``answers``, in [0, 1].
+
+    The mean over annotators of min(matches among the other annotators / 3, 1); both sides are normalised first.
+
+    Raises:
+        ValueError: ``answers`` is empty.
+    """
+    if not answers:
+        raise ValueError("vqa_accuracy needs at least one annotator answer; OK-VQA has 10 per question")
+    predicted = normalize_answer(prediction)
+    matches = [normalize_answer(answer) == predicted for answer in answers]
+    total = sum(matches)
+    return sum(min((total - own) / 3, 1.0) for own in matches) / len(matches)
