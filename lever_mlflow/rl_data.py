@@ -1,0 +1,304 @@
+"""RL data: the recorded trials that the selector learns from. Reads three vintages of the file format, writes the newest.
+
+Vintages, told apart by what a query and its trials hold:
+
+* ``pools``: the query has ``candidate_pool_ids``, a trial's ``pointer`` holds positions in it and ``pointer_global`` train indices;
+* ``pointers``: no pool; ``pointer`` holds train indices;
+* ``pointer_pos``: no pool; ``pointer_pos`` holds train indices.
+
+Where there is no pool, it is the sorted set of all indices that the query's pointers name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.rewards import RewardMode, rewards
+
+__all__ = ["Group", "RLData", "Trial", "load_rl_data", "query_table", "save_rl_data", "trial_table"]
+
+_DIGEST_CHARS = 32  # MLflow accepts at most 36
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recorded pointer and how the VLM's answer scored; ``pointer`` holds positions in the group's pool."""
+
+    pointer: tuple[int, ...]
+    correct: int
+    accuracy: float
+    gen_method: str
+    eval_mode: str = "vqaEval"
+    eval_failed: bool = False
+    gt_prob: float | None = None
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All usable trials of one query; ``query_id`` and ``pool`` are train indices."""
+
+    query_id: int
+    pool: tuple[int, ...]
+    trials: tuple[Trial, ...]
+    query: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def pointers_GK(self) -> np.ndarray:
+        """Pointers, int64 [trials, shots]."""
+        return np.array([trial.pointer for trial in self.trials], dtype=np.int64)
+
+    def rewards_G(self, mode: RewardMode = "hard_plus_soft") -> np.ndarray:
+        """Rewards, float64 [trials]."""
+        return rewards(
+            np.array([trial.correct for trial in self.trials]),
+            np.array([trial.accuracy for trial in self.trials]),
+            mode,
+            gt_prob=np.array([np.nan if t.gt_prob is None else t.gt_prob for t in self.trials]),
+        )
+
+
+@dataclass(frozen=True)
+class RLData:
+    """The groups of one file.
+
+    Attributes:
+        groups: one per query, in the order of the file; only usable trials.
+        digest: content digest of all groups, 32 hex characters; independent of key order, whitespace and ``_meta``.
+        vintage: ``pools``, ``pointers`` or ``pointer_pos`` (module docstring).
+        dropped: reason -> number of trials not used (``eval_failed``, ``error``, ``fallback``).
+        meta: the file's ``_meta``.
+        path: where it was read from.
+    """
+
+    groups: tuple[Group, ...]
+    digest: str
+    vintage: str
+    dropped: Mapping[str, int]
+    meta: Mapping[str, Any]
+    path: Path
+
+
+def load_rl_data(path: str | Path, *, use_fallback: bool = False) -> RLData:
+    """Reads one RL data file.
+
+    Trials with ``eval_failed``, mode ``error`` or, unless ``use_fallback``, mode ``fallback`` are left out and counted.
+
+    Raises:
+        DataError: the file is missing, truncated or not in one of the three vintages; the message names the place.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    meta = content.pop("_meta", {})
+    if not content:
+        raise DataError(f"{path}: no queries; run the rollout step to make RL data")
+    vintage = _vintage(path, content)
+    dropped: Counter[str] = Counter()
+    groups = tuple(
+        _group(path, key, entry, vintage, use_fallback, dropped) for key, entry in content.items()
+    )
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    digest = hashlib.sha256(canonical).hexdigest()[:_DIGEST_CHARS]
+    return RLData(groups, digest, vintage, dict(dropped), meta, path)
+
+
+def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:
+    """Writes groups in the newest vintage, whole or not at all."""
+    path = Path(path)
+    content: dict[str, Any] = {"_meta": dict(meta)}
+    for group in groups:
+        content[str(group.query_id)] = {
+            "query": dict(group.query),
+            "candidate_pool_ids": list(group.pool),
+            "pointer_candidates": [_trial_record(group.pool, trial) for trial in group.trials],
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+        json.dump(content, part, allow_nan=False)
+        part.flush()
+        os.fsync(part.fileno())
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, path)
+
+
+def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFrame:
+    """One row per usable trial: the columns that the data gate's ``rl_trials`` suite checks."""
+    rows = []
+    for group in data.groups:
+        group_rewards = group.rewards_G(mode)
+        for trial, reward in zip(group.trials, group_rewards, strict=True):
+            pointer = trial.pointer
+            rows.append(
+                {
+                    "query_id": group.query_id,
+                    "pointer": ",".join(map(str, pointer)),
+                    "shots": len(pointer),
+                    "gen_method": trial.gen_method,
+                    "vqa_correct": trial.correct,
+                    "vqa_acc_score": trial.accuracy,
+                    "reward": float(reward),
+                    "pointer_distinct": len(set(pointer)) == len(pointer),
+                    "pointer_in_pool": all(0 <= position < len(group.pool) for position in pointer),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def query_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFrame:
+    """One row per query: the columns that the data gate's ``rl_queries`` suite checks."""
+    rows = []
+    for group in data.groups:
+        group_rewards = group.rewards_G(mode)
+        spread = float(np.ptp(group_rewards)) if len(group_rewards) else 0.0
+        rows.append(
+            {
+                "query_id": group.query_id,
+                "n_trials": len(group.trials),
+                "n_distinct_pointers": len({trial.pointer for trial in group.trials}),
+                "pool_size": len(group.pool),
+                "pool_distinct": len(set(group.pool)) == len(group.pool),
+                "query_in_pool": group.query_id in group.pool,
+                "positive": int(any(trial.correct == 1 for trial in group.trials)),
+                "reward_mean": float(group_rewards.mean()) if len(group_rewards) else float("nan"),
+                "reward_spread": spread,
+                "zero_spread": int(spread == 0.0),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse_constant(name: str) -> None:
+        raise DataError(f"{path}: holds {name}, which is not a JSON number; write the RL data again without it")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise DataError(f"{path}: key {key!r} occurs twice in one object; remove one of them")
+        return result
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = json.load(file, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such RL data file; give rl_data=FILE or run the rollout step") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as RL data: {error}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "the file may be truncated: copy it again or run the rollout step"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply for RL data") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}, expected an object of queries")
+    return content
+
+
+def _vintage(path: Path, content: Mapping[str, Any]) -> str:
+    key, entry = next(iter(content.items()))
+    trials = _trial_list(path, key, entry)
+    if "candidate_pool_ids" in entry:
+        return "pools"
+    return "pointer_pos" if trials and "pointer" not in trials[0] else "pointers"
+
+
+def _trial_list(path: Path, key: str, entry: Any) -> list[Any]:
+    trials = entry.get("pointer_candidates") if isinstance(entry, dict) else None
+    if not isinstance(trials, list) or not all(isinstance(trial, dict) for trial in trials):
+        raise DataError(f"{path}: query {key!r}: pointer_candidates is not a list of trials; run the rollout step again")
+    return trials
+
+
+def _group(
+    path: Path, key: str, entry: Any, vintage: str, use_fallback: bool, dropped: Counter[str]
+) -> Group:
+    place = f"{path}: query {key!r}"
+    records = _trial_list(path, key, entry)
+    if not key.isdecimal():
+        raise DataError(f"{place}: the key is not a train index; use the item's position in the questions file")
+    if ("candidate_pool_ids" in entry) != (vintage == "pools"):
+        raise DataError(f"{place}: candidate_pool_ids on some queries only; one file holds one vintage")
+    field_name = "pointer_pos" if vintage == "pointer_pos" else "pointer"
+    pointers = [
+        _index_list(f"{place}, trial {i}", field_name, record.get(field_name)) for i, record in enumerate(records)
+    ]
+    if vintage == "pools":
+        pool = _index_list(place, "candidate_pool_ids", entry["candidate_pool_ids"])
+    else:
+        pool = tuple(sorted({index for pointer in pointers for index in pointer}))
+        position = {index: i for i, index in enumerate(pool)}
+        pointers = [tuple(position[index] for index in pointer) for pointer in pointers]
+    trials = []
+    for i, (record, pointer) in enumerate(zip(records, pointers, strict=True)):
+        trial = _trial(f"{place}, trial {i}", record, pointer)
+        reason = _reason_to_drop(trial, use_fallback)
+        if reason:
+            dropped[reason] += 1
+        else:
+            trials.append(trial)
+    query = entry.get("query", {})
+    if not isinstance(query, dict):
+        raise DataError(f"{place}: query is not an object")
+    return Group(int(key), pool, tuple(trials), query)
+
+
+def _trial(place: str, record: Mapping[str, Any], pointer: tuple[int, ...]) -> Trial:
+    gt_prob = record.get("vqa_gt_prob")
+    return Trial(
+        pointer=pointer,
+        correct=int(_number(place, "vqa_correct", record.get("vqa_correct"))),
+        accuracy=_number(place, "vqa_acc_score", record.get("vqa_acc_score")),
+        gen_method=str(record.get("gen_method", "unknown")),
+        eval_mode=str(record.get("vqa_eval_mode", "vqaEval")),
+        eval_failed=bool(record.get("eval_failed", False)),
+        gt_prob=None if gt_prob is None else _number(place, "vqa_gt_prob", gt_prob),
+        record=record,
+    )
+
+
+def _reason_to_drop(trial: Trial, use_fallback: bool) -> str | None:
+    if trial.eval_failed:
+        return "eval_failed"
+    if trial.eval_mode == "error" or (trial.eval_mode == "fallback" and not use_fallback):
+        return trial.eval_mode
+    return None
+
+
+def _index_list(place: str, name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(index) is int for index in value):
+        raise DataError(f"{place}: {name} is {json.dumps(value)[:80]}, expected a list of whole numbers")
+    return tuple(value)
+
+
+def _number(place: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise DataError(f"{place}: {name} is {json.dumps(value)[:80]}, expected a number")
+    return float(value)
+
+
+def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:
+    return {
+        **trial.record,
+        "pointer": list(trial.pointer),
+        "pointer_global": [pool[position] for position in trial.pointer],
+        "gen_method": trial.gen_method,
+        "vqa_correct": trial.correct,
+        "vqa_acc_score": trial.accuracy,
+        "vqa_eval_mode": trial.eval_mode,
+        "eval_failed": trial.eval_failed,
+    }
