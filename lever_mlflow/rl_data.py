@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -37,7 +38,7 @@ class Trial:
     """One recorded pointer and how the VLM's answer scored; ``pointer`` holds positions in the group's pool."""
 
     pointer: tuple[int, ...]
-    correct: int
+    correct: float
     accuracy: float
     gen_method: str
     eval_mode: str = "vqaEval"
@@ -239,6 +240,8 @@ def _group(
     ]
     if vintage == "pools":
         pool = _index_list(place, "candidate_pool_ids", entry["candidate_pool_ids"])
+        for i, (record, pointer) in enumerate(zip(records, pointers, strict=True)):
+            _check_global(f"{place}, trial {i}", pool, pointer, record)
     else:
         pool = tuple(sorted({index for pointer in pointers for index in pointer}))
         position = {index: i for i, index in enumerate(pool)}
@@ -257,11 +260,19 @@ def _group(
     return Group(int(key), pool, tuple(trials), query)
 
 
+def _check_global(place: str, pool: tuple[int, ...], pointer: tuple[int, ...], record: Mapping[str, Any]) -> None:
+    """``pointer_global`` must name the items at ``pointer``; positions outside the pool are left to the data gate."""
+    named = _index_list(place, "pointer_global", record.get("pointer_global"))
+    inside = all(0 <= position < len(pool) for position in pointer)
+    if inside and named != tuple(pool[position] for position in pointer):
+        raise DataError(f"{place}: pointer_global {list(named)} does not match pointer {list(pointer)} in the pool")
+
+
 def _trial(place: str, record: Mapping[str, Any], pointer: tuple[int, ...]) -> Trial:
     gt_prob = record.get("vqa_gt_prob")
     return Trial(
         pointer=pointer,
-        correct=int(_number(place, "vqa_correct", record.get("vqa_correct"))),
+        correct=_number(place, "vqa_correct", record.get("vqa_correct")),
         accuracy=_number(place, "vqa_acc_score", record.get("vqa_acc_score")),
         gen_method=str(record.get("gen_method", "unknown")),
         eval_mode=str(record.get("vqa_eval_mode", "vqaEval")),
@@ -286,9 +297,13 @@ def _index_list(place: str, name: str, value: Any) -> tuple[int, ...]:
 
 
 def _number(place: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise DataError(f"{place}: {name} is {json.dumps(value)[:80]}, expected a number")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(f"{place}: {name} is {json.dumps(value)[:80]}, expected a finite number")
+    return number
 
 
 def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:
@@ -297,7 +312,7 @@ def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:
         "pointer": list(trial.pointer),
         "pointer_global": [pool[position] for position in trial.pointer],
         "gen_method": trial.gen_method,
-        "vqa_correct": trial.correct,
+        "vqa_correct": int(trial.correct),
         "vqa_acc_score": trial.accuracy,
         "vqa_eval_mode": trial.eval_mode,
         "eval_failed": trial.eval_failed,
