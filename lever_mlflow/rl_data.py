@@ -2,7 +2,8 @@
 
 Vintages, told apart by what a query and its trials hold:
 
-* ``pools``: the query has ``candidate_pool_ids``, a trial's ``pointer`` holds positions in it and ``pointer_global`` train indices;
+* ``pools``: the query has ``candidate_pool_ids``; a trial's ``pointer`` holds positions in it, ``pointer_global`` train
+  indices;
 * ``pointers``: no pool; ``pointer`` holds train indices;
 * ``pointer_pos``: no pool; ``pointer_pos`` holds train indices.
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,6 +32,8 @@ from lever_mlflow.rewards import RewardMode, rewards
 
 __all__ = ["Group", "RLData", "Trial", "load_rl_data", "query_table", "save_rl_data", "trial_table"]
 
+_TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # one spelling per index, and it fits 64 bits
+_EVAL_MODES = ("vqaEval", "fallback", "error")
 _DIGEST_CHARS = 32  # MLflow accepts at most 36
 
 
@@ -76,7 +80,7 @@ class RLData:
     """The groups of one file.
 
     Attributes:
-        groups: one per query, in the order of the file; only usable trials.
+        groups: one per query, ordered by train index; only usable trials.
         digest: content digest of all groups, 32 hex characters; independent of key order, whitespace and ``_meta``.
         vintage: ``pools``, ``pointers`` or ``pointer_pos`` (module docstring).
         dropped: reason -> number of trials not used (``eval_failed``, ``error``, ``fallback``).
@@ -103,20 +107,25 @@ def load_rl_data(path: str | Path, *, use_fallback: bool = False) -> RLData:
     path = Path(path)
     content = _read_json(path)
     meta = content.pop("_meta", {})
+    if not isinstance(meta, dict):
+        raise DataError(f"{path}: _meta holds a JSON {type(meta).__name__}, expected an object; mend or remove it")
     if not content:
         raise DataError(f"{path}: no queries; run the rollout step to make RL data")
     vintage = _vintage(path, content)
     dropped: Counter[str] = Counter()
-    groups = tuple(
-        _group(path, key, entry, vintage, use_fallback, dropped) for key, entry in content.items()
-    )
+    groups = [_group(path, key, entry, vintage, use_fallback, dropped) for key, entry in content.items()]
+    groups.sort(key=lambda group: group.query_id)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(canonical).hexdigest()[:_DIGEST_CHARS]
-    return RLData(groups, digest, vintage, dict(dropped), meta, path)
+    return RLData(tuple(groups), digest, vintage, dict(dropped), meta, path)
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:
-    """Writes groups in the newest vintage, whole or not at all."""
+    """Writes groups in the newest vintage, whole or not at all.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
     path = Path(path)
     content: dict[str, Any] = {"_meta": dict(meta)}
     for group in groups:
@@ -126,12 +135,13 @@ def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, A
             "pointer_candidates": [_trial_record(group.pool, trial) for trial in group.trials],
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        json.dump(content, part, allow_nan=False)
-        part.flush()
-        os.fsync(part.fileno())
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(content, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
 
 
 def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFrame:
@@ -203,6 +213,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             "the file may be truncated: copy it again or run the rollout step"
         ) from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise DataError(f"{path}: holds a number of thousands of digits; write the RL data again without it") from None
     except RecursionError:
         raise DataError(f"{path}: nested too deeply for RL data") from None
     if not isinstance(content, dict):
@@ -225,35 +237,34 @@ def _trial_list(path: Path, key: str, entry: Any) -> list[Any]:
     return trials
 
 
-def _group(
-    path: Path, key: str, entry: Any, vintage: str, use_fallback: bool, dropped: Counter[str]
-) -> Group:
-    place = f"{path}: query {key!r}"
+def _group(path: Path, key: str, entry: Any, vintage: str, use_fallback: bool, dropped: Counter[str]) -> Group:
+    place = f"{path}: query {key[:40]!r}"
     records = _trial_list(path, key, entry)
-    if not key.isdecimal():
+    if not _TRAIN_INDEX.fullmatch(key):
         raise DataError(f"{place}: the key is not a train index; use the item's position in the questions file")
     if ("candidate_pool_ids" in entry) != (vintage == "pools"):
         raise DataError(f"{place}: candidate_pool_ids on some queries only; one file holds one vintage")
     field_name = "pointer_pos" if vintage == "pointer_pos" else "pointer"
-    pointers = [
-        _index_list(f"{place}, trial {i}", field_name, record.get(field_name)) for i, record in enumerate(records)
-    ]
+    pointers = [_index_list(f"{place}, trial {i}", field_name, record.get(field_name)) for i, record in enumerate(records)]
     if vintage == "pools":
         pool = _index_list(place, "candidate_pool_ids", entry["candidate_pool_ids"])
         for i, (record, pointer) in enumerate(zip(records, pointers, strict=True)):
             _check_global(f"{place}, trial {i}", pool, pointer, record)
     else:
+        for i, record in enumerate(records):
+            _check_old_names(f"{place}, trial {i}", record)
         pool = tuple(sorted({index for pointer in pointers for index in pointer}))
         position = {index: i for i, index in enumerate(pool)}
         pointers = [tuple(position[index] for index in pointer) for pointer in pointers]
+    if min(pool, default=0) < 0:
+        raise DataError(f"{place}: the pool holds {min(pool)}, which is not a train index; run the rollout step again")
     trials = []
     for i, (record, pointer) in enumerate(zip(records, pointers, strict=True)):
-        trial = _trial(f"{place}, trial {i}", record, pointer)
-        reason = _reason_to_drop(trial, use_fallback)
+        reason = _reason_to_drop(f"{place}, trial {i}", record, use_fallback)
         if reason:
             dropped[reason] += 1
         else:
-            trials.append(trial)
+            trials.append(_trial(f"{place}, trial {i}", record, pointer))
     query = entry.get("query", {})
     if not isinstance(query, dict):
         raise DataError(f"{place}: query is not an object")
@@ -268,26 +279,37 @@ def _check_global(place: str, pool: tuple[int, ...], pointer: tuple[int, ...], r
         raise DataError(f"{place}: pointer_global {list(named)} does not match pointer {list(pointer)} in the pool")
 
 
+def _check_old_names(place: str, record: Mapping[str, Any]) -> None:
+    """Without a pool, ``pointer`` must hold train indices; these fields would mean that it holds positions."""
+    if "pointer_global" in record:
+        raise DataError(f"{place}: has pointer_global, but the query has no candidate_pool_ids; add the pool")
+    if "pointer_pos" in record and record.get("pointer", record["pointer_pos"]) != record["pointer_pos"]:
+        raise DataError(f"{place}: pointer and pointer_pos differ; keep the one that holds train indices")
+
+
 def _trial(place: str, record: Mapping[str, Any], pointer: tuple[int, ...]) -> Trial:
     gt_prob = record.get("vqa_gt_prob")
     return Trial(
         pointer=pointer,
         correct=_number(place, "vqa_correct", record.get("vqa_correct")),
         accuracy=_number(place, "vqa_acc_score", record.get("vqa_acc_score")),
-        gen_method=str(record.get("gen_method", "unknown")),
-        eval_mode=str(record.get("vqa_eval_mode", "vqaEval")),
-        eval_failed=bool(record.get("eval_failed", False)),
+        gen_method=str(record.get("gen_method") or "unknown"),
+        eval_mode=record.get("vqa_eval_mode", "vqaEval"),
         gt_prob=None if gt_prob is None else _number(place, "vqa_gt_prob", gt_prob),
         record=record,
     )
 
 
-def _reason_to_drop(trial: Trial, use_fallback: bool) -> str | None:
-    if trial.eval_failed:
+def _reason_to_drop(place: str, record: Mapping[str, Any], use_fallback: bool) -> str | None:
+    """Decided before the scores are read: a failed evaluation need not have any."""
+    failed, mode = record.get("eval_failed", False), record.get("vqa_eval_mode", "vqaEval")
+    if not isinstance(failed, bool):
+        raise DataError(f"{place}: eval_failed is {json.dumps(failed)[:80]}, expected true or false")
+    if mode not in _EVAL_MODES:
+        raise DataError(f"{place}: vqa_eval_mode is {json.dumps(mode)[:80]}, expected one of {', '.join(_EVAL_MODES)}")
+    if failed:
         return "eval_failed"
-    if trial.eval_mode == "error" or (trial.eval_mode == "fallback" and not use_fallback):
-        return trial.eval_mode
-    return None
+    return mode if mode == "error" or (mode == "fallback" and not use_fallback) else None
 
 
 def _index_list(place: str, name: str, value: Any) -> tuple[int, ...]:
@@ -312,8 +334,9 @@ def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:
         "pointer": list(trial.pointer),
         "pointer_global": [pool[position] for position in trial.pointer],
         "gen_method": trial.gen_method,
-        "vqa_correct": int(trial.correct),
+        "vqa_correct": int(trial.correct) if trial.correct in (0, 1) else trial.correct,
         "vqa_acc_score": trial.accuracy,
+        "vqa_gt_prob": trial.gt_prob,
         "vqa_eval_mode": trial.eval_mode,
         "eval_failed": trial.eval_failed,
     }

@@ -1,0 +1,262 @@
+"""RL data files: the three vintages, what is refused and with which words, digests, saving and the gate's tables."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.rl_data import Group, Trial, load_rl_data, query_table, save_rl_data, trial_table
+
+POOL = [50, 60, 70, 80]
+
+
+def trial(pointer, correct=0, accuracy=0.0, **fields):
+    """A trial of the newest vintage, without its pointer_global when that cannot be told."""
+    return {"pointer": pointer, "vqa_correct": correct, "vqa_acc_score": accuracy, "gen_method": "beam", **fields}
+
+
+def in_pool(pointer, *scores, **fields):
+    return trial(pointer, *scores, **{"pointer_global": [POOL[position] for position in pointer], **fields})
+
+
+def query(*trials):
+    return {"candidate_pool_ids": POOL, "pointer_candidates": list(trials)}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(content) writes content as JSON (or text as it is) and reads it."""
+
+    def write_and_load(content, **options):
+        path = tmp_path / "rl.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return load_rl_data(path, **options)
+
+    return write_and_load
+
+
+NEWEST = {
+    "_meta": {"seed": 3},
+    "7": {**query(in_pool([2, 0], 1, 0.6, vqa_gt_prob=0.25), in_pool([1, 3])), "query": {"question": "What?"}},
+    "4": query(in_pool([0, 1], 1, 1.0)),
+}
+
+
+def test_newest_vintage(load, tmp_path):
+    data = load(NEWEST)
+    assert (data.vintage, data.meta, data.dropped, data.path) == ("pools", {"seed": 3}, {}, tmp_path / "rl.json")
+    assert [group.query_id for group in data.groups] == [4, 7]
+    group = data.groups[1]
+    assert group.pool == (50, 60, 70, 80)
+    assert group.query == {"question": "What?"}
+    assert group.trials[0] == Trial((2, 0), 1.0, 0.6, "beam", "vqaEval", False, 0.25)
+    np.testing.assert_array_equal(group.pointers_GK, [[2, 0], [1, 3]])
+    np.testing.assert_allclose(group.rewards_G(), [1.6, 0.0])
+    np.testing.assert_allclose(group.rewards_G("separated"), [2.6, 0.0])
+    with pytest.raises(ParameterError, match="needs vqa_gt_prob on every trial"):
+        group.rewards_G("hard_plus_gtprob")
+
+
+@pytest.mark.parametrize(("field", "vintage"), [("pointer", "pointers"), ("pointer_pos", "pointer_pos")])
+def test_older_vintages_get_the_sorted_set_of_named_indices_as_pool(load, field, vintage):
+    trials = [{field: pointer, "vqa_correct": 1, "vqa_acc_score": 0.9} for pointer in ([90, 20], [20, 55])]
+    data = load({"8": {"pointer_candidates": trials}})
+    (group,) = data.groups
+    assert data.vintage == vintage
+    assert group.pool == (20, 55, 90)
+    assert [t.pointer for t in group.trials] == [(2, 0), (0, 1)]
+    assert group.trials[0].gen_method == "unknown"
+
+
+def test_failed_and_fallback_trials_are_dropped_and_counted(load):
+    content = {
+        "1": query(
+            in_pool([0, 1], 1, 1.0),
+            in_pool([0, 2], 1, 1.0, eval_failed=True),
+            in_pool([0, 3], None, None, vqa_eval_mode="error"),  # an evaluation that failed need not have scores
+            in_pool([1, 2], 1, 0.5, vqa_eval_mode="fallback"),
+            in_pool([1, 3], 1, 0.5, vqa_eval_mode="fallback"),
+        )
+    }
+    data = load(content)
+    assert [t.pointer for t in data.groups[0].trials] == [(0, 1)]
+    assert data.dropped == {"eval_failed": 1, "error": 1, "fallback": 2}
+    data = load(content, use_fallback=True)
+    assert [t.pointer for t in data.groups[0].trials] == [(0, 1), (1, 2), (1, 3)]
+    assert data.dropped == {"eval_failed": 1, "error": 1}
+
+
+def test_digest_knows_content_not_layout(load):
+    digest = load(NEWEST).digest
+    assert len(digest) == 32
+    assert load(json.dumps(NEWEST, indent=3)).digest == digest
+    reordered = {key: dict(reversed(NEWEST[key].items())) for key in reversed(NEWEST)}
+    assert load(reordered).digest == digest
+    assert [group.query_id for group in load(reordered).groups] == [4, 7]  # the same digest, the same training order
+    assert load({**NEWEST, "_meta": {"seed": 4}}).digest == digest
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vqa_acc_score": 0.9}, {"vqa_correct": 0}, {"pointer": [1, 0], "pointer_global": [60, 50]}, {"x": 1}]
+)
+def test_digest_changes_with_any_trial(load, changes):
+    changed = {**NEWEST, "4": query({**in_pool([0, 1], 1, 1.0), **changes})}
+    assert load(changed).digest != load(NEWEST).digest
+
+
+def test_saved_data_are_read_again_unchanged(tmp_path):
+    groups = (
+        Group(4, (50, 60, 70), (Trial((0, 1), 0.5, 0.3, "beam", gt_prob=0.25), Trial((2, 0), 1.0, 0.6, "random"))),
+        Group(9, (50, 60), (), {"question": "Où ?"}),
+    )
+    path = tmp_path / "new" / "rl.json"
+    save_rl_data(path, groups, {"seed": 1})
+    data = load_rl_data(path)
+    assert data.groups == groups
+    assert (data.groups[1].query, data.meta, data.vintage) == ({"question": "Où ?"}, {"seed": 1}, "pools")
+    save_rl_data(path, data.groups, {"seed": 2})
+    assert load_rl_data(path).digest == data.digest
+    assert [p.name for p in path.parent.iterdir()] == ["rl.json"]
+
+
+def test_every_vintage_is_saved_as_the_newest_with_fields_kept(load, tmp_path):
+    data = load({"8": {"pointer_candidates": [{"pointer": [90, 20], "vqa_correct": 1, "vqa_acc_score": 1, "beam_rank": 2}]}})
+    save_rl_data(tmp_path / "new.json", data.groups, data.meta)
+    assert load_rl_data(tmp_path / "new.json").groups == data.groups
+    (record,) = json.loads((tmp_path / "new.json").read_text())["8"]["pointer_candidates"]
+    assert (record["pointer"], record["pointer_global"], record["beam_rank"]) == ([1, 0], [90, 20], 2)
+
+
+def test_a_failed_save_keeps_the_former_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "rl.json"
+    save_rl_data(path, [Group(1, (5, 6), ())], {})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="nan"):
+        save_rl_data(path, [Group(1, (5, 6), (Trial((0, 1), 1.0, math.nan, "beam"),))], {})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["rl.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not valid JSON at line 1, column 1 "),
+        (json.dumps(NEWEST)[:-9], "not valid JSON at line 1, column .*the file may be truncated"),
+        ("[1]", "holds a JSON list, expected an object of queries"),
+        ("{}", "no queries; run the rollout step"),
+        ('{"_meta": {}}', "no queries; run the rollout step"),
+        ('{"_meta": [1], "1": {}}', "_meta holds a JSON list, expected an object"),
+        ('{"1": {}, "1": {}}', "key '1' occurs twice in one object"),
+        ('{"1": {"pointer_candidates": [], "pointer_candidates": []}}', "key 'pointer_candidates' occurs twice"),
+        ('{"1": NaN}', "holds NaN, which is not a JSON number"),
+        ('{"1": -Infinity}', "holds -Infinity, which is not a JSON number"),
+        ('{"1": %s}' % ("9" * 5000), "holds a number of thousands of digits"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_files_that_are_no_rl_data_are_refused(load, tmp_path, text, message):
+    with pytest.raises(DataError, match=message) as error:
+        load(text)
+    assert str(error.value).startswith(f"{tmp_path / 'rl.json'}: ")
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no such RL data file; give rl_data=FILE"):
+        load_rl_data(tmp_path / "none.json")
+    with pytest.raises(DataError, match="cannot be read as RL data"):
+        load_rl_data(tmp_path)
+    (tmp_path / "latin.json").write_bytes('{"é": 1}'.encode("latin-1"))
+    with pytest.raises(DataError, match="cannot be read as RL data"):
+        load_rl_data(tmp_path / "latin.json")
+
+
+OLD = {"vqa_correct": 1, "vqa_acc_score": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"1": []}, "query '1': pointer_candidates is not a list of trials"),
+        ({"1": {"pointer_candidates": [3]}}, "query '1': pointer_candidates is not a list of trials"),
+        ({"x": query()}, "query 'x': the key is not a train index"),
+        ({"01": query()}, "query '01': the key is not a train index"),
+        ({"-1": query()}, "query '-1': the key is not a train index"),
+        ({"٣": query()}, "the key is not a train index"),
+        ({"9" * 5000: query()}, f"query '{'9' * 40}': the key is not a train index"),
+        ({"1": {**query(), "query": []}}, "query '1': query is not an object"),
+        ({"1": query(), "2": {"pointer_candidates": []}}, "query '2': candidate_pool_ids on some queries only"),
+        ({"1": {**query(), "candidate_pool_ids": [1.0]}}, r"candidate_pool_ids is \[1.0\], expected a list of whole"),
+        ({"1": {**query(), "candidate_pool_ids": [-5]}}, "the pool holds -5, which is not a train index"),
+        ({"1": {"pointer_candidates": [{"pointer": [3, -2], **OLD}]}}, "the pool holds -2, which is not a train index"),
+        ({"1": query(in_pool([0]), trial([0]))}, "query '1', trial 1: pointer_global is null"),
+        ({"1": query(in_pool([0], pointer_global=[60]))}, r"pointer_global \[60\] does not match pointer \[0\]"),
+        ({"1": query(trial([True]))}, r"trial 0: pointer is \[true\], expected a list of whole numbers"),
+        ({"1": query(in_pool([0], True))}, "trial 0: vqa_correct is true, expected a finite number"),
+        ({"1": query(in_pool([0], "1"))}, 'trial 0: vqa_correct is "1", expected a finite number'),
+        ({"1": query(in_pool([0], 1, None))}, "trial 0: vqa_acc_score is null, expected a finite number"),
+        ({"1": query(in_pool([0], vqa_gt_prob="p"))}, 'trial 0: vqa_gt_prob is "p", expected a finite number'),
+        ({"1": query(in_pool([0], 10**400))}, "trial 0: vqa_correct is 1000000.*, expected a finite number"),
+        ({"1": query(in_pool([0], eval_failed="false"))}, 'trial 0: eval_failed is "false", expected true or false'),
+        ({"1": query(in_pool([0], vqa_eval_mode="exact"))}, 'trial 0: vqa_eval_mode is "exact", expected one of vqaEval'),
+        ({"1": {"pointer_candidates": [in_pool([0, 1])]}}, "has pointer_global, but the query has no candidate_pool_ids"),
+        ({"1": {"pointer_candidates": [{"pointer": [3], "pointer_pos": [0], **OLD}]}}, "pointer and pointer_pos differ"),
+        ({"1": {"pointer_candidates": [{"pointer": [3], **OLD}, {"pointer_pos": [3], **OLD}]}}, "trial 1: pointer is null"),
+    ],
+)
+def test_inconsistent_queries_are_refused_by_place(load, content, message):
+    with pytest.raises(DataError, match=message) as error:
+        load(content)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_a_score_too_large_for_a_float_is_refused(load):
+    with pytest.raises(DataError, match="trial 0: vqa_acc_score is Infinity, expected a finite number"):
+        load(json.dumps({"1": query(in_pool([0], 1, 0.6))}).replace("0.6", "1e999"))
+
+
+def test_trial_table(load):
+    outside = trial([0, 4], 1, 0.3, pointer_global=[50, 999])
+    data = load({"4": query(in_pool([0, 1], 1, 0.6), in_pool([2, 2])), "60": query(outside)})
+    table = trial_table(data)
+    assert table.to_dict("list") == {
+        "query_id": [4, 4, 60],
+        "pointer": ["0,1", "2,2", "0,4"],
+        "shots": [2, 2, 2],
+        "gen_method": ["beam"] * 3,
+        "vqa_correct": [1.0, 0.0, 1.0],
+        "vqa_acc_score": [0.6, 0.0, 0.3],
+        "reward": [1.6, 0.0, 1.3],
+        "pointer_distinct": [True, False, True],
+        "pointer_in_pool": [True, True, False],
+    }
+    assert trial_table(data, "hard_only")["reward"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_query_table(load):
+    double = {"candidate_pool_ids": [50, 50], "pointer_candidates": [trial([0], pointer_global=[50])] * 2}
+    data = load({"4": query(in_pool([0, 1], 1, 0.6), in_pool([2, 1])), "50": double, "60": query()})
+    rows = query_table(data).to_dict("records")
+    assert rows[0] == {
+        "query_id": 4,
+        "n_trials": 2,
+        "n_distinct_pointers": 2,
+        "pool_size": 4,
+        "pool_distinct": True,
+        "query_in_pool": False,
+        "positive": 1,
+        "reward_mean": 0.8,
+        "reward_spread": 1.6,
+        "zero_spread": 0,
+    }
+    assert {name: rows[1][name] for name in ("n_trials", "n_distinct_pointers", "pool_distinct", "query_in_pool")} == {
+        "n_trials": 2,
+        "n_distinct_pointers": 1,
+        "pool_distinct": False,
+        "query_in_pool": True,
+    }
+    assert [(row["positive"], row["zero_spread"]) for row in rows[1:]] == [(0, 1), (0, 1)]
+    assert math.isnan(rows[2]["reward_mean"])
