@@ -1,0 +1,348 @@
+"""The data gate with real Great Expectations, on generated files; figures of the two 800-query files are the predecessor's."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lever_mlflow.exceptions import GateError, ParameterError
+from lever_mlflow.gate import DEFAULT_PROJECT_DIR, check
+from lever_mlflow.gate_report import format_table, report_html
+from lever_mlflow.rl_data import Group, RLData, Trial, load_rl_data, save_rl_data
+
+POOL = tuple(range(10_000, 10_064))
+METHODS = ("beam", "sample", "retrieval", "random")
+
+
+def group(query_id, accuracies, *, pool=POOL):
+    """One trial per accuracy, with pointers (0, 1), (0, 2), ...; a trial is correct when its accuracy is above 0."""
+    trials = tuple(Trial((0, i + 1), float(accuracy > 0), accuracy, METHODS[i % 4]) for i, accuracy in enumerate(accuracies))
+    return Group(query_id, pool, trials)
+
+
+def data(groups):
+    return RLData(tuple(groups), "d" * 32, "pools", {}, {}, Path("rl.json"))
+
+
+def mixed(n_queries):
+    """Half of the queries have 4 of 10 trials right; the rest none."""
+    return [group(i, ([1.0] * 4 if i % 2 else [0.0] * 4) + [0.0] * 6) for i in range(n_queries)]
+
+
+def first_file():
+    """800 queries, 5 of them positive with 2 trials at 0.6: 10 * 1.6 = 16 in 8,000 trials, a mean reward of 0.0020."""
+    return [group(i, [0.6] * 2 + [0.0] * 8 if i < 5 else [0.0] * 10) for i in range(800)]
+
+
+def second_file():
+    """800 queries, 664 positive; 4,264 of 8,000 trials right, 3,472 at 1.0 and 792 at 0.6: 4264 + 3947.2 = 8211.2."""
+    accuracies = [1.0] * 3472 + [0.6] * 792
+    sizes = [7] * 280 + [6] * 384  # 280 * 7 + 384 * 6 = 4264
+    groups, start = [], 0
+    for i, size in enumerate(sizes):
+        right = [accuracies[(start + j) % len(accuracies)] for j in range(size)]
+        groups.append(group(i, right + [0.0] * (10 - size)))
+        start += size
+    return groups + [group(i, [0.0] * 10) for i in range(664, 800)]
+
+
+def failed(result, severity=None):
+    return {c.name for c in result.checks if not c.passed and severity in (None, c.severity)}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the suites that a test may edit: project(suite, name, **changes)."""
+    shutil.copytree(DEFAULT_PROJECT_DIR, tmp_path / "checks")
+
+    def edit(suite, name, **changes):
+        path = tmp_path / "checks/gx/expectations" / f"{suite}.json"
+        content = json.loads(path.read_text())
+        next(e for e in content["expectations"] if e["meta"]["name"] == name).update(changes)
+        path.write_text(json.dumps(content))
+        return tmp_path / "checks"
+
+    return edit
+
+
+def test_first_predecessor_file_is_stopped(tmp_path):
+    path = tmp_path / "rl.json"
+    save_rl_data(path, first_file(), {})
+    result = check(load_rl_data(path))
+    assert result.verdict == "critical"
+    assert failed(result, "critical") == {
+        "reward_mean",
+        "reward_stdev",
+        "positive_trial_rate",
+        "positive_query_rate",
+        "zero_spread_share",
+    }
+    assert result.metrics["data/positive_query_rate"] == 5 / 800
+    assert result.metrics["data/reward_mean"] == pytest.approx(0.0020, abs=1e-12)
+    assert result.metrics["data/frac_reward_zero_std"] == 795 / 800
+    with pytest.raises(GateError) as error:
+        result.raise_if_critical()
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: RL data failed 5 critical expectations: ")
+    assert "reward_mean is 0.0020, required 0.04 to 1.96; " in message
+    assert "positive_query_rate is 0.0063, required at least 0.1; " in message
+    assert "zero_spread_share is 0.9938, required at most 0.9. " in message
+    assert message.endswith(f"mlflow run . -e validate -P rl_data={path}")
+
+
+def test_second_predecessor_file_passes(tmp_path):
+    path = tmp_path / "rl.json"
+    save_rl_data(path, second_file(), {})
+    result = check(load_rl_data(path))
+    assert failed(result) == set()
+    assert result.verdict == "pass"
+    result.raise_if_critical()
+    assert result.metrics == pytest.approx(
+        {
+            "data/n_queries": 800,
+            "data/n_trials": 8000,
+            "data/dropped_trials": 0,
+            "data/positive_query_rate": 664 / 800,
+            "data/positive_trial_rate": 0.533,
+            "data/reward_mean": 1.0264,
+            # sum of squares 3472 * 4 + 792 * 2.56 = 15915.52, less 8000 * 1.0264 ** 2 = 8427.97568, leaves 7487.54432
+            "data/reward_std": (7487.54432 / 7999) ** 0.5,
+            "data/frac_reward_zero_std": 136 / 800,
+        },
+        abs=1e-6,
+    )
+
+
+def test_all_positive_is_stopped():
+    result = check(data(group(i, [1.0] * 10) for i in range(100)))
+    assert {"positive_trial_rate", "reward_mean", "reward_stdev", "zero_spread_share"} <= failed(result, "critical")
+    assert "positive_query_rate" not in failed(result)
+
+
+@pytest.mark.parametrize(("n_queries", "warnings"), [(60, set()), (12, {"query_count_warning", "trial_count_warning"})])
+def test_small_files_pass(n_queries, warnings):
+    result = check(data(mixed(n_queries)))
+    assert failed(result) == warnings
+    assert result.verdict == ("warning" if warnings else "pass")
+    result.raise_if_critical()
+
+
+def with_group(**changes):
+    return [*mixed(60), replace(group(60, [1.0, 0.0, 0.0, 0.0]), **changes)]
+
+
+def with_trial(**changes):
+    good = group(60, [1.0, 0.0, 0.0, 0.0])
+    return [*mixed(60), replace(good, trials=(*good.trials[:3], replace(good.trials[3], **changes)))]
+
+
+MISSING_ACCURACY = {f"{column}_not_null" for column in ("vqa_acc_score", "reward", "reward_mean", "reward_spread")}
+
+
+@pytest.mark.parametrize(
+    ("groups", "critical", "others"),
+    [
+        (mixed(9), {"query_count"}, {"query_count_warning", "trial_count_warning"}),
+        ([group(i, [1.0 * (i % 2)]) for i in range(18)], {"trial_count", "zero_spread_share"}, None),
+        (with_group(query_id=1), {"query_id_unique"}, set()),
+        (with_group(query_id=POOL[7]), {"query_not_in_pool"}, set()),
+        (with_group(pool=(*POOL[:-1], POOL[0])), {"pool_distinct"}, set()),
+        (with_group(trials=()), {"trials_per_query", "reward_mean_not_null"}, set()),
+        (with_trial(pointer=(0, 64)), {"pointer_in_pool"}, set()),
+        (with_trial(pointer=(-1, 0)), {"pointer_in_pool"}, set()),
+        (with_trial(pointer=(5, 5)), {"pointer_distinct"}, set()),
+        (with_trial(pointer=(5,)), {"same_shots"}, set()),
+        (with_trial(pointer=(0, 1)), set(), {"duplicate_pointers_warning"}),
+        (with_trial(correct=0.5), {"vqa_correct_values"}, set()),
+        (with_trial(accuracy=1.01), {"vqa_acc_score_range"}, set()),
+        (with_trial(accuracy=-0.5), {"vqa_acc_score_range", "reward_range"}, set()),
+        (with_trial(correct=1.0, accuracy=1.5), {"vqa_acc_score_range", "reward_range"}, set()),
+        (with_trial(accuracy=float("nan")), MISSING_ACCURACY, set()),
+        ([replace(g, pool=POOL[:4]) for g in mixed(60)], {"pool_size", "pointer_in_pool"}, {"pool_size_warning"}),
+        ([replace(g, pool=POOL[:15]) for g in mixed(60)], set(), {"pool_size_warning"}),
+        ([replace(g, trials=g.trials[:1] * 4) for g in mixed(60)], {"duplicate_pointers", "zero_spread_share"}, None),
+        ([group(i, [1.0, 0.0, 0.0] if i % 2 else [0.0] * 3) for i in range(80)], set(), {"trials_per_query_warning"}),
+    ],
+)
+def test_each_defect_is_named(groups, critical, others):
+    result = check(data(groups))
+    assert failed(result, "critical") == critical
+    if others is not None:
+        assert failed(result) - critical == others
+
+
+def test_a_query_in_five_with_one_right_trial_in_ten_only_warns():
+    # 20 of 1,000 trials right: exactly the lowest rate that trains; 20 of 100 queries positive; 80 of 100 without spread
+    result = check(data(group(i, [1.0] + [0.0] * 9 if i % 5 == 0 else [0.0] * 10) for i in range(100)))
+    assert result.verdict == "warning"
+    assert failed(result) == {
+        "reward_mean_warning",
+        "reward_stdev_warning",
+        "positive_trial_rate_warning",
+        "positive_query_rate_warning",
+        "zero_spread_share_warning",
+    }
+
+
+def test_one_generation_method_is_only_worth_a_remark():
+    groups = [replace(g, trials=tuple(replace(t, gen_method="beam") for t in g.trials)) for g in mixed(60)]
+    result = check(data(groups))
+    assert (failed(result), result.verdict) == ({"gen_method_variety"}, "pass")
+
+
+@pytest.mark.parametrize("groups", [[], [group(i, []) for i in range(20)]])
+def test_an_empty_table_is_stopped(groups):
+    result = check(replace(data(groups), dropped={"eval_failed": 30, "error": 4}))
+    assert result.verdict == "critical"
+    assert not any(c.passed for c in result.checks if c.suite == "rl_trials")
+    assert result.metrics == {"data/n_queries": len(groups), "data/n_trials": 0, "data/dropped_trials": 34}
+    with pytest.raises(GateError, match=rf"^rl.json: no usable trials in {len(groups)} queries \(34 dropped\); "):
+        result.raise_if_critical()
+    assert "No rewards." in report_html(result)
+
+
+@pytest.mark.parametrize(
+    ("mode", "mean", "bounds"),
+    # 4 of 10 right with accuracy 1.0 in half of the queries: 0.2 of the largest reward
+    [("hard_plus_soft", 0.4, "0.04 to 1.96"), ("hard_only", 0.2, "0.02 to 0.98"), ("separated", 0.6, "0.06 to 2.94")],
+)
+def test_reward_thresholds_follow_the_mode(mode, mean, bounds):
+    result = check(data(mixed(60)), reward_mode=mode)
+    assert failed(result) == set()
+    assert result.metrics["data/reward_mean"] == pytest.approx(mean)
+    assert next(c for c in result.checks if c.name == "reward_mean").required == bounds
+
+
+def test_an_edited_threshold_counts_and_changes_the_suite_digest(project):
+    before = check(data(mixed(60)))
+    checks = project("rl_queries", "positive_query_rate", kwargs={"column": "positive", "min_value": 0.6})
+    after = check(data(mixed(60)), project_dir=checks)
+    assert failed(after, "critical") == {"positive_query_rate"}
+    assert len(before.suite_digest) == 32
+    assert before.suite_digest != after.suite_digest
+    assert before.suite_digest == check(data(mixed(12))).suite_digest
+
+
+def test_an_exception_inside_an_expectation_counts_as_failed(project):
+    checks = project("rl_trials", "reward_mean", kwargs={"column": "rewards", "min_value": 0})
+    result = check(data(mixed(60)), project_dir=checks)
+    (broken,) = [c for c in result.checks if not c.passed]
+    assert (broken.name, broken.severity, result.verdict) == ("reward_mean", "critical", "critical")
+    assert broken.observed == 'Error: The column "rewards" in BatchData does not exist.'
+
+
+def test_a_missing_result_counts_as_failed(monkeypatch):
+    from great_expectations.core import ExpectationSuiteValidationResult
+
+    to_json = ExpectationSuiteValidationResult.to_json_dict
+
+    def without_one(self):
+        content = to_json(self)
+        content["results"] = [r for r in content["results"] if r["expectation_config"]["meta"]["name"] != "reward_mean"]
+        return content
+
+    monkeypatch.setattr(ExpectationSuiteValidationResult, "to_json_dict", without_one)
+    result = check(data(mixed(60)))
+    assert [(c.name, c.observed) for c in result.checks if not c.passed] == [("reward_mean", "no result")]
+    assert result.verdict == "critical"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"severity": "fatal"}, "severity is 'fatal', expected one of critical, warning, info"),
+        ({"type": "expect_nothing"}, "reward_mean: expect_nothing not found"),
+        ({"kwargs": {"column": "reward", "min_value": "much"}}, "reward_mean: .*min_value"),
+        ({"kwargs": None}, "has no kwargs"),
+        ({"meta": {"name": "reward_stdev"}}, "another expectation has the same meta.name"),
+        ({"meta": {}}, "has no meta.name"),
+    ],
+)
+def test_a_suite_that_cannot_be_used_is_named(project, changes, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        check(data(mixed(12)), project_dir=project("rl_trials", "reward_mean", **changes))
+    assert "rl_trials.json: expectation " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"expectations": []}'])
+def test_a_damaged_or_emptied_suite_lets_nothing_pass(project, tmp_path, text):
+    checks = project("rl_trials", "reward_mean")
+    (checks / "gx/expectations/rl_trials.json").write_text(text)
+    with pytest.raises(ParameterError, match=r"rl_trials.json: (not a readable suite|holds no expectations)"):
+        check(data(mixed(12)), project_dir=checks)
+
+
+def test_missing_project_and_unknown_mode_are_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"rl_trials.json: no such suite of the data gate"):
+        check(data(mixed(12)), project_dir=tmp_path)
+    with pytest.raises(ParameterError, match="reward_mode='soft' is not one of"):
+        check(data(mixed(12)), reward_mode="soft")
+
+
+def test_table_and_page_show_the_failed_first_and_escape_text():
+    result = replace(check(data(first_file()[4:24])), source="<script>\udcff.json")
+    lines = format_table(result).splitlines()
+    assert lines[0].startswith("<script>\udcff.json (pools): critical; 20 queries, 200 trials, 0 dropped; ")
+    assert lines[2].split() == ["expectation", "severity", "observed", "required", "verdict"]
+    assert [line.split()[-1] for line in lines[4:6]] == ["FAIL", "FAIL"]
+    verdicts = [line.split()[-1] for line in lines[4 : 4 + len(result.checks)]]
+    assert verdicts == sorted(verdicts)  # FAIL before pass
+    assert any(line.startswith("positive_query_rate_warning: Share of queries") for line in lines)
+    page = report_html(result)
+    page.encode("utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;?.json" in page
+    assert "http" not in page
+    assert page.count("<rect ") == 20
+    assert "<title>1.6 to 1.7: 2</title>" in page  # one query with 2 trials at 1 + 0.6
+    assert "<title>0 to 0.1: 198</title>" in page
+    assert page.count(">FAIL</span>") == len(failed(result))
+
+
+def test_json_form_is_strict_json_and_holds_the_raw_results():
+    result = check(data(with_trial(accuracy=float("nan"))))
+    content = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert content["verdict"] == "critical"
+    assert set(content["gx_results"]) == {"rl_trials", "rl_queries"}
+    assert len(content["checks"]) == sum(len(r["results"]) for r in content["gx_results"].values())
+
+
+def test_gate_is_silent_writes_nothing_and_loads_lazily(tmp_path):
+    path = tmp_path / "rl.json"
+    save_rl_data(path, mixed(12), {})
+    code = (
+        "import sys; from lever_mlflow import gate, gate_report, rl_data\n"
+        "assert 'great_expectations' not in sys.modules\n"
+        f"gate.check(rl_data.load_rl_data({str(path)!r}))\n"
+        "assert 'great_expectations' in sys.modules and 'mlflow' not in sys.modules"
+    )
+    before = sorted(DEFAULT_PROJECT_DIR.rglob("*"))
+    root = DEFAULT_PROJECT_DIR.parent
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert sorted(DEFAULT_PROJECT_DIR.rglob("*")) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["rl.json"]
+
+
+def test_great_expectations_opens_the_project_itself(tmp_path):
+    import great_expectations as gx
+
+    shutil.copytree(DEFAULT_PROJECT_DIR, tmp_path / "checks")
+    context = gx.get_context(mode="file", project_root_dir=tmp_path / "checks")
+    assert {suite.name: len(suite.expectations) for suite in context.suites.all()} == {
+        name: len(json.loads((DEFAULT_PROJECT_DIR / f"gx/expectations/{name}.json").read_text())["expectations"])
+        for name in ("rl_trials", "rl_queries")
+    }
