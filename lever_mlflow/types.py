@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["Sample"]
+__all__ = ["EvalSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,61 @@ class Sample:
     def answer(self) -> str:
         """The most frequent annotator answer (the earliest among equals): what a demonstration shows."""
         return Counter(self.answers).most_common(1)[0][0]
+
+
+class Prompt(NamedTuple):
+    """A query behind its demonstrations, in the order in which the VLM is shown them."""
+
+    demonstrations: tuple[Sample, ...]
+    query: Sample
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How trials are recorded: pointers per query by generator (duplicates are removed) and the candidate pool."""
+
+    n_queries: int = 600
+    shots: int = 2
+    pool_size: int = 64
+    beam_width: int = 5
+    temperatures: tuple[float, ...] = (1.0, 1.3)
+    samples_per_temperature: int = 2
+    random_pointers: int = 2
+
+
+@dataclass(frozen=True)
+class RceSettings:
+    """RCE training: learning rate of AdamW; ``temperature_*`` is the reward temperature, linear over all steps."""
+
+    epochs: int = 5
+    lr: float = 1e-4
+    batch_size: int = 1
+    temperature_start: float = 2.0
+    temperature_end: float = 0.5
+    dropout: float = 0.0
+    grad_clip: float = 1.0
+    val_share: float = 0.2
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """GRPO training from a start checkpoint, which is also the reference policy; ``kl_beta`` is the KL weight."""
+
+    kl_beta: float = 0.15
+    epochs: int = 3
+    lr: float = 5e-6
+    batch_size: int = 1
+    epsilon: float = 0.2
+    freeze_backbone: bool = True
+    grad_clip: float = 1.0
+    val_share: float = 0.2
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Evaluation: nested prefixes (``sizes``) of one seeded order of questions; the last ones choose the epoch."""
+
+    sizes: tuple[int, ...] = (100, 200, 400, 800)
+    shots: tuple[int, ...] = (1, 2, 3, 4)
+    n_selection: int = 400
+    pool_size: int = 64

@@ -16,12 +16,11 @@ from functools import lru_cache
 
 __all__ = ["normalize_answer", "vqa_accuracy"]
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _NUMBERS = {"none": "0"} | {
-    word: str(value)
-    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
+    word: str(value) for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 _ARTICLES = frozenset({"a", "an", "the"})
 # Spelling without an apostrophe -> contraction. Text is lower-cased before the look-up, so the official list's

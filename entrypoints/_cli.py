@@ -1,0 +1,145 @@
+"""What the entry points share: option types and groups, and errors as one line with an exit code.
+
+Nothing heavy is imported here, so that ``--help`` answers at once. Option names are MLproject's parameter names.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lever_mlflow.exceptions import LeverError
+
+if TYPE_CHECKING:
+    from lever_mlflow.pipeline import Pipeline
+
+__all__ = [
+    "AUTO",
+    "NumberList",
+    "Positive",
+    "dataset_option",
+    "in_order",
+    "launch",
+    "make_pipeline",
+    "model_name_option",
+    "option",
+    "resource_options",
+    "reward_mode_option",
+    "rl_data_option",
+    "vlm_option",
+]
+
+AUTO = "auto"
+
+
+class Positive(click.ParamType):
+    """A finite number, at least ``minimum`` (exclusive with ``strict``)."""
+
+    name = "number"
+
+    def __init__(self, kind: type[int] | type[float] = float, minimum: float = 0.0, strict: bool = False) -> None:
+        self.kind, self.minimum, self.strict = kind, minimum, strict
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``value`` as a number; fails with what it must be."""
+        wanted = "a whole number" if self.kind is int else "a number"
+        bound = f"{'above' if self.strict else 'of at least'} {self.minimum:g}"
+        try:
+            number = self.kind(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not {wanted}", param, ctx)
+        if not math.isfinite(number) or number < self.minimum or (self.strict and number == self.minimum):
+            self.fail(f"{value!r} is not {wanted} {bound}", param, ctx)
+        return number
+
+
+class NumberList(click.ParamType):
+    """Different numbers separated by commas, ascending or not, as a tuple."""
+
+    name = "numbers"
+
+    def __init__(self, item: Positive) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """``value`` as a tuple of numbers; fails with the item that is wrong."""
+        if isinstance(value, tuple):
+            return value
+        numbers = tuple(self.item.convert(part.strip(), param, ctx) for part in str(value).split(","))
+        if len(set(numbers)) < len(numbers):
+            self.fail(f"{value!r} names a number twice", param, ctx)
+        return numbers
+
+
+def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
+    """A click option under MLproject's parameter name; a tuple as default is shown as the user would type it."""
+    shown = ",".join(f"{item:g}" for item in default) if isinstance(default, tuple) else default
+    return click.option(f"--{name}", name, type=kind, default=shown, show_default=True, required=default is None, help=text)
+
+
+dataset_option = option("dataset", str, "mini", "mini, or the folder of the official OK-VQA files")
+vlm_option = option("vlm", str, "mini", "mini, or folder or hub name of a Qwen2.5-VL")
+model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
+rl_data_option = option("rl_data", str, AUTO, "RL data: a file, runs:/<run id>, or auto (the newest rollout)")
+reward_mode_option = option(
+    "reward_mode",
+    click.Choice(["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]),
+    "hard_plus_soft",
+    "how a trial's scores become its reward",
+)
+
+
+def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that nearly every step takes: what it works on."""
+    for decorate in reversed(
+        [
+            dataset_option,
+            vlm_option,
+            option("encoder", str, "mini", "mini, or folder or hub name of a CLIP model"),
+            option("seed", Positive(int), 0, "of every random choice"),
+            option("device", click.Choice(["auto", "cpu", "cuda"]), AUTO, "auto takes a GPU when there is one"),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
+def make_pipeline(values: dict[str, Any]) -> Pipeline:
+    """The pipeline for these options, which are taken out of ``values``; data set and models are checked at once."""
+    from lever_mlflow.pipeline import Pipeline
+    from lever_mlflow.resources import Resources, default_cache_dir
+
+    names = {name: values.pop(name) for name in ("dataset", "vlm", "encoder", "device")}
+    choices = {name: values.pop(name) for name in ("seed", "reward_mode", "model_name") if name in values}
+    resources = Resources(**names, cache_dir=default_cache_dir())
+    resources.check()
+    return Pipeline(resources, **choices)
+
+
+def in_order(values: tuple[float, ...]) -> tuple[int, ...]:
+    """Whole numbers, ascending."""
+    return tuple(sorted(int(value) for value in values))
+
+
+def launch(command: click.Command) -> None:
+    """Runs a click command; every error that a user can mend ends as one line on stderr and a non-zero exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lever_mlflow").setLevel(logging.INFO)
+    try:
+        command.main(standalone_mode=False)
+    except click.UsageError as error:
+        _fail(error.format_message(), error.exit_code)
+    except LeverError as error:
+        _fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

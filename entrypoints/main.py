@@ -1,0 +1,51 @@
+"""The whole experiment: rollout, validation, RCE, GRPO and evaluation of each beta, comparison."""
+
+from typing import Any
+
+import click
+
+from entrypoints._cli import (
+    NumberList,
+    Positive,
+    in_order,
+    launch,
+    make_pipeline,
+    model_name_option,
+    option,
+    resource_options,
+    reward_mode_option,
+)
+from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings
+
+
+@click.command()
+@resource_options
+@reward_mode_option
+@model_name_option
+@option("kl_betas", NumberList(Positive()), (0.12, 0.15), "KL weights to train and compare")
+@option("sizes", NumberList(Positive(int, 1)), EvalSettings.sizes, "numbers of evaluation questions, nested")
+@option("shots", NumberList(Positive(int, 1)), EvalSettings.shots, "numbers of demonstrations at evaluation")
+@option("n_queries", Positive(int, 2), RolloutSettings.n_queries, "training items used as RL queries")
+@option("n_selection", Positive(int, 1), EvalSettings.n_selection, "questions that choose the epoch, apart from the others")
+@option("rce_epochs", Positive(int, 1), RceSettings.epochs, "epochs of RCE")
+@option("rce_lr", Positive(strict=True), RceSettings.lr, "learning rate of RCE")
+@option("grpo_epochs", Positive(int, 1), GrpoSettings.epochs, "epochs of GRPO")
+@option("grpo_lr", Positive(strict=True), GrpoSettings.lr, "learning rate of GRPO")
+def main(**values: Any) -> None:
+    """Run every step as a child run; finished steps with the same inputs are reused."""
+    from lever_mlflow.tracking import project_run, run_here
+
+    with project_run():
+        pipeline = make_pipeline(values)
+        step = pipeline.experiment(
+            values["kl_betas"],
+            RolloutSettings(n_queries=values["n_queries"]),
+            RceSettings(epochs=values["rce_epochs"], lr=values["rce_lr"]),
+            GrpoSettings(epochs=values["grpo_epochs"], lr=values["grpo_lr"]),
+            EvalSettings(in_order(values["sizes"]), in_order(values["shots"]), values["n_selection"]),
+        )
+        run_here(step)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,31 @@
+"""Records trials: pointers of a starting policy, answered by the VLM and scored, as RL data."""
+
+from typing import Any
+
+import click
+
+from entrypoints._cli import NumberList, Positive, launch, make_pipeline, option, resource_options
+from lever_mlflow.types import RolloutSettings
+
+
+@click.command()
+@resource_options
+@option("init", str, "random", "starting policy: random, a checkpoint or a model URI")
+@option("n_queries", Positive(int, 2), RolloutSettings.n_queries, "training items used as RL queries")
+@option("shots", Positive(int, 1), RolloutSettings.shots, "demonstrations of a pointer")
+@option("pool_size", Positive(int, 2), RolloutSettings.pool_size, "candidates per query")
+@option("beam_width", Positive(int, 1), RolloutSettings.beam_width, "pointers by beam search")
+@option("temperatures", NumberList(Positive(strict=True)), RolloutSettings.temperatures, "of sampled pointers")
+@option("samples_per_temperature", Positive(int), RolloutSettings.samples_per_temperature, "pointers sampled at each")
+@option("random_pointers", Positive(int), RolloutSettings.random_pointers, "pointers drawn at random")
+def main(init: str, **values: Any) -> None:
+    """Record RL data: an MLflow run with rl_data.json."""
+    from lever_mlflow.tracking import project_run, run_here
+
+    with project_run():
+        pipeline = make_pipeline(values)
+        run_here(pipeline.rollout(RolloutSettings(**values), init))
+
+
+if __name__ == "__main__":
+    launch(main)

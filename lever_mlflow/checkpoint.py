@@ -1,0 +1,164 @@
+"""Selector checkpoints: a folder of safetensors and JSON; existing ``.pt`` and Lightning ``.ckpt`` files load too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.selector import PointerSelector
+
+__all__ = ["load_selector", "read_meta", "save_selector", "selector_digest"]
+
+WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "selector.json"
+_LIGHTNING_PREFIX = "lever_lm.pointer_selector."
+_OLD_NAMES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
+
+
+def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[str, Any]) -> None:
+    """Writes a checkpoint folder, whole or not at all; ``meta`` is any JSON (epoch, beta, digests).
+
+    Raises:
+        CheckpointError: the folder exists already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; choose another folder for the checkpoint")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
+    try:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in selector.state_dict().items()}
+        save_file(weights, building / WEIGHTS_FILE)
+        (building / WEIGHTS_FILE).chmod(0o644)
+        config = {"config": selector.config, "digest": selector_digest(selector), "meta": dict(meta)}
+        (building / CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        building.chmod(0o755)
+        os.rename(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def load_selector(path: str | Path) -> PointerSelector:
+    """The selector of a checkpoint folder, a ``.pt`` or a Lightning ``.ckpt`` file, in evaluation mode on the CPU.
+
+    Files are read without executing pickled code. ``.pt`` holds ``{"model_state_dict": ...}``; ``.ckpt`` a
+    ``state_dict`` whose ``lever_lm.pointer_selector.`` entries are used; the older names ``cross_attn.`` and
+    ``attn_norm.`` mean layer 0.
+
+    Raises:
+        CheckpointError: missing, damaged, holding code or non-finite weights, or not the weights of a selector.
+    """
+    path = Path(path)
+    if path.is_dir():
+        weights, config = _read_folder(path)
+    elif path.is_file():
+        weights, config = _read_file(path)
+    else:
+        raise CheckpointError(f"{path}: no such checkpoint; give a checkpoint folder, a .pt or a .ckpt file")
+    selector = PointerSelector(**{**_infer_config(path, weights), **config})
+    _load_strictly(path, selector, weights)
+    return selector.eval()
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """The ``meta`` that ``save_selector`` was given.
+
+    Raises:
+        CheckpointError: no readable ``selector.json`` in the folder.
+    """
+    meta = _read_json(Path(folder))["meta"]
+    return dict(meta)
+
+
+def selector_digest(selector: PointerSelector) -> str:
+    """Content digest of weights and number of heads, 32 hex characters, the same for every file format."""
+    digest = hashlib.sha256(str(selector.config["n_heads"]).encode())
+    for name, tensor in sorted(selector.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if isinstance(content["config"], dict) and isinstance(content["meta"], dict):
+            return dict(content)
+        raise KeyError("config, meta")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not a readable checkpoint description: {error!r}") from None
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    config = _read_json(folder)["config"]
+    try:
+        return load_file(folder / WEIGHTS_FILE), config
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise CheckpointError(
+            f"{path}: holds objects other than tensors and plain values and is not loaded ({reason}); save the state dict alone"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]}); copy it again") from None
+    if not isinstance(content, dict) or not ({"model_state_dict", "state_dict"} & content.keys()):
+        raise CheckpointError(f"{path}: neither model_state_dict nor state_dict in it; is it a selector checkpoint?")
+    weights: dict[str, Tensor] = content["model_state_dict" if "model_state_dict" in content else "state_dict"]
+    if any(name.startswith(_LIGHTNING_PREFIX) for name in weights):
+        weights = {
+            name.removeprefix(_LIGHTNING_PREFIX): tensor
+            for name, tensor in weights.items()
+            if name.startswith(_LIGHTNING_PREFIX)
+        }
+    return {_current_name(name): tensor for name, tensor in weights.items()}, {}
+
+
+def _current_name(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _infer_config(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes from the weights. The number of heads leaves no trace in them: 1, as the predecessor used."""
+    try:
+        hidden_dim, feature_dim = weights["input_proj.weight"].shape
+    except (KeyError, AttributeError, ValueError):
+        raise CheckpointError(
+            f"{path}: no weights input_proj.weight; its entries are {', '.join(sorted(weights)[:8])}"
+        ) from None
+    layers = {name.split(".")[1] for name in weights if name.startswith("cross_attn_layers.")}
+    return {"feature_dim": feature_dim, "hidden_dim": hidden_dim, "n_layers": len(layers)}
+
+
+def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, Tensor]) -> None:
+    expected = selector.state_dict()
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        raise CheckpointError(f"{path}: does not fit the selector; missing {missing}, unexpected {unexpected}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+            raise CheckpointError(f"{path}: {name} has shape {shapes}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; use an earlier checkpoint")
+    selector.load_state_dict(weights)

@@ -1,0 +1,162 @@
+"""Evaluation: selectors and baselines answered on the same questions, with the same pools, at every shot count.
+
+Sizes are nested prefixes of one seeded order of the evaluation questions. The questions that choose an epoch are the
+last of that order and are never among those reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.pools import top_k
+from lever_mlflow.prompt import clean_generation
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.types import EvalSettings, Prompt, Sample
+from lever_mlflow.vqa_accuracy import vqa_accuracy
+
+__all__ = [
+    "RANDOM",
+    "SIMILARITY",
+    "ZERO_SHOT",
+    "Questions",
+    "accuracy",
+    "accuracy_table",
+    "choose_epoch",
+    "evaluate",
+    "greedy_picks",
+    "random_picks",
+    "similarity_picks",
+    "split_questions",
+]
+
+ZERO_SHOT, RANDOM, SIMILARITY = "zero-shot", "random", "fused-similarity"
+_BATCH = 256
+
+
+class Questions(NamedTuple):
+    """Evaluation questions: ``report`` in the seeded order whose prefixes are the sizes, and ``selection`` apart from it."""
+
+    report: list[Sample]
+    selection: list[Sample]
+
+
+def split_questions(val: Sequence[Sample], settings: EvalSettings, seed: int) -> Questions:
+    """The report and selection questions of the evaluation split.
+
+    Raises:
+        ParameterError: the split has fewer questions than the largest size and the selection need together.
+    """
+    largest = max(settings.sizes)
+    if largest + settings.n_selection > len(val):
+        raise ParameterError(
+            f"sizes up to {largest} plus n_selection={settings.n_selection} need {largest + settings.n_selection} evaluation "
+            f"questions, but the split has {len(val)}; choose smaller sizes or a smaller n_selection"
+        )
+    order = np.random.default_rng([seed, 2]).permutation(len(val)).tolist()
+    selection = order[len(order) - settings.n_selection :]
+    return Questions([val[i] for i in order[:largest]], [val[i] for i in selection])
+
+
+@torch.no_grad()
+def greedy_picks(
+    selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray, shots: int
+) -> np.ndarray:
+    """Train indices of the selector's greedy picks, [Q, K]; the first k of a row are the picks at k shots."""
+    rows = []
+    for start in range(0, len(queries_QD), _BATCH):
+        pool_BN = pools_QN[start : start + _BATCH]
+        query_BD = torch.from_numpy(np.asarray(queries_QD[start : start + _BATCH]))
+        picks_BK = selector.greedy(query_BD, torch.from_numpy(train_SD[pool_BN]), shots).numpy()
+        rows.append(np.take_along_axis(pool_BN, picks_BK, axis=1))
+    return np.concatenate(rows)
+
+
+def similarity_picks(queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray, shots: int) -> np.ndarray:
+    """Train indices of the most similar candidates of each pool, most similar first, [Q, K]."""
+    return np.stack([pool[top_k(query, train_SD[pool], shots)] for query, pool in zip(queries_QD, pools_QN, strict=True)])
+
+
+def random_picks(queries: Sequence[Sample], pools_QN: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Train indices drawn uniformly from each pool without replacement, [Q, K]; depends on seed and question id alone."""
+    return np.stack(
+        [
+            np.random.default_rng([seed, query.question_id, 3]).choice(pool, shots, replace=False)
+            for query, pool in zip(queries, pools_QN, strict=True)
+        ]
+    )
+
+
+def evaluate(
+    questions: Sequence[Sample],
+    part: str,
+    picks: Mapping[str, np.ndarray],
+    shots: Sequence[int],
+    train: Sequence[Sample],
+    answer: Callable[[Sequence[Prompt]], list[str]],
+) -> pd.DataFrame:
+    """One record per policy, shot count and question.
+
+    Args:
+        part: ``report`` or ``selection``.
+        picks: policy name -> train indices [Q, K], K at least the largest shot count; without demonstrations
+            (zero-shot) [Q, 0], evaluated once at 0 shots.
+        answer: raw generations for prompts, in their order; equal prompts are its matter.
+
+    Returns:
+        Columns ``policy``, ``part``, ``position`` (0-based, in the seeded order), ``question_id``, ``shots``, ``picks``
+        (question ids of the demonstrations, in prompt order), ``answer``, ``accuracy``.
+    """
+    rows, prompts = [], []
+    for policy, picks_QK in picks.items():
+        for k in shots if picks_QK.shape[1] else (0,):
+            for position, query in enumerate(questions):
+                demonstrations = tuple(train[i] for i in picks_QK[position, :k])
+                prompts.append(Prompt(demonstrations, query))
+                ids = [sample.question_id for sample in demonstrations]
+                rows.append((policy, part, position, query.question_id, k, ids))
+    frame = pd.DataFrame(rows, columns=["policy", "part", "position", "question_id", "shots", "picks"])
+    frame["answer"] = [clean_generation(text) for text in answer(prompts)]
+    frame["accuracy"] = [
+        vqa_accuracy(text, prompt.query.answers) for text, prompt in zip(frame["answer"], prompts, strict=True)
+    ]
+    return frame
+
+
+def accuracy(records: pd.DataFrame, policy: str, part: str, size: int, shots: int) -> float:
+    """Mean accuracy of one policy on the first ``size`` questions of a part, in [0, 1].
+
+    Raises:
+        ParameterError: there are no such records.
+    """
+    match = (records.policy == policy) & (records.part == part) & (records.shots == shots) & (records.position < size)
+    if int(match.sum()) != size:
+        raise ParameterError(f"{int(match.sum())} records of {policy}, {part}, {shots} shots; expected {size}: evaluate again")
+    return float(records.loc[match, "accuracy"].mean())
+
+
+def accuracy_table(records: pd.DataFrame, sizes: Sequence[int]) -> pd.DataFrame:
+    """Mean accuracy on the report questions: columns ``policy``, ``size``, ``shots``, ``accuracy`` (in [0, 1])."""
+    report = records[records.part == "report"]
+    parts = [
+        report[report.position < size].groupby(["policy", "shots"], sort=False).accuracy.mean().reset_index().assign(size=size)
+        for size in sizes
+    ]
+    return pd.concat(parts, ignore_index=True)[["policy", "size", "shots", "accuracy"]]
+
+
+def choose_epoch(records: pd.DataFrame, epochs: Mapping[int, str]) -> tuple[int, dict[int, float]]:
+    """The epoch with the best mean accuracy over shots on the selection questions, the earliest among equals; and all means.
+
+    Args:
+        epochs: epoch number -> policy name in ``records``.
+    """
+    selection = records[records.part == "selection"]
+    means = {epoch: float(selection[selection.policy == name].accuracy.mean()) for epoch, name in epochs.items()}
+    best = max(means, key=lambda epoch: (round(means[epoch], 12), -epoch))
+    return best, means

@@ -1,0 +1,58 @@
+"""Model folders: a hub name or a local path to a folder of safetensors, and a digest of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from lever_mlflow.exceptions import DataError
+
+__all__ = ["folder_digest", "model_folder"]
+
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]  # weights, configuration, tokenizer; no pickle, no code
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of a model given as folder or hub name; a hub model is downloaded once by ``huggingface_hub``.
+
+    Raises:
+        DataError: no such folder, and the hub does not give it (wrong name, no network, no access).
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"{path}: no config.json in it; give a folder written by save_pretrained")
+        return path
+    try:
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
+    except HFValidationError:
+        raise DataError(f"{name}: no such folder, and not a hub name like Qwen/Qwen2.5-VL-3B-Instruct") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise DataError(f"{name}: no such folder, and the hub did not give it ({reason}); download it to a folder") from None
+
+
+def folder_digest(folder: Path, memo_dir: Path) -> str:
+    """SHA-256 over names and contents of the model's files, 16 hex characters.
+
+    Hashing gigabytes takes seconds, so the result is remembered in ``memo_dir`` under the files' sizes and
+    modification times.
+    """
+    files = sorted(file for pattern in _PATTERNS for file in folder.glob(pattern))
+    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    memo = memo_dir / f"{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]}.digest"
+    if memo.is_file() and len(remembered := memo.read_text()) == 16:
+        return remembered
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    result = digest.hexdigest()[:16]
+    memo_dir.mkdir(parents=True, exist_ok=True)
+    memo.write_text(result)
+    return result

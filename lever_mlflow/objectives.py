@@ -1,0 +1,137 @@
+"""The training objectives as pure functions: RCE, group advantages, GRPO and KL.
+
+Shapes: B queries, G pointers of a group, K shots, N candidates. ``mask_BG`` is True at real trials and False at the
+padding of shorter groups; without it all trials are real. Groups are averaged first, then queries, so that a batch of
+one query gives the predecessor's loss. Degenerate groups (empty, of one, with equal rewards) give zero advantages and
+never NaN.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "GrpoLoss",
+    "RceLoss",
+    "categorical_kl",
+    "group_advantages",
+    "grpo_loss",
+    "rce_loss",
+    "rce_temperature",
+    "zero_spread",
+]
+
+_EQUAL = 1e-6  # rewards this close together count as equal
+
+
+class RceLoss(NamedTuple):
+    """``loss``: scalar; ``weights_BG``: detached softmax weights of the trials."""
+
+    loss: Tensor
+    weights_BG: Tensor
+
+
+class GrpoLoss(NamedTuple):
+    """``loss`` = ``policy_loss`` + beta * ``kl``; all but ``loss`` detached. ``clip_fraction``: share of clipped ratios."""
+
+    loss: Tensor
+    policy_loss: Tensor
+    kl: Tensor
+    clip_fraction: Tensor
+
+
+def rce_temperature(progress: float, start: float = 2.0, end: float = 0.5) -> float:
+    """Temperature at ``progress`` in [0, 1] of all training steps: linear from ``start`` to ``end``."""
+    return start + (end - start) * min(max(progress, 0.0), 1.0)
+
+
+def rce_loss(
+    logprobs_BG: Tensor,
+    rewards_BG: Tensor,
+    temperature: float,
+    *,
+    normalize: bool = True,
+    mask_BG: Tensor | None = None,
+) -> RceLoss:
+    """Reward-weighted cross-entropy: the sum over a group of softmax(r / temperature) * -logprob, mean over queries.
+
+    With ``normalize`` rewards are z-scored within the group (unbiased std) and clamped to +/-3; equal rewards become 0.
+    """
+    mask_BG = _full(mask_BG, rewards_BG)
+    rewards_BG = rewards_BG.to(logprobs_BG.dtype)
+    if normalize:
+        mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
+        centred_BG = (rewards_BG - mean_B1).where(std_B1 > _EQUAL, 0.0)
+        rewards_BG = (centred_BG / std_B1.clamp_min(_EQUAL)).clamp(-3.0, 3.0)
+    weights_BG = (rewards_BG / temperature).masked_fill(~mask_BG, -torch.inf).softmax(-1).where(mask_BG, 0.0).detach()
+    loss = -(weights_BG * logprobs_BG.where(mask_BG, 0.0)).sum(1).mean()
+    return RceLoss(loss, weights_BG)
+
+
+def group_advantages(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
+    """(r - mean) / max(std, 0.1) within the group (unbiased std), clamped to +/-5; 0 at padding, shape [B, G]."""
+    mask_BG = _full(mask_BG, rewards_BG)
+    mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
+    return ((rewards_BG - mean_B1) / std_B1.clamp_min(0.1)).clamp(-5.0, 5.0).where(mask_BG, 0.0)
+
+
+def grpo_loss(
+    logprobs_BG: Tensor,
+    old_logprobs_BG: Tensor,
+    advantages_BG: Tensor,
+    beta: float,
+    epsilon: float,
+    *,
+    mask_BG: Tensor | None = None,
+) -> GrpoLoss:
+    """Clipped policy loss plus ``beta`` times KL to the old policy.
+
+    ratio = exp(logprobs - old_logprobs); policy loss = -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A);
+    KL = mean(ratio - 1 - log ratio), the k3 estimate of KL(old || new) (J. Schulman, "Approximating KL divergence",
+    2020), kept in this form for comparison with the predecessor.
+    """
+    mask_BG = _full(mask_BG, logprobs_BG)
+    log_ratio_BG = (logprobs_BG - old_logprobs_BG).where(mask_BG, 0.0)
+    ratio_BG = log_ratio_BG.exp()
+    clipped_BG = ratio_BG.clamp(1.0 - epsilon, 1.0 + epsilon)
+    surrogate_BG = torch.minimum(ratio_BG * advantages_BG, clipped_BG * advantages_BG)
+    policy_loss = -_masked_mean(surrogate_BG, mask_BG)
+    kl = _masked_mean(ratio_BG - 1.0 - log_ratio_BG, mask_BG)
+    clip_fraction = _masked_mean((surrogate_BG < ratio_BG * advantages_BG).to(ratio_BG.dtype), mask_BG)
+    return GrpoLoss(policy_loss + beta * kl, policy_loss.detach(), kl.detach(), clip_fraction.detach())
+
+
+def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
+    """Exact KL(old || new) of each shot's distribution given the picks before it, summed over shots, mean over groups."""
+    support_BGKN = torch.isfinite(old_step_logprobs_BGKN)
+    difference_BGKN = (old_step_logprobs_BGKN - step_logprobs_BGKN).where(support_BGKN, 0.0)
+    kl_BG = (old_step_logprobs_BGKN.exp() * difference_BGKN).sum((2, 3))
+    return _masked_mean(kl_BG, _full(mask_BG, kl_BG)).detach()
+
+
+def zero_spread(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
+    """Whether all rewards of a group are equal, bool [B]; empty groups and groups of one count."""
+    mask_BG = _full(mask_BG, rewards_BG)
+    high_B = rewards_BG.masked_fill(~mask_BG, -torch.inf).amax(1)
+    low_B = rewards_BG.masked_fill(~mask_BG, torch.inf).amin(1)
+    return (high_B - low_B) <= _EQUAL
+
+
+def _full(mask_BG: Tensor | None, like_BG: Tensor) -> Tensor:
+    return torch.ones_like(like_BG, dtype=torch.bool) if mask_BG is None else mask_BG
+
+
+def _moments(values_BG: Tensor, mask_BG: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation of the real trials, [B, 1] each; std 0 for fewer than two."""
+    count_B1 = mask_BG.sum(1, keepdim=True)
+    mean_B1 = values_BG.where(mask_BG, 0.0).sum(1, keepdim=True) / count_B1.clamp_min(1)
+    squares_B1 = ((values_BG - mean_B1).where(mask_BG, 0.0) ** 2).sum(1, keepdim=True)
+    return mean_B1, (squares_B1 / (count_B1 - 1).clamp_min(1)).sqrt()
+
+
+def _masked_mean(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
+    """Mean over the real trials of a group, then over queries; an empty group counts as 0."""
+    return (values_BG.where(mask_BG, 0.0).sum(1) / mask_BG.sum(1).clamp_min(1)).mean()

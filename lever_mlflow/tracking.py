@@ -1,0 +1,272 @@
+"""Steps as MLflow runs: how a step is started, found again, and what it logs.
+
+Every step's run carries tags ``lever.*`` with the digests of all that decides its result; ``lever.key`` names all of them
+and the settings together. A step is looked up by these tags, never by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.data.pandas_dataset import PandasDataset, from_pandas
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from lever_mlflow import __version__, serving
+from lever_mlflow.exceptions import CheckpointError, DataError, MissingRunError
+from lever_mlflow.rl_data import RLData, trial_table
+
+__all__ = [
+    "TAG",
+    "Step",
+    "artifact",
+    "checkpoint_folder",
+    "describe",
+    "ensure",
+    "epoch_metrics",
+    "find_run",
+    "finite",
+    "log_checkpoint",
+    "log_frame",
+    "project_run",
+    "rl_dataset",
+    "run_here",
+    "run_settings",
+    "run_tags",
+    "ui_command",
+]
+
+TAG = "lever."
+_PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
+_LOGGED_MODEL_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+
+log = logging.getLogger(__name__)
+
+
+def step_key(step: str, inputs: Mapping[str, Any]) -> str:
+    """Names a step with all its settings and inputs; the same key means the same result."""
+    content = json.dumps([__version__, step, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready to run.
+
+    Attributes:
+        step: its kind, such as ``grpo``; ``name``: the run's name in the UI.
+        settings: what the user can choose; logged as parameters.
+        inputs: digests and origins of all that it works on; logged as tags ``lever.<name>``, by which it is found again.
+        execute: does the work inside the active run.
+    """
+
+    step: str
+    name: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    execute: Callable[[], None]
+
+    @property
+    def key(self) -> str:
+        """Names the step with all its settings and inputs, 32 hex characters; the same key means the same result."""
+        content = json.dumps([__version__, self.step, self.settings, self.inputs], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def project_run() -> Iterator[Run]:
+    """The run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it."""
+    with mlflow.start_run() as active:
+        yield active
+
+
+def run_here(step: Step) -> str:
+    """Runs a step in the active run and returns the run's id.
+
+    Parameters that ``mlflow run`` has logged already are left as the user typed them.
+    """
+    active = mlflow.active_run()
+    assert active is not None, "run_here needs an active run"
+    known = mlflow.get_run(active.info.run_id).data.params
+    mlflow.log_params({name: _plain(value) for name, value in step.settings.items() if name not in known})
+    mlflow.set_tags(
+        {
+            **{f"{TAG}{name}": _plain(value) for name, value in step.inputs.items()},
+            f"{TAG}settings": json.dumps(dict(step.settings)),
+            f"{TAG}step": step.step,
+            f"{TAG}key": step.key,
+            f"{TAG}version": __version__,
+            "mlflow.runName": step.name,
+            **{f"lib.{package}": version(package) for package in _PACKAGES},
+            "lib.python": platform.python_version(),
+        }
+    )
+    step.execute()
+    return str(active.info.run_id)
+
+
+def ensure(step: Step) -> str:
+    """The id of a finished run of exactly this step, or of a child run that does it now."""
+    finished = find_run(step.step, {"key": step.key})
+    if finished is not None:
+        log.info("%s: reused from %s", step.name, describe(finished))
+        return str(finished.info.run_id)
+    log.info("%s: running", step.name)
+    with mlflow.start_run(nested=True, run_name=step.name):
+        return run_here(step)
+
+
+def find_run(step: str, tags: Mapping[str, Any]) -> Run | None:
+    """The newest finished run of a step in the active run's experiment whose ``lever.*`` tags have these values."""
+    active = mlflow.active_run()
+    assert active is not None, "find_run needs an active run"
+    wanted = {"step": step, **tags}
+    conditions = [f"tags.`{TAG}{key}` = '{_plain(value)}'" for key, value in wanted.items()]
+    runs = mlflow.search_runs(
+        experiment_ids=[active.info.experiment_id],
+        filter_string=" and ".join([*conditions, "attributes.status = 'FINISHED'"]),
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    return runs[0] if runs else None
+
+
+def run_tags(run_id: str, step: str) -> dict[str, str]:
+    """The ``lever.*`` tags of a run, without the prefix.
+
+    Raises:
+        MissingRunError: no such run, or one of another step.
+    """
+    try:
+        tags = mlflow.get_run(run_id).data.tags
+    except MlflowException as error:
+        raise MissingRunError(f"run {run_id}: {_first_line(error)}; look its id up in the UI") from None
+    if tags.get(f"{TAG}step") != step:
+        raise MissingRunError(f"run {run_id} is not a {step} run but {tags.get(f'{TAG}step', 'none of this project')!r}")
+    return {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}
+
+
+def run_settings(run_id: str) -> dict[str, Any]:
+    """The settings that a step ran with."""
+    return dict(json.loads(mlflow.get_run(run_id).data.tags[f"{TAG}settings"]))
+
+
+def epoch_metrics(run_id: str) -> list[dict[str, float]]:
+    """Metrics of a training run, one mapping per epoch, ``epoch`` among them."""
+    client = mlflow.MlflowClient()
+    epochs: dict[int, dict[str, float]] = {}
+    for name in client.get_run(run_id).data.metrics:
+        if not name.startswith("data/"):
+            for metric in client.get_metric_history(run_id, name):
+                epochs.setdefault(metric.step, {"epoch": metric.step})[name] = metric.value
+    return [epochs[step] for step in sorted(epochs)]
+
+
+def describe(run: Run) -> str:
+    """A run in words, for logs: its name and id."""
+    return f"{run.info.run_name} (run {run.info.run_id})"
+
+
+def artifact(run_id: str, path: str) -> Path:
+    """Local copy of a run's artifact.
+
+    Raises:
+        DataError: the run or its artifact is not there.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+    except (MlflowException, OSError) as error:
+        raise DataError(f"run {run_id}: artifact {path} cannot be read ({_first_line(error)}); run that step again") from None
+
+
+def ui_command() -> str:
+    """The command that opens the MLflow UI on the store in use, and the address of the active run in it."""
+    active = mlflow.active_run()
+    assert active is not None, "ui_command needs an active run"
+    page = f"/#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}"
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        return uri + page
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000{page}"
+
+
+def rl_dataset(data: RLData) -> PandasDataset:
+    """RL data as an MLflow data set under our content digest (MLflow's own covers the first 10,000 rows only)."""
+    return from_pandas(trial_table(data), source=str(data.path), name="rl_data", digest=data.digest)
+
+
+def log_checkpoint(name: str, folder: Path, *, epoch: int, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+    """Logs a checkpoint folder as a LoggedModel of the active run and returns its model id."""
+    info = mlflow.pyfunc.log_model(
+        name=name,
+        python_model=str(Path(serving.__file__)),
+        artifacts={serving.CHECKPOINT_ARTIFACT: str(folder)},
+        step=epoch,
+        params={key: str(value) for key, value in params.items()},
+        tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+        signature=serving.model_signature(),
+        pip_requirements=[f"{package}=={version(package)}" for package in _LOGGED_MODEL_REQUIREMENTS],
+    )
+    assert info.model_id is not None
+    return info.model_id
+
+
+def checkpoint_folder(reference: str) -> Path:
+    """The checkpoint behind a model URI (``models:/...``) as a local folder, or a local path as it is.
+
+    Raises:
+        CheckpointError: the URI leads to no checkpoint.
+    """
+    if not reference.startswith(("models:/", "runs:/")):
+        return Path(reference)
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference))
+    except (MlflowException, OSError) as error:
+        raise CheckpointError(f"{reference}: no such model ({_first_line(error)}); look its name up in the UI") from None
+    found = sorted(folder.glob("artifacts/*/selector.json"))
+    if len(found) != 1:
+        raise CheckpointError(f"{reference}: holds {len(found)} selector checkpoints, expected 1")
+    return found[0].parent
+
+
+def log_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Logs a table as a Parquet artifact of the active run."""
+    frame.to_parquet(path, index=False)
+    mlflow.log_artifact(str(path))
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics fit to be logged.
+
+    Raises:
+        DataError: one of them is not finite.
+    """
+    bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
+    if bad:
+        raise DataError(f"metrics are not finite: {bad}; lower lr, and check the data with the validate step")
+    return dict(metrics)
+
+
+def _plain(value: Any) -> str:
+    """A setting as text: numbers in their shortest form, lists with commas."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
