@@ -1,6 +1,7 @@
 """The data gate with real Great Expectations, on generated files; figures of the two 800-query files are the predecessor's."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -132,48 +133,99 @@ def test_small_files_pass(n_queries, warnings):
     result.raise_if_critical()
 
 
-def with_group(**changes):
-    return [*mixed(60), replace(group(60, [1.0, 0.0, 0.0, 0.0]), **changes)]
+def with_defects(*defects):
+    """60 good queries, and for each defect one more query whose last trial, or which itself, has these fields instead."""
+    groups = mixed(60)
+    for changes in defects:
+        good = group(len(groups), [1.0, 0.0, 0.0, 0.0])
+        if {"pool", "query_id", "trials"} & set(changes):
+            groups.append(replace(good, **changes))
+        else:
+            groups.append(replace(good, trials=(*good.trials[:3], replace(good.trials[3], **changes))))
+    return data(groups)
 
 
-def with_trial(**changes):
-    good = group(60, [1.0, 0.0, 0.0, 0.0])
-    return [*mixed(60), replace(good, trials=(*good.trials[:3], replace(good.trials[3], **changes)))]
+def amiss(result):
+    """Failed expectation -> rows amiss, or the figure observed."""
+    return {c.name: float(c.observed.split()[0]) for c in result.checks if not c.passed}
 
 
-MISSING_ACCURACY = {f"{column}_not_null" for column in ("vqa_acc_score", "reward", "reward_mean", "reward_spread")}
+def test_defects_of_trials_are_found_and_counted():
+    defects = [
+        {"pointer": (0, 64)},
+        {"pointer": (-1, 0)},
+        {"pointer": (5, 5)},
+        {"pointer": ()},
+        {"pointer": (5,)},
+        {"pointer": (0, 1)},  # as the group's first
+        {"correct": 0.5},
+        {"correct": math.nan},
+        {"accuracy": 1.01},
+        {"accuracy": -0.5},
+        {"accuracy": 1.5, "correct": 1.0},
+        {"accuracy": math.nan},
+    ]
+    assert amiss(check(with_defects(*defects))) == {
+        "pointer_in_pool": 2,
+        "pointer_distinct": 1,
+        "shots_range": 1,
+        "same_shots": 3,
+        "duplicate_pointers_warning": 1,
+        "vqa_correct_values": 1,
+        "vqa_correct_not_null": 1,
+        "vqa_acc_score_range": 3,
+        "vqa_acc_score_not_null": 1,
+        "reward_range": 2,
+        "reward_not_null": 2,
+        "reward_mean_not_null": 2,
+        "reward_spread_not_null": 2,
+    }
+
+
+def test_defects_of_queries_are_found_and_counted():
+    result = check(with_defects({"query_id": 1}, {"query_id": POOL[7]}, {"pool": (*POOL[:-1], POOL[0])}, {"trials": ()}))
+    assert amiss(result) == {
+        "query_id_unique": 2,
+        "query_not_in_pool": 1,
+        "pool_distinct": 1,
+        "trials_per_query": 1,
+        "reward_mean_not_null": 1,
+    }
 
 
 @pytest.mark.parametrize(
     ("groups", "critical", "others"),
     [
         (mixed(9), {"query_count"}, {"query_count_warning", "trial_count_warning"}),
-        ([group(i, [1.0 * (i % 2)]) for i in range(18)], {"trial_count", "zero_spread_share"}, None),
-        (with_group(query_id=1), {"query_id_unique"}, set()),
-        (with_group(query_id=POOL[7]), {"query_not_in_pool"}, set()),
-        (with_group(pool=(*POOL[:-1], POOL[0])), {"pool_distinct"}, set()),
-        (with_group(trials=()), {"trials_per_query", "reward_mean_not_null"}, set()),
-        (with_trial(pointer=(0, 64)), {"pointer_in_pool"}, set()),
-        (with_trial(pointer=(-1, 0)), {"pointer_in_pool"}, set()),
-        (with_trial(pointer=(5, 5)), {"pointer_distinct"}, set()),
-        (with_trial(pointer=(5,)), {"same_shots"}, set()),
-        (with_trial(pointer=(0, 1)), set(), {"duplicate_pointers_warning"}),
-        (with_trial(correct=0.5), {"vqa_correct_values"}, set()),
-        (with_trial(accuracy=1.01), {"vqa_acc_score_range"}, set()),
-        (with_trial(accuracy=-0.5), {"vqa_acc_score_range", "reward_range"}, set()),
-        (with_trial(correct=1.0, accuracy=1.5), {"vqa_acc_score_range", "reward_range"}, set()),
-        (with_trial(accuracy=float("nan")), MISSING_ACCURACY, set()),
-        ([replace(g, pool=POOL[:4]) for g in mixed(60)], {"pool_size", "pointer_in_pool"}, {"pool_size_warning"}),
+        (
+            [group(i, [1.0 * (i % 2)]) for i in range(18)],
+            {"trial_count", "zero_spread_share"},
+            {
+                "trial_count_warning",
+                "query_count_warning",
+                "trials_per_query_warning",
+                "zero_spread_share_warning",
+                "gen_method_variety",
+            },
+        ),
+        (
+            [replace(g, pool=POOL[:4]) for g in mixed(60)],
+            {"pool_size", "pointer_in_pool"},
+            {"pool_size_warning"},
+        ),
         ([replace(g, pool=POOL[:15]) for g in mixed(60)], set(), {"pool_size_warning"}),
-        ([replace(g, trials=g.trials[:1] * 4) for g in mixed(60)], {"duplicate_pointers", "zero_spread_share"}, None),
+        (
+            [replace(g, trials=(*g.trials, g.trials[0])) for g in mixed(60)],
+            {"duplicate_pointers"},
+            {"duplicate_pointers_warning"},
+        ),
         ([group(i, [1.0, 0.0, 0.0] if i % 2 else [0.0] * 3) for i in range(80)], set(), {"trials_per_query_warning"}),
     ],
 )
-def test_each_defect_is_named(groups, critical, others):
+def test_sizes_and_repetitions(groups, critical, others):
     result = check(data(groups))
     assert failed(result, "critical") == critical
-    if others is not None:
-        assert failed(result) - critical == others
+    assert failed(result) - critical == others
 
 
 def test_a_query_in_five_with_one_right_trial_in_ten_only_warns():
@@ -209,7 +261,7 @@ def test_an_empty_table_is_stopped(groups):
 @pytest.mark.parametrize(
     ("mode", "mean", "bounds"),
     # 4 of 10 right with accuracy 1.0 in half of the queries: 0.2 of the largest reward
-    [("hard_plus_soft", 0.4, "0.04 to 1.96"), ("hard_only", 0.2, "0.02 to 0.98"), ("separated", 0.6, "0.06 to 2.94")],
+    [("hard_only", 0.2, "0.02 to 0.98"), ("separated", 0.6, "0.06 to 2.94")],
 )
 def test_reward_thresholds_follow_the_mode(mode, mean, bounds):
     result = check(data(mixed(60)), reward_mode=mode)
@@ -236,19 +288,33 @@ def test_an_exception_inside_an_expectation_counts_as_failed(project):
     assert broken.observed == 'Error: The column "rewards" in BatchData does not exist.'
 
 
-def test_a_missing_result_counts_as_failed(monkeypatch):
+RAISED = {"raised_exception": True, "exception_message": "no such\n  metric", "exception_traceback": ""}
+
+
+def test_a_missing_or_doubtful_result_counts_as_failed(monkeypatch):
     from great_expectations.core import ExpectationSuiteValidationResult
 
     to_json = ExpectationSuiteValidationResult.to_json_dict
+    answers = {
+        "reward_stdev": {"success": True, "result": {}, "exception_info": RAISED},
+        "positive_trial_rate": {"success": True, "result": {}, "exception_info": {"column.mean": RAISED}},
+        "same_shots": {"success": None, "result": {}, "exception_info": {}},
+    }
 
-    def without_one(self):
+    def altered(self):
         content = to_json(self)
-        content["results"] = [r for r in content["results"] if r["expectation_config"]["meta"]["name"] != "reward_mean"]
-        return content
+        named = {result["expectation_config"]["meta"]["name"]: result for result in content["results"]}
+        named.pop("reward_mean", None)
+        return {**content, "results": [{**result, **answers.get(name, {})} for name, result in named.items()]}
 
-    monkeypatch.setattr(ExpectationSuiteValidationResult, "to_json_dict", without_one)
+    monkeypatch.setattr(ExpectationSuiteValidationResult, "to_json_dict", altered)
     result = check(data(mixed(60)))
-    assert [(c.name, c.observed) for c in result.checks if not c.passed] == [("reward_mean", "no result")]
+    assert {c.name: c.observed for c in result.checks if not c.passed} == {
+        "reward_mean": "no result",
+        "reward_stdev": "no such metric",
+        "positive_trial_rate": "no such metric",
+        "same_shots": "None",
+    }
     assert result.verdict == "critical"
 
 
@@ -306,7 +372,7 @@ def test_table_and_page_show_the_failed_first_and_escape_text():
 
 
 def test_json_form_is_strict_json_and_holds_the_raw_results():
-    result = check(data(with_trial(accuracy=float("nan"))))
+    result = check(with_defects({"accuracy": math.nan}))
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert content["verdict"] == "critical"
     assert set(content["gx_results"]) == {"rl_trials", "rl_queries"}

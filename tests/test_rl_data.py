@@ -220,20 +220,22 @@ def test_a_score_too_large_for_a_float_is_refused(load):
 
 def test_trial_table(load):
     outside = trial([0, 4], 1, 0.3, pointer_global=[50, 999])
-    data = load({"4": query(in_pool([0, 1], 1, 0.6), in_pool([2, 2])), "60": query(outside)})
+    data = load(
+        {"4": query(in_pool([0, 1], 1, 0.6), in_pool([2, 2])), "60": query(outside, trial([-1, 0], pointer_global=[80, 50]))}
+    )
     table = trial_table(data)
     assert table.to_dict("list") == {
-        "query_id": [4, 4, 60],
-        "pointer": ["0,1", "2,2", "0,4"],
-        "shots": [2, 2, 2],
-        "gen_method": ["beam"] * 3,
-        "vqa_correct": [1.0, 0.0, 1.0],
-        "vqa_acc_score": [0.6, 0.0, 0.3],
-        "reward": [1.6, 0.0, 1.3],
-        "pointer_distinct": [True, False, True],
-        "pointer_in_pool": [True, True, False],
+        "query_id": [4, 4, 60, 60],
+        "pointer": ["0,1", "2,2", "0,4", "-1,0"],
+        "shots": [2, 2, 2, 2],
+        "gen_method": ["beam"] * 4,
+        "vqa_correct": [1.0, 0.0, 1.0, 0.0],
+        "vqa_acc_score": [0.6, 0.0, 0.3, 0.0],
+        "reward": [1.6, 0.0, 1.3, 0.0],
+        "pointer_distinct": [True, False, True, True],
+        "pointer_in_pool": [True, True, False, False],
     }
-    assert trial_table(data, "hard_only")["reward"].tolist() == [1.0, 0.0, 1.0]
+    assert trial_table(data, "hard_only")["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_query_table(load):
