@@ -175,7 +175,7 @@ class Pipeline:
         return self.start_of(run.info.run_id)
 
     def start_of(self, run_id: str) -> str:
-        """URI of a training run's checkpoint with the lowest validation loss."""
+        """URI of a training run's checkpoint with the highest expected reward on validation queries."""
         return f"models:/{mlflow.get_run(run_id).data.tags[f'{TAG}best_model']}"
 
     def grpo(self, data: RLData, start: str, settings: GrpoSettings) -> Step:
@@ -208,7 +208,7 @@ class Pipeline:
         """Logs each epoch's metrics and checkpoint as it comes, and at the end which is which."""
         dataset = tracking.rl_dataset(data)
         models: dict[int, str] = {}
-        losses: dict[int, float] = {}
+        rewards: dict[int, float] = {}
         for epoch, metrics, selector in epochs:
             tracking.finite(metrics)
             with tempfile.TemporaryDirectory() as folder:
@@ -223,8 +223,8 @@ class Pipeline:
                     tags={"checkpoint_digest": selector_digest(selector)},
                 )
             mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)
-            losses[epoch] = metrics["val_loss"]
-        best = min(losses, key=lambda epoch: (losses[epoch], epoch))
+            rewards[epoch] = metrics["expected_reward"]
+        best = max(rewards, key=lambda epoch: (rewards[epoch], -epoch))
         mlflow.set_tags({f"{TAG}models": json.dumps(models), f"{TAG}best_epoch": str(best), f"{TAG}best_model": models[best]})
 
     # evaluate

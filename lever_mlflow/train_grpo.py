@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +17,14 @@ import torch
 from tqdm import tqdm
 
 from lever_mlflow.group_batches import GroupBatch, check_finite, iterate_batches, split_groups
-from lever_mlflow.objectives import GrpoLoss, categorical_kl, group_advantages, grpo_loss, rce_loss, zero_spread
+from lever_mlflow.objectives import GrpoLoss, categorical_kl, group_advantages, grpo_loss, zero_spread
 from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import Group, RLData
+from lever_mlflow.rl_data import RLData
 from lever_mlflow.selector import PointerSelector, pointer_logprobs
 from lever_mlflow.types import GrpoSettings
+from lever_mlflow.validation import picks_changed, validate_selector
 
 __all__ = ["GrpoEpoch", "train_grpo"]
-
-_VAL_BATCH = 32
 
 
 class GrpoEpoch(NamedTuple):
@@ -54,10 +53,9 @@ def train_grpo(
 ) -> Iterator[GrpoEpoch]:
     """Trains a copy of ``start`` and yields each epoch.
 
-    Metrics, means over the epoch's steps unless said otherwise: ``train_loss``, ``val_loss`` (RCE loss of the validation
-    queries at temperature 1, raw rewards), ``ppo_loss``, ``kl`` (k3), ``kl_exact``, ``adv_std``, ``adv_max`` (over the epoch),
-    ``beta``, ``frac_reward_zero_std``, ``clip_fraction``, ``grad_norm``, ``picks_changed`` (share of validation queries
-    whose greedy picks differ from the start's), ``lr``, ``seconds``.
+    Metrics, means over the epoch's steps unless said otherwise: ``train_loss``, ``ppo_loss``, ``kl`` (k3), ``kl_exact``,
+    ``adv_std``, ``adv_max`` (over the epoch), ``beta``, ``frac_reward_zero_std``, ``clip_fraction``, ``grad_norm``, ``lr``,
+    ``seconds``; on the validation queries ``val_loss``, ``expected_reward`` and ``picks_changed`` since the start.
 
     Raises:
         DataError: the data does not fit the features. LeverError: the loss is not finite.
@@ -97,7 +95,8 @@ def train_grpo(
             "frac_reward_zero_std": float(np.mean(spreads)),
             "beta": settings.kl_beta,
             "lr": settings.lr,
-            **_validate(policy, reference, val, features_SD, reward_mode, device),
+            **validate_selector(policy, val, features_SD, reward_mode, device),
+            "picks_changed": picks_changed(policy, reference, val, features_SD, reward_mode, device),
             "seconds": time.perf_counter() - started,
         }
         yield GrpoEpoch(epoch, metrics, policy)
@@ -119,25 +118,3 @@ def _step(policy: PointerSelector, reference: PointerSelector, batch: GroupBatch
     )
     kl_exact = float(categorical_kl(steps_BGKN.detach(), old_steps_BGKN, batch.mask_BG))
     return _Step(loss, kl_exact, advantages_BG)
-
-
-@torch.no_grad()
-def _validate(
-    policy: PointerSelector,
-    reference: PointerSelector,
-    groups: Sequence[Group],
-    features_SD: np.ndarray,
-    mode: RewardMode,
-    device: str,
-) -> dict[str, float]:
-    """``val_loss`` (raw rewards, temperature 1) and ``picks_changed`` on the validation queries."""
-    loss, changed = 0.0, 0
-    for batch in iterate_batches(groups, features_SD, _VAL_BATCH, mode, device):
-        pool = (batch.query_BD, batch.candidates_BND)
-        logprobs_BG = policy.logprobs(*pool, batch.pointers_BGK, batch.pool_mask_BN)
-        result = rce_loss(logprobs_BG, batch.rewards_BG, 1.0, normalize=False, mask_BG=batch.mask_BG)
-        loss += float(result.loss) * len(batch.query_ids)
-        shots = batch.pointers_BGK.shape[2]
-        picks_BK, old_picks_BK = (model.greedy(*pool, shots, batch.pool_mask_BN) for model in (policy, reference))
-        changed += int((picks_BK != old_picks_BK).any(1).sum())
-    return {"val_loss": loss / len(groups), "picks_changed": changed / len(groups)}

@@ -6,7 +6,7 @@ Departures from the predecessor: whole groups (it kept the top 3 in the first ep
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +16,12 @@ from tqdm import tqdm
 from lever_mlflow.group_batches import check_finite, iterate_batches, split_groups
 from lever_mlflow.objectives import rce_loss, rce_temperature, zero_spread
 from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import Group, RLData
+from lever_mlflow.rl_data import RLData
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import RceSettings
+from lever_mlflow.validation import validate_selector
 
-__all__ = ["RceEpoch", "rce_val_loss", "train_rce"]
-
-_VAL_BATCH = 32
+__all__ = ["RceEpoch", "train_rce"]
 
 
 class RceEpoch(NamedTuple):
@@ -44,8 +43,8 @@ def train_rce(
 ) -> Iterator[RceEpoch]:
     """Trains a freshly initialised selector and yields each epoch.
 
-    Metrics: ``train_loss``, ``val_loss`` (raw rewards, temperature 1), ``frac_reward_zero_std``, ``reward_mean``,
-    ``grad_norm`` (mean before clipping), ``temperature`` (at the epoch's end), ``lr``, ``seconds``.
+    Metrics: ``train_loss``, ``val_loss`` and ``expected_reward`` of the validation queries, ``frac_reward_zero_std``,
+    ``reward_mean``, ``grad_norm`` (mean before clipping), ``temperature`` (at the epoch's end), ``lr``, ``seconds``.
 
     Raises:
         DataError: the data does not fit the features. LeverError: the loss is not finite.
@@ -76,7 +75,7 @@ def train_rce(
             spreads += zero_spread(batch.rewards_BG, batch.mask_BG).tolist()
         metrics = {
             "train_loss": float(np.mean(losses)),
-            "val_loss": rce_val_loss(selector, val, features_SD, reward_mode, device),
+            **validate_selector(selector, val, features_SD, reward_mode, device),
             "frac_reward_zero_std": float(np.mean(spreads)),
             "reward_mean": float(np.mean(np.concatenate([group.rewards_G(reward_mode) for group in train]))),
             "grad_norm": float(np.mean(norms)),
@@ -85,17 +84,3 @@ def train_rce(
             "seconds": time.perf_counter() - started,
         }
         yield RceEpoch(epoch, metrics, selector)
-
-
-@torch.no_grad()
-def rce_val_loss(
-    selector: PointerSelector, groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, device: str = "cpu"
-) -> float:
-    """RCE loss with raw rewards and temperature 1, without dropout; the mean over ``groups``."""
-    selector.eval()
-    total = 0.0
-    for batch in iterate_batches(groups, features_SD, _VAL_BATCH, mode, device):
-        logprobs_BG = selector.logprobs(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
-        loss = rce_loss(logprobs_BG, batch.rewards_BG, 1.0, normalize=False, mask_BG=batch.mask_BG).loss
-        total += float(loss) * len(batch.query_ids)
-    return total / len(groups)

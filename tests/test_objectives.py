@@ -1,0 +1,149 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lever_mlflow.objectives import (
+    categorical_kl,
+    group_advantages,
+    grpo_loss,
+    rce_loss,
+    rce_temperature,
+    zero_spread,
+)
+
+LOGPROBS = torch.tensor([[-1.0, -2.0, -3.0]])
+REWARDS = torch.tensor([[2.0, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.5])
+def test_rce_weights_follow_z_scored_rewards(temperature):
+    # z-scores of (2, 1, 0) with unbiased std 1: (1, 0, -1)
+    weights = np.exp(np.array([1.0, 0.0, -1.0]) / temperature)
+    weights /= weights.sum()
+    expected = float(weights @ np.array([1.0, 2.0, 3.0]))
+    result = rce_loss(LOGPROBS, REWARDS, temperature)
+    assert result.loss.item() == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(result.weights_BG[0], weights, atol=1e-6)
+
+
+def test_rce_on_raw_rewards():
+    weights = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
+    got = rce_loss(LOGPROBS, REWARDS, 1.0, normalize=False).loss.item()
+    assert got == pytest.approx(float(weights @ [1.0, 2.0, 3.0]), abs=1e-5)
+
+
+def test_rce_clamps_z_scores_at_three():
+    rewards = torch.tensor([[10.0] + [0.0] * 19])  # z of the first: 4.25
+    weights = rce_loss(torch.zeros(1, 20), rewards, 1.0).weights_BG[0]
+    assert (weights[0] / weights[1]).item() == pytest.approx(
+        math.exp(3.0 + 10.0 / 20 / np.std([10.0] + [0.0] * 19, ddof=1)), rel=1e-4
+    )
+
+
+def test_rce_equal_rewards_weigh_all_trials_equally():
+    result = rce_loss(LOGPROBS, torch.full((1, 3), 0.7), 0.5)
+    assert result.loss.item() == pytest.approx(2.0, abs=1e-6)
+
+
+def test_rce_gradient_pulls_towards_the_better_trial():
+    logprobs = LOGPROBS.clone().requires_grad_()
+    rce_loss(logprobs, REWARDS, 1.0).loss.backward()
+    weights = np.exp([1.0, 0.0, -1.0]) / np.exp([1.0, 0.0, -1.0]).sum()
+    np.testing.assert_allclose(logprobs.grad[0], -weights, atol=1e-6)
+
+
+def test_rce_temperature_is_linear():
+    assert [rce_temperature(p) for p in (0.0, 0.5, 1.0)] == [2.0, 1.25, 0.5]
+
+
+def test_advantages_by_hand():
+    # (2, 1, 0): mean 1, unbiased std 1. (1, 1, 0): mean 2/3, std 0.57735 -> 0.57735, 0.57735, -1.15470
+    got = group_advantages(torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(got, [[1, 0, -1], [0.57735, 0.57735, -1.15470]], atol=1e-5)
+
+
+def test_advantages_divide_by_at_least_a_tenth_and_stop_at_five():
+    got = group_advantages(torch.tensor([[0.02, 0.0]]))  # std 0.01414 -> divided by 0.1
+    np.testing.assert_allclose(got, [[0.1, -0.1]], atol=1e-6)
+    assert group_advantages(torch.tensor([[100.0] + [0.0] * 99])).max().item() == 5.0
+
+
+@pytest.mark.parametrize("rewards", [[[1.0]], [[0.3, 0.3, 0.3]]])
+def test_degenerate_groups_have_no_advantage(rewards):
+    rewards = torch.tensor(rewards)
+    assert group_advantages(rewards).abs().max().item() == 0.0
+    assert zero_spread(rewards).tolist() == [True]
+
+
+def test_padding_is_ignored_everywhere():
+    mask = torch.tensor([[True, True, True, False]])
+    pad = lambda tensor, value: torch.cat([tensor, torch.tensor([[value]])], dim=1)  # noqa: E731
+    assert torch.equal(group_advantages(pad(REWARDS, 50.0), mask)[:, :3], group_advantages(REWARDS))
+    old = torch.tensor([[-1.2, -2.0, -2.5]])
+    plain = grpo_loss(LOGPROBS, old, group_advantages(REWARDS), 0.1, 0.2)
+    padded = grpo_loss(pad(LOGPROBS, -9.0), pad(old, -1.0), group_advantages(pad(REWARDS, 50.0), mask), 0.1, 0.2, mask_BG=mask)
+    torch.testing.assert_close(tuple(padded), tuple(plain))
+    torch.testing.assert_close(
+        rce_loss(pad(LOGPROBS, -9.0), pad(REWARDS, 50.0), 1.0, mask_BG=mask).loss, rce_loss(LOGPROBS, REWARDS, 1.0).loss
+    )
+    assert zero_spread(pad(torch.full((1, 3), 1.0), 0.0), mask).tolist() == [True]
+
+
+def test_empty_group_gives_zero_and_no_nan():
+    logprobs = LOGPROBS.clone().requires_grad_()
+    mask = torch.zeros(1, 3, dtype=torch.bool)
+    loss = grpo_loss(logprobs, LOGPROBS, group_advantages(REWARDS, mask), 0.1, 0.2, mask_BG=mask)
+    loss.loss.backward()
+    assert loss.loss.item() == 0.0
+    assert logprobs.grad.abs().max().item() == 0.0
+    assert group_advantages(REWARDS, mask).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_grpo_loss_by_hand():
+    old = torch.tensor([[-1.2, -2.0, -2.5]])  # log ratios 0.2, 0, -0.5
+    ratio = np.exp([0.2, 0.0, -0.5])
+    # advantages (1, 0, -1), epsilon 0.1: min(1.2214, 1.1) * 1; 0; min(-0.60653, -0.9) -> -0.9
+    policy_loss = -(1.1 + 0.0 - 0.9) / 3
+    kl = float(np.mean(ratio - 1 - np.array([0.2, 0.0, -0.5])))
+    got = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.1)
+    assert got.policy_loss.item() == pytest.approx(policy_loss, abs=1e-5)
+    assert got.kl.item() == pytest.approx(kl, abs=1e-5)
+    assert got.loss.item() == pytest.approx(policy_loss + 0.3 * kl, abs=1e-5)
+    assert got.clip_fraction.item() == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_grpo_gradient_by_hand():
+    logprobs = LOGPROBS.clone().requires_grad_()
+    old = torch.tensor([[-1.2, -2.0, -2.5]])
+    grpo_loss(logprobs, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.1).loss.backward()
+    # clipped terms give no policy gradient; KL: beta / 3 * (ratio - 1)
+    np.testing.assert_allclose(logprobs.grad[0], 0.1 * (np.exp([0.2, 0.0, -0.5]) - 1), atol=1e-6)
+
+
+def test_at_step_zero_ratio_is_one_and_kl_zero():
+    logprobs = LOGPROBS.clone().requires_grad_()
+    got = grpo_loss(logprobs, LOGPROBS, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.2)
+    got.loss.backward()
+    assert got.kl.item() == 0.0
+    np.testing.assert_allclose(logprobs.grad[0], [-1 / 3, 0.0, 1 / 3], atol=1e-6)
+
+
+def test_exact_kl_by_hand():
+    old = torch.tensor([0.7, 0.2, 0.1]).log()[None, None, None]
+    new = torch.tensor([0.5, 0.3, 0.2]).log()[None, None, None]
+    expected = 0.7 * math.log(0.7 / 0.5) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.2)
+    assert categorical_kl(new, old).item() == pytest.approx(expected, abs=1e-6)
+    assert categorical_kl(old, old).item() == 0.0
+
+
+def test_exact_kl_with_padded_candidates_is_finite():
+    old = torch.tensor([[[[0.0, -torch.inf]]]])
+    assert categorical_kl(old, old).item() == 0.0
+
+
+def test_batch_is_the_mean_over_queries():
+    both = rce_loss(LOGPROBS.repeat(2, 1), torch.cat([REWARDS, REWARDS.flip(1)]), 1.0).loss
+    one, two = (rce_loss(LOGPROBS, rewards, 1.0).loss for rewards in (REWARDS, REWARDS.flip(1)))
+    assert both.item() == pytest.approx((one.item() + two.item()) / 2, abs=1e-6)

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.selector import PointerSelector
+
+
+def numpy_logits(selector, query_D, candidates_ND):
+    """The selector's formula in plain numpy, one layer, one head."""
+    w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in selector.state_dict().items()}
+    h_q, h_NH = w["input_proj.weight"] @ query_D, candidates_ND @ w["input_proj.weight"].T
+    H = len(h_q)
+    in_w, in_b = w["cross_attn_layers.0.in_proj_weight"], w["cross_attn_layers.0.in_proj_bias"]
+    q, k, v = (h @ in_w[i * H : (i + 1) * H].T + in_b[i * H : (i + 1) * H] for i, h in enumerate((h_q, h_NH, h_NH)))
+    scores = k @ q / np.sqrt(H)
+    attention = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    out = (attention @ v) @ w["cross_attn_layers.0.out_proj.weight"].T + w["cross_attn_layers.0.out_proj.bias"]
+    x = h_q + out
+    x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w["attn_norms.0.weight"] + w["attn_norms.0.bias"]
+    z_q, z_N = w["query_proj.weight"] @ x, h_NH @ w["cand_proj.weight"].T
+    return (z_N / np.linalg.norm(z_N, axis=1, keepdims=True)) @ (z_q / np.linalg.norm(z_q)) / 0.1
+
+
+@pytest.fixture
+def selector():
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=24, hidden_dim=16)
+    with torch.no_grad():
+        for parameter in selector.parameters():  # biases and norms start trivial; make every term count
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return selector.eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 24, generator=generator), torch.randn(2, 7, 24, generator=generator)
+
+
+def test_parameter_counts():
+    selector = PointerSelector()
+    assert sum(p.numel() for p in selector.parameters()) == 525_824
+    selector.freeze_backbone()
+    assert sum(p.numel() for p in selector.parameters() if p.requires_grad) == 263_680
+
+
+def test_logprobs_agree_with_numpy(selector, inputs):
+    query_BD, candidates_BND = inputs
+    pointers = [[[3, 0, 5], [0, 3, 5]], [[6, 2, 1], [1, 6, 2]]]
+    got = selector.logprobs(query_BD, candidates_BND, torch.tensor(pointers)).detach().numpy()
+    for b in range(2):
+        logits_N = numpy_logits(selector, query_BD[b].double().numpy(), candidates_BND[b].double().numpy())
+        for g in range(2):
+            masked, expected = logits_N.copy(), 0.0
+            for pick in pointers[b][g]:
+                expected += masked[pick] - np.log(np.exp(masked).sum())
+                masked[pick] = -100.0
+            assert got[b, g] == pytest.approx(expected, abs=1e-5)
+
+
+def test_greedy_takes_the_largest_logit_not_yet_picked(selector, inputs):
+    query_BD, candidates_BND = inputs
+    picks = selector.greedy(query_BD, candidates_BND, 4).tolist()
+    for b in range(2):
+        logits_N = numpy_logits(selector, query_BD[b].double().numpy(), candidates_BND[b].double().numpy())
+        assert picks[b] == np.argsort(-logits_N)[:4].tolist()
+
+
+def test_untrained_selector_is_near_similarity_search():
+    torch.manual_seed(0)
+    selector = PointerSelector().eval()
+    features = torch.nn.functional.normalize(torch.randn(101, 512), dim=-1)
+    query, pool = features[:1], features[1:][None]
+    pool = torch.cat([torch.nn.functional.normalize(query + 0.02 * torch.randn(1, 512), dim=-1)[None], pool], dim=1)
+    assert selector.greedy(query, pool, 1).item() == 0
+
+
+def test_padding_changes_nothing(selector, inputs):
+    query_BD, candidates_BND = inputs
+    padded_BND = torch.cat([candidates_BND, torch.full((2, 3, 24), 9.0)], dim=1)
+    mask_BN = torch.tensor([[True] * 7 + [False] * 3] * 2)
+    pointers_BGK = torch.tensor([[[3, 0]], [[6, 2]]])
+    plain = selector.logprobs(query_BD, candidates_BND, pointers_BGK)
+    torch.testing.assert_close(selector.logprobs(query_BD, padded_BND, pointers_BGK, mask_BN), plain, atol=1e-5, rtol=0)
+    assert torch.equal(selector.greedy(query_BD, padded_BND, 7, mask_BN), selector.greedy(query_BD, candidates_BND, 7))
+
+
+def test_beam_wide_enough_finds_the_best_ordered_pairs(selector, inputs):
+    query_BD, candidates_BND = inputs
+    beam = selector.beam(query_BD, candidates_BND, 2, 42)
+    every = torch.tensor([[[i, j] for i in range(7) for j in range(7) if i != j]] * 2)
+    logprobs_BG = selector.logprobs(query_BD, candidates_BND, every)
+    best = logprobs_BG.argsort(dim=1, descending=True)[:, :5]
+    assert torch.equal(beam.pointers_BWK[:, :5], every.gather(1, best[..., None].expand(-1, -1, 2)))
+    torch.testing.assert_close(beam.logprobs_BW.exp().sum(1), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_sampling_follows_the_policy(selector, inputs):
+    query_BD, candidates_BND = inputs
+    generator = torch.Generator().manual_seed(0)
+    draws = selector.sample(query_BD, candidates_BND, 2, 20_000, 1.0, generator)
+    assert (draws[:, :, 0] != draws[:, :, 1]).all()
+    pointer = draws[0].mode(0).values[None, None].expand(2, 1, 2)
+    expected = selector.logprobs(query_BD, candidates_BND, pointer)[0, 0].exp().item()
+    share = (draws[0] == pointer[0, 0]).all(1).double().mean().item()
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 20_000) ** 0.5)
+
+
+def test_one_candidate_left_has_probability_one(selector, inputs):
+    query_BD, candidates_BND = inputs
+    steps = selector.step_logprobs(query_BD, candidates_BND[:, :2], torch.tensor([[[0, 1]], [[1, 0]]]))
+    torch.testing.assert_close(steps[:, 0, 1].max(-1).values, torch.zeros(2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shots", [0, 8])
+def test_shots_that_the_pool_cannot_give(selector, inputs, shots):
+    with pytest.raises(ParameterError, match=f"shots={shots} with a pool of 7"):
+        selector.greedy(*inputs, shots)
+
+
+def test_pointer_outside_the_pool(selector, inputs):
+    with pytest.raises(ParameterError, match="outside the pool of 7"):
+        selector.logprobs(*inputs, torch.tensor([[[7, 0]], [[1, 2]]]))
+
+
+def test_heads_must_divide_the_hidden_size():
+    with pytest.raises(ParameterError, match="n_heads=3"):
+        PointerSelector(hidden_dim=16, n_heads=3)
