@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +130,8 @@ def in_order(values: tuple[float, ...]) -> tuple[int, ...]:
 
 def launch(command: click.Command) -> None:
     """Runs a click command; every error that a user can mend ends as one line on stderr and a non-zero exit code."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file hides the log
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")  # hints on schemas that we state ourselves
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lever_mlflow").setLevel(logging.INFO)
     try:

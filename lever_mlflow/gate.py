@@ -22,10 +22,11 @@ from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.rewards import RewardMode, rewards
 from lever_mlflow.rl_data import RLData, query_table, trial_table
 
-__all__ = ["DEFAULT_PROJECT_DIR", "SEVERITIES", "Check", "GateResult", "check"]
+__all__ = ["DEFAULT_PROJECT_DIR", "SEVERITIES", "Check", "GateResult", "check", "suite_digest"]
 
 DEFAULT_PROJECT_DIR = Path(__file__).parents[1] / "data_checks"
 SEVERITIES = ("critical", "warning", "info")
+_SUITES = ("rl_trials", "rl_queries")
 _DIGEST_CHARS = 32
 _HISTOGRAM_BINS = 20
 _PLAIN_WORDS = {
@@ -118,7 +119,7 @@ def check(
             be used; the message names the file and the expectation.
     """
     reward_max = float(rewards(np.ones(1), np.ones(1), reward_mode, gt_prob=np.ones(1))[0])
-    suites = {name: _read_suite(project_dir, name) for name in ("rl_trials", "rl_queries")}
+    suites = {name: _read_suite(project_dir, name) for name in _SUITES}
     tables = {"rl_trials": trial_table(rl_data, reward_mode), "rl_queries": query_table(rl_data, reward_mode)}
     checks: list[Check] = []
     gx_results: dict[str, Any] = {}
@@ -137,6 +138,11 @@ def check(
         histogram=_histogram(tables["rl_trials"], reward_max),
         gx_results=gx_results,
     )
+
+
+def suite_digest(project_dir: Path = DEFAULT_PROJECT_DIR) -> str:
+    """Content digest of both suites, 32 hex characters; changes with any threshold. Errors as ``check``."""
+    return _digest({name: _read_suite(project_dir, name) for name in _SUITES})
 
 
 def _read_suite(project_dir: Path, name: str) -> dict[str, Any]:

@@ -207,6 +207,8 @@ class Pipeline:
     def _log_epochs(self, step: str, epochs: Iterable[RceEpoch | GrpoEpoch], data: RLData, origin: Mapping[str, Any]) -> None:
         """Logs each epoch's metrics and checkpoint as it comes, and at the end which is which."""
         dataset = tracking.rl_dataset(data)
+        first, train_SD = data.groups[0], self.resources.features("train").fused_SD
+        rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list(first.pool[:4])].tolist()]}
         models: dict[int, str] = {}
         rewards: dict[int, float] = {}
         for epoch, metrics, selector in epochs:
@@ -221,6 +223,7 @@ class Pipeline:
                     epoch=epoch,
                     params={"epoch": epoch, "seed": self.seed, **origin},
                     tags={"checkpoint_digest": selector_digest(selector)},
+                    example=pd.DataFrame(rows),
                 )
             mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)
             rewards[epoch] = metrics["expected_reward"]

@@ -209,8 +209,10 @@ def rl_dataset(data: RLData) -> PandasDataset:
     return from_pandas(trial_table(data), source=str(data.path), name="rl_data", digest=data.digest)
 
 
-def log_checkpoint(name: str, folder: Path, *, epoch: int, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
-    """Logs a checkpoint folder as a LoggedModel of the active run and returns its model id."""
+def log_checkpoint(
+    name: str, folder: Path, *, epoch: int, params: Mapping[str, Any], tags: Mapping[str, Any], example: pd.DataFrame
+) -> str:
+    """Logs a checkpoint folder as a LoggedModel of the active run and returns its model id; ``example`` is an input row."""
     info = mlflow.pyfunc.log_model(
         name=name,
         python_model=str(Path(serving.__file__)),
@@ -219,6 +221,7 @@ def log_checkpoint(name: str, folder: Path, *, epoch: int, params: Mapping[str, 
         params={key: str(value) for key, value in params.items()},
         tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
         signature=serving.model_signature(),
+        input_example=example,
         pip_requirements=[f"{package}=={version(package)}" for package in _LOGGED_MODEL_REQUIREMENTS],
     )
     assert info.model_id is not None
