@@ -134,6 +134,7 @@ def launch(command: click.Command) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")  # hints on schemas that we state ourselves
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lever_mlflow").setLevel(logging.INFO)
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # a line for each checkpoint's input example
     try:
         command.main(standalone_mode=False)
     except click.UsageError as error:

@@ -60,10 +60,11 @@ def _encode(samples: Sequence[Sample], encoder: Path, device: str) -> tuple[np.n
     from transformers import AutoProcessor, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(encoder, use_safetensors=True, dtype=torch.float32).to(torch.device(device)).eval()
+        model: Any = CLIPModel.from_pretrained(encoder, use_safetensors=True, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(encoder)
     except (OSError, ValueError) as error:
         raise DataError(f"{encoder}: not a CLIP model folder ({str(error).splitlines()[0]})") from None
+    model = model.to(device).eval()
     max_length = model.config.text_config.max_position_embeddings
 
     def encode_images(paths: Sequence[Path]) -> Any:

@@ -42,7 +42,7 @@ class SelectorModel(PythonModel):
 
         self.selector = load_selector(context.artifacts[CHECKPOINT_ARTIFACT])
 
-    def predict(  # type: ignore[override]
+    def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Pointer and log-prob of each row.

@@ -72,12 +72,12 @@ class LocalVLM:
 
             dtype = torch.bfloat16 if self.device.startswith("cuda") else torch.float32
             try:
-                model = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, dtype=dtype, use_safetensors=True)
+                model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, dtype=dtype, use_safetensors=True)
                 # Batches are padded on the left: generation continues at the right end of each prompt.
                 processor = AutoProcessor.from_pretrained(self.folder, padding_side="left")
             except (OSError, ValueError) as error:
                 raise DataError(f"{self.folder}: not a Qwen2.5-VL model folder ({str(error).splitlines()[0]})") from None
-            self._loaded = model.to(torch.device(self.device)).eval(), processor
+            self._loaded = model.to(self.device).eval(), processor
         return self._loaded
 
     def _resized_image(self, path: Path) -> Image.Image:

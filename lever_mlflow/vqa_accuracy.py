@@ -3,9 +3,9 @@
 Normalisation and score follow the VQA evaluation code (github.com/GT-Vision-Lab/VQA, ``vqaEval.py``): its punctuation
 rules, number words, articles and contractions, and the mean over annotators of min(matches among the others / 3, 1).
 
-Departures: normalisation is always applied to prediction and answers alike, where the official code skips it when
-all annotators agree on the same string and normalises answers for punctuation only; all periods are stripped, where the official
-code stops after the first 32.
+Departures: normalisation is always applied to prediction and answers alike, where the official code skips it when all
+annotators agree on the same string and normalises answers for punctuation only; all periods are stripped, where the
+official code stops after the first 32.
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+"""The shipped tiny models: they load through the stock classes, are small, and do what the model card says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lever_mlflow.mini import CLIP_PATH, VLM_PATH
+from lever_mlflow.mini.dataset import ensure_dataset
+from lever_mlflow.mini.families import FAMILIES
+from lever_mlflow.mini.measure import Answerer, DigitItem, Pool, clip_features, draw_prompts, load_items, pool_recall
+
+_MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_dataset(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(scope="module")
+def pool(root: Path) -> Pool:
+    return Pool(load_items(root, "train"))
+
+
+@pytest.fixture(scope="module")
+def unknown(root: Path) -> list[DigitItem]:
+    """100 fixed val queries whose answer the VLM was not taught."""
+    items = [item for item in load_items(root, "val") if not item.is_known]
+    return [items[i] for i in np.random.default_rng(0).permutation(len(items))[:100]]
+
+
+@pytest.fixture(scope="module")
+def answerer() -> Answerer:
+    return Answerer()
+
+
+def exact_share(answerer: Answerer, condition: str, queries: list[DigitItem], pool: Pool) -> float:
+    answers = answerer.answer(draw_prompts(condition, queries, pool, seed=0))
+    return float(np.mean([answer == query.truth for answer, query in zip(answers, queries, strict=True)]))
+
+
+def test_the_folders_are_small_and_readable_by_all() -> None:
+    files = [*VLM_PATH.iterdir(), *CLIP_PATH.iterdir()]
+    assert sum(file.stat().st_size for file in files) < 8 * _MEGABYTE
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in files)
+
+
+def test_the_vlm_has_about_a_million_parameters(answerer: Answerer) -> None:
+    assert type(answerer.model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert 0.8e6 < sum(p.numel() for p in answerer.model.parameters()) < 1.3e6
+
+
+def test_the_tokenizer_pads_on_the_left(answerer: Answerer) -> None:
+    assert answerer.processor.tokenizer.padding_side == "left"
+
+
+def test_each_answer_and_its_end_fit_in_five_tokens(answerer: Answerer) -> None:
+    answers = {answer for family in FAMILIES for answer in family.answers.values()} | {"unknown"}
+    assert all(len(answerer.processor.tokenizer(f" {answer}<|im_end|>").input_ids) <= 5 for answer in answers)
+
+
+def test_a_matching_demonstration_is_copied(answerer: Answerer, unknown: list[DigitItem], pool: Pool) -> None:
+    assert exact_share(answerer, "1 match", unknown, pool) >= 0.95
+
+
+def test_a_match_is_found_among_near_misses(answerer: Answerer, unknown: list[DigitItem], pool: Pool) -> None:
+    assert exact_share(answerer, "match anywhere in 4, others near", unknown, pool) >= 0.90
+
+
+def test_without_a_match_an_unknown_answer_is_a_guess(answerer: Answerer, unknown: list[DigitItem], pool: Pool) -> None:
+    assert exact_share(answerer, "no demonstration", unknown, pool) <= 0.30
+
+
+def test_known_pairs_need_no_demonstration(answerer: Answerer, root: Path, pool: Pool) -> None:
+    known = [item for item in load_items(root, "val") if item.is_known][:60]
+    assert exact_share(answerer, "no demonstration", known, pool) >= 0.95
+
+
+def test_clip_features_are_informative_but_not_an_oracle(root: Path) -> None:
+    items = load_items(root, "train")[:400]
+    features = clip_features(items)
+    assert features["fused"].shape == (len(items), 512)
+    np.testing.assert_allclose(np.linalg.norm(features["fused"], axis=1), 1.0, atol=1e-5)
+    recall = pool_recall(items, features["fused"], seed=0)
+    assert recall["digit"] > 0.5
+    assert recall["family"] > 0.5

@@ -1,0 +1,107 @@
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lever_mlflow import report
+from lever_mlflow.compare import Evaluation, compare, paired_interval
+from lever_mlflow.exceptions import ParameterError
+
+
+def evaluation(beta, right, **inputs):
+    """An evaluation of 100 questions at 2 shots; its best epoch answers the first ``right`` of them."""
+    accuracy = np.array([1.0] * right + [0.0] * (100 - right))
+    records = pd.DataFrame(
+        {
+            "policy": "epoch 1",
+            "part": "report",
+            "position": range(100),
+            "question_id": range(100),
+            "shots": 2,
+            "accuracy": accuracy,
+        }
+    )
+    rows = [
+        {"policy": "zero-shot", "size": 100, "shots": 0, "accuracy": 0.25},
+        {"policy": "epoch 1", "size": 100, "shots": 2, "accuracy": right / 100},
+    ]
+    result = {
+        "kl_beta": beta,
+        "best_epoch": 1,
+        "registered": {"name": "m", "version": "7", "alias": "kl"},
+        "selection_accuracy": {"1": 0.5},
+        "settings": {"sizes": [100], "shots": [2]},
+        "training": {"kl_beta": beta, "lr": 5e-6},
+        "inputs": {"kl_beta": str(beta), "rl_data_digest": "d", "start_digest": "s", "grpo_run": f"r{beta}", **inputs},
+        "epochs": [{"epoch": 1, "train_loss": 0.5, "val_loss": 5.0, "kl": 0.01, "beta": beta}],
+        "accuracy": rows,
+    }
+    return Evaluation(f"run{beta}", result, records)
+
+
+def test_equal_runs_are_comparable_and_a_clear_difference_is_named():
+    result = compare([evaluation(0.15, 60), evaluation(0.12, 40)], seed=0)
+    assert result["comparable"]
+    (pair,) = result["pairs"]
+    assert (pair["first"], pair["second"], pair["points"], pair["differing_questions"]) == (0.12, 0.15, pytest.approx(20.0), 20)
+    # 20 of 100 questions differ, each by 100 points: standard error 100 * sqrt(0.2 * 0.8 / 100) = 4
+    assert pair["low"] == pytest.approx(20 - 1.96 * 4, abs=1.0)
+    assert pair["high"] == pytest.approx(20 + 1.96 * 4, abs=1.0)
+    assert result["verdict"] == (
+        "Betas 0.12, 0.15: comparable; 0.15 better than 0.12 at 2 shots by 20.00 points (paired, corrected for 1 comparisons)."
+    )
+
+
+def test_the_better_one_is_named_whichever_it_is():
+    assert (
+        "0.12 better than 0.15 at 2 shots by 20.00" in compare([evaluation(0.12, 60), evaluation(0.15, 40)], seed=0)["verdict"]
+    )
+
+
+def test_a_small_difference_is_no_finding():
+    verdict = compare([evaluation(0.12, 50), evaluation(0.15, 51)], seed=0)["verdict"]
+    assert verdict == "Betas 0.12, 0.15: comparable; no difference at any shot count that these 100 questions can show."
+
+
+@pytest.mark.parametrize("field", ["rl_data_digest", "start_digest"])
+def test_a_confounder_makes_runs_not_comparable(field):
+    result = compare([evaluation(0.12, 40), evaluation(0.15, 60, **{field: "other"})], seed=0)
+    assert not result["comparable"]
+    assert [item["field"] for item in result["confounders"]] == [f"inputs.{field}"]
+    assert result["verdict"] == f"Betas 0.12, 0.15 are not comparable: the runs also differ in inputs.{field}."
+    assert result["pairs"][0]["points"] == pytest.approx(20.0)  # the numbers are still there
+
+
+def test_training_settings_count_as_confounders_and_beta_does_not():
+    other = evaluation(0.15, 40)
+    other.result["training"]["lr"] = 1e-4
+    assert [item["field"] for item in compare([evaluation(0.12, 40), other], seed=0)["confounders"]] == ["training.lr"]
+
+
+def test_a_comparison_needs_two_betas():
+    for betas in ([0.12], [0.12, 0.12]):
+        with pytest.raises(ParameterError, match="two or more different betas"):
+            compare([evaluation(beta, 40) for beta in betas], seed=0)
+
+
+def test_equal_answers_have_an_interval_of_nothing():
+    assert paired_interval(np.zeros(50), 0.95, 0) == (0.0, 0.0)
+
+
+def test_report_has_every_cell_and_the_reproducing_commands():
+    comparison = compare([evaluation(0.12, 40), evaluation(0.15, 60)], seed=0)
+    page = report.markdown(copy.deepcopy(comparison))
+    assert "| epoch 1 (registered) | 2 | 60.00 |" in page
+    assert "| zero-shot | 0 | 25.00 |" in page
+    assert "| 0.15 - 0.12 | 2 | +20.00 |" in page
+    assert "No field but beta differs." in page
+    assert "mlflow run . -e compare -P kl_betas=0.12,0.15" in page
+    assert "?" not in page
+
+
+def test_summary_marks_the_registered_epochs():
+    text = report.summary(compare([evaluation(0.12, 40), evaluation(0.15, 60)], seed=0))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["zero-shot", "25.00", "-"] in lines
+    assert ["beta", "0.15", "epoch", "1", "*", "-", "60.00"] in lines

@@ -1,0 +1,95 @@
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from lever_mlflow import registry, tracking
+from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
+from lever_mlflow.exceptions import CheckpointError, MissingRunError
+from lever_mlflow.selector import PointerSelector
+
+NAME = "lever-selector-test"
+
+
+@pytest.fixture
+def log_selector(mlflow_store, tmp_path):
+    def log(seed):
+        torch.manual_seed(seed)
+        selector = PointerSelector(feature_dim=6, hidden_dim=4).eval()
+        save_selector(tmp_path / f"checkpoint-{seed}", selector, {"epoch": seed})
+        example = pd.DataFrame({"query": [[0.1] * 6], "candidates": [[[0.1] * 6, [0.2] * 6, [0.3] * 6]]})
+        with mlflow.start_run():
+            model_id = tracking.log_checkpoint(
+                f"grpo-epoch-{seed}", tmp_path / f"checkpoint-{seed}", epoch=seed, params={}, tags={}, example=example
+            )
+        return model_id, selector
+
+    return log
+
+
+def aliases():
+    return {alias: str(version) for alias, version in MlflowClient().get_registered_model(NAME).aliases.items()}
+
+
+@pytest.mark.parametrize(
+    ("beta", "alias"), [(0.12, "kl-0-12"), (0.0, "kl-0"), (1.0, "kl-1"), (1e-5, "kl-1e-05"), (1e20, "kl-1e20")]
+)
+def test_alias_of_a_beta(beta, alias):
+    assert registry.beta_alias(beta) == alias
+
+
+def test_logged_checkpoint_comes_back_and_predicts(log_selector, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    model_id, selector = log_selector(1)
+    loaded = load_selector(tracking.checkpoint_folder(f"models:/{model_id}"))
+    assert selector_digest(loaded) == selector_digest(selector)
+    generator = torch.Generator().manual_seed(0)
+    query, pool = torch.randn(2, 6, generator=generator), torch.randn(2, 5, 6, generator=generator)
+    rows = pd.DataFrame({"query": query.tolist(), "candidates": pool.tolist()})
+    result = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(rows, params={"shots": 3})
+    assert result["pointer"].tolist() == selector.greedy(query, pool, 3).tolist()
+    expected = selector.logprobs(query, pool, selector.greedy(query, pool, 3)[:, None])[:, 0]
+    assert result["logprob"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_registering_sets_alias_and_tags(log_selector):
+    model_id, selector = log_selector(1)
+    version = registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    found = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
+    assert str(found.version) == version == "1"
+    assert found.tags == {"epoch": "1", "kl_beta": "0.12", "checkpoint_digest": selector_digest(selector)}
+
+
+def test_the_same_checkpoint_adds_no_version_and_another_moves_the_alias(log_selector):
+    model_id, selector = log_selector(1)
+    registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    assert registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 2}) == "1"
+    other_id, other = log_selector(2)
+    assert registry.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2}) == "2"
+    assert aliases() == {"kl-0-12": "2"}
+
+
+def test_promotion_moves_champion_and_keeps_the_former(log_selector):
+    for seed, beta in ((1, 0.12), (2, 0.15)):
+        model_id, selector = log_selector(seed)
+        registry.register(model_id, NAME, beta, selector_digest(selector), {})
+    assert registry.promote(NAME, 0.12) == ("1", None)
+    assert registry.promote(NAME, 0.12) == ("1", None)  # nothing changes
+    assert aliases() == {"kl-0-12": "1", "kl-0-15": "2", "champion": "1"}
+    assert registry.promote(NAME, 0.15) == ("2", "1")
+    assert aliases() == {"kl-0-12": "1", "kl-0-15": "2", "champion": "2", "previous-champion": "1"}
+
+
+def test_unknown_beta_names_those_that_there_are(log_selector):
+    with pytest.raises(MissingRunError, match=f"no registered model {NAME}; run `mlflow run . -e evaluate -P kl_beta=0.2`"):
+        registry.promote(NAME, 0.2)
+    model_id, selector = log_selector(1)
+    registry.register(model_id, NAME, 0.12, selector_digest(selector), {})
+    with pytest.raises(MissingRunError, match=r"no version with alias kl-0-2 \(it has: kl-0-12\)"):
+        registry.promote(NAME, 0.2)
+
+
+def test_a_model_uri_that_leads_nowhere(mlflow_store):
+    with pytest.raises(CheckpointError, match="no such model"):
+        tracking.checkpoint_folder("models:/m-0123456789abcdef0123456789abcdef")

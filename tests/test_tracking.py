@@ -1,0 +1,90 @@
+import mlflow
+import pytest
+
+from lever_mlflow import tracking
+from lever_mlflow.exceptions import DataError, LeverError, MissingRunError
+from lever_mlflow.tracking import Step, ensure, find_run, project_run, run_here
+
+
+def step(log, *, beta=0.12, data="d1", fails=False):
+    def execute():
+        log.append(beta)
+        mlflow.log_metrics({"loss": 0.5, "kl": beta}, step=1)
+        if fails:
+            raise LeverError("broken")
+
+    return Step("grpo", f"grpo beta {beta:g}", {"kl_beta": beta, "sizes": (1, 2)}, {"rl_data_digest": data}, execute)
+
+
+def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
+    with project_run():
+        run_id = run_here(step([]))
+    data = mlflow.get_run(run_id).data
+    assert data.params == {"kl_beta": "0.12", "sizes": "1,2"}
+    assert data.tags["lever.step"] == "grpo"
+    assert data.tags["lever.rl_data_digest"] == "d1"
+    assert data.tags["mlflow.runName"] == "grpo beta 0.12"
+    assert data.tags["lib.torch"]
+    assert tracking.run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
+    assert tracking.run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
+    assert tracking.epoch_metrics(run_id) == [{"epoch": 1, "loss": 0.5, "kl": 0.12}]
+
+
+def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
+    with mlflow.start_run():
+        mlflow.log_param("kl_beta", "0.120")
+        run_id = run_here(step([]))
+    assert mlflow.get_run(run_id).data.params["kl_beta"] == "0.120"
+
+
+def test_the_same_step_is_reused_and_another_is_not(mlflow_store):
+    log = []
+    with project_run() as parent:
+        first = ensure(step(log))
+        assert ensure(step(log)) == first
+        assert ensure(step(log, beta=0.15)) != first
+        assert ensure(step(log, data="d2")) != first
+    assert log == [0.12, 0.15, 0.12]
+    assert mlflow.get_run(first).data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_a_failed_step_is_marked_and_never_reused(mlflow_store):
+    log = []
+    with pytest.raises(LeverError), project_run() as parent:
+        ensure(step(log, fails=True))
+    children = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert {run.info.status for run in children} == {"FAILED"}
+    assert len(children) == 2
+    with project_run():
+        ensure(step(log))
+    assert len(log) == 2
+    assert mlflow.get_run(parent.info.run_id).info.status == "FAILED"
+
+
+def test_newest_run_of_these_tags_is_found_in_this_experiment_only(mlflow_store):
+    with project_run():
+        older = ensure(step([]))
+        newer = ensure(step([], beta=0.15))
+        assert find_run("grpo", {"rl_data_digest": "d1"}).info.run_id == newer
+        assert find_run("grpo", {"rl_data_digest": "d1", "key": step([]).key}).info.run_id == older
+        assert find_run("rce", {"rl_data_digest": "d1"}) is None
+    mlflow.set_experiment("another")
+    with project_run():
+        assert find_run("grpo", {"rl_data_digest": "d1"}) is None
+
+
+def test_wrong_runs_and_artifacts_are_named(mlflow_store):
+    with project_run():
+        run_id = run_here(step([]))
+    with pytest.raises(MissingRunError, match=f"run {run_id} is not a rce run but 'grpo'"):
+        tracking.run_tags(run_id, "rce")
+    with pytest.raises(MissingRunError, match=r"run 0123: .*not found"):
+        tracking.run_tags("0123", "grpo")
+    with pytest.raises(DataError, match=f"run {run_id}: artifact rl_data.json cannot be read"):
+        tracking.artifact(run_id, "rl_data.json")
+
+
+def test_metrics_that_are_not_finite_are_refused():
+    assert tracking.finite({"a": 1.0}) == {"a": 1.0}
+    with pytest.raises(DataError, match="'b': nan"):
+        tracking.finite({"a": 1.0, "b": float("nan")})
