@@ -1,0 +1,234 @@
+"""The whole experiment through ``mlflow run`` on the embedded default, in a small form, and what a user does with it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+NAME = "lever-selector-mini-mini"
+SMALL = {"n_queries": 60, "sizes": "20,40", "n_selection": 20, "shots": "1,2", "rce_epochs": 2, "grpo_epochs": 2}
+CACHE = "LEVER_MLFLOW_CACHE"
+
+
+class Project:
+    """``mlflow run`` as a user types it, on a store of its own."""
+
+    def __init__(self, folder):
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "MLFLOW_TRACKING_URI": self.uri, CACHE: str(folder / "cache"), "PATH": path}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.create_experiment("small", artifact_location=(folder / "artifacts").as_uri())
+        self.client = MlflowClient(self.uri)
+
+    def run(self, entry_point, experiment="small", **parameters):
+        arguments = [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
+        command = ["mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager", "local", "--experiment-name", experiment]
+        return subprocess.run(
+            [*command, *arguments], env=self.environment, capture_output=True, text=True, timeout=280, check=False
+        )
+
+    def runs(self, experiment="small", **tags):
+        return self.client.search_runs(
+            [self.client.get_experiment_by_name(experiment).experiment_id],
+            " and ".join(f"tags.`{name.replace('_', '.', 1)}` = '{value}'" for name, value in tags.items()),
+        )
+
+    def newest(self, experiment="small"):
+        return self.runs(experiment)[0]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def experiment(project):
+    result = project.run("main", **SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def steps(project, parent_id):
+    children = project.runs(mlflow_parentRunId=parent_id)
+    return {run.info.run_name: run for run in children}
+
+
+def parent(project):
+    return next(run for run in project.runs(lever_step="main") if run.info.status == "FINISHED")
+
+
+def test_every_step_is_a_finished_child_run(project, experiment):
+    children = steps(project, parent(project).info.run_id)
+    assert sorted(children) == [
+        "compare",
+        "evaluate beta 0.12",
+        "evaluate beta 0.15",
+        "grpo beta 0.12",
+        "grpo beta 0.15",
+        "rce",
+        "rollout",
+        "validate",
+    ]
+    assert {run.info.status for run in children.values()} == {"FINISHED"}
+
+
+def test_runs_carry_the_digests_that_decide_their_result(project, experiment):
+    children = steps(project, parent(project).info.run_id)
+    data = children["rollout"].data.tags["lever.rl_data_digest"]
+    for beta in ("0.12", "0.15"):
+        tags = children[f"grpo beta {beta}"].data.tags
+        assert tags["lever.rl_data_digest"] == data
+        assert tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
+        assert tags["lever.gate"] in ("pass", "warning")
+        assert tags["lever.start"] == f"rce epoch {children['rce'].data.tags['lever.best_epoch']}"
+    (dataset,) = children["rce"].inputs.dataset_inputs
+    assert dataset.dataset.digest == data
+
+
+def test_metrics_per_epoch_under_the_predecessors_names(project, experiment):
+    run = steps(project, parent(project).info.run_id)["grpo beta 0.12"]
+    for name in ("train_loss", "val_loss", "ppo_loss", "kl", "adv_std", "adv_max", "beta", "frac_reward_zero_std"):
+        assert [metric.step for metric in project.client.get_metric_history(run.info.run_id, name)] == [1, 2], name
+    assert run.data.metrics["beta"] == 0.12
+
+
+def test_each_epoch_is_a_logged_model_with_metrics_on_its_data(project, experiment):
+    run = steps(project, parent(project).info.run_id)["grpo beta 0.15"]
+    models = project.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert sorted(model.params["epoch"] for model in models) == ["1", "2"]
+    for model in models:
+        losses = [metric for metric in model.metrics if metric.key == "val_loss"]
+        assert losses[0].dataset_digest == run.data.tags["lever.rl_data_digest"]
+
+
+def test_best_epoch_of_each_beta_is_registered(project, experiment):
+    aliases = {alias: str(v) for alias, v in project.client.get_registered_model(NAME).aliases.items()}
+    assert aliases == {"kl-0-12": "1", "kl-0-15": "2"}
+    version = project.client.get_model_version(NAME, "1")
+    run = steps(project, parent(project).info.run_id)["evaluate beta 0.12"]
+    assert version.tags["kl_beta"] == "0.12"
+    assert version.tags["epoch"] == run.data.tags["lever.best_epoch"]
+    epoch = int(version.tags["epoch"])
+    history = project.client.get_metric_history(run.info.run_id, "acc/n40/shots2")
+    accuracy = next(metric.value for metric in history if metric.step == epoch)
+    assert float(version.tags["acc_n40_shots2"]) == pytest.approx(100 * accuracy, abs=0.005)
+    assert version.tags["rl_data_digest"] == run.data.tags["lever.rl_data_digest"]
+
+
+def test_comparison_has_every_cell(project, experiment):
+    run = steps(project, parent(project).info.run_id)["compare"]
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["comparable"]
+    for evaluation in comparison["evaluations"]:
+        cells = {(row["policy"], row["size"], row["shots"]) for row in evaluation["accuracy"]}
+        policies = ["random", "fused-similarity", "start (RCE)", "epoch 1", "epoch 2"]
+        expected = {(policy, size, shots) for policy in policies for size in (20, 40) for shots in (1, 2)}
+        assert cells == expected | {("zero-shot", 20, 0), ("zero-shot", 40, 0)}
+    page = (folder / "report.md").read_text()
+    assert "?" not in page
+    assert "nan" not in page
+
+
+def test_summary_and_the_line_that_opens_the_ui(experiment, project):
+    output = experiment.stdout + experiment.stderr
+    assert "VQA accuracy in percent on 40 questions" in output
+    assert re.search(rf"mlflow ui --backend-store-uri {re.escape(project.uri)}.*/runs/{parent(project).info.run_id}", output)
+
+
+def test_a_second_run_reuses_every_step(project, experiment):
+    started = time.monotonic()
+    again = project.run("main", **SMALL)
+    seconds = time.monotonic() - started
+    assert again.returncode == 0, again.stderr
+    reused = re.findall(r"^(.+): reused from", again.stderr, flags=re.MULTILINE)
+    assert len(reused) == 8
+    assert not steps(project, project.newest().info.run_id)
+    assert seconds < 60
+
+
+def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
+    children = steps(project, parent(project).info.run_id)
+    result = project.run("grpo", kl_beta=0.5, epochs=1)
+    assert result.returncode == 0, result.stderr
+    assert f"rl_data=auto: taken from rollout (run {children['rollout'].info.run_id})" in result.stderr
+    assert f"init=auto: taken from rce (run {children['rce'].info.run_id})" in result.stderr
+    newest = project.newest()
+    assert newest.info.run_name == "grpo beta 0.5"
+    assert newest.data.tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
+
+
+def test_promotion_and_an_unknown_beta(project, experiment):
+    result = project.run("promote", kl_beta=0.12)
+    assert result.returncode == 0, result.stderr
+    assert str(project.client.get_model_version_by_alias(NAME, "champion").version) == "1"
+    unknown = project.run("promote", kl_beta=0.33)
+    assert unknown.returncode != 0
+    assert error_lines(unknown) == [
+        f"error: kl_beta=0.33: {NAME} has no version with alias kl-0-33 (it has: kl-0-12, kl-0-15); "
+        "run `mlflow run . -e evaluate -P kl_beta=0.33` first"
+    ]
+    assert project.newest().info.status == "FAILED"
+
+
+def error_lines(result):
+    assert "Traceback" not in result.stderr
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kl_beta", "abc", "error: Invalid value for '--kl_beta': 'abc' is not a number"),
+        ("kl_beta", "-1", "error: Invalid value for '--kl_beta': '-1' is not a number of at least 0"),
+        ("kl_bta", "0.12", "error: No such option '--kl_bta'. (Did you mean one of: '--kl_beta', '--rl_data'?)"),
+        ("rl_data", "/nowhere.json", "error: /nowhere.json: no such RL data file; give rl_data=FILE or run the rollout step"),
+    ],
+)
+def test_bad_parameters_end_in_one_line_and_a_failed_run(project, name, value, message):
+    result = project.run("grpo", "errors", **{name: value})
+    assert result.returncode != 0
+    assert error_lines(result) == [message]
+    assert project.newest("errors").info.status == "FAILED"
+
+
+def test_data_that_fails_the_gate_stops_training(project, tmp_path):
+    groups = {
+        str(query): {
+            "candidate_pool_ids": list(range(100, 164)),
+            "pointer_candidates": [
+                {"pointer": [i, i + 1], "pointer_global": [100 + i, 101 + i], "vqa_correct": 0, "vqa_acc_score": 0.0}
+                for i in range(10)
+            ],
+        }
+        for query in range(60)
+    }
+    (tmp_path / "bad.json").write_text(json.dumps(groups))
+    for entry_point in ("validate", "rce"):
+        result = project.run(entry_point, "gate", rl_data=tmp_path / "bad.json")
+        assert result.returncode != 0
+        (line,) = error_lines(result)
+        assert "positive_query_rate is 0" in line
+        run = project.newest("gate")
+        assert run.info.status == "FAILED"
+        assert run.data.metrics["data/positive_query_rate"] == 0.0
+        assert "train_loss" not in run.data.metrics
+
+
+@pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])
+def test_help_answers_at_once(name):
+    command = [sys.executable, "-X", "importtime", "-m", f"entrypoints.{name}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "--" in result.stdout
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "mlflow", "transformers", "great_expectations", "numpy", "pandas"}
