@@ -40,22 +40,25 @@ AUTO = "auto"
 
 
 class Positive(click.ParamType):
-    """A finite number, at least ``minimum`` (exclusive with ``strict``)."""
+    """A finite number, at least ``minimum`` (above it with ``strict``) and below ``below``."""
 
     name = "number"
 
-    def __init__(self, kind: type[int] | type[float] = float, minimum: float = 0.0, strict: bool = False) -> None:
-        self.kind, self.minimum, self.strict = kind, minimum, strict
+    def __init__(
+        self, kind: type[int] | type[float] = float, minimum: float = 0.0, *, strict: bool = False, below: float = math.inf
+    ) -> None:
+        self.kind, self.minimum, self.strict, self.below = kind, minimum, strict, below
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """``value`` as a number; fails with what it must be."""
         wanted = "a whole number" if self.kind is int else "a number"
         bound = f"{'above' if self.strict else 'of at least'} {self.minimum:g}"
+        bound += f" and below {self.below:g}" if self.below < math.inf else ""
         try:
             number = self.kind(value)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not {wanted}", param, ctx)
-        if not math.isfinite(number) or number < self.minimum or (self.strict and number == self.minimum):
+        if not self.minimum <= number < self.below or (self.strict and number == self.minimum):
             self.fail(f"{value!r} is not {wanted} {bound}", param, ctx)
         return number
 

@@ -20,7 +20,7 @@ from lever_mlflow.types import GrpoSettings
 @option("epsilon", Positive(strict=True), GrpoSettings.epsilon, "clip range of the ratio")
 @option("freeze_backbone", bool, GrpoSettings.freeze_backbone, "train attention and norms only")
 @option("grad_clip", Positive(strict=True), GrpoSettings.grad_clip, "largest norm of a gradient")
-@option("val_share", Positive(strict=True), GrpoSettings.val_share, "share of queries held out, below 1")
+@option("val_share", Positive(strict=True, below=1.0), GrpoSettings.val_share, "share of queries held out")
 def main(rl_data: str, init: str, **values: Any) -> None:
     """Train by GRPO: an MLflow run with a checkpoint per epoch."""
     from lever_mlflow.tracking import project_run, run_here

@@ -17,9 +17,9 @@ from lever_mlflow.types import RceSettings
 @option("batch_size", Positive(int, 1), RceSettings.batch_size, "queries per step")
 @option("temperature_start", Positive(strict=True), RceSettings.temperature_start, "reward temperature at the first step")
 @option("temperature_end", Positive(strict=True), RceSettings.temperature_end, "reward temperature at the last step")
-@option("dropout", Positive(), RceSettings.dropout, "of the training forward pass, below 1")
+@option("dropout", Positive(below=1.0), RceSettings.dropout, "of the training forward pass")
 @option("grad_clip", Positive(strict=True), RceSettings.grad_clip, "largest norm of a gradient")
-@option("val_share", Positive(strict=True), RceSettings.val_share, "share of queries held out, below 1")
+@option("val_share", Positive(strict=True, below=1.0), RceSettings.val_share, "share of queries held out")
 def main(rl_data: str, **values: Any) -> None:
     """Train by RCE: an MLflow run with a checkpoint per epoch."""
     from lever_mlflow.tracking import project_run, run_here

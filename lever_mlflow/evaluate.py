@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.pools import top_k
+from lever_mlflow.pools import check_pool_size, top_k
 from lever_mlflow.prompt import clean_generation
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import EvalSettings, Prompt, Sample
@@ -50,8 +50,10 @@ def split_questions(val: Sequence[Sample], settings: EvalSettings, seed: int) ->
     """The report and selection questions of the evaluation split.
 
     Raises:
-        ParameterError: the split has fewer questions than the largest size and the selection need together.
+        ParameterError: the split has fewer questions than the largest size and the selection need together, or the
+            pool is not larger than the shots.
     """
+    check_pool_size(settings.pool_size, max(settings.shots))
     largest = max(settings.sizes)
     if largest + settings.n_selection > len(val):
         raise ParameterError(

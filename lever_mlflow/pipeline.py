@@ -47,7 +47,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutS
 __all__ = ["AUTO", "START_POLICY", "Pipeline"]
 
 AUTO, RANDOM_INIT = "auto", "random"
-START_POLICY = "start (RCE)"
+START_POLICY = "start"
 RL_DATA_FILE = "rl_data.json"
 RECORDS_FILE, RESULT_FILE, COMPARISON_FILE = "records.parquet", "evaluation.json", "comparison.json"
 
@@ -191,7 +191,7 @@ class Pipeline:
             "kl_beta": settings.kl_beta,
             "start_digest": selector_digest(selector),
             "start": f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(start).name,
-            "start_uri": start,
+            "start_uri": start if ":/" in start else str(Path(start).resolve()),
         }
         execute = partial(self._grpo, data, selector, settings)
         return Step("grpo", f"grpo beta {settings.kl_beta:g}", settings_, inputs, execute)
@@ -316,7 +316,7 @@ class Pipeline:
         self, table: Any, epochs: Mapping[int, str], models: Mapping[int, str], selection: Mapping[int, float]
     ) -> None:
         """Epochs as metrics ``acc/n{size}/shots{k}`` with the epoch as step, everything else as ``baseline/{policy}/...``."""
-        slugs = {ZERO_SHOT: "zero_shot", RANDOM: "random", SIMILARITY: "fused_similarity", START_POLICY: "rce"}
+        slugs = {ZERO_SHOT: "zero_shot", RANDOM: "random", SIMILARITY: "fused_similarity", START_POLICY: "start"}
         metrics: dict[str, dict[str, float]] = {}
         for row in table.to_dict("records"):
             metrics.setdefault(row["policy"], {})[f"n{row['size']}/shots{row['shots']}"] = row["accuracy"]

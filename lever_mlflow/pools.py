@@ -9,7 +9,17 @@ import numpy as np
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.types import Sample
 
-__all__ = ["random_pool", "top_k"]
+__all__ = ["check_pool_size", "random_pool", "top_k"]
+
+
+def check_pool_size(pool_size: int, shots: int) -> None:
+    """A pool leaves something to choose only when it is larger than the shots.
+
+    Raises:
+        ParameterError: it is not.
+    """
+    if pool_size <= shots:
+        raise ParameterError(f"pool_size={pool_size} with {shots} shots; the pool must be larger than the shots")
 
 
 def random_pool(train: Sequence[Sample], query: Sample, size: int, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ def summary(comparison: Mapping[str, Any]) -> str:
     rows = [["", *(f"{k} shots" for k in shots)]]
     for policy in dict.fromkeys(row["policy"] for row in first["accuracy"]):
         if policy not in epochs:
-            rows.append([policy, *_cells(first, policy, size, shots)])
+            rows.append([_label(first, policy), *_cells(first, policy, size, shots)])
     for evaluation in comparison["evaluations"]:
         for metrics in evaluation["epochs"]:
             policy = f"epoch {metrics['epoch']}"
@@ -52,6 +52,11 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     commands = [f"mlflow run . -e grpo -P kl_beta={item['kl_beta']:g}" for item in evaluations]
     reproduce = "\n".join([*commands, f"mlflow run . -e compare -P kl_betas={betas.replace(' ', '')}"])
     return "\n\n".join([*parts, "## How to reproduce", f"```\n{reproduce}\n```"]) + "\n"
+
+
+def _label(evaluation: Mapping[str, Any], policy: str) -> str:
+    """A policy's name; the start checkpoint's says which one it is."""
+    return f"start ({evaluation['inputs']['start']})" if policy == "start" else policy
 
 
 def _cells(evaluation: Mapping[str, Any], policy: str, size: int, shots: Sequence[int]) -> list[str]:
@@ -94,7 +99,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
             cells = [_cells(evaluation, policy, size, [k])[0] for size in sizes]
             if cells[0] != "-":
                 best = " (registered)" if policy == f"epoch {evaluation['best_epoch']}" else ""
-                rows.append([f"{policy}{best}", k, *cells])
+                rows.append([f"{_label(evaluation, policy)}{best}", k, *cells])
     return f"### beta {evaluation['kl_beta']:g}\n\n{_table(head, rows)}"
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.features import FeatureTable
-from lever_mlflow.pools import random_pool, top_k
+from lever_mlflow.pools import check_pool_size, random_pool, top_k
 from lever_mlflow.prompt import clean_generation
 from lever_mlflow.rl_data import Group, Trial
 from lever_mlflow.selector import PointerSelector
@@ -63,10 +63,7 @@ def rollout(
     Raises:
         ParameterError: a pool smaller than the shots, or fewer training items than the pool needs.
     """
-    if settings.pool_size <= settings.shots:
-        raise ParameterError(
-            f"pool_size={settings.pool_size} with shots={settings.shots}; the pool must be larger than the shots"
-        )
+    check_pool_size(settings.pool_size, settings.shots)
     pools = [random_pool(train, query, settings.pool_size, seed) for query in queries]
     proposals = [_propose(query, pool, features, selector, settings, seed) for query, pool in zip(queries, pools, strict=True)]
     prompts = [

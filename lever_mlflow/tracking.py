@@ -26,7 +26,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow import __version__, serving
-from lever_mlflow.exceptions import CheckpointError, DataError, MissingRunError
+from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, MissingRunError
 from lever_mlflow.rl_data import RLData, trial_table
 
 __all__ = [
@@ -88,9 +88,16 @@ class Step:
 
 @contextmanager
 def project_run() -> Iterator[Run]:
-    """The run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it."""
-    with mlflow.start_run() as active:
-        yield active
+    """The run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it.
+
+    Raises:
+        LeverError: MLflow refused something or its store cannot be reached.
+    """
+    try:
+        with mlflow.start_run() as active:
+            yield active
+    except MlflowException as error:
+        raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {_first_line(error)}") from error
 
 
 def run_here(step: Step) -> str:
