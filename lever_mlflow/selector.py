@@ -147,8 +147,8 @@ class PointerSelector(nn.Module):
         _check_shots(shots, logits_BN, None)
         probs_BN = (logits_BN / temperature).softmax(-1)
         # multinomial without replacement draws in order from the renormalised rest: the policy's own shot-by-shot law
-        draws = [torch.multinomial(probs_BN, shots, replacement=False, generator=generator) for _ in range(count)]
-        return torch.stack(draws, dim=1)
+        repeated = probs_BN.repeat_interleave(count, dim=0)
+        return torch.multinomial(repeated, shots, generator=generator).unflatten(0, (len(probs_BN), count))
 
     @torch.no_grad()
     def beam(self, query_BD: Tensor, candidates_BND: Tensor, shots: int, width: int) -> BeamOutput:

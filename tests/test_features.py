@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, CLIPModel
+
+from lever_mlflow import features, mini
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.features import sample_features
+from lever_mlflow.okvqa import load_split
+
+
+@pytest.fixture
+def train(okvqa_root):
+    return load_split(okvqa_root, "train")
+
+
+def test_features_agree_with_the_stock_model(train, tmp_path):
+    table = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
+    model, processor = (
+        CLIPModel.from_pretrained(mini.CLIP_PATH, dtype=torch.float32),
+        AutoProcessor.from_pretrained(mini.CLIP_PATH),
+    )
+    sample = train[5]
+    inputs = processor(text=[sample.question], images=[Image.open(sample.image_path)], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    image, text = output.image_embeds[0].numpy(), output.text_embeds[0].numpy()  # L2-normalised by the model
+    np.testing.assert_allclose(table.image_SD[5], image, atol=1e-5)
+    np.testing.assert_allclose(table.text_SD[5], text, atol=1e-5)
+    np.testing.assert_allclose(table.fused_SD[5], (image + text) / np.linalg.norm(image + text), atol=1e-5)
+    assert table.fused_SD.shape == (20, 512)
+
+
+def test_features_are_computed_once_per_content(train, tmp_path, monkeypatch):
+    first = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
+    monkeypatch.setattr(features, "_encode", None)  # a second computation would fail
+    again = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
+    assert again.digest == first.digest
+    np.testing.assert_array_equal(again.fused_SD, first.fused_SD)
+    with pytest.raises(TypeError):
+        sample_features(train, mini.CLIP_PATH, "other encoder", tmp_path)
+    Image.new("RGB", (56, 56)).save(train[0].image_path)  # another image under the same name
+    features.image_digest.cache_clear()
+    with pytest.raises(TypeError):
+        sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
+
+
+def test_an_image_that_does_not_decode_is_named(train, tmp_path):
+    train[4].image_path.write_bytes(train[4].image_path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"COCO_train2014_000000000003.jpg: does not decode as an image"):
+        sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
+
+
+def test_a_folder_that_is_no_clip_model(train, tmp_path):
+    with pytest.raises(DataError, match="not a CLIP model folder"):
+        sample_features(train, tmp_path, "encoder", tmp_path)
