@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/installed
 # Parameters of the demo's main job, such as ARGS="-P kl_betas=0.05,0.12,0.5"
 ARGS ?=
 
+# Nothing here reports to third parties.
+export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo test lint ui clean

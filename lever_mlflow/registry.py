@@ -19,7 +19,7 @@ CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 
 def beta_alias(kl_beta: float) -> str:
     """Alias of a beta's best version: ``kl-0-12`` for 0.12, since MLflow allows no dots in aliases."""
-    return f"kl-{kl_beta:g}".replace(".", "-").replace("+", "")
+    return f"kl-{kl_beta:.12g}".replace(".", "-").replace("+", "")
 
 
 def register(model_id: str, name: str, kl_beta: float, checkpoint_digest: str, tags: Mapping[str, Any]) -> str:

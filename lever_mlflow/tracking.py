@@ -274,7 +274,7 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def _plain(value: Any) -> str:
     """A setting as text: numbers in their shortest form, lists with commas."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.12g}"
     return ",".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     },
     {"rollout", "gate", "gate_report", "train_rce", "train_grpo", "evaluate", "resources"},
     {"compare", "report", "tracking", "registry", "serving"},
-    {"pipeline"},
+    {"steps", "pipeline"},
 ]  # fmt: skip
 STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}
 ONLY_IN = {

@@ -47,6 +47,11 @@ def test_rce_equal_rewards_weigh_all_trials_equally():
     assert result.loss.item() == pytest.approx(2.0, abs=1e-6)
 
 
+def test_rce_rounding_errors_are_no_spread():
+    weights = rce_loss(LOGPROBS, torch.tensor([[1.0, 1.0000001, 0.9999999]]), 0.5).weights_BG
+    np.testing.assert_allclose(weights, [[1 / 3] * 3], atol=1e-6)
+
+
 def test_rce_gradient_pulls_towards_the_better_trial():
     logprobs = LOGPROBS.clone().requires_grad_()
     rce_loss(logprobs, REWARDS, 1.0).loss.backward()

@@ -94,6 +94,7 @@ def test_beam_wide_enough_finds_the_best_ordered_pairs(selector, inputs):
     best = logprobs_BG.argsort(dim=1, descending=True)[:, :5]
     assert torch.equal(beam.pointers_BWK[:, :5], every.gather(1, best[..., None].expand(-1, -1, 2)))
     torch.testing.assert_close(beam.logprobs_BW.exp().sum(1), torch.ones(2), atol=1e-5, rtol=0)
+    assert selector.beam(query_BD, candidates_BND, 2, 100).pointers_BWK.shape == (2, 42, 2)  # no position twice
 
 
 def test_sampling_follows_the_policy(selector, inputs):
