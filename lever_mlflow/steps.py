@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 
 from lever_mlflow import compare, gate, gate_report, registry, report, tracking
@@ -186,7 +187,7 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
     answer = partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
     evaluated = []
     for part, samples in questions._asdict().items():
-        picks = _picks(context, samples, {START_POLICY: start, **selectors}, settings)
+        picks = _picks(context, samples, {START_POLICY: start, **selectors}, settings, baselines=part == "report")
         evaluated.append(evaluate(samples, part, picks, settings.shots, context.resources.train, answer))
     records = pd.concat(evaluated, ignore_index=True)
     best, selection = choose_epoch(records, epochs)
@@ -222,17 +223,25 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
 
 
 def _picks(
-    context: Context, samples: Sequence[Sample], policies: Mapping[str, PointerSelector], settings: EvalSettings
-) -> dict[str, Any]:
-    """Train indices that each baseline and policy picks for each question."""
+    context: Context,
+    samples: Sequence[Sample],
+    policies: Mapping[str, PointerSelector],
+    settings: EvalSettings,
+    *,
+    baselines: bool,
+) -> dict[str, np.ndarray]:
+    """Train indices that each policy, and each baseline if wanted, picks for each question."""
     shots, train_SD = max(settings.shots), context.resources.features("train").fused_SD
     queries_QD = context.resources.features("val").fused_SD[[sample.index for sample in samples]]
     pools_QN = context.resources.pools(samples, settings.pool_size, context.seed)
+    picks = {name: greedy_picks(policy, queries_QD, pools_QN, train_SD, shots) for name, policy in policies.items()}
+    if not baselines:
+        return picks
     return {
         ZERO_SHOT: pools_QN[:, :0],
         RANDOM: random_picks(samples, pools_QN, shots, context.seed),
         SIMILARITY: similarity_picks(queries_QD, pools_QN, train_SD, shots),
-        **{name: greedy_picks(policy, queries_QD, pools_QN, train_SD, shots) for name, policy in policies.items()},
+        **picks,
     }
 
 
