@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -64,8 +65,14 @@ class Pool:
         self.items = items
 
     def draw(self, rng: np.random.Generator, query: DigitItem, kind: str, count: int) -> list[Sample]:
-        """``count`` samples of kind "random", "match", "family" (other digit), "digit" (other family) or "near" (either)."""
+        """``count`` samples of kind "random", "match", "family" (other digit), "digit" (other family) or "near" (either).
+
+        Raises:
+            LookupError: the pool holds none; only the number words ask about a 0.
+        """
         rows = self._rows(kind, query.family.name, query.digit)
+        if count and not rows:
+            raise LookupError(f"no demonstration of kind {kind!r} for {query}")
         return [self.items[i].sample for i in rng.choice(rows, size=count, replace=len(rows) < count)]
 
     @cache  # noqa: B019 - a pool lives as long as the measurement
@@ -126,10 +133,15 @@ CONDITIONS: dict[str, Build] = {
 }
 
 
-def draw_prompts(condition: str, queries: Iterable[DigitItem], pool: Pool, seed: int) -> list[Prompt]:
-    """A prompt for each query, seeded."""
+def draw_prompts(condition: str, queries: Iterable[DigitItem], pool: Pool, seed: int) -> tuple[list[DigitItem], list[Prompt]]:
+    """The queries for which the pool holds the demonstrations that the condition asks for, and their prompts; seeded."""
     rng = np.random.default_rng(seed)
-    return [CONDITIONS[condition](rng, pool, query) for query in queries]
+    kept, prompts = [], []
+    for query in queries:
+        with suppress(LookupError):
+            prompts.append(CONDITIONS[condition](rng, pool, query))
+            kept.append(query)
+    return kept, prompts
 
 
 class Answerer:
@@ -208,20 +220,19 @@ def pool_recall(items: Sequence[DigitItem], features_ND: np.ndarray, seed: int, 
 def _vlm_table(folder: Path, train: Sequence[DigitItem], val: Sequence[DigitItem], limit: int, seed: int) -> None:
     answerer, pool = Answerer(folder), Pool(train)
     rows = np.sort(np.random.default_rng(seed).permutation(len(val))[:limit])
-    queries = [val[i] for i in rows]
-    known_N = np.array([query.is_known for query in queries])
-    click.echo(f"{len(queries)} queries: {known_N.sum()} of known pairs, {(~known_N).sum()} of unknown pairs\n")
-    click.echo("| prompt | VQA accuracy | exact | exact, known pairs | exact, unknown pairs | copies the first answer |")
-    click.echo("|---|---|---|---|---|---|")
+    click.echo("| prompt | n | VQA accuracy | exact | exact, known | exact, unknown | copies the first answer |")
+    click.echo("|---|---|---|---|---|---|---|")
     for condition in CONDITIONS:
-        prompts = draw_prompts(condition, queries, pool, seed)
+        queries, prompts = draw_prompts(condition, [val[i] for i in rows], pool, seed)
         answers = answerer.answer(prompts)
         accuracy = np.mean([vqa_accuracy(a, query.sample.answers) for a, query in zip(answers, queries, strict=True)])
         exact_N = np.array([a == query.truth for a, query in zip(answers, queries, strict=True)])
+        known_N = np.array([query.is_known for query in queries])
         copied = [a == p.demonstrations[0].answer for a, p in zip(answers, prompts, strict=True) if p.demonstrations]
         figures = [accuracy, exact_N.mean(), exact_N[known_N].mean(), exact_N[~known_N].mean()]
         cells = [f"{figure:.3f}" for figure in figures] + [f"{np.mean(copied):.3f}" if copied else ""]
-        click.echo(f"| {condition} | {' | '.join(cells)} |")
+        n = f"{len(queries)} ({(~known_N).sum()} unknown)"
+        click.echo(f"| {condition} | {n} | {' | '.join(cells)} |")
 
 
 def _clip_table(folder: Path, items: Sequence[DigitItem], seed: int) -> None:
