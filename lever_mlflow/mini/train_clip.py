@@ -151,13 +151,18 @@ def _train_tokenizer() -> CLIPTokenizer:
     tokenizer.normalizer, tokenizer.pre_tokenizer = base.normalizer, base.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY_SIZE, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=_VOCABULARY_SIZE,
+        initial_alphabet=alphabet,
+        # Each byte also as the end of a word: untrained text is then still encoded. Named here in a fixed order, because
+        # the trainer numbers ends of words by chance, and numbers decide between merges of equal frequency.
+        special_tokens=[f"{byte}</w>" for byte in alphabet],
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
     learned = json.loads(tokenizer.to_str())["model"]
-    # Every byte must also exist as the end of a word; text that was not trained on is then still encoded.
-    words = [*learned["vocab"], *(f"{byte}</w>" for byte in alphabet)]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*words, "<|startoftext|>", "<|endoftext|>"]))}
+    tags = {tag: len(learned["vocab"]) + i for i, tag in enumerate(("<|startoftext|>", "<|endoftext|>"))}
+    vocabulary = learned["vocab"] | tags
     merges: Any = [(left, right) for left, right in learned["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 

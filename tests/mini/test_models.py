@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lever_mlflow.mini import CLIP_PATH, VLM_PATH
 from lever_mlflow.mini.dataset import ensure_dataset
@@ -13,6 +15,15 @@ from lever_mlflow.mini.families import FAMILIES
 from lever_mlflow.mini.measure import Answerer, DigitItem, Pool, clip_features, draw_prompts, load_items, pool_recall
 
 _MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that a second thread only waits, for long when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +49,9 @@ def answerer() -> Answerer:
 
 
 def exact_share(answerer: Answerer, condition: str, queries: list[DigitItem], pool: Pool) -> float:
-    answers = answerer.answer(draw_prompts(condition, queries, pool, seed=0))
-    return float(np.mean([answer == query.truth for answer, query in zip(answers, queries, strict=True)]))
+    kept, prompts = draw_prompts(condition, queries, pool, seed=0)
+    assert len(kept) >= 0.9 * len(queries)
+    return float(np.mean([a == query.truth for a, query in zip(answerer.answer(prompts), kept, strict=True)]))
 
 
 def test_the_folders_are_small_and_readable_by_all() -> None:
