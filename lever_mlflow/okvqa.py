@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.json_files import read_object
 from lever_mlflow.types import Sample
 
 __all__ = ["ANSWERS_PER_QUESTION", "load_split"]
@@ -48,18 +48,9 @@ def load_split(root: str | Path, split: Literal["train", "val"]) -> list[Sample]
 
 
 def _items(path: Path, key: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; download the official OK-VQA files into {path.parent}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-            "it may be truncated: download it again"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    items = content.get(key) if isinstance(content, dict) else None
+    missing = f"download the official OK-VQA files into {path.parent}"
+    content = read_object(path, missing=missing, damaged="download it again")
+    items = content.get(key)
     if not isinstance(items, list) or not items:
         raise DataError(f"{path}: no list {key!r} with entries in it; is it the official file?")
     seen: set[int] = set()

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.json_files import read_object
 from lever_mlflow.rewards import RewardMode, rewards
 
 __all__ = ["Group", "RLData", "Trial", "load_rl_data", "query_table", "save_rl_data", "trial_table"]
@@ -105,7 +106,9 @@ def load_rl_data(path: str | Path, *, use_fallback: bool = False) -> RLData:
         DataError: the file is missing, truncated or not in one of the three vintages; the message names the place.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_object(
+        path, missing="give rl_data=FILE or run the rollout step", damaged="copy it again or run the rollout step"
+    )
     meta = content.pop("_meta", {})
     if not isinstance(meta, dict):
         raise DataError(f"{path}: _meta holds a JSON {type(meta).__name__}, expected an object; mend or remove it")
@@ -188,38 +191,6 @@ def query_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFra
             }
         )
     return pd.DataFrame(rows)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    def refuse_constant(name: str) -> None:
-        raise DataError(f"{path}: holds {name}, which is not a JSON number; write the RL data again without it")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise DataError(f"{path}: key {key!r} occurs twice in one object; remove one of them")
-        return result
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file, parse_constant=refuse_constant, object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such RL data file; give rl_data=FILE or run the rollout step") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as RL data: {error}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-            "the file may be truncated: copy it again or run the rollout step"
-        ) from None
-    except ValueError:  # Python reads no whole number of more than 4,300 digits
-        raise DataError(f"{path}: holds a number of thousands of digits; write the RL data again without it") from None
-    except RecursionError:
-        raise DataError(f"{path}: nested too deeply for RL data") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}, expected an object of queries")
-    return content
 
 
 def _vintage(path: Path, content: Mapping[str, Any]) -> str:

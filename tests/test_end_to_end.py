@@ -193,7 +193,7 @@ def error_lines(result):
         ("kl_beta", "abc", "error: Invalid value for '--kl_beta': 'abc' is not a number"),
         ("kl_beta", "-1", "error: Invalid value for '--kl_beta': '-1' is not a number of at least 0"),
         ("kl_bta", "0.12", "error: No such option '--kl_bta'. (Did you mean one of: '--kl_beta', '--rl_data'?)"),
-        ("rl_data", "/nowhere.json", "error: /nowhere.json: no such RL data file; give rl_data=FILE or run the rollout step"),
+        ("rl_data", "/nowhere.json", "error: /nowhere.json: no such file; give rl_data=FILE or run the rollout step"),
     ],
 )
 def test_bad_parameters_end_in_one_line_and_a_failed_run(project, name, value, message):

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "lever_mlflow"
 LAYERS = [
     {"exceptions", "types", "prompt", "vqa_accuracy", "rewards", "objectives"},
     {
-        "images", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector", "group_batches", "validation",
+        "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
+        "group_batches", "validation",
         "vlm", "answer_cache", "checkpoint",
     },
     {"rollout", "gate", "gate_report", "train_rce", "train_grpo", "evaluate", "resources"},

@@ -66,7 +66,7 @@ def test_missing_file_folder_and_image(okvqa_root):
     with pytest.raises(DataError, match=r"000000000003.jpg: image of question_id 30 is missing"):
         load_split(okvqa_root, "train")
     (okvqa_root / ANNOTATIONS).unlink()
-    with pytest.raises(DataError, match=f"{ANNOTATIONS}: missing; download"):
+    with pytest.raises(DataError, match=f"{ANNOTATIONS}: no such file; download"):
         load_split(okvqa_root, "train")
     with pytest.raises(DataError, match="no such data set folder"):
         load_split(okvqa_root / "absent", "train")

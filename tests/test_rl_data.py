@@ -144,8 +144,8 @@ def test_a_failed_save_keeps_the_former_file_and_leaves_nothing_else(tmp_path):
     ("text", "message"),
     [
         ("", "not valid JSON at line 1, column 1 "),
-        (json.dumps(NEWEST)[:-9], "not valid JSON at line 1, column .*the file may be truncated"),
-        ("[1]", "holds a JSON list, expected an object of queries"),
+        (json.dumps(NEWEST)[:-9], "not valid JSON at line 1, column .*it may be truncated"),
+        ("[1]", "holds a JSON list, expected an object; copy it again"),
         ("{}", "no queries; run the rollout step"),
         ('{"_meta": {}}', "no queries; run the rollout step"),
         ('{"_meta": [1], "1": {}}', "_meta holds a JSON list, expected an object"),
@@ -164,7 +164,7 @@ def test_files_that_are_no_rl_data_are_refused(load, tmp_path, text, message):
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no such RL data file; give rl_data=FILE"):
+    with pytest.raises(DataError, match="no such file; give rl_data=FILE"):
         load_rl_data(tmp_path / "none.json")
     with pytest.raises(DataError, match="cannot be read as RL data"):
         load_rl_data(tmp_path)
