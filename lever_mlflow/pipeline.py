@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ class Pipeline:
         """Records trials of a starting policy: ``init`` is ``random`` (an untrained selector) or a checkpoint."""
         selector = self._initial_selector(init)
         inputs = {**self.context.identity(), "start_digest": selector_digest(selector)}
-        return Step(
+        return self._step(
             "rollout", "rollout", asdict(settings), inputs, partial(steps.record_trials, self.context, settings, selector)
         )
 
@@ -77,7 +77,7 @@ class Pipeline:
     def validate(self, data: RLData) -> Step:
         """Checks RL data with the Great Expectations suites; a failed critical expectation fails the run."""
         inputs = {"rl_data_digest": data.digest, "suite_digest": gate.suite_digest()}
-        return Step(
+        return self._step(
             "validate",
             "validate",
             {"reward_mode": self.context.reward_mode},
@@ -89,7 +89,7 @@ class Pipeline:
 
     def rce(self, data: RLData, settings: RceSettings) -> Step:
         """Trains a new selector by reward-weighted cross-entropy."""
-        return Step(
+        return self._step(
             "rce",
             "rce",
             asdict(settings),
@@ -125,7 +125,7 @@ class Pipeline:
             "start_uri": start if ":/" in start else str(Path(start).resolve()),
         }
         execute = partial(steps.train_by_grpo, self.context, data, selector, settings)
-        return Step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
+        return self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
 
     # evaluate
 
@@ -148,10 +148,10 @@ class Pipeline:
         inputs = {**self.context.identity(), **{name: tags[name] for name in names if name in tags}, "grpo_run": grpo_run}
         kl_beta = float(inputs["kl_beta"])
         execute = partial(steps.evaluate_epochs, self.context, grpo_run, kl_beta, settings, inputs)
-        return Step(
+        return self._step(
             "evaluate",
             f"evaluate beta {kl_beta:g}",
-            {**asdict(settings), "model_name": self.context.registered_name},
+            {**asdict(settings), "model_name": self.context.registered_name, "kl_beta": kl_beta},
             inputs,
             execute,
         )
@@ -171,7 +171,7 @@ class Pipeline:
     def compare(self, evaluations: Sequence[str]) -> Step:
         """Compares evaluated betas: a Markdown report and ``comparison.json``."""
         execute = partial(steps.compare_betas, self.context, evaluations)
-        return Step("compare", "compare", {}, {**self.context.identity(), "evaluations": ",".join(evaluations)}, execute)
+        return self._step("compare", "compare", {}, {**self.context.identity(), "evaluations": ",".join(evaluations)}, execute)
 
     # the whole experiment
 
@@ -199,7 +199,7 @@ class Pipeline:
             mlflow.set_tag("mlflow.note.content", comparison["verdict"])
             log.info("\n%s\n\nLook at it with:\n  %s", report.summary(comparison), tracking.ui_command())
 
-        return Step("main", "experiment", {"kl_betas": tuple(kl_betas)}, self.context.identity(), execute)
+        return self._step("main", "experiment", {"kl_betas": tuple(kl_betas)}, self.context.identity(), execute)
 
     # promote
 
@@ -207,6 +207,12 @@ class Pipeline:
         """Makes the version behind a beta's alias the champion."""
         settings = {"model_name": self.context.registered_name, "kl_beta": kl_beta}
         return Step("promote", f"promote beta {kl_beta:g}", settings, {}, partial(steps.promote_beta, self.context, kl_beta))
+
+    def _step(
+        self, step: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], execute: Callable[[], None]
+    ) -> Step:
+        labels = {name: getattr(self.resources, name) for name in ("dataset", "vlm", "encoder")}
+        return Step(step, name, settings, inputs, execute, {**labels, "seed": self.context.seed})
 
     def _common(self) -> dict[str, Any]:
         """What runs must share so that ``auto`` may find one for the other."""

@@ -13,7 +13,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Step:
         settings: what the user can choose; logged as parameters.
         inputs: digests and origins of all that it works on; logged as tags ``lever.<name>``, by which it is found again.
         execute: does the work inside the active run.
+        labels: the names by which the user gave the inputs; logged as parameters, but not part of the key.
     """
 
     step: str
@@ -78,6 +79,7 @@ class Step:
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
     execute: Callable[[], None]
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -108,7 +110,8 @@ def run_here(step: Step) -> str:
     active = mlflow.active_run()
     assert active is not None, "run_here needs an active run"
     known = mlflow.get_run(active.info.run_id).data.params
-    mlflow.log_params({name: _plain(value) for name, value in step.settings.items() if name not in known})
+    parameters = {**step.labels, **step.settings}
+    mlflow.log_params({name: _plain(value) for name, value in parameters.items() if name not in known})
     mlflow.set_tags(
         {
             **{f"{TAG}{name}": _plain(value) for name, value in step.inputs.items()},

@@ -119,6 +119,8 @@ def test_best_epoch_of_each_beta_is_registered(project, experiment):
     run = steps(project, parent(project).info.run_id)["evaluate beta 0.12"]
     assert version.tags["kl_beta"] == "0.12"
     assert version.tags["epoch"] == run.data.tags["lever.best_epoch"]
+    assert run.data.params["kl_beta"] == "0.12"
+    assert run.data.params["dataset"] == "mini"
     epoch = int(version.tags["epoch"])
     history = project.client.get_metric_history(run.info.run_id, "acc/n40/shots2")
     accuracy = next(metric.value for metric in history if metric.step == epoch)

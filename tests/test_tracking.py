@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import mlflow
 import pytest
 
@@ -28,6 +30,15 @@ def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
     assert tracking.run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
     assert tracking.run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
     assert tracking.epoch_metrics(run_id) == [{"epoch": 1, "loss": 0.5, "kl": 0.12}]
+
+
+def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
+    labelled = replace(step([]), labels={"dataset": "/data/okvqa"})
+    assert labelled.key == step([]).key
+    with project_run():
+        run_id = run_here(labelled)
+    assert mlflow.get_run(run_id).data.params["dataset"] == "/data/okvqa"
+    assert "dataset" not in tracking.run_settings(run_id)
 
 
 def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
