@@ -128,7 +128,7 @@ def check(
         gx_results[name] = _validate(name, expectations, tables[name])
         checks += _checks(name, expectations, gx_results[name])
     return GateResult(
-        source=str(rl_data.path),
+        source=rl_data.source,
         vintage=rl_data.vintage,
         digest=rl_data.digest,
         reward_mode=reward_mode,

@@ -58,7 +58,7 @@ class Pipeline:
         """RL data by file, ``runs:/`` URI, or ``auto``: of the newest finished rollout of the same resources and seed."""
         if reference.startswith("runs:/"):
             run_id, _, path = reference.removeprefix("runs:/").partition("/")
-            return load_rl_data(tracking.artifact(run_id, path or steps.RL_DATA_FILE))
+            return self.rl_data_of(run_id, path or steps.RL_DATA_FILE)
         if reference != AUTO:
             return load_rl_data(reference)
         run = tracking.find_run("rollout", self.context.identity())
@@ -68,9 +68,9 @@ class Pipeline:
         log.info("rl_data=auto: taken from %s", tracking.describe(run))
         return self.rl_data_of(run.info.run_id)
 
-    def rl_data_of(self, run_id: str) -> RLData:
+    def rl_data_of(self, run_id: str, path: str = steps.RL_DATA_FILE) -> RLData:
         """RL data that a rollout run logged."""
-        return load_rl_data(tracking.artifact(run_id, steps.RL_DATA_FILE))
+        return load_rl_data(tracking.artifact(run_id, path), source=f"runs:/{run_id}/{path}")
 
     # validate
 

@@ -86,7 +86,7 @@ class RLData:
         vintage: ``pools``, ``pointers`` or ``pointer_pos`` (module docstring).
         dropped: reason -> number of trials not used (``eval_failed``, ``error``, ``fallback``).
         meta: the file's ``_meta``.
-        path: where it was read from.
+        source: the file or ``runs:/`` URI that it was read from, as a user can give it again.
     """
 
     groups: tuple[Group, ...]
@@ -94,13 +94,14 @@ class RLData:
     vintage: str
     dropped: Mapping[str, int]
     meta: Mapping[str, Any]
-    path: Path
+    source: str
 
 
-def load_rl_data(path: str | Path, *, use_fallback: bool = False) -> RLData:
+def load_rl_data(path: str | Path, *, use_fallback: bool = False, source: str | None = None) -> RLData:
     """Reads one RL data file.
 
     Trials with ``eval_failed``, mode ``error`` or, unless ``use_fallback``, mode ``fallback`` are left out and counted.
+    ``source`` names the data where ``path`` is only a local copy of it.
 
     Raises:
         DataError: the file is missing, truncated or not in one of the three vintages; the message names the place.
@@ -120,7 +121,7 @@ def load_rl_data(path: str | Path, *, use_fallback: bool = False) -> RLData:
     groups.sort(key=lambda group: group.query_id)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(canonical).hexdigest()[:_DIGEST_CHARS]
-    return RLData(tuple(groups), digest, vintage, dict(dropped), meta, path)
+    return RLData(tuple(groups), digest, vintage, dict(dropped), meta, source or str(path))
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:

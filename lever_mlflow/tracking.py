@@ -216,7 +216,7 @@ def ui_command() -> str:
 
 def rl_dataset(data: RLData) -> PandasDataset:
     """RL data as an MLflow data set under our content digest (MLflow's own covers the first 10,000 rows only)."""
-    return from_pandas(trial_table(data), source=str(data.path), name="rl_data", digest=data.digest)
+    return from_pandas(trial_table(data), source=data.source, name="rl_data", digest=data.digest)
 
 
 def log_checkpoint(

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,7 @@ def group(query_id, accuracies, *, pool=POOL):
 
 
 def data(groups):
-    return RLData(tuple(groups), "d" * 32, "pools", {}, {}, Path("rl.json"))
+    return RLData(tuple(groups), "d" * 32, "pools", {}, {}, "rl.json")
 
 
 def mixed(n_queries):

@@ -47,7 +47,7 @@ NEWEST = {
 
 def test_newest_vintage(load, tmp_path):
     data = load(NEWEST)
-    assert (data.vintage, data.meta, data.dropped, data.path) == ("pools", {"seed": 3}, {}, tmp_path / "rl.json")
+    assert (data.vintage, data.meta, data.dropped, data.source) == ("pools", {"seed": 3}, {}, str(tmp_path / "rl.json"))
     assert [group.query_id for group in data.groups] == [4, 7]
     group = data.groups[1]
     assert group.pool == (50, 60, 70, 80)

@@ -1,7 +1,5 @@
 """RCE and GRPO on groups that can be learned: trials are right when they hold the candidate least like the query."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from lever_mlflow.validation import picks_changed, validate_selector
 
 
 def rl_data(groups):
-    return RLData(tuple(groups), "digest", "pools", {}, {}, Path("x.json"))
+    return RLData(tuple(groups), "digest", "pools", {}, {}, "x.json")
 
 
 @pytest.fixture(scope="module")
