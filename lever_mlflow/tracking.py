@@ -11,9 +11,11 @@ import json
 import logging
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -198,7 +201,7 @@ def artifact(run_id: str, path: str) -> Path:
         DataError: the run or its artifact is not there.
     """
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=_download_folder()))
     except (MlflowException, OSError) as error:
         raise DataError(f"run {run_id}: artifact {path} cannot be read ({_first_line(error)}); run that step again") from None
 
@@ -216,7 +219,8 @@ def ui_command() -> str:
 
 def rl_dataset(data: RLData) -> PandasDataset:
     """RL data as an MLflow data set under our content digest (MLflow's own covers the first 10,000 rows only)."""
-    return from_pandas(trial_table(data), source=data.source, name="rl_data", digest=data.digest)
+    source = CodeDatasetSource(tags={"source": data.source})  # MLflow resolves no ``runs:/`` URIs as a source
+    return from_pandas(trial_table(data), source=source, name="rl_data", digest=data.digest)
 
 
 def log_checkpoint(
@@ -247,7 +251,7 @@ def checkpoint_folder(reference: str) -> Path:
     if not reference.startswith(("models:/", "runs:/")):
         return Path(reference)
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference))
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=_download_folder()))
     except (MlflowException, OSError) as error:
         raise CheckpointError(f"{reference}: no such model ({_first_line(error)}); look its name up in the UI") from None
     found = sorted(folder.glob("artifacts/*/selector.json"))
@@ -272,6 +276,16 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     if bad:
         raise DataError(f"metrics are not finite: {bad}; lower lr, and check the data with the validate step")
     return dict(metrics)
+
+
+@cache
+def _downloads() -> tempfile.TemporaryDirectory[str]:
+    """Holds what this process downloads, and goes with it."""
+    return tempfile.TemporaryDirectory(prefix="lever-mlflow-")
+
+
+def _download_folder() -> str:
+    return tempfile.mkdtemp(dir=_downloads().name)
 
 
 def _plain(value: Any) -> str:
