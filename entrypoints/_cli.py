@@ -64,12 +64,12 @@ class Positive(click.ParamType):
 
 
 class NumberList(click.ParamType):
-    """Different numbers separated by commas, ascending or not, as a tuple."""
+    """Different numbers separated by commas, at least ``least`` of them, as a tuple."""
 
     name = "numbers"
 
-    def __init__(self, item: Positive) -> None:
-        self.item = item
+    def __init__(self, item: Positive, least: int = 1) -> None:
+        self.item, self.least = item, least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """``value`` as a tuple of numbers; fails with the item that is wrong."""
@@ -78,6 +78,8 @@ class NumberList(click.ParamType):
         numbers = tuple(self.item.convert(part.strip(), param, ctx) for part in str(value).split(","))
         if len(set(numbers)) < len(numbers):
             self.fail(f"{value!r} names a number twice", param, ctx)
+        if len(numbers) < self.least:
+            self.fail(f"{value!r}: at least {self.least} numbers are needed", param, ctx)
         return numbers
 
 
@@ -106,7 +108,7 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
             dataset_option,
             vlm_option,
             option("encoder", str, "mini", "mini, or folder or hub name of a CLIP model"),
-            option("seed", Positive(int), 0, "of every random choice"),
+            option("seed", Positive(int, below=2**32), 0, "of every random choice"),
             option("device", click.Choice(["auto", "cpu", "cuda"]), AUTO, "auto takes a GPU when there is one"),
         ]
     ):
@@ -134,6 +136,7 @@ def in_order(values: tuple[float, ...]) -> tuple[int, ...]:
 def launch(command: click.Command) -> None:
     """Runs a click command; every error that a user can mend ends as one line on stderr and a non-zero exit code."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file hides the log
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing here reports to third parties
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")  # hints on schemas that we state ourselves
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lever_mlflow").setLevel(logging.INFO)
@@ -142,7 +145,7 @@ def launch(command: click.Command) -> None:
         command.main(standalone_mode=False)
     except click.UsageError as error:
         _fail(error.format_message(), error.exit_code)
-    except LeverError as error:
+    except (LeverError, OSError) as error:
         _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)

@@ -21,14 +21,15 @@ from lever_mlflow.types import EvalSettings
 @resource_options
 @reward_mode_option
 @model_name_option
-@option("kl_betas", NumberList(Positive()), (0.12, 0.15), "KL weights; for each the newest evaluation is taken")
+@option("kl_betas", NumberList(Positive(), least=2), (0.12, 0.15), "KL weights; for each the newest evaluation is taken")
 def main(kl_betas: tuple[float, ...], **values: Any) -> None:
     """Compare betas: report.md and comparison.json."""
     from lever_mlflow.tracking import project_run, run_here
 
     with project_run():
         pipeline = make_pipeline(values)
-        run_here(pipeline.compare([pipeline.find_evaluation(beta, EvalSettings()) for beta in kl_betas]))
+        run_id = run_here(pipeline.compare([pipeline.find_evaluation(beta, EvalSettings()) for beta in kl_betas]))
+        click.echo(pipeline.summary(run_id))
 
 
 if __name__ == "__main__":

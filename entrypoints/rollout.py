@@ -15,7 +15,7 @@ from lever_mlflow.types import RolloutSettings
 @option("shots", Positive(int, 1), RolloutSettings.shots, "demonstrations of a pointer")
 @option("pool_size", Positive(int, 2), RolloutSettings.pool_size, "candidates per query")
 @option("beam_width", Positive(int, 1), RolloutSettings.beam_width, "pointers by beam search")
-@option("temperatures", NumberList(Positive(strict=True)), RolloutSettings.temperatures, "of sampled pointers")
+@option("temperatures", NumberList(Positive(minimum=0.05)), RolloutSettings.temperatures, "of sampled pointers")
 @option("samples_per_temperature", Positive(int), RolloutSettings.samples_per_temperature, "pointers sampled at each")
 @option("random_pointers", Positive(int), RolloutSettings.random_pointers, "pointers drawn at random")
 def main(init: str, **values: Any) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from lever_mlflow.exceptions import DataError
 from lever_mlflow.types import Prompt
 
 __all__ = ["AnswerCache", "Answers", "cached_answers"]
@@ -29,14 +30,21 @@ class Answers(NamedTuple):
 
 
 class AnswerCache:
-    """A table of prompt key -> raw generation; several processes may use one file."""
+    """A table of prompt key -> raw generation; several processes may use one file.
+
+    Raises:
+        DataError: the file is damaged or something else than an answer cache.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=60)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
-        self._connection.commit()
+        try:
+            self._connection = sqlite3.connect(path, timeout=60)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
+            self._connection.commit()
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{path}: not usable as the answer cache ({error}); move the file away") from None
 
     def __enter__(self) -> AnswerCache:
         return self

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.exceptions import CheckpointError, ParameterError
 from lever_mlflow.selector import PointerSelector
 
 __all__ = ["load_selector", "read_meta", "save_selector", "selector_digest"]
@@ -62,13 +62,19 @@ def load_selector(path: str | Path) -> PointerSelector:
     """
     path = Path(path)
     if path.is_dir():
-        weights, config = _read_folder(path)
+        weights, config, digest = _read_folder(path)
     elif path.is_file():
-        weights, config = _read_file(path)
+        weights, config, digest = _read_file(path), {}, None
     else:
         raise CheckpointError(f"{path}: no such checkpoint; give a checkpoint folder, a .pt or a .ckpt file")
-    selector = PointerSelector(**{**_infer_config(path, weights), **config})
+    config = {**_infer_config(path, weights), **config}
+    try:
+        selector = PointerSelector(**config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, ParameterError) as error:
+        raise CheckpointError(f"{path}: no selector of sizes {config} ({error}); copy the checkpoint again") from None
     _load_strictly(path, selector, weights)
+    if digest is not None and selector_digest(selector) != digest:
+        raise CheckpointError(f"{path}: {CONFIG_FILE} and {WEIGHTS_FILE} do not belong together; copy the folder again")
     return selector.eval()
 
 
@@ -101,34 +107,50 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a readable checkpoint description: {error!r}") from None
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    config = _read_json(folder)["config"]
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    content = _read_json(folder)
     try:
-        return load_file(folder / WEIGHTS_FILE), config
+        return load_file(folder / WEIGHTS_FILE), content["config"], content.get("digest")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class _Inert:
+    """Stands in for an object of a pickled checkpoint that is no tensor, such as hyperparameters; nothing of it is run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n", 1)[0][:200]
         raise CheckpointError(
             f"{path}: holds objects other than tensors and plain values and is not loaded ({reason}); save the state dict alone"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]}); copy it again") from None
     if not isinstance(content, dict) or not ({"model_state_dict", "state_dict"} & content.keys()):
         raise CheckpointError(f"{path}: neither model_state_dict nor state_dict in it; is it a selector checkpoint?")
-    weights: dict[str, Tensor] = content["model_state_dict" if "model_state_dict" in content else "state_dict"]
+    weights = content["model_state_dict" if "model_state_dict" in content else "state_dict"]
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+    ):
+        raise CheckpointError(f"{path}: its state dict holds something else than named tensors; save the selector's again")
     if any(name.startswith(_LIGHTNING_PREFIX) for name in weights):
         weights = {
             name.removeprefix(_LIGHTNING_PREFIX): tensor
             for name, tensor in weights.items()
             if name.startswith(_LIGHTNING_PREFIX)
         }
-    return {_current_name(name): tensor for name, tensor in weights.items()}, {}
+    return {_current_name(name): tensor for name, tensor in weights.items()}
 
 
 def _current_name(name: str) -> str:
@@ -159,6 +181,8 @@ def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, 
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
             raise CheckpointError(f"{path}: {name} has shape {shapes}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating point")
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values; use an earlier checkpoint")
     selector.load_state_dict(weights)

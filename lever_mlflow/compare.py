@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
 
 from lever_mlflow.exceptions import DataError, ParameterError
 
-__all__ = ["Evaluation", "compare", "differences", "paired_interval", "read_records"]
+__all__ = ["Evaluation", "compare", "differences", "paired_interval", "paired_p_value", "read_records"]
 
 RESAMPLES = 10_000
 _INTENDED = frozenset({"kl_beta"})
-_BOOKKEEPING = frozenset({"grpo_run", "models", "start_uri"})  # name runs and models; their digests are compared instead
+_BOOKKEEPING = frozenset(
+    {"grpo_run", "models", "start", "start_uri"}
+)  # name runs and models; their digests are compared instead
 
 
 class Evaluation(NamedTuple):
@@ -44,12 +46,12 @@ def compare(evaluations: Sequence[Evaluation], *, seed: int) -> dict[str, Any]:
     """Everything the report says, as JSON: betas ascending, every field that differs, accuracies, paired differences.
 
     Raises:
-        ParameterError: fewer than two evaluations, or two of the same beta.
+        ParameterError: no evaluation, or two of the same beta.
     """
     evaluations = sorted(evaluations, key=lambda evaluation: evaluation.result["kl_beta"])
     betas = [evaluation.result["kl_beta"] for evaluation in evaluations]
-    if len(betas) < 2 or len(set(betas)) < len(betas):
-        raise ParameterError(f"kl_betas={betas}: a comparison needs two or more different betas")
+    if not betas or len(set(betas)) < len(betas):
+        raise ParameterError(f"kl_betas={betas}: a comparison needs different betas")
     confounders = differences(evaluations)
     pairs = _paired_differences(evaluations, seed)
     return {
@@ -92,10 +94,22 @@ def paired_interval(differences_Q: np.ndarray, confidence: float, seed: int) -> 
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def paired_p_value(differences_Q: np.ndarray, seed: int) -> float:
+    """Two-sided sign-flip permutation test of mean difference 0; exact for up to 13 questions that differ."""
+    nonzero = differences_Q[differences_Q != 0.0]  # the others are the same whatever their sign
+    if len(nonzero) < 2:
+        return 1.0
+    result = permutation_test(
+        (nonzero,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, rng=np.random.default_rng(seed)
+    )
+    return float(result.pvalue)
+
+
 def _paired_differences(evaluations: Sequence[Evaluation], seed: int) -> list[dict[str, Any]]:
     """Second beta minus first at every shot count, on all report questions that both answered, in points.
 
-    The intervals hold together: each has a confidence of 1 - 0.05 / number of intervals (Bonferroni).
+    Intervals and tests hold together (Bonferroni): each interval has a confidence of 1 - 0.05 / number of comparisons, and a
+    difference is significant when its p-value times that number is below 0.05.
     """
     cells = []
     for first, second in itertools.combinations(evaluations, 2):
@@ -105,6 +119,7 @@ def _paired_differences(evaluations: Sequence[Evaluation], seed: int) -> list[di
             cells.append((first, second, shots, 100.0 * (rows.accuracy_second - rows.accuracy_first).to_numpy()))
     pairs = []
     for first, second, shots, points_Q in cells:
+        p_value = paired_p_value(points_Q, seed)
         low, high = paired_interval(points_Q, 1.0 - 0.05 / len(cells), seed)
         pairs.append(
             {
@@ -116,7 +131,8 @@ def _paired_differences(evaluations: Sequence[Evaluation], seed: int) -> list[di
                 "points": float(points_Q.mean()),
                 "low": low,
                 "high": high,
-                "significant": bool(low > 0.0 or high < 0.0),
+                "p_value": p_value,
+                "significant": p_value * len(cells) < 0.05,
             }
         )
     return pairs
@@ -130,6 +146,8 @@ def _best(evaluation: Evaluation) -> pd.DataFrame:
 
 def _verdict(betas: Sequence[float], confounders: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> str:
     names = ", ".join(f"{beta:g}" for beta in betas)
+    if len(betas) == 1:
+        return f"Beta {names} alone: nothing to compare it with."
     if confounders:
         fields = ", ".join(str(item["field"]) for item in confounders)
         return f"Betas {names} are not comparable: the runs also differ in {fields}."

@@ -1,7 +1,7 @@
 """Evaluation: selectors and baselines answered on the same questions, with the same pools, at every shot count.
 
-Sizes are nested prefixes of one seeded order of the evaluation questions. The questions that choose an epoch are the
-last of that order and are never among those reported.
+Sizes are nested prefixes of one seeded order of the evaluation questions. The questions that choose an epoch come from the
+end of that order; neither they nor their images are among those reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ __all__ = [
     "SIMILARITY",
     "ZERO_SHOT",
     "Questions",
-    "accuracy",
     "accuracy_table",
     "choose_epoch",
     "evaluate",
@@ -40,7 +39,7 @@ _BATCH = 256
 
 
 class Questions(NamedTuple):
-    """Evaluation questions: ``report`` in the seeded order whose prefixes are the sizes, and ``selection`` apart from it."""
+    """Evaluation questions: ``report`` in the seeded order whose prefixes are the sizes, ``selection`` about other images."""
 
     report: list[Sample]
     selection: list[Sample]
@@ -54,15 +53,24 @@ def split_questions(val: Sequence[Sample], settings: EvalSettings, seed: int) ->
             pool is not larger than the shots.
     """
     check_pool_size(settings.pool_size, max(settings.shots))
+    order = [val[i] for i in np.random.default_rng([seed, 2]).permutation(len(val))]
+    by_image: dict[int, list[Sample]] = {}
+    for sample in order:
+        by_image.setdefault(sample.image_id, []).append(sample)
+    selection_images: set[int] = set()
+    selection: list[Sample] = []
+    for sample in reversed(order):
+        if len(selection) < settings.n_selection and sample.image_id not in selection_images:
+            selection_images.add(sample.image_id)
+            selection += by_image[sample.image_id]
+    report = [sample for sample in order if sample.image_id not in selection_images]
     largest = max(settings.sizes)
-    if largest + settings.n_selection > len(val):
+    if len(selection) < settings.n_selection or len(report) < largest:
         raise ParameterError(
-            f"sizes up to {largest} plus n_selection={settings.n_selection} need {largest + settings.n_selection} evaluation "
-            f"questions, but the split has {len(val)}; choose smaller sizes or a smaller n_selection"
+            f"sizes up to {largest} plus n_selection={settings.n_selection}: the split has {len(val)} questions, of which "
+            f"{len(report)} are left beside the images of the selection; choose smaller sizes or a smaller n_selection"
         )
-    order = np.random.default_rng([seed, 2]).permutation(len(val)).tolist()
-    selection = order[len(order) - settings.n_selection :]
-    return Questions([val[i] for i in order[:largest]], [val[i] for i in selection])
+    return Questions(report[:largest], selection[: settings.n_selection])
 
 
 @torch.no_grad()
@@ -128,18 +136,6 @@ def evaluate(
         vqa_accuracy(text, prompt.query.answers) for text, prompt in zip(frame["answer"], prompts, strict=True)
     ]
     return frame
-
-
-def accuracy(records: pd.DataFrame, policy: str, part: str, size: int, shots: int) -> float:
-    """Mean accuracy of one policy on the first ``size`` questions of a part, in [0, 1].
-
-    Raises:
-        ParameterError: there are no such records.
-    """
-    match = (records.policy == policy) & (records.part == part) & (records.shots == shots) & (records.position < size)
-    if int(match.sum()) != size:
-        raise ParameterError(f"{int(match.sum())} records of {policy}, {part}, {shots} shots; expected {size}: evaluate again")
-    return float(records.loc[match, "accuracy"].mean())
 
 
 def accuracy_table(records: pd.DataFrame, sizes: Sequence[int]) -> pd.DataFrame:

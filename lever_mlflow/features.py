@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lever_mlflow.exceptions import DataError
 from lever_mlflow.images import image_digest, read_image
+from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.types import Sample
 
 __all__ = ["FeatureTable", "sample_features"]
@@ -56,14 +56,9 @@ def sample_features(
 
 
 def _encode(samples: Sequence[Sample], encoder: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
-    import torch
-    from transformers import AutoProcessor, CLIPModel
+    from transformers import CLIPModel
 
-    try:
-        model: Any = CLIPModel.from_pretrained(encoder, use_safetensors=True, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(encoder)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{encoder}: not a CLIP model folder ({str(error).splitlines()[0]})") from None
+    model, processor = load_pretrained(CLIPModel, encoder)
     model = model.to(device).eval()
     max_length = model.config.text_config.max_position_embeddings
 

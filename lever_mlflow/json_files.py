@@ -19,8 +19,8 @@ def read_object(path: Path, *, missing: str, damaged: str) -> dict[str, Any]:
         missing, damaged: what to do about it when the file is not there or not readable, for the message.
 
     Raises:
-        DataError: no such file; truncated or otherwise not JSON; NaN, infinities, duplicate keys or numbers of thousands of
-            digits in it; nested too deeply; or something else than an object.
+        DataError: no such file; not text in UTF-8; truncated or otherwise not JSON; NaN, infinities, duplicate keys or
+            numbers of thousands of digits in it; nested too deeply; or something else than an object.
     """
 
     def refuse_constant(name: str) -> None:
@@ -34,11 +34,13 @@ def read_object(path: Path, *, missing: str, damaged: str) -> dict[str, Any]:
         return result
 
     try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file, parse_constant=refuse_constant, object_pairs_hook=unique)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+        if "\\ud" in text.lower():  # half of a surrogate pair is no text
+            json.dumps(content, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {damaged}") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno} ({error.msg})"

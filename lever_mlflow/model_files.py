@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.json_files import read_object
 
-__all__ = ["folder_digest", "model_folder"]
+__all__ = ["check_model", "folder_digest", "load_pretrained", "model_folder"]
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]  # weights, configuration, tokenizer; no pickle, no code
 
@@ -34,6 +36,43 @@ def model_folder(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise DataError(f"{name}: no such folder, and the hub did not give it ({reason}); download it to a folder") from None
+
+
+def check_model(folder: Path, model_type: str) -> None:
+    """Looks into a model folder without loading it.
+
+    Raises:
+        DataError: no readable ``config.json``, another type of model, or no weights or tokenizer in the folder.
+    """
+    found = read_object(folder / "config.json", missing="give a model folder", damaged="copy the model again").get("model_type")
+    if found != model_type:
+        raise DataError(f"{folder}: config.json says model_type {found!r}, expected {model_type!r}; give a model of that type")
+    for what, names in (("weights", ("*.safetensors",)), ("tokenizer", ("tokenizer.json", "vocab.json"))):
+        if not any(next(folder.glob(name), None) for name in names):
+            raise DataError(f"{folder}: no {what} ({' or '.join(names)}); copy the model again")
+
+
+def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -> tuple[Any, Any]:
+    """A transformers model in float32 and its processor from a local folder; safetensors only, no remote code.
+
+    Raises:
+        DataError: something is missing or damaged; weights that the folder lacks are never made up.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoProcessor
+
+    try:
+        model, info = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(folder, **processor_settings)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise DataError(f"{folder}: not a readable {model_class.__name__} folder ({reason}); copy the model again") from None
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise DataError(f"{folder}: {len(absent)} weights are missing, such as {absent[0]}; copy the model again")
+    return model, processor
 
 
 def folder_digest(folder: Path, memo_dir: Path) -> str:

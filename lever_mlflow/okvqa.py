@@ -59,6 +59,8 @@ def _items(path: Path, key: str, fields: Mapping[str, type]) -> list[dict[str, A
             value = item.get(name) if isinstance(item, dict) else None
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise DataError(f"{path}: {key}[{position}]: {name} is {value!r}, expected {kind.__name__}")
+            if isinstance(value, int) and not 0 <= value < 2**63:
+                raise DataError(f"{path}: {key}[{position}]: {name} is {value}, expected an id of 0 to 2^63")
         if item["question_id"] in seen:
             raise DataError(f"{path}: {key}[{position}]: question_id {item['question_id']} occurs twice; remove one")
         seen.add(item["question_id"])

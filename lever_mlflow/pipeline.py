@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,9 +21,13 @@ import torch
 
 from lever_mlflow import gate, report, steps, tracking
 from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
+from lever_mlflow.evaluate import split_questions
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.pools import check_pool_size
 from lever_mlflow.resources import Resources
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import RLData, load_rl_data
+from lever_mlflow.rollout import choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
 from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings
@@ -41,6 +46,8 @@ class Pipeline:
         self, resources: Resources, *, seed: int = 0, reward_mode: RewardMode = "hard_plus_soft", model_name: str = AUTO
     ) -> None:
         name = f"lever-selector-{resources.label}" if model_name == AUTO else model_name
+        if not re.fullmatch(r"[\w .-]+", name):
+            raise ParameterError(f"model_name={name!r}: registered models are named with letters, digits, spaces, _ . and -")
         self.resources = resources
         self.context = steps.Context(resources, seed, reward_mode, name)
 
@@ -132,6 +139,9 @@ class Pipeline:
     def find_grpo(self, reference: str, settings: GrpoSettings) -> str:
         """Id of a GRPO run as given, or for ``auto`` of the newest finished one of this beta, run first if there is none."""
         if reference != AUTO:
+            trained = float(tracking.run_tags(reference, "grpo")["kl_beta"])
+            if trained != settings.kl_beta:
+                raise ParameterError(f"kl_beta={settings.kl_beta:g}, but run {reference} was trained with {trained:g}")
             return reference
         run = tracking.find_run("grpo", {**self._common(), "kl_beta": settings.kl_beta})
         if run is not None:
@@ -144,8 +154,19 @@ class Pipeline:
     def evaluate(self, grpo_run: str, settings: EvalSettings) -> Step:
         """Evaluates every epoch of one GRPO run beside the baselines, chooses the best and registers it."""
         tags = tracking.run_tags(grpo_run, "grpo")
+        for name, value in self.context.identity().items():
+            if name != "seed" and tags[name] != str(value):
+                raise ParameterError(
+                    f"run {grpo_run} was trained with {name} {tags[name]}, but this evaluation has {value}; "
+                    "give the dataset, vlm and encoder that it was trained with"
+                )
         names = ("reward_mode", "rl_data_digest", "start_digest", "start", "start_uri", "kl_beta", "models", "gate")
-        inputs = {**self.context.identity(), **{name: tags[name] for name in names if name in tags}, "grpo_run": grpo_run}
+        inputs = {
+            **self.context.identity(),
+            **{name: tags[name] for name in names if name in tags},
+            "training_seed": tags["seed"],
+            "grpo_run": grpo_run,
+        }
         kl_beta = float(inputs["kl_beta"])
         execute = partial(steps.evaluate_epochs, self.context, grpo_run, kl_beta, settings, inputs)
         return self._step(
@@ -163,15 +184,27 @@ class Pipeline:
         run = tracking.find_run("evaluate", {**self._common(), "kl_beta": kl_beta})
         if run is not None:
             log.info("beta %g: evaluation taken from %s", kl_beta, tracking.describe(run))
+            steps.register_best(self.context, steps.read_evaluation(run.info.run_id))
             return str(run.info.run_id)
         log.info("beta %g: no finished evaluation in this experiment, running it first", kl_beta)
-        grpo_run = self.find_grpo(AUTO, GrpoSettings(kl_beta=kl_beta))
-        return tracking.ensure(self.evaluate(grpo_run, settings))
+        return self.evaluated(self.find_grpo(AUTO, GrpoSettings(kl_beta=kl_beta)), settings)
+
+    def evaluated(self, grpo_run: str, settings: EvalSettings) -> str:
+        """Id of an evaluation of this GRPO run, reused or new, whose best epoch is behind its beta's alias."""
+        run_id = tracking.ensure(self.evaluate(grpo_run, settings))
+        steps.register_best(self.context, steps.read_evaluation(run_id))
+        return run_id
 
     def compare(self, evaluations: Sequence[str]) -> Step:
         """Compares evaluated betas: a Markdown report and ``comparison.json``."""
         execute = partial(steps.compare_betas, self.context, evaluations)
         return self._step("compare", "compare", {}, {**self.context.identity(), "evaluations": ",".join(evaluations)}, execute)
+
+    def summary(self, comparison_run: str) -> str:
+        """A comparison as a table for the terminal, and the line that opens the active run in the UI, whose note it becomes."""
+        comparison = json.loads(tracking.artifact(comparison_run, steps.COMPARISON_FILE).read_text(encoding="utf-8"))
+        mlflow.set_tag("mlflow.note.content", comparison["verdict"])
+        return f"{report.summary(comparison)}\n\nLook at it with:\n  {tracking.ui_command()}"
 
     # the whole experiment
 
@@ -183,7 +216,14 @@ class Pipeline:
         grpo: GrpoSettings,
         evaluation: EvalSettings,
     ) -> Step:
-        """Every step in turn as a child run; those that finished before with the same inputs are reused."""
+        """Every step in turn as a child run; those that finished before with the same inputs are reused.
+
+        Raises:
+            ParameterError: questions or pools do not suffice for the settings, found out before any work.
+        """
+        check_pool_size(rollout.pool_size, rollout.shots)
+        choose_queries(self.resources.train, rollout.n_queries, self.context.seed)
+        split_questions(self.resources.val, evaluation, self.context.seed)
 
         def execute() -> None:
             data = self.rl_data_of(tracking.ensure(self.rollout(rollout)))
@@ -192,14 +232,17 @@ class Pipeline:
             evaluations = []
             for kl_beta in kl_betas:
                 grpo_run = tracking.ensure(self.grpo(data, start, replace(grpo, kl_beta=kl_beta)))
-                evaluations.append(tracking.ensure(self.evaluate(grpo_run, evaluation)))
-            report_file = tracking.artifact(tracking.ensure(self.compare(evaluations)), steps.COMPARISON_FILE)
-            comparison = json.loads(report_file.read_text(encoding="utf-8"))
-            mlflow.log_dict(comparison, steps.COMPARISON_FILE)
-            mlflow.set_tag("mlflow.note.content", comparison["verdict"])
-            log.info("\n%s\n\nLook at it with:\n  %s", report.summary(comparison), tracking.ui_command())
+                evaluations.append(self.evaluated(grpo_run, evaluation))
+            log.info("\n%s", self.summary(tracking.ensure(self.compare(evaluations))))
 
-        return self._step("main", "experiment", {"kl_betas": tuple(kl_betas)}, self.context.identity(), execute)
+        settings = {
+            "kl_betas": tuple(kl_betas),
+            **{f"rollout_{name}": value for name, value in asdict(rollout).items()},
+            **{f"rce_{name}": value for name, value in asdict(rce).items()},
+            **{f"grpo_{name}": value for name, value in asdict(grpo).items() if name != "kl_beta"},
+            **{f"evaluation_{name}": value for name, value in asdict(evaluation).items()},
+        }
+        return self._step("main", "experiment", settings, self._common(), execute)
 
     # promote
 

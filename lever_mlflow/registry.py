@@ -25,12 +25,10 @@ def beta_alias(kl_beta: float) -> str:
 def register(model_id: str, name: str, kl_beta: float, checkpoint_digest: str, tags: Mapping[str, Any]) -> str:
     """Makes a logged checkpoint the version behind its beta's alias, and returns the version.
 
-    The same checkpoint adds no version: the alias's tags are renewed.
+    The same checkpoint adds no version: the one that holds it gets the alias, and its tags are renewed.
     """
     client = MlflowClient()
-    version = _aliased(client, name, beta_alias(kl_beta))
-    if version is None or version.tags.get("checkpoint_digest") != checkpoint_digest:
-        version = mlflow.register_model(f"models:/{model_id}", name)
+    version = _with_digest(client, name, checkpoint_digest) or mlflow.register_model(f"models:/{model_id}", name)
     for key, value in {**tags, "checkpoint_digest": checkpoint_digest, "kl_beta": f"{kl_beta:g}"}.items():
         client.set_model_version_tag(name, version.version, key, str(value))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
@@ -56,6 +54,11 @@ def promote(name: str, kl_beta: float) -> tuple[str, str | None]:
         client.set_registered_model_alias(name, PREVIOUS_CHAMPION, champion.version)
     client.set_registered_model_alias(name, CHAMPION, candidate.version)
     return str(candidate.version), None if champion is None else str(champion.version)
+
+
+def _with_digest(client: MlflowClient, name: str, checkpoint_digest: str) -> ModelVersion | None:
+    versions = client.search_model_versions(f"name = '{name}'")
+    return next((v for v in versions if v.tags.get("checkpoint_digest") == checkpoint_digest), None)
 
 
 def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

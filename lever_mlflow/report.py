@@ -49,7 +49,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     parts += ["## Training", *(_training(item) for item in evaluations)]
     parts += ["## Accuracy (percent)", *(_accuracy(item) for item in evaluations)]
     parts += ["## Differences between the best epochs", _pairs(comparison), "## Registered models", _registered(evaluations)]
-    commands = [f"mlflow run . -e grpo -P kl_beta={item['kl_beta']:g}" for item in evaluations]
+    commands = [line for item in evaluations for line in _commands(item)]
     reproduce = "\n".join([*commands, f"mlflow run . -e compare -P kl_betas={betas.replace(' ', '')}"])
     return "\n\n".join([*parts, "## How to reproduce", f"```\n{reproduce}\n```"]) + "\n"
 
@@ -110,15 +110,32 @@ def _pairs(comparison: Mapping[str, Any]) -> str:
             pair["shots"],
             f"{pair['points']:+.2f}",
             f"[{pair['low']:+.2f}, {pair['high']:+.2f}]",
+            f"{pair['p_value']:.3g}",
             f"{pair['differing_questions']} of {pair['questions']}",
         ]
         for pair in comparison["pairs"]
     ]
     note = (
         "Points of accuracy on the same questions; paired bootstrap intervals that hold together at 95 % "
-        f"(Bonferroni over {len(rows)} comparisons)."
+        f"(Bonferroni over {len(rows)} comparisons); p of a sign-flip permutation test, significant below "
+        f"0.05 / {len(rows) or 1}."
     )
-    return f"{note}\n\n{_table(['betas', 'shots', 'difference', 'interval', 'questions that differ'], rows)}"
+    return f"{note}\n\n{_table(['betas', 'shots', 'difference', 'interval', 'p', 'questions that differ'], rows)}"
+
+
+def _commands(evaluation: Mapping[str, Any]) -> list[str]:
+    """The commands that train and evaluate one beta again, on the RL data and with the names given then."""
+    inputs, training, settings = (evaluation[name] for name in ("inputs", "training", "settings"))
+    train = {**training, "init": inputs["start_uri"], "seed": inputs["training_seed"], "reward_mode": inputs["reward_mode"]}
+    lists = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
+    test = {"kl_beta": evaluation["kl_beta"], "grpo_run": inputs["grpo_run"], "seed": inputs["seed"], **lists}
+    return [
+        f"# RL data {inputs['rl_data_digest']}",
+        *(
+            f"mlflow run . -e {step} " + " ".join(f"-P {name}={value}" for name, value in parameters.items())
+            for step, parameters in (("grpo", train), ("evaluate", test))
+        ),
+    ]
 
 
 def _registered(evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ same readers; only the path differs.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from lever_mlflow import mini
 from lever_mlflow.answer_cache import AnswerCache, cached_answers
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.features import FeatureTable, sample_features
+from lever_mlflow.images import image_digest
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.model_files import folder_digest, model_folder
+from lever_mlflow.model_files import check_model, folder_digest, model_folder
 from lever_mlflow.okvqa import load_split
 from lever_mlflow.pools import random_pool
 from lever_mlflow.types import Prompt, Sample
@@ -78,22 +80,29 @@ class Resources:
 
     @cached_property
     def dataset_digest(self) -> str:
-        """SHA-256 over the question and annotation files, 16 hex characters."""
+        """SHA-256 over all items of both splits, their images' contents included, 16 hex characters."""
         digest = hashlib.sha256()
-        for path in sorted(self.dataset_root.glob("*2014_*.json")):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
+        for sample in (*self.train, *self.val):
+            item = (sample.question_id, sample.image_id, sample.question, sample.answers, image_digest(sample.image_path))
+            digest.update(json.dumps(item).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
     def train(self) -> list[Sample]:
         """Training items: the candidate pool and the RL queries."""
-        return load_split(self.dataset_root, "train")
+        return self._load("train")
 
     @cached_property
     def val(self) -> list[Sample]:
         """Evaluation items."""
-        return load_split(self.dataset_root, "val")
+        return self._load("val")
+
+    def _load(self, split: Literal["train", "val"]) -> list[Sample]:
+        try:
+            return load_split(self.dataset_root, split)
+        except DataError as error:
+            remedy = f"; or delete {self.dataset_root}: it is written again" if self.dataset == MINI else ""
+            raise DataError(f"{error}{remedy}") from None
 
     @cached_property
     def encoder_folder(self) -> Path:
@@ -134,9 +143,13 @@ class Resources:
         Raises:
             DataError: one of the names leads to nothing usable.
         """
-        if not self.train or not self.val:
-            raise DataError(f"{self.dataset_root}: a split is empty")
-        _ = self.encoder_digest, self.language_model
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.cache_dir}: cannot be the cache folder ({error}); set LEVER_MLFLOW_CACHE") from None
+        check_model(self.encoder_folder, "clip")
+        check_model(self.language_model.folder, "qwen2_5_vl")
+        _ = self.dataset_digest
 
     @property
     def label(self) -> str:

@@ -19,7 +19,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ import pandas as pd
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.json_files import read_object
 from lever_mlflow.rewards import RewardMode, rewards
+from lever_mlflow.types import Sample
 
-__all__ = ["Group", "RLData", "Trial", "load_rl_data", "query_table", "save_rl_data", "trial_table"]
+__all__ = ["Group", "RLData", "Trial", "check_fits", "load_rl_data", "query_table", "save_rl_data", "trial_table"]
 
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # one spelling per index, and it fits 64 bits
 _EVAL_MODES = ("vqaEval", "fallback", "error")
@@ -122,6 +123,29 @@ def load_rl_data(path: str | Path, *, use_fallback: bool = False, source: str | 
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(canonical).hexdigest()[:_DIGEST_CHARS]
     return RLData(tuple(groups), digest, vintage, dict(dropped), meta, source or str(path))
+
+
+def check_fits(data: RLData, train: Sequence[Sample]) -> None:
+    """Holds RL data against the training items that its indices should name.
+
+    Raises:
+        DataError: an index without item, a query that is another question than recorded, or a pool item that shares the
+            query's image and so gives it away.
+    """
+    for group in data.groups:
+        place = f"{data.source}: query {group.query_id}"
+        outside = [index for index in (group.query_id, *group.pool) if index >= len(train)]
+        if outside:
+            raise DataError(
+                f"{place}: item {outside[0]} is not among the {len(train)} training items; was it made from another data set?"
+            )
+        query = train[group.query_id]
+        recorded = group.query.get("question_id", query.question_id)
+        if recorded != query.question_id:
+            raise DataError(f"{place}: question_id {recorded}, but {query.question_id} in the data set; give dataset=FOLDER")
+        shared = [index for index in group.pool if train[index].image_id == query.image_id]
+        if shared:
+            raise DataError(f"{place}: pool item {shared[0]} shows the query's own image; make the RL data again")
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:

@@ -110,7 +110,8 @@ def _generate(
     beam = selector.beam(*inputs, shots, settings.beam_width)
     for rank, (pointer, score) in enumerate(zip(beam.pointers_BWK[0].tolist(), beam.logprobs_BW[0].tolist(), strict=True)):
         yield _Proposal(tuple(pointer), {"gen_method": "beam", "beam_rank": rank, "beam_score": score})
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + query.question_id)
+    state = np.random.SeedSequence([seed, query.question_id, 4]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(state[0]))
     for temperature in settings.temperatures:
         pointers_BGK = selector.sample(*inputs, shots, settings.samples_per_temperature, temperature, generator)
         logprobs_BG = selector.logprobs(*inputs, pointers_BGK).detach()

@@ -29,9 +29,10 @@ from lever_mlflow.evaluate import (
     similarity_picks,
     split_questions,
 )
+from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.resources import Resources
 from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import RLData, load_rl_data, save_rl_data
+from lever_mlflow.rl_data import RLData, check_fits, load_rl_data, save_rl_data
 from lever_mlflow.rollout import choose_queries, rollout
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG
@@ -47,7 +48,9 @@ __all__ = [
     "compare_betas",
     "evaluate_epochs",
     "promote_beta",
+    "read_evaluation",
     "record_trials",
+    "register_best",
     "train_by_grpo",
     "train_by_rce",
 ]
@@ -131,6 +134,7 @@ def _pass_gate(context: Context, data: RLData, result: gate.GateResult | None = 
 
 def train_by_rce(context: Context, data: RLData, settings: RceSettings) -> None:
     """RCE behind the gate: a checkpoint and metrics per epoch."""
+    check_fits(data, context.resources.train)
     _pass_gate(context, data)
     train_SD = context.resources.features("train").fused_SD
     device = context.resources.torch_device
@@ -140,6 +144,7 @@ def train_by_rce(context: Context, data: RLData, settings: RceSettings) -> None:
 
 def train_by_grpo(context: Context, data: RLData, start: PointerSelector, settings: GrpoSettings) -> None:
     """GRPO from ``start`` behind the gate: a checkpoint and metrics per epoch."""
+    check_fits(data, context.resources.train)
     _pass_gate(context, data)
     train_SD = context.resources.features("train").fused_SD
     device = context.resources.torch_device
@@ -182,12 +187,18 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
     models = {int(epoch): model_id for epoch, model_id in json.loads(inputs["models"]).items()}
     selectors = {f"epoch {e}": load_selector(tracking.checkpoint_folder(f"models:/{m}")) for e, m in models.items()}
     start = load_selector(tracking.checkpoint_folder(inputs["start_uri"]))
+    if selector_digest(start) != inputs["start_digest"]:
+        raise CheckpointError(
+            f"{inputs['start_uri']}: not the checkpoint any more that run {grpo_run} started from "
+            f"(digest {inputs['start_digest']}); restore it, or train again from the present one"
+        )
     epochs = {epoch: f"epoch {epoch}" for epoch in models}
     questions = split_questions(context.resources.val, settings, context.seed)
     answer = partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
     evaluated = []
     for part, samples in questions._asdict().items():
-        picks = _picks(context, samples, {START_POLICY: start, **selectors}, settings, baselines=part == "report")
+        policies = {START_POLICY: start, **selectors} if part == "report" else selectors
+        picks = _picks(context, samples, policies, settings, baselines=part == "report")
         evaluated.append(evaluate(samples, part, picks, settings.shots, context.resources.train, answer))
     records = pd.concat(evaluated, ignore_index=True)
     best, selection = choose_epoch(records, epochs)
@@ -199,17 +210,17 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
         for row in rows
         if row["policy"] == epochs[best] and row["size"] == max(settings.sizes)
     }
-    digest = selector_digest(selectors[epochs[best]])
+    mlflow.set_tag(f"{TAG}best_epoch", str(best))
     digests = {name: value for name, value in inputs.items() if name.endswith("_digest") or name in _REGISTERED_INPUTS}
-    version = registry.register(
-        models[best], context.registered_name, kl_beta, digest, {"epoch": best, **digests, **at_largest}
-    )
-    log.info("beta %g: epoch %d is %s version %s", kl_beta, best, context.registered_name, version)
-    mlflow.set_tags({f"{TAG}best_epoch": str(best), f"{TAG}registered": f"{context.registered_name} version {version}"})
-    result = {
+    registration = {
+        "model_id": models[best],
+        "checkpoint_digest": selector_digest(selectors[epochs[best]]),
+        "tags": {"epoch": best, **digests, **at_largest},
+    }
+    result: dict[str, Any] = {
         "kl_beta": kl_beta,
         "best_epoch": best,
-        "registered": {"name": context.registered_name, "version": version, "alias": registry.beta_alias(kl_beta)},
+        "registration": registration,
         "selection_accuracy": selection,
         "settings": asdict(settings),
         "training": tracking.run_settings(grpo_run),
@@ -217,9 +228,30 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
         "epochs": tracking.epoch_metrics(grpo_run),
         "accuracy": rows,
     }
+    version = register_best(context, result)
+    log.info("beta %g: epoch %d is %s version %s", kl_beta, best, context.registered_name, version)
+    mlflow.set_tag(f"{TAG}registered", f"{context.registered_name} version {version}")
+    result["registered"] = {"name": context.registered_name, "version": version, "alias": registry.beta_alias(kl_beta)}
     mlflow.log_dict(result, RESULT_FILE)
     with tempfile.TemporaryDirectory() as folder:
         tracking.log_frame(records, Path(folder) / RECORDS_FILE)
+
+
+def register_best(context: Context, result: Mapping[str, Any]) -> str:
+    """Puts an evaluation's best epoch behind its beta's alias, and returns the version."""
+    registration = result["registration"]
+    return registry.register(
+        registration["model_id"],
+        context.registered_name,
+        result["kl_beta"],
+        registration["checkpoint_digest"],
+        registration["tags"],
+    )
+
+
+def read_evaluation(run_id: str) -> dict[str, Any]:
+    """The ``evaluation.json`` of a finished evaluation."""
+    return dict(json.loads(tracking.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
 
 
 def _picks(
@@ -263,8 +295,7 @@ def compare_betas(context: Context, evaluations: Sequence[str]) -> None:
     results = []
     for run_id in evaluations:
         records = compare.read_records(tracking.artifact(run_id, RECORDS_FILE))
-        result = json.loads(tracking.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8"))
-        results.append(compare.Evaluation(run_id, result, records))
+        results.append(compare.Evaluation(run_id, read_evaluation(run_id), records))
     comparison = compare.compare(results, seed=context.seed)
     mlflow.log_dict(comparison, COMPARISON_FILE)
     mlflow.log_text(report.markdown(comparison), "report.md")

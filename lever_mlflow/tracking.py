@@ -86,9 +86,18 @@ class Step:
 
     @property
     def key(self) -> str:
-        """Names the step with all its settings and inputs, 32 hex characters; the same key means the same result."""
-        content = json.dumps([__version__, self.step, self.settings, self.inputs], sort_keys=True, default=str)
+        """Names the step with all its settings, inputs and this package's code; the same key means the same result."""
+        content = json.dumps([code_digest(), self.step, self.settings, self.inputs], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over this package's modules, 16 hex characters."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -122,6 +131,7 @@ def run_here(step: Step) -> str:
             f"{TAG}step": step.step,
             f"{TAG}key": step.key,
             f"{TAG}version": __version__,
+            f"{TAG}code": code_digest(),
             "mlflow.runName": step.name,
             **{f"lib.{package}": version(package) for package in _PACKAGES},
             "lib.python": platform.python_version(),
@@ -162,12 +172,15 @@ def run_tags(run_id: str, step: str) -> dict[str, str]:
     """The ``lever.*`` tags of a run, without the prefix.
 
     Raises:
-        MissingRunError: no such run, or one of another step.
+        MissingRunError: no such run, one of another step, or one that has not finished.
     """
     try:
-        tags = mlflow.get_run(run_id).data.tags
+        run = mlflow.get_run(run_id)
     except MlflowException as error:
         raise MissingRunError(f"run {run_id}: {_first_line(error)}; look its id up in the UI") from None
+    tags = run.data.tags
+    if tags.get(f"{TAG}step") == step and run.info.status != "FINISHED":
+        raise MissingRunError(f"run {run_id} is {run.info.status}, not FINISHED; run the {step} step again")
     if tags.get(f"{TAG}step") != step:
         raise MissingRunError(f"run {run_id} is not a {step} run but {tags.get(f'{TAG}step', 'none of this project')!r}")
     return {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.images import image_digest, read_image
+from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key
 from lever_mlflow.types import Prompt
 
@@ -29,7 +30,9 @@ class LocalVLM:
     """
 
     def __init__(self, folder: Path, digest: str, profile: str, device: str = "cpu", batch_size: int = 64) -> None:
-        self.folder, self.digest, self.device, self.batch_size = folder, digest, device, batch_size
+        self.folder, self.device, self.batch_size = folder, device, batch_size
+        self.dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        self.digest = f"{digest}-{self.dtype}"  # answers of different precision are different answers
         self.profile: PromptProfile = PROFILES[profile]
         self._loaded: tuple[Any, Any] | None = None
         self._image = lru_cache(maxsize=4096 if profile == "mini" else 64)(self._resized_image)
@@ -68,20 +71,18 @@ class LocalVLM:
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             import torch
-            from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+            from transformers import Qwen2_5_VLForConditionalGeneration
 
-            dtype = torch.bfloat16 if self.device.startswith("cuda") else torch.float32
-            try:
-                model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, dtype=dtype, use_safetensors=True)
-                # Batches are padded on the left: generation continues at the right end of each prompt.
-                processor = AutoProcessor.from_pretrained(self.folder, padding_side="left")
-            except (OSError, ValueError) as error:
-                raise DataError(f"{self.folder}: not a Qwen2.5-VL model folder ({str(error).splitlines()[0]})") from None
-            self._loaded = model.to(self.device).eval(), processor
+            # Batches are padded on the left: generation continues at the right end of each prompt.
+            model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, self.folder, padding_side="left")
+            self._loaded = model.to(self.device, getattr(torch, self.dtype)).eval(), processor
         return self._loaded
 
     def _resized_image(self, path: Path) -> Image.Image:
         from qwen_vl_utils.vision_process import fetch_image
 
         limits = {"min_pixels": self.profile.min_pixels, "max_pixels": self.profile.max_pixels}
-        return fetch_image({"image": read_image(path), **limits})
+        try:
+            return fetch_image({"image": read_image(path), **limits})
+        except ValueError as error:  # an aspect ratio that the model does not take
+            raise DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image") from None

@@ -1,6 +1,7 @@
 import pytest
 
 from lever_mlflow.answer_cache import AnswerCache, cached_answers
+from lever_mlflow.exceptions import DataError
 from lever_mlflow.types import Prompt
 
 
@@ -52,6 +53,12 @@ def test_finished_batches_survive_an_interruption(tmp_path, prompts):
     with AnswerCache(tmp_path / "a.sqlite") as cache:
         cached_answers(prompts, key, generate, cache)
     assert [prompt.query.question for prompt in generate.prompts] == ["question 2?", "question 3?"]
+
+
+def test_another_file_is_not_taken_for_a_cache(tmp_path):
+    (tmp_path / "a.sqlite").write_bytes(b"something else" * 100)
+    with pytest.raises(DataError, match=r"a\.sqlite: not usable as the answer cache"):
+        AnswerCache(tmp_path / "a.sqlite")
 
 
 def test_many_keys_are_looked_up(tmp_path):

@@ -1,4 +1,7 @@
+import json
 import pickle
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,10 +72,40 @@ def test_damaged_or_hostile_files_are_refused(tmp_path, content, message):
         load_selector(tmp_path / "bad.pt")
 
 
-def test_pickled_objects_in_a_torch_file_are_not_executed(tmp_path):
-    torch.save({"model_state_dict": {}, "hook": Payload()}, tmp_path / "bad.pt")
-    with pytest.raises(CheckpointError, match="holds objects other than tensors"):
-        load_selector(tmp_path / "bad.pt")
+def test_pickled_objects_in_a_torch_file_are_not_executed(selector, tmp_path):
+    Path("/tmp/never-written").unlink(missing_ok=True)
+    torch.save(
+        {"model_state_dict": selector.state_dict(), "hyper_parameters": Namespace(lr=1), "hook": Payload()}, tmp_path / "x.pt"
+    )
+    assert_same(selector, load_selector(tmp_path / "x.pt"))
+    assert not Path("/tmp/never-written").exists()
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2], {1: torch.zeros(2)}, {"input_proj.weight": "text"}])
+def test_state_dicts_that_are_none(tmp_path, weights):
+    torch.save({"model_state_dict": weights}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="something else than named tensors"):
+        load_selector(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_heads": 2}, "do not belong together"),
+        ({"n_heads": 0}, "no selector of sizes"),
+        ({"surplus": 1}, "no selector of sizes"),
+        ({"hidden_dim": "16"}, "no selector of sizes"),
+        ({"dropout": 5}, "no selector of sizes"),
+    ],
+)
+def test_an_edited_description_is_refused(selector, tmp_path, change, message):
+    save_selector(tmp_path / "c", selector, {})
+    path = tmp_path / "c" / "selector.json"
+    content = json.loads(path.read_text())
+    content["config"].update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        load_selector(tmp_path / "c")
 
 
 def test_missing_and_unexpected_names_are_listed(selector, tmp_path):

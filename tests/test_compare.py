@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lever_mlflow import report
-from lever_mlflow.compare import Evaluation, compare, paired_interval
+from lever_mlflow.compare import Evaluation, compare, paired_interval, paired_p_value
 from lever_mlflow.exceptions import ParameterError
 
 
@@ -33,7 +33,17 @@ def evaluation(beta, right, **inputs):
         "selection_accuracy": {"1": 0.5},
         "settings": {"sizes": [100], "shots": [2]},
         "training": {"kl_beta": beta, "lr": 5e-6},
-        "inputs": {"kl_beta": str(beta), "rl_data_digest": "d", "start_digest": "s", "grpo_run": f"r{beta}", **inputs},
+        "inputs": {
+            "kl_beta": str(beta),
+            "rl_data_digest": "d",
+            "start_digest": "s",
+            "start_uri": "models:/m-1",
+            "grpo_run": f"r{beta}",
+            "seed": 0,
+            "training_seed": "0",
+            "reward_mode": "hard_only",
+            **inputs,
+        },
         "epochs": [{"epoch": 1, "train_loss": 0.5, "val_loss": 5.0, "kl": 0.01, "beta": beta}],
         "accuracy": rows,
     }
@@ -79,10 +89,24 @@ def test_training_settings_count_as_confounders_and_beta_does_not():
     assert [item["field"] for item in compare([evaluation(0.12, 40), other], seed=0)["confounders"]] == ["training.lr"]
 
 
-def test_a_comparison_needs_two_betas():
-    for betas in ([0.12], [0.12, 0.12]):
-        with pytest.raises(ParameterError, match="two or more different betas"):
-            compare([evaluation(beta, 40) for beta in betas], seed=0)
+def test_the_same_beta_twice_is_an_error_and_one_alone_has_no_verdict():
+    with pytest.raises(ParameterError, match="different betas"):
+        compare([evaluation(0.12, 40), evaluation(0.12, 50)], seed=0)
+    assert compare([evaluation(0.12, 40)], seed=0)["verdict"] == "Beta 0.12 alone: nothing to compare it with."
+
+
+@pytest.mark.parametrize(("differing", "p_value"), [(1, 1.0), (6, 2 / 2**6), (8, 2 / 2**8)])
+def test_p_value_of_few_questions_that_all_differ_one_way_is_exact(differing, p_value):
+    points = np.zeros(800)
+    points[:differing] = 100.0
+    assert paired_p_value(points, 0) == pytest.approx(p_value)
+
+
+def test_six_questions_that_all_differ_one_way_are_no_finding_among_four_comparisons():
+    points = np.zeros(800)
+    points[:6] = 100.0
+    assert paired_interval(points, 1 - 0.05 / 4, 0)[0] > 0.0  # the bootstrap alone would call it one
+    assert paired_p_value(points, 0) * 4 >= 0.05
 
 
 def test_equal_answers_have_an_interval_of_nothing():
@@ -96,6 +120,8 @@ def test_report_has_every_cell_and_the_reproducing_commands():
     assert "| zero-shot | 0 | 25.00 |" in page
     assert "| 0.15 - 0.12 | 2 | +20.00 |" in page
     assert "No field but beta differs." in page
+    assert "mlflow run . -e grpo -P kl_beta=0.12 -P lr=5e-06 -P init=models:/m-1 -P seed=0 -P reward_mode=hard_only" in page
+    assert "mlflow run . -e evaluate -P kl_beta=0.12 -P grpo_run=r0.12 -P seed=0 -P sizes=100 -P shots=2" in page
     assert "mlflow run . -e compare -P kl_betas=0.12,0.15" in page
     assert "?" not in page
 

@@ -1,12 +1,16 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPModel
 
 from lever_mlflow import features, mini
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.features import sample_features
+from lever_mlflow.model_files import check_model
 from lever_mlflow.okvqa import load_split
 
 
@@ -53,5 +57,31 @@ def test_an_image_that_does_not_decode_is_named(train, tmp_path):
 
 
 def test_a_folder_that_is_no_clip_model(train, tmp_path):
-    with pytest.raises(DataError, match="not a CLIP model folder"):
+    with pytest.raises(DataError, match="not a readable CLIPModel folder"):
         sample_features(train, tmp_path, "encoder", tmp_path)
+
+
+def test_weights_that_are_missing_or_damaged_are_never_made_up(train, tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(mini.CLIP_PATH, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"1 weights are missing, such as text_projection\.weight"):
+        sample_features(train, folder, "encoder", tmp_path)
+    (folder / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(DataError, match="not a readable CLIPModel folder"):
+        sample_features(train, folder, "encoder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tokenizer.json", "no tokenizer"), ("model.safetensors", "no weights"), ("config.json", "config.json: no such file")],
+)
+def test_an_incomplete_folder_is_found_out_before_any_work(tmp_path, name, message):
+    shutil.copytree(mini.CLIP_PATH, tmp_path / "clip")
+    (tmp_path / "clip" / name).unlink()
+    with pytest.raises(DataError, match=message):
+        check_model(tmp_path / "clip", "clip")
+    with pytest.raises(DataError, match="model_type 'qwen2_5_vl', expected 'clip'"):
+        check_model(mini.VLM_PATH, "clip")

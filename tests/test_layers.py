@@ -21,7 +21,7 @@ STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}
 ONLY_IN = {
     "mlflow": LAYERS[3] | LAYERS[4],
     "great_expectations": {"gate"},
-    "transformers": {"features", "vlm", "mini"},
+    "transformers": {"features", "vlm", "model_files", "mini"},
     "click": {"mini"},
 }
 

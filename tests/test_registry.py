@@ -67,6 +67,9 @@ def test_the_same_checkpoint_adds_no_version_and_another_moves_the_alias(log_sel
     assert registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 2}) == "1"
     other_id, other = log_selector(2)
     assert registry.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2}) == "2"
+    assert registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1}) == "1"
+    assert aliases() == {"kl-0-12": "1"}  # back to the first, without a third version
+    registry.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2})
     assert aliases() == {"kl-0-12": "2"}
 
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.rl_data import Group, Trial, load_rl_data, query_table, save_rl_data, trial_table
+from lever_mlflow.rl_data import (
+    Group,
+    RLData,
+    Trial,
+    check_fits,
+    load_rl_data,
+    query_table,
+    save_rl_data,
+    trial_table,
+)
 
 POOL = [50, 60, 70, 80]
 
@@ -161,6 +170,27 @@ def test_files_that_are_no_rl_data_are_refused(load, tmp_path, text, message):
     with pytest.raises(DataError, match=message) as error:
         load(text)
     assert str(error.value).startswith(f"{tmp_path / 'rl.json'}: ")
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (Group(4, (10, 31), ()), "query 4: item 31 is not among the 30 training items"),
+        (Group(4, (10, 12), (), {"question_id": 7}), "question_id 7, but 104 in the data set"),
+        (Group(4, (10, 5), ()), "pool item 5 shows the query's own image"),
+    ],
+)
+def test_data_of_another_data_set_is_refused(samples, group, message):
+    fitting = Group(4, (10, 12), (), {"question_id": 104})
+    check_fits(RLData((fitting,), "d", "pools", {}, {}, "x.json"), samples)
+    with pytest.raises(DataError, match=message):
+        check_fits(RLData((fitting, group), "d", "pools", {}, {}, "x.json"), samples)
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    (tmp_path / "x.json").write_text('{"1": {"pointer_candidates": [], "note": "\\ud800"}}')
+    with pytest.raises(DataError, match="cannot be read"):
+        load_rl_data(tmp_path / "x.json")
 
 
 def test_unreadable_files_are_refused(tmp_path):

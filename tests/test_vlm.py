@@ -35,5 +35,5 @@ def test_a_demonstration_is_followed(prompts):
 
 
 def test_a_folder_that_is_no_model(prompts, tmp_path):
-    with pytest.raises(DataError, match=r"not a Qwen2\.5-VL model folder"):
+    with pytest.raises(DataError, match="not a readable Qwen2_5_VLForConditionalGeneration folder"):
         list(LocalVLM(tmp_path, "digest", "mini").generate(prompts[:1]))
