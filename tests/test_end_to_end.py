@@ -6,11 +6,18 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+
+from lever_mlflow import pipeline, tracking
+from lever_mlflow.exceptions import GateError
+from lever_mlflow.resources import Resources
+from lever_mlflow.rl_data import Group, Trial, save_rl_data
+from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
 
 ROOT = Path(__file__).parents[1]
 NAME = "lever-selector-mini-mini"
@@ -149,17 +156,6 @@ def test_summary_and_the_line_that_opens_the_ui(experiment, project):
     assert re.search(rf"mlflow ui --backend-store-uri {re.escape(project.uri)}.*/runs/{parent(project).info.run_id}", output)
 
 
-def test_a_second_run_reuses_every_step(project, experiment):
-    started = time.monotonic()
-    again = project.run("main", **SMALL)
-    seconds = time.monotonic() - started
-    assert again.returncode == 0, again.stderr
-    reused = re.findall(r"^(.+): reused from", again.stderr, flags=re.MULTILINE)
-    assert len(reused) == 8
-    assert not steps(project, project.newest().info.run_id)
-    assert seconds < 60
-
-
 def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     children = steps(project, parent(project).info.run_id)
     result = project.run("grpo", kl_beta=0.5, epochs=1)
@@ -169,6 +165,32 @@ def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     newest = project.newest()
     assert newest.info.run_name == "grpo beta 0.5"
     assert newest.data.tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
+
+
+def test_the_same_again_reuses_every_step_and_moves_the_alias_back(project, experiment):
+    def version():
+        return str(project.client.get_model_version_by_alias(NAME, "kl-0-12").version)
+
+    first = version()
+    other = project.run("main", **SMALL, grpo_lr=0.01, kl_betas=0.12)
+    assert other.returncode == 0, other.stderr
+    assert version() != first
+    started = time.monotonic()
+    again = project.run("main", **SMALL)
+    seconds = time.monotonic() - started
+    assert again.returncode == 0, again.stderr
+    assert len(re.findall(r"^(.+): reused from", again.stderr, flags=re.MULTILINE)) == 8
+    assert not steps(project, project.newest().info.run_id)
+    assert seconds < 60
+    assert version() == first
+
+
+def test_evaluation_of_another_beta_or_run_is_refused(project, experiment):
+    children = steps(project, parent(project).info.run_id)
+    grpo_run = children["grpo beta 0.12"].info.run_id
+    assert error_lines(project.run("evaluate", "errors", kl_beta=0.7, grpo_run=grpo_run)) == [
+        f"error: kl_beta=0.7, but run {grpo_run} was trained with 0.12"
+    ]
 
 
 def test_promotion_and_an_unknown_beta(project, experiment):
@@ -205,27 +227,55 @@ def test_bad_parameters_end_in_one_line_and_a_failed_run(project, name, value, m
     assert project.newest("errors").info.status == "FAILED"
 
 
-def test_data_that_fails_the_gate_stops_training(project, tmp_path):
-    groups = {
-        str(query): {
-            "candidate_pool_ids": list(range(100, 164)),
-            "pointer_candidates": [
-                {"pointer": [i, i + 1], "pointer_global": [100 + i, 101 + i], "vqa_correct": 0, "vqa_acc_score": 0.0}
-                for i in range(10)
-            ],
-        }
-        for query in range(60)
-    }
-    (tmp_path / "bad.json").write_text(json.dumps(groups))
-    for entry_point in ("validate", "rce"):
-        result = project.run(entry_point, "gate", rl_data=tmp_path / "bad.json")
-        assert result.returncode != 0
-        (line,) = error_lines(result)
-        assert "positive_query_rate is 0" in line
-        run = project.newest("gate")
-        assert run.info.status == "FAILED"
-        assert run.data.metrics["data/positive_query_rate"] == 0.0
-        assert "train_loss" not in run.data.metrics
+@pytest.fixture
+def bad_rl_data(tmp_path):
+    """60 queries without a single right trial."""
+    trials = tuple(Trial((i, i + 1), 0.0, 0.0, "beam") for i in range(9))
+    save_rl_data(tmp_path / "bad.json", [Group(query, tuple(range(400, 464)), trials) for query in range(60)], {})
+    return str(tmp_path / "bad.json")
+
+
+def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
+    result = project.run("validate", "gate", rl_data=bad_rl_data)
+    assert result.returncode != 0
+    (line,) = error_lines(result)
+    assert "positive_query_rate is 0" in line
+    run = project.newest("gate")
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["data/positive_query_rate"] == 0.0
+
+
+def test_training_runs_the_same_gate(mlflow_store, project, bad_rl_data):
+    line = pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])))
+    data = line.find_rl_data(bad_rl_data)
+    with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run() as run:
+        tracking.run_here(line.rce(data, RceSettings()))
+    logged = mlflow.get_run(run.info.run_id)
+    assert logged.info.status == "FAILED"
+    assert logged.data.tags["lever.gate"] == "critical"
+    assert "train_loss" not in logged.data.metrics
+
+
+def test_grpo_on_a_fresh_store_runs_what_it_needs_first(mlflow_store, project, experiment, monkeypatch, caplog):
+    """In this process, with small defaults: the upstream steps run as children, in order, and the log says so."""
+    monkeypatch.setattr(pipeline, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))
+    monkeypatch.setattr(pipeline, "RceSettings", partial(RceSettings, epochs=1))
+    caplog.set_level("INFO", logger="lever_mlflow")
+    line = pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])))
+    with tracking.project_run() as run:
+        data = line.find_rl_data("auto")
+        start = line.find_start("auto", data)
+        tracking.run_here(line.grpo(data, start, GrpoSettings(kl_beta=0.12, epochs=1)))
+    assert [message.split(",")[0] for message in caplog.messages if "running" in message] == [
+        "rl_data=auto: no finished rollout with these settings in this experiment",
+        "rollout: running",
+        "init=auto: no finished rce run on this data in this experiment",
+        "rce: running",
+    ]
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [child.info.run_name for child in found] == ["rce", "rollout", "grpo beta 0.12"]
+    assert {child.data.tags.get("mlflow.parentRunId") for child in found} == {None, run.info.run_id}
+    assert {child.info.status for child in found} == {"FINISHED"}
 
 
 @pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])
