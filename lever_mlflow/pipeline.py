@@ -108,7 +108,7 @@ class Pipeline:
         """Start checkpoint by path, model URI, or ``auto``: the best epoch of the newest finished RCE run on the same data."""
         if reference != AUTO:
             return reference
-        run = tracking.find_run("rce", self._training_inputs(data))
+        run = tracking.find_run("rce", {**self._common(), "rl_data_digest": data.digest})
         if run is None:
             log.info("init=auto: no finished rce run on this data in this experiment, running it first")
             return self.start_of(tracking.ensure(self.rce(data, RceSettings())))
@@ -254,8 +254,9 @@ class Pipeline:
     def _step(
         self, step: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], execute: Callable[[], None]
     ) -> Step:
-        labels = {name: getattr(self.resources, name) for name in ("dataset", "vlm", "encoder")}
-        return Step(step, name, settings, inputs, execute, {**labels, "seed": self.context.seed})
+        resources = self.resources
+        labels = {"dataset": resources.dataset, "vlm": resources.vlm, "encoder": resources.encoder, "seed": self.context.seed}
+        return Step(step, name, settings, inputs, execute, labels)
 
     def _common(self) -> dict[str, Any]:
         """What runs must share so that ``auto`` may find one for the other."""
