@@ -16,27 +16,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lever_mlflow.exceptions import LeverError
+from lever_mlflow.types import GateSettings
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
 
 __all__ = [
     "AUTO",
+    "NONE",
     "NumberList",
     "Positive",
     "dataset_option",
+    "gate_options",
     "in_order",
     "launch",
     "make_pipeline",
     "model_name_option",
+    "on_bad_data_option",
     "option",
     "resource_options",
     "reward_mode_option",
-    "rl_data_option",
+    "rl_data_options",
+    "thresholds_option",
     "vlm_option",
 ]
 
-AUTO = "auto"
+AUTO, NONE = "auto", "none"
 
 
 class Positive(click.ParamType):
@@ -83,6 +88,28 @@ class NumberList(click.ParamType):
         return numbers
 
 
+class Thresholds(click.ParamType):
+    """``none``, or ``name=value`` pairs separated by commas, as a mapping; the data gate says whether it knows them."""
+
+    name = "thresholds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """``value`` as a mapping; fails with the pair that is wrong."""
+        if isinstance(value, dict):
+            return value
+        if value == NONE:
+            return {}
+        thresholds: dict[str, str] = {}
+        for part in value.split(","):
+            name, found, threshold = (text.strip() for text in part.partition("="))
+            if not (name and found and threshold):
+                self.fail(f"{part!r} is not name=value; give for example positive_query_rate=0.05", param, ctx)
+            if name in thresholds:
+                self.fail(f"{value!r} names {name} twice", param, ctx)
+            thresholds[name] = threshold
+        return thresholds
+
+
 def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
     """A click option under MLproject's parameter name; a tuple as default is shown as the user would type it."""
     shown = ",".join(f"{item:g}" for item in default) if isinstance(default, tuple) else default
@@ -92,7 +119,6 @@ def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
 dataset_option = option("dataset", str, "mini", "mini, or the folder of the official OK-VQA files")
 vlm_option = option("vlm", str, "mini", "mini, or folder or hub name of a Qwen2.5-VL")
 model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
-rl_data_option = option("rl_data", str, AUTO, "RL data: a file, runs:/<run id>, or auto (the newest rollout)")
 reward_mode_option = option(
     "reward_mode",
     click.Choice(["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]),
@@ -101,19 +127,41 @@ reward_mode_option = option(
 )
 
 
-def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that nearly every step takes: what it works on."""
-    for decorate in reversed(
-        [
-            dataset_option,
-            vlm_option,
-            option("encoder", str, "mini", "mini, or folder or hub name of a CLIP model"),
-            option("seed", Positive(int, below=2**32), 0, "of every random choice"),
-            option("device", click.Choice(["auto", "cpu", "cuda"]), AUTO, "auto takes a GPU when there is one"),
-        ]
-    ):
-        command = decorate(command)
-    return command
+def _grouped(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One decorator that adds the options in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
+
+
+rl_data_options = _grouped(
+    option("rl_data", str, AUTO, "RL data: a file, a run id, runs:/<run id>, or auto (the newest rollout)"),
+    option("use_fallback", bool, False, "use trials too that only the fallback could score"),
+)
+thresholds_option = option(
+    "thresholds", Thresholds(), NONE, "of the data gate, such as positive_query_rate=0.05,reward_mean.max_value=1.9"
+)
+on_bad_data_option = option(
+    "on_bad_data", click.Choice(["stop", "warn"]), GateSettings.on_bad_data, "warn: go on in spite of critical data, tagged"
+)
+gate_options = _grouped(
+    thresholds_option,
+    option("max_shots", Positive(int, 1), GateSettings.max_shots, "most shots that evaluation will use; pools must be larger"),
+    on_bad_data_option,
+)
+
+
+resource_options = _grouped(
+    dataset_option,
+    vlm_option,
+    option("encoder", str, "mini", "mini, or folder or hub name of a CLIP model"),
+    option("seed", Positive(int, below=2**32), 0, "of every random choice"),
+    option("device", click.Choice(["auto", "cpu", "cuda"]), AUTO, "auto takes a GPU when there is one"),
+)
 
 
 def make_pipeline(values: dict[str, Any]) -> Pipeline:
@@ -122,10 +170,11 @@ def make_pipeline(values: dict[str, Any]) -> Pipeline:
     from lever_mlflow.resources import Resources, default_cache_dir
 
     names = {name: values.pop(name) for name in ("dataset", "vlm", "encoder", "device")}
-    choices = {name: values.pop(name) for name in ("seed", "reward_mode", "model_name") if name in values}
+    choices = {name: values.pop(name) for name in ("seed", "reward_mode", "use_fallback", "model_name") if name in values}
+    gate = GateSettings(**{name: values.pop(name) for name in ("thresholds", "max_shots", "on_bad_data") if name in values})
     resources = Resources(**names, cache_dir=default_cache_dir())
     resources.check()
-    return Pipeline(resources, **choices)
+    return Pipeline(resources, gate=gate, **choices)
 
 
 def in_order(values: tuple[float, ...]) -> tuple[int, ...]:

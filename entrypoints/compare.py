@@ -26,7 +26,7 @@ def main(kl_betas: tuple[float, ...], **values: Any) -> None:
     """Compare betas: report.md and comparison.json."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("compare"):
         pipeline = make_pipeline(values)
         run_id = run_here(pipeline.compare([pipeline.find_evaluation(beta, EvalSettings()) for beta in kl_betas]))
         click.echo(pipeline.summary(run_id))

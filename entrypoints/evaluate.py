@@ -33,7 +33,7 @@ def main(kl_beta: float, grpo_run: str, **values: Any) -> None:
     """Evaluate one beta: accuracies per epoch, a registered version."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("evaluate"):
         pipeline = make_pipeline(values)
         settings = EvalSettings(**{**values, "sizes": in_order(values["sizes"]), "shots": in_order(values["shots"])})
         run_here(pipeline.evaluate(pipeline.find_grpo(grpo_run, GrpoSettings(kl_beta=kl_beta)), settings))

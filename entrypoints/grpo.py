@@ -4,14 +4,25 @@ from typing import Any
 
 import click
 
-from entrypoints._cli import AUTO, Positive, launch, make_pipeline, option, resource_options, reward_mode_option, rl_data_option
+from entrypoints._cli import (
+    AUTO,
+    Positive,
+    gate_options,
+    launch,
+    make_pipeline,
+    option,
+    resource_options,
+    reward_mode_option,
+    rl_data_options,
+)
 from lever_mlflow.types import GrpoSettings
 
 
 @click.command()
 @resource_options
 @reward_mode_option
-@rl_data_option
+@rl_data_options
+@gate_options
 @option("kl_beta", Positive(), GrpoSettings.kl_beta, "KL weight")
 @option("init", str, AUTO, "start checkpoint: a folder, .pt, .ckpt, model URI, or auto (the best epoch of the newest RCE run)")
 @option("epochs", Positive(int, 1), GrpoSettings.epochs, "passes over the training queries")
@@ -25,7 +36,7 @@ def main(rl_data: str, init: str, **values: Any) -> None:
     """Train by GRPO: an MLflow run with a checkpoint per epoch."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("grpo"):
         pipeline = make_pipeline(values)
         data = pipeline.find_rl_data(rl_data)
         run_here(pipeline.grpo(data, pipeline.find_start(init, data), GrpoSettings(**values)))

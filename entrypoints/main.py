@@ -11,9 +11,11 @@ from entrypoints._cli import (
     launch,
     make_pipeline,
     model_name_option,
+    on_bad_data_option,
     option,
     resource_options,
     reward_mode_option,
+    thresholds_option,
 )
 from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings
 
@@ -22,6 +24,8 @@ from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutS
 @resource_options
 @reward_mode_option
 @model_name_option
+@thresholds_option
+@on_bad_data_option
 @option("kl_betas", NumberList(Positive()), (0.12, 0.15), "KL weights to train and compare")
 @option("sizes", NumberList(Positive(int, 1)), EvalSettings.sizes, "numbers of evaluation questions, nested")
 @option("shots", NumberList(Positive(int, 1)), EvalSettings.shots, "numbers of demonstrations at evaluation")
@@ -35,8 +39,8 @@ def main(**values: Any) -> None:
     """Run every step as a child run; finished steps with the same inputs are reused."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
-        pipeline = make_pipeline(values)
+    with project_run("main"):
+        pipeline = make_pipeline({**values, "max_shots": max(values["shots"])})
         step = pipeline.experiment(
             values["kl_betas"],
             RolloutSettings(n_queries=values["n_queries"]),

@@ -17,7 +17,7 @@ def main(dataset: str, vlm: str, model_name: str, kl_beta: float) -> None:
     from lever_mlflow.resources import Resources
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("promote"):
         run_here(Pipeline(Resources(dataset=dataset, vlm=vlm), model_name=model_name).promote(kl_beta))
 
 

@@ -4,14 +4,24 @@ from typing import Any
 
 import click
 
-from entrypoints._cli import Positive, launch, make_pipeline, option, resource_options, reward_mode_option, rl_data_option
+from entrypoints._cli import (
+    Positive,
+    gate_options,
+    launch,
+    make_pipeline,
+    option,
+    resource_options,
+    reward_mode_option,
+    rl_data_options,
+)
 from lever_mlflow.types import RceSettings
 
 
 @click.command()
 @resource_options
 @reward_mode_option
-@rl_data_option
+@rl_data_options
+@gate_options
 @option("epochs", Positive(int, 1), RceSettings.epochs, "passes over the training queries")
 @option("lr", Positive(strict=True), RceSettings.lr, "learning rate of AdamW")
 @option("batch_size", Positive(int, 1), RceSettings.batch_size, "queries per step")
@@ -24,7 +34,7 @@ def main(rl_data: str, **values: Any) -> None:
     """Train by RCE: an MLflow run with a checkpoint per epoch."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("rce"):
         pipeline = make_pipeline(values)
         run_here(pipeline.rce(pipeline.find_rl_data(rl_data), RceSettings(**values)))
 

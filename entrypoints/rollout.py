@@ -22,7 +22,7 @@ def main(init: str, **values: Any) -> None:
     """Record RL data: an MLflow run with rl_data.json."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("rollout"):
         pipeline = make_pipeline(values)
         run_here(pipeline.rollout(RolloutSettings(**values), init))
 

@@ -4,20 +4,32 @@ from typing import Any
 
 import click
 
-from entrypoints._cli import launch, make_pipeline, resource_options, reward_mode_option, rl_data_option
+from entrypoints._cli import (
+    NONE,
+    gate_options,
+    launch,
+    make_pipeline,
+    option,
+    resource_options,
+    reward_mode_option,
+    rl_data_options,
+)
 
 
 @click.command()
 @resource_options
 @reward_mode_option
-@rl_data_option
-def main(rl_data: str, **values: Any) -> None:
-    """Check RL data and print the table of expectations."""
+@rl_data_options
+@gate_options
+@option("reference", str, NONE, "RL data to compare with: a file or a run, as for rl_data")
+def main(rl_data: str, reference: str, **values: Any) -> None:
+    """Check RL data, or compare them with others, and print the table of expectations."""
     from lever_mlflow.tracking import project_run, run_here
 
-    with project_run():
+    with project_run("validate"):
         pipeline = make_pipeline(values)
-        run_here(pipeline.validate(pipeline.find_rl_data(rl_data)))
+        data = pipeline.find_rl_data(rl_data)
+        run_here(pipeline.validate(data, None if reference == NONE else pipeline.rl_data(reference)))
 
 
 if __name__ == "__main__":

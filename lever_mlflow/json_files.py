@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["read_object"]
+__all__ = ["iterate_object", "read_object"]
+
+_CHUNK = 1 << 20  # characters
+_LONGEST_TOKEN = 16  # of what a number, a literal or an escape that a chunk's end cuts can be behind the error's place
 
 
 def read_object(path: Path, *, missing: str, damaged: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file; arguments and errors as ``iterate_object``."""
+    return dict(iterate_object(path, missing=missing, damaged=damaged))
+
+
+def iterate_object(path: Path, *, missing: str, damaged: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of the JSON object in a file, one by one: only the value at hand is in memory.
 
     Args:
         missing, damaged: what to do about it when the file is not there or not readable, for the message.
@@ -22,33 +31,115 @@ def read_object(path: Path, *, missing: str, damaged: str) -> dict[str, Any]:
         DataError: no such file; not text in UTF-8; truncated or otherwise not JSON; NaN, infinities, duplicate keys or
             numbers of thousands of digits in it; nested too deeply; or something else than an object.
     """
-
-    def refuse_constant(name: str) -> None:
-        raise DataError(f"{path}: holds {name}, which is not a JSON number; {damaged}")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise DataError(f"{path}: key {key!r} occurs twice in one object; remove one of them")
-        return result
-
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
-        if "\\ud" in text.lower():  # half of a surrogate pair is no text
-            json.dumps(content, ensure_ascii=False).encode()
+        with path.open(encoding="utf-8") as file:
+            yield from _Reader(file, f"{path}", damaged).items()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {missing}") from None
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {damaged}") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno} ({error.msg})"
-        raise DataError(f"{path}: not valid JSON at {place}; it may be truncated: {damaged}") from None
-    except ValueError:  # Python reads no whole number of more than 4,300 digits
-        raise DataError(f"{path}: holds a number of thousands of digits; {damaged}") from None
     except RecursionError:
         raise DataError(f"{path}: nested too deeply; {damaged}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}, expected an object; {damaged}")
-    return content
+
+
+class _Reader:
+    """Decodes an object from a window over a file: ``_text``, which starts at ``_line`` and ``_column``."""
+
+    def __init__(self, file: TextIO, name: str, damaged: str) -> None:
+        self._file, self._name, self._damaged = file, name, damaged
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._column = 1, 1
+        self._decoder = json.JSONDecoder(parse_constant=self._refuse_constant, object_pairs_hook=self._unique)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        start = self._peek()
+        if start != "{":
+            value = self._value()
+            raise DataError(f"{self._name}: holds a JSON {type(value).__name__}, expected an object; {self._damaged}")
+        self._at += 1
+        seen: set[str] = set()
+        if self._peek() != "}":
+            while True:
+                if self._peek() != '"':
+                    raise self._broken("Expecting property name enclosed in double quotes")
+                key = self._value()
+                if key in seen:
+                    raise self._twice(key)
+                seen.add(key)
+                self._expect(":", "Expecting ':' delimiter")
+                self._peek()
+                yield key, self._value()
+                if self._peek() == "}":
+                    break
+                self._expect(",", "Expecting ',' delimiter")
+        self._at += 1
+        if self._peek():
+            raise self._broken("Extra data")
+
+    def _value(self) -> Any:
+        """Decodes the value that starts here; a chunk's end within it is no error, the file's end is."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos + _LONGEST_TOKEN > len(self._text)
+                if not (cut and self._read_on()):
+                    raise self._broken(error.msg, error.pos) from None
+                continue
+            except ValueError:  # Python reads no whole number of more than 4,300 digits
+                raise DataError(f"{self._name}: holds a number of thousands of digits; {self._damaged}") from None
+            if end + _LONGEST_TOKEN > len(self._text) and self._read_on():
+                continue  # a number may go on, even behind a point or an exponent's sign
+            if "\\ud" in self._text[self._at : end].lower():  # half of a surrogate pair is no text
+                json.dumps(value, ensure_ascii=False).encode()
+            self._at = end
+            return value
+
+    def _peek(self) -> str:
+        """The next character that is not white space, which is skipped; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\n\r":
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read_on():
+                return ""
+
+    def _expect(self, character: str, message: str) -> None:
+        if self._peek() != character:
+            raise self._broken(message)
+        self._at += 1
+
+    def _read_on(self) -> bool:
+        """Drops what is decoded and appends what follows, at least as much as is left, so that long values cost no more."""
+        if self._ended:
+            return False
+        chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
+        if not chunk:
+            self._ended = True
+            return False
+        self._line, self._column = self._place(self._at)
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        return True
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """Line and column in the file, both from 1, of a position in the window."""
+        lines = self._text.count("\n", 0, at)
+        return self._line + lines, at - self._text.rfind("\n", 0, at) if lines else self._column + at
+
+    def _broken(self, message: str, at: int | None = None) -> DataError:
+        line, column = self._place(self._at if at is None else at)
+        place = f"line {line}, column {column} ({message})"
+        return DataError(f"{self._name}: not valid JSON at {place}; it may be truncated: {self._damaged}")
+
+    def _twice(self, key: str) -> DataError:
+        return DataError(f"{self._name}: key {key[:80]!r} occurs twice in one object; remove one of them")
+
+    def _refuse_constant(self, name: str) -> None:
+        raise DataError(f"{self._name}: holds {name}, which is not a JSON number; {self._damaged}")
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise self._twice(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+        return result

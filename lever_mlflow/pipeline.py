@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from lever_mlflow import gate, report, steps, tracking
 from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.evaluate import split_questions
-from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.exceptions import DataError, GateError, ParameterError
 from lever_mlflow.pools import check_pool_size
 from lever_mlflow.resources import Resources
 from lever_mlflow.rewards import RewardMode
@@ -30,7 +31,7 @@ from lever_mlflow.rl_data import RLData, load_rl_data
 from lever_mlflow.rollout import choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
-from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
 __all__ = ["AUTO", "Pipeline"]
 
@@ -43,13 +44,21 @@ class Pipeline:
     """All steps on one data set, VLM, encoder and seed; ``model_name`` auto names the registered model after the first two."""
 
     def __init__(
-        self, resources: Resources, *, seed: int = 0, reward_mode: RewardMode = "hard_plus_soft", model_name: str = AUTO
+        self,
+        resources: Resources,
+        *,
+        seed: int = 0,
+        reward_mode: RewardMode = "hard_plus_soft",
+        use_fallback: bool = False,
+        model_name: str = AUTO,
+        gate: GateSettings | None = None,
     ) -> None:
         name = f"lever-selector-{resources.label}" if model_name == AUTO else model_name
         if not re.fullmatch(r"[\w .-]+", name):
             raise ParameterError(f"model_name={name!r}: registered models are named with letters, digits, spaces, _ . and -")
         self.resources = resources
-        self.context = steps.Context(resources, seed, reward_mode, name)
+        self.use_fallback = use_fallback
+        self.context = steps.Context(resources, seed, reward_mode, name, gate or GateSettings())
 
     # rollout
 
@@ -62,12 +71,9 @@ class Pipeline:
         )
 
     def find_rl_data(self, reference: str) -> RLData:
-        """RL data by file, ``runs:/`` URI, or ``auto``: of the newest finished rollout of the same resources and seed."""
-        if reference.startswith("runs:/"):
-            run_id, _, path = reference.removeprefix("runs:/").partition("/")
-            return self.rl_data_of(run_id, path or steps.RL_DATA_FILE)
+        """RL data by file, run, or ``auto``: of the newest finished rollout of the same resources and seed."""
         if reference != AUTO:
-            return load_rl_data(reference)
+            return self.rl_data(reference)
         run = tracking.find_run("rollout", self.context.identity())
         if run is None:
             log.info("rl_data=auto: no finished rollout with these settings in this experiment, running it first")
@@ -75,22 +81,68 @@ class Pipeline:
         log.info("rl_data=auto: taken from %s", tracking.describe(run))
         return self.rl_data_of(run.info.run_id)
 
-    def rl_data_of(self, run_id: str, path: str = steps.RL_DATA_FILE) -> RLData:
-        """RL data that a rollout run logged."""
-        return load_rl_data(tracking.artifact(run_id, path), source=f"runs:/{run_id}/{path}")
+    def rl_data(self, reference: str) -> RLData:
+        """RL data by file, or by run, as its id or ``runs:/<id>[/<artifact>]``: what it made, or what it worked on."""
+        if reference.startswith("runs:/"):
+            run_id, _, path = reference.removeprefix("runs:/").partition("/")
+            return self.rl_data_of(run_id, path)
+        if re.fullmatch("[0-9a-f]{32}", reference) and not Path(reference).exists():
+            return self.rl_data_of(reference)
+        return self._load(reference)
+
+    def rl_data_of(self, run_id: str, path: str = "") -> RLData:
+        """RL data that a run logged as an artifact, by default a rollout's; of other runs, those that they worked on.
+
+        Raises:
+            MissingRunError: no such run, or one without RL data. DataError: they are not what they were.
+        """
+        tags = tracking.any_run_tags(run_id)
+        origin = tags.get("rl_data_source")
+        if path or origin is None or origin == f"runs:/{run_id}/{steps.RL_DATA_FILE}":
+            path = path or steps.RL_DATA_FILE
+            return self._load(tracking.artifact(run_id, path), source=f"runs:/{run_id}/{path}")
+        data = self.rl_data(origin)
+        if data.digest != tags["rl_data_digest"]:
+            raise DataError(
+                f"{origin}: its digest is {data.digest}, but run {run_id} worked on {tags['rl_data_digest']}; "
+                "the file has changed since"
+            )
+        return data
+
+    def _load(self, path: str | Path, source: str | None = None) -> RLData:
+        return load_rl_data(path, use_fallback=self.use_fallback, source=source)
 
     # validate
 
-    def validate(self, data: RLData) -> Step:
+    def validate(self, data: RLData, reference: RLData | None = None) -> Step:
         """Checks RL data with the Great Expectations suites; a failed critical expectation fails the run."""
-        inputs = {"rl_data_digest": data.digest, "suite_digest": gate.suite_digest()}
+        settings = self.context.gate
+        inputs = {
+            "rl_data_digest": data.digest,
+            "suite_digest": gate.suite_digest(thresholds=settings.thresholds),
+            "dataset_digest": self.context.identity()["dataset_digest"],
+            **({} if reference is None else {"reference_digest": reference.digest}),
+        }
         return self._step(
             "validate",
             "validate",
-            {"reward_mode": self.context.reward_mode},
+            {"reward_mode": self.context.reward_mode, "thresholds": settings.thresholds, "max_shots": settings.max_shots},
             inputs,
-            partial(steps.check_data, self.context, data),
+            partial(steps.check_data, self.context, data, reference),
         )
+
+    def verdict(self, data: RLData) -> gate.GateResult:
+        """The gate's verdict on RL data: as recorded for their digest and these suites, or reached now in a child run."""
+        step = self.validate(data)
+        run = tracking.find_run(step.step, {"key": step.key}, having="gate")
+        if run is None:
+            with suppress(GateError):  # the verdict is recorded there; what follows from it is decided where it is asked for
+                return steps.read_verdict(tracking.ensure(step))
+            run = tracking.find_run(step.step, {"key": step.key}, having="gate")
+            assert run is not None, "a gate that stops leaves its verdict"
+        else:
+            log.info("data gate: verdict taken from %s", tracking.describe(run))
+        return steps.read_verdict(run.info.run_id)
 
     # training
 
@@ -101,7 +153,7 @@ class Pipeline:
             "rce",
             asdict(settings),
             self._training_inputs(data),
-            partial(steps.train_by_rce, self.context, data, settings),
+            partial(steps.train_by_rce, self.context, data, partial(self.verdict, data), settings),
         )
 
     def find_start(self, reference: str, data: RLData) -> str:
@@ -131,7 +183,11 @@ class Pipeline:
             "start": f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(start).name,
             "start_uri": start if ":/" in start else str(Path(start).resolve()),
         }
-        execute = partial(steps.train_by_grpo, self.context, data, selector, settings)
+        told = "; ".join(meta[name] for name in steps.OVERRIDES if name in meta)
+        overrides = {"start_gate_override": told} if told else {}
+        inputs |= overrides
+        verdict = partial(self.verdict, data)
+        execute = partial(steps.train_by_grpo, self.context, data, verdict, selector, overrides, settings)
         return self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
 
     # evaluate
@@ -160,7 +216,17 @@ class Pipeline:
                     f"run {grpo_run} was trained with {name} {tags[name]}, but this evaluation has {value}; "
                     "give the dataset, vlm and encoder that it was trained with"
                 )
-        names = ("reward_mode", "rl_data_digest", "start_digest", "start", "start_uri", "kl_beta", "models", "gate")
+        names = (
+            "reward_mode",
+            "rl_data_digest",
+            "start_digest",
+            "start",
+            "start_uri",
+            "kl_beta",
+            "models",
+            "gate",
+            *steps.OVERRIDES,
+        )
         inputs = {
             **self.context.identity(),
             **{name: tags[name] for name in names if name in tags},
@@ -263,7 +329,8 @@ class Pipeline:
         return {**self.context.identity(), "reward_mode": self.context.reward_mode}
 
     def _training_inputs(self, data: RLData) -> dict[str, Any]:
-        return {**self._common(), "rl_data_digest": data.digest, "suite_digest": gate.suite_digest()}
+        suites = gate.suite_digest(thresholds=self.context.gate.thresholds)
+        return {**self._common(), "rl_data_digest": data.digest, "suite_digest": suites}
 
     def _initial_selector(self, init: str) -> PointerSelector:
         if init != RANDOM_INIT:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from lever_mlflow import compare, gate, gate_report, registry, report, tracking
+from lever_mlflow import compare, gate, registry, report, tracking
 from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
 from lever_mlflow.evaluate import (
     RANDOM,
@@ -29,7 +29,8 @@ from lever_mlflow.evaluate import (
     similarity_picks,
     split_questions,
 )
-from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.exceptions import CheckpointError, DataError
+from lever_mlflow.gate import report as gate_report
 from lever_mlflow.resources import Resources
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import RLData, check_fits, load_rl_data, save_rl_data
@@ -38,10 +39,11 @@ from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG
 from lever_mlflow.train_grpo import GrpoEpoch, train_grpo
 from lever_mlflow.train_rce import RceEpoch, train_rce
-from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings, Sample
+from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings, Sample
 
 __all__ = [
     "COMPARISON_FILE",
+    "OVERRIDES",
     "RL_DATA_FILE",
     "Context",
     "check_data",
@@ -49,16 +51,20 @@ __all__ = [
     "evaluate_epochs",
     "promote_beta",
     "read_evaluation",
+    "read_verdict",
     "record_trials",
     "register_best",
     "train_by_grpo",
     "train_by_rce",
 ]
 
-RL_DATA_FILE = "rl_data.json"
+RL_DATA_FILE, GATE_FILE = "rl_data.json", "gate.json"
 RECORDS_FILE, RESULT_FILE, COMPARISON_FILE = "records.parquet", "evaluation.json", "comparison.json"
 START_POLICY = "start"
-_REGISTERED_INPUTS = ("gate", "seed", "start")  # beside every digest, tags of a registered version
+OVERRIDES = ("gate_override", "start_gate_override")
+_REGISTERED_INPUTS = ("gate", *OVERRIDES, "seed", "start")  # beside every digest, tags of a registered version
+
+Verdict = Callable[[], gate.GateResult]  # asks for the gate's verdict, once inside the run that needs it
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +78,14 @@ class Context:
         seed: of every random choice.
         reward_mode: how a trial's scores become its reward.
         registered_name: the registered model that evaluation adds versions to.
+        gate: how RL data are judged, and what happens to bad ones.
     """
 
     resources: Resources
     seed: int
     reward_mode: RewardMode
     registered_name: str
+    gate: GateSettings = field(default_factory=GateSettings)
 
     def identity(self) -> dict[str, Any]:
         """Digests of what all steps work on; runs that share them may be found by ``auto``."""
@@ -114,47 +122,95 @@ def record_trials(context: Context, settings: RolloutSettings, selector: Pointer
     )
 
 
-def check_data(context: Context, data: RLData) -> None:
+def check_data(context: Context, data: RLData, reference: RLData | None = None) -> None:
     """Validation: logs the gate's page and results; raises GateError where a critical expectation failed."""
-    result = gate.check(data, reward_mode=context.reward_mode)
+    settings = context.gate
+    result = gate.check(
+        data,
+        reward_mode=context.reward_mode,
+        shots=settings.max_shots,
+        train=context.resources.train,
+        reference=reference,
+        thresholds=settings.thresholds,
+    )
     mlflow.log_text(gate_report.report_html(result), "gate.html")
-    mlflow.log_dict(result.to_json(), "gate.json")
+    mlflow.log_dict(result.to_json(), GATE_FILE)
+    mlflow.log_dict(dict(result.gx_results), "great_expectations.json")
+    if reference is not None:
+        mlflow.log_input(tracking.rl_dataset(reference), context="reference")
+        mlflow.set_tag(f"{TAG}comparison", result.comparison)
     log.info("%s", gate_report.format_table(result))
     _pass_gate(context, data, result)
 
 
-def _pass_gate(context: Context, data: RLData, result: gate.GateResult | None = None) -> None:
-    """Logs figures and verdict of the gate on the active run, and ends it where a critical expectation failed."""
-    result = result or gate.check(data, reward_mode=context.reward_mode)
+def read_verdict(run_id: str) -> gate.GateResult:
+    """What a validation run found.
+
+    Raises:
+        DataError: its result is not there, or not to be read.
+    """
+    path = tracking.artifact(run_id, GATE_FILE)
+    try:
+        return gate.GateResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"run {run_id}: {GATE_FILE} cannot be read ({error}); run the validate step again") from None
+
+
+def _pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[str, str]:
+    """Logs the data and the gate's figures and verdict on the active run, and ends it where a critical expectation failed.
+
+    Returns the tags of what is trained behind it: none, or where bad data were let through, which expectations failed.
+    """
+    source = data.source if data.source.startswith("runs:/") else str(Path(data.source).resolve())
     mlflow.log_input(tracking.rl_dataset(data), context="training")
     mlflow.log_metrics(tracking.finite(result.metrics))
-    mlflow.set_tags({f"{TAG}gate": result.verdict, f"{TAG}suite_digest": result.suite_digest})
-    result.raise_if_critical()
+    # The verdict comes last: a run that has it has all the rest.
+    mlflow.set_tags({f"{TAG}suite_digest": result.suite_digest, f"{TAG}rl_data_source": source, f"{TAG}gate": result.verdict})
+    if context.gate.on_bad_data == "stop":
+        result.raise_if_critical()
+    if not result.failed_critical:
+        return {}
+    override = {"gate_override": f"on_bad_data=warn: {', '.join(result.failed_critical)}"}
+    log.warning("%s: goes on in spite of critical expectations, as on_bad_data=warn asks; the run is tagged", data.source)
+    mlflow.set_tag(f"{TAG}gate_override", override["gate_override"])
+    return override
 
 
-def train_by_rce(context: Context, data: RLData, settings: RceSettings) -> None:
+def train_by_rce(context: Context, data: RLData, verdict: Verdict, settings: RceSettings) -> None:
     """RCE behind the gate: a checkpoint and metrics per epoch."""
     check_fits(data, context.resources.train)
-    _pass_gate(context, data)
+    override = _pass_gate(context, data, verdict())
     train_SD = context.resources.features("train").fused_SD
     device = context.resources.torch_device
     epochs = train_rce(data, train_SD, settings, seed=context.seed, reward_mode=context.reward_mode, device=device)
-    _log_epochs(context, "rce", epochs, data, {"rl_data_digest": data.digest})
+    _log_epochs(context, "rce", epochs, data, {"rl_data_digest": data.digest}, override)
 
 
-def train_by_grpo(context: Context, data: RLData, start: PointerSelector, settings: GrpoSettings) -> None:
+def train_by_grpo(
+    context: Context,
+    data: RLData,
+    verdict: Verdict,
+    start: PointerSelector,
+    start_override: Mapping[str, str],
+    settings: GrpoSettings,
+) -> None:
     """GRPO from ``start`` behind the gate: a checkpoint and metrics per epoch."""
     check_fits(data, context.resources.train)
-    _pass_gate(context, data)
+    override = _pass_gate(context, data, verdict())
     train_SD = context.resources.features("train").fused_SD
     device = context.resources.torch_device
     epochs = train_grpo(start, data, train_SD, settings, seed=context.seed, reward_mode=context.reward_mode, device=device)
     origin = {"rl_data_digest": data.digest, "start_digest": selector_digest(start), "kl_beta": settings.kl_beta}
-    _log_epochs(context, "grpo", epochs, data, origin)
+    _log_epochs(context, "grpo", epochs, data, origin, {**start_override, **override})
 
 
 def _log_epochs(
-    context: Context, step: str, epochs: Iterable[RceEpoch | GrpoEpoch], data: RLData, origin: Mapping[str, Any]
+    context: Context,
+    step: str,
+    epochs: Iterable[RceEpoch | GrpoEpoch],
+    data: RLData,
+    origin: Mapping[str, Any],
+    override: Mapping[str, str],
 ) -> None:
     """Logs each epoch's metrics and checkpoint as it comes, and at the end which is which."""
     dataset = tracking.rl_dataset(data)
@@ -166,14 +222,14 @@ def _log_epochs(
         tracking.finite(metrics)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
-            save_selector(path, selector, {"step": step, "epoch": epoch, "seed": context.seed, **origin})
+            save_selector(path, selector, {"step": step, "epoch": epoch, "seed": context.seed, **origin, **override})
             beta = f"-beta-{origin['kl_beta']:g}".replace(".", "-") if "kl_beta" in origin else ""
             models[epoch] = tracking.log_checkpoint(
                 f"{step}{beta}-epoch-{epoch}",
                 path,
                 epoch=epoch,
                 params={"epoch": epoch, "seed": context.seed, **origin},
-                tags={"checkpoint_digest": selector_digest(selector)},
+                tags={"checkpoint_digest": selector_digest(selector), **override},
                 example=pd.DataFrame(rows),
             )
         mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)

@@ -30,11 +30,13 @@ from mlflow.exceptions import MlflowException
 
 from lever_mlflow import __version__, serving
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, MissingRunError
-from lever_mlflow.rl_data import RLData, trial_table
+from lever_mlflow.gate.tables import trial_table
+from lever_mlflow.rl_data import RLData
 
 __all__ = [
     "TAG",
     "Step",
+    "any_run_tags",
     "artifact",
     "checkpoint_folder",
     "describe",
@@ -57,12 +59,6 @@ _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _LOGGED_MODEL_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 
 log = logging.getLogger(__name__)
-
-
-def step_key(step: str, inputs: Mapping[str, Any]) -> str:
-    """Names a step with all its settings and inputs; the same key means the same result."""
-    content = json.dumps([__version__, step, inputs], sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -94,21 +90,24 @@ class Step:
 @cache
 def code_digest() -> str:
     """SHA-256 over this package's modules, 16 hex characters."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @contextmanager
-def project_run() -> Iterator[Run]:
+def project_run(name: str) -> Iterator[Run]:
     """The run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it.
+
+    It is called ``name`` until a step gives it a name of its own.
 
     Raises:
         LeverError: MLflow refused something or its store cannot be reached.
     """
     try:
         with mlflow.start_run() as active:
+            mlflow.set_tag("mlflow.runName", name)
             yield active
     except MlflowException as error:
         raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {_first_line(error)}") from error
@@ -152,15 +151,20 @@ def ensure(step: Step) -> str:
         return run_here(step)
 
 
-def find_run(step: str, tags: Mapping[str, Any]) -> Run | None:
-    """The newest finished run of a step in the active run's experiment whose ``lever.*`` tags have these values."""
+def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -> Run | None:
+    """The newest finished run of a step in the active run's experiment whose ``lever.*`` tags have these values.
+
+    With ``having``, the newest one that has this tag, whether it finished or not.
+    """
     active = mlflow.active_run()
     assert active is not None, "find_run needs an active run"
     wanted = {"step": step, **tags}
     conditions = [f"tags.`{TAG}{key}` = '{_plain(value)}'" for key, value in wanted.items()]
     runs = mlflow.search_runs(
         experiment_ids=[active.info.experiment_id],
-        filter_string=" and ".join([*conditions, "attributes.status = 'FINISHED'"]),
+        filter_string=" and ".join(
+            [*conditions, f"tags.`{TAG}{having}` LIKE '%'" if having else "attributes.status = 'FINISHED'"]
+        ),
         order_by=["attributes.start_time DESC"],
         max_results=1,
         output_format="list",
@@ -168,22 +172,32 @@ def find_run(step: str, tags: Mapping[str, Any]) -> Run | None:
     return runs[0] if runs else None
 
 
+def any_run_tags(run_id: str) -> dict[str, str]:
+    """The ``lever.*`` tags of any run, without the prefix.
+
+    Raises:
+        MissingRunError: no such run.
+    """
+    try:
+        tags = mlflow.get_run(run_id).data.tags
+    except MlflowException as error:
+        raise MissingRunError(f"run {run_id}: {_first_line(error)}; look its id up in the UI") from None
+    return {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}
+
+
 def run_tags(run_id: str, step: str) -> dict[str, str]:
-    """The ``lever.*`` tags of a run, without the prefix.
+    """The ``lever.*`` tags of a finished run of a step, without the prefix.
 
     Raises:
         MissingRunError: no such run, one of another step, or one that has not finished.
     """
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException as error:
-        raise MissingRunError(f"run {run_id}: {_first_line(error)}; look its id up in the UI") from None
-    tags = run.data.tags
-    if tags.get(f"{TAG}step") == step and run.info.status != "FINISHED":
-        raise MissingRunError(f"run {run_id} is {run.info.status}, not FINISHED; run the {step} step again")
-    if tags.get(f"{TAG}step") != step:
-        raise MissingRunError(f"run {run_id} is not a {step} run but {tags.get(f'{TAG}step', 'none of this project')!r}")
-    return {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}
+    tags = any_run_tags(run_id)
+    if tags.get("step") != step:
+        raise MissingRunError(f"run {run_id} is not a {step} run but {tags.get('step', 'none of this project')!r}")
+    status = mlflow.get_run(run_id).info.status
+    if status != "FINISHED":
+        raise MissingRunError(f"run {run_id} is {status}, not FINISHED; run the {step} step again")
+    return tags
 
 
 def run_settings(run_id: str) -> dict[str, Any]:
@@ -305,6 +319,8 @@ def _plain(value: Any) -> str:
     """A setting as text: numbers in their shortest form, lists with commas."""
     if isinstance(value, float):
         return f"{value:.12g}"
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_plain(item)}" for name, item in value.items()) or "none"
     return ",".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["EvalSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
+__all__ = ["EvalSettings", "GateSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,15 @@ class EvalSettings:
     shots: tuple[int, ...] = (1, 2, 3, 4)
     n_selection: int = 400
     pool_size: int = 64
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """The data gate: ``thresholds`` instead of the suites' own, the most shots that evaluation will use, what critical data do.
+
+    ``on_bad_data`` is ``stop``, or ``warn`` to go on; whatever is trained then says so.
+    """
+
+    thresholds: Mapping[str, float | str] = field(default_factory=dict)
+    max_shots: int = max(EvalSettings.shots)
+    on_bad_data: Literal["stop", "warn"] = "stop"

@@ -248,7 +248,7 @@ def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
 def test_training_runs_the_same_gate(mlflow_store, project, bad_rl_data):
     line = pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])))
     data = line.find_rl_data(bad_rl_data)
-    with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run() as run:
+    with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run("test") as run:
         tracking.run_here(line.rce(data, RceSettings()))
     logged = mlflow.get_run(run.info.run_id)
     assert logged.info.status == "FAILED"
@@ -262,7 +262,7 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(mlflow_store, project, e
     monkeypatch.setattr(pipeline, "RceSettings", partial(RceSettings, epochs=1))
     caplog.set_level("INFO", logger="lever_mlflow")
     line = pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])))
-    with tracking.project_run() as run:
+    with tracking.project_run("test") as run:
         data = line.find_rl_data("auto")
         start = line.find_start("auto", data)
         tracking.run_here(line.grpo(data, start, GrpoSettings(kl_beta=0.12, epochs=1)))

@@ -13,7 +13,7 @@ LAYERS = [
         "group_batches", "validation",
         "vlm", "answer_cache", "checkpoint",
     },
-    {"rollout", "gate", "gate_report", "train_rce", "train_grpo", "evaluate", "resources"},
+    {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
     {"compare", "report", "tracking", "registry", "serving"},
     {"steps", "pipeline"},
 ]  # fmt: skip

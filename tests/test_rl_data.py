@@ -14,9 +14,7 @@ from lever_mlflow.rl_data import (
     Trial,
     check_fits,
     load_rl_data,
-    query_table,
     save_rl_data,
-    trial_table,
 )
 
 POOL = [50, 60, 70, 80]
@@ -60,7 +58,7 @@ def test_newest_vintage(load, tmp_path):
     assert [group.query_id for group in data.groups] == [4, 7]
     group = data.groups[1]
     assert group.pool == (50, 60, 70, 80)
-    assert group.query == {"question": "What?"}
+    assert group.query == {}  # of the query's record, only its ids
     assert group.trials[0] == Trial((2, 0), 1.0, 0.6, "beam", "vqaEval", False, 0.25)
     np.testing.assert_array_equal(group.pointers_GK, [[2, 0], [1, 3]])
     np.testing.assert_allclose(group.rewards_G(), [1.6, 0.0])
@@ -123,16 +121,19 @@ def test_saved_data_are_read_again_unchanged(tmp_path):
     )
     path = tmp_path / "new" / "rl.json"
     save_rl_data(path, groups, {"seed": 1})
-    data = load_rl_data(path)
+    data = load_rl_data(path, keep_records=True)
     assert data.groups == groups
     assert (data.groups[1].query, data.meta, data.vintage) == ({"question": "Où ?"}, {"seed": 1}, "pools")
+    with pytest.raises(ValueError, match="load the data with keep_records=True"):
+        save_rl_data(path, load_rl_data(path).groups, {})
     save_rl_data(path, data.groups, {"seed": 2})
     assert load_rl_data(path).digest == data.digest
     assert [p.name for p in path.parent.iterdir()] == ["rl.json"]
 
 
 def test_every_vintage_is_saved_as_the_newest_with_fields_kept(load, tmp_path):
-    data = load({"8": {"pointer_candidates": [{"pointer": [90, 20], "vqa_correct": 1, "vqa_acc_score": 1, "beam_rank": 2}]}})
+    content = {"8": {"pointer_candidates": [{"pointer": [90, 20], "vqa_correct": 1, "vqa_acc_score": 1, "beam_rank": 2}]}}
+    data = load(content, keep_records=True)
     save_rl_data(tmp_path / "new.json", data.groups, data.meta)
     assert load_rl_data(tmp_path / "new.json").groups == data.groups
     (record,) = json.loads((tmp_path / "new.json").read_text())["8"]["pointer_candidates"]
@@ -158,7 +159,7 @@ def test_a_failed_save_keeps_the_former_file_and_leaves_nothing_else(tmp_path):
         ("{}", "no queries; run the rollout step"),
         ('{"_meta": {}}', "no queries; run the rollout step"),
         ('{"_meta": [1], "1": {}}', "_meta holds a JSON list, expected an object"),
-        ('{"1": {}, "1": {}}', "key '1' occurs twice in one object"),
+        ('{"_meta": {}, "_meta": {}}', "key '_meta' occurs twice in one object"),
         ('{"1": {"pointer_candidates": [], "pointer_candidates": []}}', "key 'pointer_candidates' occurs twice"),
         ('{"1": NaN}', "holds NaN, which is not a JSON number"),
         ('{"1": -Infinity}', "holds -Infinity, which is not a JSON number"),
@@ -221,7 +222,7 @@ OLD = {"vqa_correct": 1, "vqa_acc_score": 1}
         ({"1": {**query(), "candidate_pool_ids": [1.0]}}, r"candidate_pool_ids is \[1.0\], expected a list of whole"),
         ({"1": {**query(), "candidate_pool_ids": [-5]}}, "the pool holds -5, which is not a train index"),
         ({"1": {"pointer_candidates": [{"pointer": [3, -2], **OLD}]}}, "the pool holds -2, which is not a train index"),
-        ({"1": query(in_pool([0]), trial([0]))}, "query '1', trial 1: pointer_global is null"),
+        ({"1": query(in_pool([0]), trial([0]))}, "query '1': trial 1: pointer_global is null"),
         ({"1": query(in_pool([0], pointer_global=[60]))}, r"pointer_global \[60\] does not match pointer \[0\]"),
         ({"1": query(trial([True]))}, r"trial 0: pointer is \[true\], expected a list of whole numbers"),
         ({"1": query(in_pool([0], True))}, "trial 0: vqa_correct is true, expected a finite number"),
@@ -246,49 +247,3 @@ def test_inconsistent_queries_are_refused_by_place(load, content, message):
 def test_a_score_too_large_for_a_float_is_refused(load):
     with pytest.raises(DataError, match="trial 0: vqa_acc_score is Infinity, expected a finite number"):
         load(json.dumps({"1": query(in_pool([0], 1, 0.6))}).replace("0.6", "1e999"))
-
-
-def test_trial_table(load):
-    outside = trial([0, 4], 1, 0.3, pointer_global=[50, 999])
-    data = load(
-        {"4": query(in_pool([0, 1], 1, 0.6), in_pool([2, 2])), "60": query(outside, trial([-1, 0], pointer_global=[80, 50]))}
-    )
-    table = trial_table(data)
-    assert table.to_dict("list") == {
-        "query_id": [4, 4, 60, 60],
-        "pointer": ["0,1", "2,2", "0,4", "-1,0"],
-        "shots": [2, 2, 2, 2],
-        "gen_method": ["beam"] * 4,
-        "vqa_correct": [1.0, 0.0, 1.0, 0.0],
-        "vqa_acc_score": [0.6, 0.0, 0.3, 0.0],
-        "reward": [1.6, 0.0, 1.3, 0.0],
-        "pointer_distinct": [True, False, True, True],
-        "pointer_in_pool": [True, True, False, False],
-    }
-    assert trial_table(data, "hard_only")["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
-
-
-def test_query_table(load):
-    double = {"candidate_pool_ids": [50, 50], "pointer_candidates": [trial([0], pointer_global=[50])] * 2}
-    data = load({"4": query(in_pool([0, 1], 1, 0.6), in_pool([2, 1])), "50": double, "60": query()})
-    rows = query_table(data).to_dict("records")
-    assert rows[0] == {
-        "query_id": 4,
-        "n_trials": 2,
-        "n_distinct_pointers": 2,
-        "pool_size": 4,
-        "pool_distinct": True,
-        "query_in_pool": False,
-        "positive": 1,
-        "reward_mean": 0.8,
-        "reward_spread": 1.6,
-        "zero_spread": 0,
-    }
-    assert {name: rows[1][name] for name in ("n_trials", "n_distinct_pointers", "pool_distinct", "query_in_pool")} == {
-        "n_trials": 2,
-        "n_distinct_pointers": 1,
-        "pool_distinct": False,
-        "query_in_pool": True,
-    }
-    assert [(row["positive"], row["zero_spread"]) for row in rows[1:]] == [(0, 1), (0, 1)]
-    assert math.isnan(rows[2]["reward_mean"])

@@ -84,7 +84,7 @@ def test_rollout_repeats_and_survives_the_file(samples, features, selector, tmp_
     first, second = (record(samples, features, selector) for _ in range(2))
     assert first == second
     save_rl_data(tmp_path / "a.json", first, {"seed": 0})
-    data = load_rl_data(tmp_path / "a.json")
+    data = load_rl_data(tmp_path / "a.json", keep_records=True)
     assert [g.pool for g in data.groups] == [g.pool for g in first]
     assert [[t.pointer for t in g.trials] for g in data.groups] == [[t.pointer for t in g.trials] for g in first]
     assert data.groups[0].query["question"] == samples[data.groups[0].query_id].question

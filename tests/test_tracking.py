@@ -19,7 +19,7 @@ def step(log, *, beta=0.12, data="d1", fails=False):
 
 
 def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
-    with project_run():
+    with project_run("test"):
         run_id = run_here(step([]))
     data = mlflow.get_run(run_id).data
     assert data.params == {"kl_beta": "0.12", "sizes": "1,2"}
@@ -35,7 +35,7 @@ def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
 def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
     labelled = replace(step([]), labels={"dataset": "/data/okvqa"})
     assert labelled.key == step([]).key
-    with project_run():
+    with project_run("test"):
         run_id = run_here(labelled)
     assert mlflow.get_run(run_id).data.params["dataset"] == "/data/okvqa"
     assert "dataset" not in tracking.run_settings(run_id)
@@ -50,7 +50,7 @@ def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
 
 def test_the_same_step_is_reused_and_another_is_not(mlflow_store):
     log = []
-    with project_run() as parent:
+    with project_run("test") as parent:
         first = ensure(step(log))
         assert ensure(step(log)) == first
         assert ensure(step(log, beta=0.15)) != first
@@ -61,31 +61,31 @@ def test_the_same_step_is_reused_and_another_is_not(mlflow_store):
 
 def test_a_failed_step_is_marked_and_never_reused(mlflow_store):
     log = []
-    with pytest.raises(LeverError), project_run() as parent:
+    with pytest.raises(LeverError), project_run("test") as parent:
         ensure(step(log, fails=True))
     children = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert {run.info.status for run in children} == {"FAILED"}
     assert len(children) == 2
-    with project_run():
+    with project_run("test"):
         ensure(step(log))
     assert len(log) == 2
     assert mlflow.get_run(parent.info.run_id).info.status == "FAILED"
 
 
 def test_newest_run_of_these_tags_is_found_in_this_experiment_only(mlflow_store):
-    with project_run():
+    with project_run("test"):
         older = ensure(step([]))
         newer = ensure(step([], beta=0.15))
         assert find_run("grpo", {"rl_data_digest": "d1"}).info.run_id == newer
         assert find_run("grpo", {"rl_data_digest": "d1", "key": step([]).key}).info.run_id == older
         assert find_run("rce", {"rl_data_digest": "d1"}) is None
     mlflow.set_experiment("another")
-    with project_run():
+    with project_run("test"):
         assert find_run("grpo", {"rl_data_digest": "d1"}) is None
 
 
 def test_wrong_runs_and_artifacts_are_named(mlflow_store):
-    with project_run():
+    with project_run("test"):
         run_id = run_here(step([]))
     with pytest.raises(MissingRunError, match=f"run {run_id} is not a rce run but 'grpo'"):
         tracking.run_tags(run_id, "rce")

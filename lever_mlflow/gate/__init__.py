@@ -1,0 +1,7 @@
+"""The data gate: Great Expectations suites over RL data, a verdict, a comparison with other data, and a page about it."""
+
+from lever_mlflow.gate.checks import check
+from lever_mlflow.gate.result import Check, GateResult, Method
+from lever_mlflow.gate.suites import DEFAULT_PROJECT_DIR, SEVERITIES, suite_digest
+
+__all__ = ["DEFAULT_PROJECT_DIR", "SEVERITIES", "Check", "GateResult", "Method", "check", "suite_digest"]

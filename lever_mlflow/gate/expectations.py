@@ -1,0 +1,46 @@
+"""Expectations that Great Expectations lacks. Importing this module registers them: do so before opening the suites."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import pandas as pd
+from great_expectations.execution_engine.pandas_execution_engine import PandasExecutionEngine
+from great_expectations.expectations.expectation import ColumnPairMapExpectation
+from great_expectations.expectations.metrics.map_metric_provider.column_pair_condition_partial import (
+    column_pair_condition_partial,
+)
+from great_expectations.expectations.metrics.map_metric_provider.column_pair_map_metric_provider import (
+    ColumnPairMapMetricProvider,
+)
+
+__all__ = ["ColumnPairScoresAgree", "ExpectColumnPairScoresToAgree"]
+
+
+class ColumnPairScoresAgree(ColumnPairMapMetricProvider):
+    """Row by row: does a hard score (0 or 1) agree with a soft one (0 to 1)?"""
+
+    condition_metric_name = "column_pair_values.scores_agree"
+    condition_domain_keys = (
+        "batch_id",
+        "table",
+        "column_A",
+        "column_B",
+        "row_condition",
+        "condition_parser",
+        "ignore_row_if",
+    )
+    condition_value_keys = ()
+
+    @column_pair_condition_partial(engine=PandasExecutionEngine)
+    def _pandas(cls, column_A: pd.Series, column_B: pd.Series, **kwargs: object) -> pd.Series:
+        return ~(((column_A == 1) & (column_B <= 0)) | ((column_A == 0) & (column_B >= 1)))
+
+
+class ExpectColumnPairScoresToAgree(ColumnPairMapExpectation):
+    """Nothing right (``column_A`` 1) scores 0 in ``column_B``, and nothing wrong (0) scores 1. Pandas only."""
+
+    ignore_row_if: Literal["both_values_are_missing", "either_value_is_missing", "neither"] = "either_value_is_missing"
+    map_metric: ClassVar[str] = "column_pair_values.scores_agree"
+    # The base class leaves out ignore_row_if, without which no pair can be looked at.
+    domain_keys: ClassVar = ColumnPairScoresAgree.condition_domain_keys  # type: ignore[assignment]

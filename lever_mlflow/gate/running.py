@@ -1,0 +1,149 @@
+"""Great Expectations at work: one suite over one table, in an ephemeral context, so that nothing is written to the project.
+
+Whatever Great Expectations does not answer, or answers with an exception, counts as failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.gate.result import Check
+
+__all__ = ["run_suite"]
+
+_NOT_IN_SET = "expect_column_values_to_not_be_in_set"
+_PLAIN_WORDS = {
+    "expect_column_values_to_not_be_null": "no missing value",
+    "expect_column_values_to_be_unique": "no value twice",
+    "expect_column_pair_scores_to_agree": "no contradiction",
+    "expect_table_columns_to_match_set": "these columns",
+}
+
+
+def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> tuple[list[Check], dict[str, Any]]:
+    """One check per expectation, and Great Expectations' own result. An empty table fulfils nothing here.
+
+    Raises:
+        ParameterError: Great Expectations cannot use an expectation; the message names it.
+    """
+    if table.empty:  # Great Expectations would be content with most of it, and divide by nothing in the rest
+        return [replace(_check(name, expectation, None), observed="no rows") for expectation in expectations], {"results": []}
+    gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain))
+    by_name = {result["expectation_config"]["meta"]["name"]: result for result in gx_result["results"]}
+    checks = [_check(name, expectation, by_name.get(expectation["meta"]["name"])) for expectation in expectations]
+    return checks, gx_result
+
+
+def _validate(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> dict[str, Any]:
+    """Great Expectations' result, nearly as plain JSON values."""
+    import great_expectations as gx
+    from great_expectations.data_context.types import base
+
+    import lever_mlflow.gate.expectations  # noqa: F401  (registers them)
+
+    context = gx.get_context(
+        mode="ephemeral",
+        project_config=base.DataContextConfig(
+            analytics_enabled=False,
+            progress_bars=base.ProgressBarsConfig(globally=False),
+            store_backend_defaults=base.InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        ),
+    )
+    # Built one by one: a suite given plain dicts only logs the ones it cannot use, and adding configurations replaces an
+    # earlier one of the same type and column, so that a warning would displace a critical threshold.
+    suite = gx.ExpectationSuite(name=name, expectations=[_expectation(name, item) for item in expectations])
+    asset = context.data_sources.add_pandas("rl_data").add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
+    return batch.validate(suite).to_json_dict()
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and truth values, which Great Expectations leaves in places, as Python's."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _expectation(suite: str, item: Mapping[str, Any]) -> Any:
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    try:
+        return ExpectationConfiguration(**item).to_domain_obj()
+    except Exception as error:  # Great Expectations and pydantic raise many kinds for a bad threshold
+        reason = " ".join(str(error).split())
+        raise ParameterError(
+            f"{suite}.json: expectation {item['meta']['name']}: {reason}; mend the suite or restore it with git"
+        ) from None
+
+
+def _check(suite: str, expectation: Mapping[str, Any], result: Mapping[str, Any] | None) -> Check:
+    kwargs, meta = expectation["kwargs"], expectation["meta"]
+    error = "no result" if result is None else _exception(result)
+    return Check(
+        suite=suite,
+        name=meta["name"],
+        column=kwargs.get("column", kwargs.get("column_A", "")),
+        severity=expectation["severity"],
+        passed=result is not None and result["success"] is True and error is None,
+        observed=error or _observed(expectation["type"], result["result"] if result else {}),
+        required=_required(expectation["type"], kwargs),
+        note=meta.get("note", ""),
+        remedy=meta.get("remedy", ""),
+    )
+
+
+def _exception(result: Mapping[str, Any]) -> str | None:
+    """The first exception's message; Great Expectations keeps one flat record or one per metric."""
+    info = result.get("exception_info") or {}
+    records = [info] if "raised_exception" in info else list(info.values())
+    raised = [record for record in records if record["raised_exception"]]
+    return " ".join(str(raised[0]["exception_message"]).split())[:120] if raised else None
+
+
+def _observed(kind: str, result: Mapping[str, Any]) -> str:
+    if "unexpected_count" in result:
+        count, total = result["unexpected_count"], result["element_count"]
+        if kind == _NOT_IN_SET:
+            return f"{count / max(total, 1):.1%} of rows"
+        examples = ", ".join(dict.fromkeys(str(value) for value in result.get("partial_unexpected_list", [])[:3]))
+        return f"{count} of {total} rows amiss" + (f" ({examples})" if examples else "")
+    value = result.get("observed_value")
+    if isinstance(value, Mapping) and "quantiles" in value:
+        return "; ".join(f"{q:g}: {_number(number)}" for q, number in zip(value["quantiles"], value["values"], strict=True))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _required(kind: str, kwargs: Mapping[str, Any]) -> str:
+    mostly = kwargs.get("mostly", 1)
+    rows = f" in {mostly:.0%} of rows" if mostly != 1 else ""
+    if "value_set" in kwargs:
+        values = ", ".join(map(str, kwargs["value_set"]))
+        return f"{values} in at most {1 - mostly:.0%} of rows" if kind == _NOT_IN_SET else f"only {values}{rows}"
+    if "quantile_ranges" in kwargs:
+        ranges = kwargs["quantile_ranges"]
+        return "; ".join(f"{q:g}: {_range(*pair)}" for q, pair in zip(ranges["quantiles"], ranges["value_ranges"], strict=True))
+    if kind == "expect_column_pair_values_to_be_equal":
+        return f"{kwargs['column_A']} = {kwargs['column_B']}{rows}"
+    if "type_" in kwargs:
+        return str(kwargs["type_"])
+    bounds = _range(kwargs.get("min_value"), kwargs.get("max_value", kwargs.get("threshold")))
+    return (bounds or _PLAIN_WORDS.get(kind, kind)) + rows
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return _number(low) if low == high else f"{_number(low)} to {_number(high)}"
+    if low is not None:
+        return f"at least {_number(low)}"
+    return f"at most {_number(high)}" if high is not None else ""

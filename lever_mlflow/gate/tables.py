@@ -1,0 +1,125 @@
+"""RL data as the tables that the gate's suites check: one row per trial, per query and per recorded evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+
+from lever_mlflow.rewards import RewardMode, rewards
+from lever_mlflow.rl_data import Group, RLData
+from lever_mlflow.types import Sample
+
+__all__ = ["evaluation_table", "query_table", "trial_table"]
+
+
+def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFrame:
+    """One row per usable trial, in the order of the groups.
+
+    Columns: ``query_id``, ``shots`` (length of the pointer), ``gen_method``, ``vqa_correct``, ``vqa_acc_score``, ``reward``
+    in ``mode``, ``pointer_distinct`` (no position twice), ``pointer_in_pool``.
+
+    Raises:
+        ParameterError: the mode needs figures that the data lacks.
+    """
+    trials = [trial for group in data.groups for trial in group.trials]
+    n_trials = len(trials)
+    correct = np.fromiter((trial.correct for trial in trials), float, n_trials)
+    accuracy = np.fromiter((trial.accuracy for trial in trials), float, n_trials)
+    gt_prob = np.fromiter((np.nan if trial.gt_prob is None else trial.gt_prob for trial in trials), float, n_trials)
+    shots = np.fromiter((len(trial.pointer) for trial in trials), np.int64, n_trials)
+    group_sizes = [len(group.trials) for group in data.groups]
+    pool_sizes = np.repeat([len(group.pool) for group in data.groups], group_sizes)
+    # One entry per pointer position, with the trial that it belongs to.
+    positions = np.fromiter(chain.from_iterable(trial.pointer for trial in trials), np.int64, int(shots.sum()))
+    owners = np.repeat(np.arange(n_trials), shots)
+    outside = (positions < 0) | (positions >= pool_sizes[owners])
+    order = np.lexsort((positions, owners))
+    again = (np.diff(positions[order]) == 0) & (np.diff(owners[order]) == 0)
+    return pd.DataFrame(
+        {
+            "query_id": np.repeat(np.array([group.query_id for group in data.groups], dtype=np.int64), group_sizes),
+            "shots": shots,
+            "gen_method": pd.Series([trial.gen_method for trial in trials], dtype=object),
+            "vqa_correct": correct,
+            "vqa_acc_score": accuracy,
+            "reward": rewards(correct, accuracy, mode, gt_prob=gt_prob),
+            "pointer_distinct": ~_marked(owners[order][1:][again], n_trials),
+            "pointer_in_pool": ~_marked(owners[outside], n_trials),
+        }
+    )
+
+
+def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | None = None) -> pd.DataFrame:
+    """One row per query.
+
+    Args:
+        trials: the ``trial_table`` of the same data.
+        train: the training items that indices may name. Images are compared through them if all queries record the
+            same question ids; otherwise through the ``image_id`` of the file's own queries.
+
+    Returns:
+        Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
+        ``pool_size``, ``pool_distinct``, ``query_in_pool``, ``image_in_pool`` (pool items, the query itself aside, that
+        show its image), ``unknown_items`` (indices beyond ``train``, and the query if it is another question there),
+        ``positive``, ``reward_mean`` (NaN without trials), ``reward_spread`` (largest minus smallest), ``zero_spread``.
+    """
+    groups = data.groups
+    sizes = [len(group.trials) for group in groups]
+    per_trial = trials[["reward"]].assign(positive=trials["vqa_correct"] == 1)
+    by_group = per_trial.groupby(np.repeat(np.arange(len(groups)), sizes))
+    figures = by_group.agg({"reward": ["mean", "min", "max"], "positive": "sum"}).reindex(range(len(groups)))
+    spread = (figures["reward", "max"] - figures["reward", "min"]).where(np.array(sizes) > 0, 0.0)
+    n_positive = figures["positive", "sum"].fillna(0).astype(np.int64)
+    images = _images(data, train)
+    return pd.DataFrame(
+        {
+            "query_id": np.array([group.query_id for group in groups], dtype=np.int64),
+            "n_trials": np.array(sizes, dtype=np.int64),
+            "n_positive": n_positive,
+            "n_distinct_pointers": [len({trial.pointer for trial in group.trials}) for group in groups],
+            "pool_size": [len(group.pool) for group in groups],
+            "pool_distinct": [len(set(group.pool)) == len(group.pool) for group in groups],
+            "query_in_pool": [group.query_id in group.pool for group in groups],
+            "image_in_pool": [_same_image(group.query_id, group.pool, images) for group in groups],
+            "unknown_items": [_unknown(group, train) for group in groups],
+            "positive": (n_positive > 0).astype(np.int64),
+            "reward_mean": figures["reward", "mean"],
+            "reward_spread": spread,
+            "zero_spread": (spread == 0).astype(np.int64),
+        }
+    )
+
+
+def evaluation_table(data: RLData, trials: pd.DataFrame) -> pd.DataFrame:
+    """One row per recorded trial, the dropped ones included: column ``outcome``, ``used`` or the reason that it was dropped."""
+    counts = {"used": len(trials), **data.dropped}
+    return pd.DataFrame({"outcome": pd.Series(np.repeat(list(counts), list(counts.values())), dtype=object)})
+
+
+def _marked(indices: np.ndarray, length: int) -> np.ndarray:
+    mask = np.zeros(length, dtype=bool)
+    mask[indices] = True
+    return mask
+
+
+def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
+    """Train index -> image id, of all items for which it is known."""
+    if train and all("question_id" in group.query and not _unknown(group, train) for group in data.groups):
+        return {sample.index: sample.image_id for sample in train}
+    return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
+
+
+def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> int:
+    image = images.get(query_id)
+    return 0 if image is None else sum(images.get(index) == image for index in pool if index != query_id)
+
+
+def _unknown(group: Group, train: Sequence[Sample] | None) -> int:
+    if train is None:
+        return 0
+    outside = sum(not 0 <= index < len(train) for index in (group.query_id, *group.pool))
+    query_id, recorded = group.query_id, group.query.get("question_id")
+    return outside + (recorded is not None and query_id < len(train) and train[query_id].question_id != recorded)
