@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import pytest
 from mlflow import MlflowClient
 
 from lever_mlflow import pipeline, tracking
-from lever_mlflow.exceptions import GateError
+from lever_mlflow.exceptions import DataError, GateError, MissingRunError
 from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import Group, Trial, save_rl_data
-from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
 ROOT = Path(__file__).parents[1]
 NAME = "lever-selector-mini-mini"
@@ -245,23 +246,150 @@ def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
     assert run.data.metrics["data/positive_query_rate"] == 0.0
 
 
-def test_training_runs_the_same_gate(mlflow_store, project, bad_rl_data):
-    line = pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])))
+@pytest.fixture
+def local(mlflow_store, project):
+    """local(**choices) is a pipeline in this process, on a fresh store, with the data and answers of the project's cache."""
+
+    def make(**choices):
+        return pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])), **choices)
+
+    return make
+
+
+def run_step(make_step):
+    with tracking.project_run("test") as run:
+        tracking.run_here(make_step())
+    return mlflow.get_run(run.info.run_id)
+
+
+def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_data, caplog):
+    caplog.set_level("INFO", logger="lever_mlflow")
+    line = local()
     data = line.find_rl_data(bad_rl_data)
-    with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run("test") as run:
+    for expected in ("validate: running", "data gate: verdict taken from validate (run "):
+        caplog.clear()
+        with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run("rce") as run:
+            tracking.run_here(line.rce(data, RceSettings()))
+        assert any(message.startswith(expected) for message in caplog.messages)
+        logged = mlflow.get_run(run.info.run_id)
+        assert logged.info.status == "FAILED"
+        assert logged.data.tags["lever.gate"] == "critical"
+        assert logged.data.metrics["data/positive_query_rate"] == 0.0
+        assert "train_loss" not in logged.data.metrics
+    validations = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`lever.step` = 'validate'", output_format="list"
+    )
+    assert [run.info.status for run in validations] == ["FAILED"]
+
+
+def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_rl_data):
+    data = local().find_rl_data(bad_rl_data)
+    keys = {
+        local(gate=settings).validate(data).key
+        for settings in (
+            GateSettings(),
+            GateSettings(thresholds={"positive_query_rate": "0.05"}),
+            GateSettings(max_shots=8),
+            GateSettings(on_bad_data="warn"),  # the same verdict: what follows from it is another matter
+        )
+    }
+    assert len(keys) == 3
+    assert local().validate(replace(data, digest="0" * 32)).key not in keys
+    assert local(reward_mode="hard_only").validate(data).key not in keys
+
+
+def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):
+    line = local()
+    data = line.find_rl_data(bad_rl_data)
+    with tracking.project_run("validate") as run, pytest.raises(GateError):
+        tracking.run_here(line.validate(data))
+    path = Path(mlflow.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"), "gate.json")
+    path.write_text(path.read_text()[:-50])
+    with tracking.project_run("rce"), pytest.raises(DataError, match=f"run {run.info.run_id}: gate.json cannot be read"):
         tracking.run_here(line.rce(data, RceSettings()))
-    logged = mlflow.get_run(run.info.run_id)
-    assert logged.info.status == "FAILED"
-    assert logged.data.tags["lever.gate"] == "critical"
-    assert "train_loss" not in logged.data.metrics
 
 
-def test_grpo_on_a_fresh_store_runs_what_it_needs_first(mlflow_store, project, experiment, monkeypatch, caplog):
+def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_data):
+    line = local(gate=GateSettings(on_bad_data="warn"))
+    data = line.find_rl_data(bad_rl_data)
+    rce = run_step(lambda: line.rce(data, RceSettings(epochs=1)))
+    start = rce.data.tags["lever.best_model"]
+    grpo = run_step(lambda: line.grpo(data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
+    evaluation = run_step(lambda: line.evaluate(grpo.info.run_id, small))
+    model = mlflow.get_logged_model(grpo.data.tags["lever.best_model"])
+    version = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
+    told = rce.data.tags["lever.gate_override"]
+    assert told.startswith("on_bad_data=warn: ")
+    assert "positive_query_rate" in told
+    for run in (rce, grpo, evaluation):
+        assert (run.info.status, run.data.tags["lever.gate"]) == ("FINISHED", "critical")
+        assert run.data.tags["lever.gate_override"] == told
+    assert mlflow.get_logged_model(start).tags["lever.gate_override"] == told
+    assert (model.tags["lever.gate_override"], model.tags["lever.start_gate_override"]) == (told, told)
+    assert (version.tags["gate_override"], version.tags["start_gate_override"]) == (told, told)
+
+
+@pytest.fixture(scope="module")
+def good_rl_data(tmp_path_factory):
+    """60 queries of the embedded data set's indices, half of them with 4 of 9 trials right."""
+    path = tmp_path_factory.mktemp("good") / "good.json"
+    scores = {query: [1.0 * (query % 2 and i < 4) for i in range(9)] for query in range(60)}
+    groups = [
+        Group(
+            query,
+            tuple(range(400, 464)),
+            tuple(Trial((i, i + 1), score, score, "beam") for i, score in enumerate(scores[query])),
+        )
+        for query in range(60)
+    ]
+    save_rl_data(path, groups, {})
+    return str(path)
+
+
+def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_data):
+    line = local()
+    good = run_step(lambda: line.validate(line.rl_data(good_rl_data)))
+    assert good.data.tags["lever.gate"] == "pass"
+    for reference in (good_rl_data, good.info.run_id, f"runs:/{good.info.run_id}"):
+        with pytest.raises(GateError, match=r"are not comparable: mean reward 0.0000 against 0.4444"):
+            run_step(lambda reference=reference: line.validate(line.rl_data(bad_rl_data), line.rl_data(reference)))
+        run = mlflow.last_active_run()
+        assert run.data.tags["lever.comparison"].startswith(f"{bad_rl_data} and {good_rl_data} are not comparable")
+        assert run.data.metrics["data/drift_reward_mean"] == pytest.approx(-4 / 9)
+        names = {dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs}
+        assert names == {line.rl_data(path).digest for path in (bad_rl_data, good_rl_data)}
+    assert run_step(lambda: line.validate(line.rl_data(good_rl_data), line.rl_data(good_rl_data))).info.status == "FINISHED"
+
+
+def test_a_file_that_changed_since_its_run_is_no_reference(local, good_rl_data, tmp_path):
+    path = tmp_path / "moving.json"
+    path.write_text(Path(good_rl_data).read_text())
+    line = local()
+    run = run_step(lambda: line.validate(line.rl_data(str(path))))
+    path.write_text(path.read_text().replace('"gen_method": "beam"', '"gen_method": "random"', 1))
+    with pytest.raises(DataError, match=f"but run {run.info.run_id} worked on .*; the file has changed since"):
+        line.rl_data(run.info.run_id)
+    with pytest.raises(MissingRunError, match=r"run 0{32}: Run .* not found"):
+        line.rl_data("0" * 32)
+
+
+def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
+    line = local(gate=GateSettings(thresholds={"query_count_warning": "60", "positive_query_rate_warning.severity": "info"}))
+    run = run_step(lambda: line.validate(line.rl_data(good_rl_data)))
+    artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
+    assert artifacts == {"gate.html", "gate.json", "great_expectations.json"}
+    assert run.data.metrics["data/positive_query_rate"] == 0.5
+    assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
+    assert run.inputs.dataset_inputs[0].dataset.digest == line.rl_data(good_rl_data).digest
+
+
+def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monkeypatch, caplog):
     """In this process, with small defaults: the upstream steps run as children, in order, and the log says so."""
     monkeypatch.setattr(pipeline, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))
     monkeypatch.setattr(pipeline, "RceSettings", partial(RceSettings, epochs=1))
     caplog.set_level("INFO", logger="lever_mlflow")
-    line = pipeline.Pipeline(Resources(cache_dir=Path(project.environment[CACHE])))
+    line = local()
     with tracking.project_run("test") as run:
         data = line.find_rl_data("auto")
         start = line.find_start("auto", data)
@@ -271,10 +399,12 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(mlflow_store, project, e
         "rollout: running",
         "init=auto: no finished rce run on this data in this experiment",
         "rce: running",
+        "validate: running",
     ]
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert [child.info.run_name for child in found] == ["rce", "rollout", "grpo beta 0.12"]
-    assert {child.data.tags.get("mlflow.parentRunId") for child in found} == {None, run.info.run_id}
+    assert [child.info.run_name for child in found] == ["validate", "rce", "rollout", "grpo beta 0.12"]
+    rce = found[1].info.run_id
+    assert [child.data.tags.get("mlflow.parentRunId") for child in found] == [rce, run.info.run_id, run.info.run_id, None]
     assert {child.info.status for child in found} == {"FINISHED"}
 
 

@@ -1,0 +1,179 @@
+"""The data gate against a plain pandas computation of the same figures: seconds and peak memory, from the file to the verdict.
+
+Both read the same generated file, each in a process of its own; imports are not counted. The plain side reads the file with
+``json.load``, makes one data frame of all trials and computes every figure that an expectation of the suites looks at; it does
+not look for duplicate keys, compute a digest or tell where something is wrong.
+
+    python -m benchmarks.data_gate [--trials 16000,1000000]
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+POOL_SIZE, TRIALS_PER_QUERY = 64, 10
+METHODS = ("beam", "sample", "retrieval", "random")
+
+
+def write_file(path: Path, n_trials: int) -> None:
+    """A file of the newest vintage with every field that a rollout writes, about 0.5 kB per trial."""
+    rng = random.Random(0)
+    with path.open("w") as file:
+        file.write('{"_meta": {"seed": 0}')
+        for query in range(n_trials // TRIALS_PER_QUERY):
+            pool = rng.sample(range(1_000_000, 1_009_009), POOL_SIZE)
+            pointers = [
+                (first, (first + 1 + i) % POOL_SIZE) for i, first in enumerate(rng.sample(range(POOL_SIZE), TRIALS_PER_QUERY))
+            ]
+            entry = {
+                "query": {
+                    "query_id": query,
+                    "question_id": 10 * query,
+                    "image_id": query,
+                    "question": f"what is thing {query}?",
+                },
+                "candidate_pool_ids": pool,
+                "pointer_candidates": [_trial(rng, pool, pointer, i) for i, pointer in enumerate(pointers)],
+            }
+            file.write(f', "{query}": {json.dumps(entry)}')
+        file.write("}")
+
+
+def _trial(rng: random.Random, pool: list[int], pointer: tuple[int, ...], i: int) -> dict[str, object]:
+    correct = rng.random() < 0.53
+    return {
+        "pointer": pointer,
+        "pointer_global": [pool[position] for position in pointer],
+        "gen_method": METHODS[i % len(METHODS)],
+        "beam_rank": i,
+        "logprob_score": rng.random(),
+        "temperature": 1.0,
+        "vqa_pred_answer": f"answer {rng.randrange(3000)}",
+        "vqa_raw_generation": f" answer {rng.randrange(3000)}, and more",
+        "vqa_correct": int(correct),
+        "vqa_acc_score": rng.choice([0.6, 0.9, 1.0] if correct else [0.0, 0.3]),
+        "vqa_gt_prob": None,
+        "vqa_rel_score": None,
+        "vqa_eval_mode": "vqaEval",
+        "eval_failed": False,
+    }
+
+
+def run_gate(path: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of reading, checking and judging, and the figures."""
+    import great_expectations  # noqa: F401  (imported before the clock starts)
+
+    from lever_mlflow.gate import check, expectations  # noqa: F401
+    from lever_mlflow.rl_data import load_rl_data
+
+    started = time.perf_counter()
+    data = load_rl_data(path)
+    loaded = time.perf_counter()
+    result = check(data)
+    ended = time.perf_counter()
+    assert result.verdict == "pass", result.checks
+    return ended - started, {"reading": loaded - started, **result.metrics}
+
+
+def run_pandas(path: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of the plain computation, and the figures."""
+    import pandas as pd
+
+    started = time.perf_counter()
+    with path.open() as file:
+        content = json.load(file)
+    content.pop("_meta")
+    loaded = time.perf_counter()
+    fields = ("pointer", "gen_method", "vqa_correct", "vqa_acc_score", "vqa_eval_mode", "eval_failed")
+    trials = pd.DataFrame(
+        [
+            {"query_id": int(key), **{field: trial[field] for field in fields}}
+            for key, entry in content.items()
+            for trial in entry["pointer_candidates"]
+        ]
+    )
+    pools = pd.DataFrame(
+        [
+            {"query_id": int(key), "pool_size": len(pool := entry["candidate_pool_ids"]), "repeats": len(set(pool)) < len(pool),
+             "leaks": int(key) in pool}
+            for key, entry in content.items()
+        ]
+    )  # fmt: skip
+    trials = trials[~trials.eval_failed & (trials.vqa_eval_mode == "vqaEval")].merge(pools, on="query_id")
+    trials["reward"] = trials.vqa_correct + trials.vqa_acc_score
+    trials["pointer"] = trials.pointer.map(tuple)
+    by_query = trials.groupby("query_id")
+    spread = by_query.reward.max() - by_query.reward.min()
+    shares = trials.gen_method.value_counts(normalize=True)
+    figures = {
+        "data/n_queries": len(content),
+        "data/n_trials": len(trials),
+        "data/reward_mean": trials.reward.mean(),
+        "data/reward_std": trials.reward.std(),
+        "data/positive_trial_rate": trials.vqa_correct.mean(),
+        "data/positive_query_rate": (by_query.vqa_correct.max() == 1).mean(),
+        "data/frac_reward_zero_std": (spread == 0).mean(),
+        "data/trials_per_query": by_query.size().mean(),
+        "data/pool_size_min": pools.pool_size.min(),
+        **{f"data/share_{method}": shares[method] for method in METHODS},
+        "reward_q10": trials.reward.quantile(0.1),
+        "reward_q90": trials.reward.quantile(0.9),
+        "missing": trials.isna().sum().sum(),
+        "out_of_range": ((trials.vqa_acc_score < 0) | (trials.vqa_acc_score > 1) | ~trials.vqa_correct.isin([0, 1])).sum(),
+        "disagree": ((trials.vqa_correct == 1) & (trials.vqa_acc_score <= 0)).sum()
+        + ((trials.vqa_correct == 0) & (trials.vqa_acc_score >= 1)).sum(),
+        "duplicates": trials.duplicated(["query_id", "pointer"]).sum(),
+        "shots": trials.pointer.map(len).nunique(),
+        "not_distinct": trials.pointer.map(lambda pointer: len(set(pointer)) < len(pointer)).sum(),
+        "outside": sum(min(p) < 0 or max(p) >= size for p, size in zip(trials.pointer, trials.pool_size, strict=True)),
+        "bad_pools": (pools.repeats | pools.leaks).sum(),
+    }
+    return time.perf_counter() - started, {"reading": loaded - started, **{k: float(v) for k, v in figures.items()}}
+
+
+def in_a_process(side: str, path: Path) -> dict[str, float]:
+    """Seconds, peak memory in GB and figures of one side."""
+    command = [sys.executable, "-m", "benchmarks.data_gate", "--side", side, "--path", str(path)]
+    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+
+
+@click.command()
+@click.option("--trials", default="16000,1000000", show_default=True, help="sizes of the files")
+@click.option("--side", type=click.Choice(["gate", "pandas"]), hidden=True)
+@click.option("--path", type=Path, hidden=True)
+def main(trials: str, side: str | None, path: Path | None) -> None:
+    """Compare the data gate with a plain pandas computation of the same figures."""
+    if side and path:
+        seconds, figures = (run_gate if side == "gate" else run_pandas)(path)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps({"seconds": seconds, "peak_gb": peak, **figures}))
+        return
+    print("| trials | file | side | reading, s | all, s | peak memory, GB | gate / pandas |\n|---|---|---|---|---|---|---|")
+    for n_trials in map(int, trials.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "rl.json")
+            write_file(file, n_trials)
+            results = {name: in_a_process(name, file) for name in ("gate", "pandas")}
+            size = file.stat().st_size / 1e6
+        for name in results["pandas"].keys() & results["gate"].keys() - {"seconds", "reading", "peak_gb"}:
+            ours, plain = results["gate"][name], results["pandas"][name]
+            assert abs(ours - plain) <= 1e-9 * max(1.0, abs(plain)), f"{name}: {ours} and {plain}"
+        ratio = results["gate"]["seconds"] / results["pandas"]["seconds"]
+        for name, result in results.items():
+            print(
+                f"| {n_trials:,} | {size:,.0f} MB | {name} | {result['reading']:.1f} | {result['seconds']:.1f} | "
+                f"{result['peak_gb']:.2f} | {f'{ratio:.2f}' if name == 'gate' else ''} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
