@@ -36,6 +36,7 @@ from lever_mlflow.types import Sample
 __all__ = ["Group", "RLData", "Trial", "check_fits", "load_rl_data", "save_rl_data"]
 
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # one spelling per index, and it fits 64 bits
+_LARGEST_INDEX = 10**18 - 1
 _EVAL_MODES = ("vqaEval", "fallback", "error")
 _DIGEST_CHARS = 32  # MLflow accepts at most 36
 _KEPT_OF_QUERY = ("question_id", "image_id")
@@ -325,6 +326,8 @@ def _check_old_names(record: Mapping[str, Any]) -> None:
 def _indices(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not set(map(type, value)) <= {int}:
         raise DataError(f"{name} is {_shown(value)}, expected a list of whole numbers")
+    if value and (max(value) > _LARGEST_INDEX or min(value) < -_LARGEST_INDEX):
+        raise DataError(f"{name} is {_shown(value)}, which holds a number of more than 18 digits")
     return tuple(value)
 
 
@@ -339,7 +342,11 @@ def _number(name: str, value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value)[:80]
+    """The value as JSON, cut; whole numbers of thousands of digits cannot be written."""
+    try:
+        return json.dumps(value)[:80]
+    except ValueError:
+        return "too long a number"
 
 
 def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def check_data(context: Context, data: RLData, reference: RLData | None = None) 
     mlflow.log_text(gate_report.report_html(result), "gate.html")
     mlflow.log_dict(result.to_json(), GATE_FILE)
     mlflow.log_dict(dict(result.gx_results), "great_expectations.json")
+    mlflow.set_tag("mlflow.note.content", result.comparison or gate_report.summary(result))
     if reference is not None:
         mlflow.log_input(tracking.rl_dataset(reference), context="reference")
         mlflow.set_tag(f"{TAG}comparison", result.comparison)

@@ -224,6 +224,10 @@ OLD = {"vqa_correct": 1, "vqa_acc_score": 1}
         ({"1": {"pointer_candidates": [{"pointer": [3, -2], **OLD}]}}, "the pool holds -2, which is not a train index"),
         ({"1": query(in_pool([0]), trial([0]))}, "query '1': trial 1: pointer_global is null"),
         ({"1": query(in_pool([0], pointer_global=[60]))}, r"pointer_global \[60\] does not match pointer \[0\]"),
+        (
+            {"1": query(trial([10**18]))},
+            "trial 0: pointer is .1000000000000000000., which holds a number of more than 18 digits",
+        ),
         ({"1": query(trial([True]))}, r"trial 0: pointer is \[true\], expected a list of whole numbers"),
         ({"1": query(in_pool([0], True))}, "trial 0: vqa_correct is true, expected a finite number"),
         ({"1": query(in_pool([0], "1"))}, 'trial 0: vqa_correct is "1", expected a finite number'),

@@ -14,7 +14,7 @@ from lever_mlflow.gate.suites import SEVERITIES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["figures_png", "format_table", "report_html"]
+__all__ = ["figures_png", "format_table", "report_html", "summary"]
 
 _HEADER = ("expectation", "observed", "required", "verdict", "what to do")
 _LABELLED_BARS = 15
@@ -44,7 +44,7 @@ def format_table(result: GateResult) -> str:
     if structural:
         lines.append(f"and {len(structural)} more on columns, types and missing values: all pass")
     notes = [f"{check.name}: {check.note}" for check in shown if not check.passed]
-    return "\n".join([_summary(result), *([result.comparison] if result.comparison else []), "", *lines, "", *notes]).rstrip()
+    return "\n".join([summary(result), *([result.comparison] if result.comparison else []), "", *lines, "", *notes]).rstrip()
 
 
 def report_html(result: GateResult) -> str:
@@ -57,7 +57,7 @@ def report_html(result: GateResult) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Data gate: {result.verdict}</title><style>{_STYLE}</style></head><body>
 <h1>Data gate: {_badge(result.verdict, result.verdict)}</h1>
-<p class="source">{_text(_summary(result))}<br>data {_text(result.digest)}, suites {_text(result.suite_digest)}</p>
+<p class="source">{_text(summary(result))}<br>data {_text(result.digest)}, suites {_text(result.suite_digest)}</p>
 {comparison}
 <img alt="{_text(_description(result))}" src="data:image/png;base64,{image}">
 <h2>Expectations</h2>
@@ -155,7 +155,8 @@ def _short(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
 
 
-def _summary(result: GateResult) -> str:
+def summary(result: GateResult) -> str:
+    """The verdict in one line."""
     failed = sum(not check.passed for check in result.checks)
     return (
         f"{result.source} ({result.vintage}): {result.verdict}; {result.metrics['data/n_queries']:.0f} queries, "

@@ -35,7 +35,7 @@ def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
     """
     if table.empty:  # Great Expectations would be content with most of it, and divide by nothing in the rest
         return [replace(_check(name, expectation, None), observed="no rows") for expectation in expectations], {"results": []}
-    gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain))
+    gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain), parse_constant=str)
     by_name = {result["expectation_config"]["meta"]["name"]: result for result in gx_result["results"]}
     checks = [_check(name, expectation, by_name.get(expectation["meta"]["name"])) for expectation in expectations]
     return checks, gx_result
