@@ -1,0 +1,352 @@
+"""Measures at which figures of the data gate training on the embedded default stops helping.
+
+The demo's RL data (600 queries, an untrained selector, seed 0) is spoiled step by step: in a share of its groups, chosen by
+seed, every trial is scored 0, the way a broken rollout would look. Each mixture goes through the gate, then RCE and GRPO are
+trained on it at their default settings, each taking its epoch with the highest expected reward, as the pipeline does. All
+evaluation questions are then answered at 2 shots, with the same pool of 64 for every policy.
+
+Variants of a mixture, with the same untouched groups:
+
+* ``mixed``: the untouched groups and the zeroed ones;
+* ``dropped``: only the untouched ones, to tell harm done by zeroed groups from mere loss of data;
+* ``matched``: like ``dropped``, with as many RCE epochs as give the RCE steps of ``mixed`` (GRPO is left as it is).
+
+A share of 100 % leaves nothing to learn from but the pointers themselves. Accuracy gains are in points, over random
+demonstrations and over the untrained selector that the training seed initialises. Every finished training is a line of the
+output file; started again, those present are skipped. The plot leaves out GRPO of the controls; the table has it.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.gate_thresholds --output docs/figures/gate_thresholds.jsonl \\
+        --plot docs/figures/gate_thresholds.png
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from tqdm import tqdm
+
+from lever_mlflow import gate
+from lever_mlflow.evaluate import RANDOM, SIMILARITY, evaluate, greedy_picks, random_picks, similarity_picks
+from lever_mlflow.resources import Resources, default_cache_dir
+from lever_mlflow.rl_data import Group, RLData
+from lever_mlflow.rollout import choose_queries, rollout
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.train_grpo import GrpoEpoch, train_grpo
+from lever_mlflow.train_rce import RceEpoch, train_rce
+from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
+
+DATA_SEED = 0  # of rollout and evaluation pools
+SHOTS, POOL_SIZE = 2, 64
+RANDOM_DRAWS = 5  # the random baseline is the mean of these
+KL_BETA = 0.12
+VARIANTS = ("mixed", "dropped", "matched")
+FIGURES = {  # gate metric -> name of its critical expectation; the warning's ends in _warning
+    "positive_query_rate": ("rl_queries", "positive_query_rate"),
+    "reward_mean": ("rl_trials", "reward_mean"),
+    "frac_reward_zero_std": ("rl_queries", "zero_spread_share"),
+}
+VERDICT_COLOURS = {"pass": "white", "warning": "gold", "critical": "red"}
+LINES = {  # what is drawn: (variant, policy) -> colour, marker, line style, label
+    ("mixed", "rce"): ("tab:blue", "o", "-", "RCE, zeroed groups mixed in"),
+    ("mixed", "grpo"): ("tab:cyan", "^", "-", "GRPO, zeroed groups mixed in"),
+    ("dropped", "rce"): ("tab:purple", "s", "--", "RCE, zeroed groups left out"),
+    ("matched", "rce"): ("tab:green", "D", ":", "RCE, left out, as many steps (e and f)"),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The RL data to spoil, and the questions that every policy answers."""
+
+    resources: Resources
+    n_queries: int
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The demo's RL data, as the pipeline's rollout step records it."""
+        train, table = self.resources.train, self.resources.features("train")
+        queries = choose_queries(train, self.n_queries, DATA_SEED)
+        selector = self.untrained(DATA_SEED)
+        answer = self.resources.answer
+        return rollout(queries, train, table, selector, lambda p: answer(p, "rollout"), RolloutSettings(), seed=DATA_SEED)
+
+    @cached_property
+    def train_SD(self) -> np.ndarray:
+        return np.asarray(self.resources.features("train").fused_SD)
+
+    @cached_property
+    def queries_QD(self) -> np.ndarray:
+        return np.asarray(self.resources.features("val").fused_SD)
+
+    @cached_property
+    def pools_QN(self) -> np.ndarray:
+        return self.resources.pools(self.resources.val, POOL_SIZE, DATA_SEED)
+
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """Accuracy of random demonstrations, mean over draws, and of the most similar ones."""
+        draws = [random_picks(self.resources.val, self.pools_QN, SHOTS, seed) for seed in range(RANDOM_DRAWS)]
+        similar = similarity_picks(self.queries_QD, self.pools_QN, self.train_SD, SHOTS)
+        random = float(np.mean([self.accuracy_Q(picks).mean() for picks in draws]))
+        return {RANDOM: random, SIMILARITY: float(self.accuracy_Q(similar).mean())}
+
+    def untrained(self, seed: int) -> PointerSelector:
+        """The selector that training with this seed starts from."""
+        torch.manual_seed(seed)
+        return PointerSelector(feature_dim=self.train_SD.shape[1]).eval()
+
+    def accuracy_Q(self, picks_QK: np.ndarray) -> np.ndarray:
+        """Accuracy on each evaluation question."""
+        val, train, answer = self.resources.val, self.resources.train, self.resources.answer
+        records = evaluate(val, "report", {"policy": picks_QK}, (SHOTS,), train, lambda p: answer(p, "evaluation"))
+        return records.accuracy.to_numpy(dtype=float)
+
+    def selector_accuracy_Q(self, selector: PointerSelector) -> np.ndarray:
+        """Accuracy of a selector's greedy picks on each evaluation question."""
+        return self.accuracy_Q(greedy_picks(selector, self.queries_QD, self.pools_QN, self.train_SD, SHOTS))
+
+
+def spoil(groups: Sequence[Group], share: float, seed: int, variant: str) -> list[Group]:
+    """``groups`` with ``share`` percent of them scored 0, or without those; larger shares contain the smaller ones'."""
+    order = np.random.default_rng([seed, 7]).permutation(len(groups))
+    zeroed = set(order[: round(share / 100 * len(groups))].tolist())
+    if variant != "mixed":
+        return [group for i, group in enumerate(groups) if i not in zeroed]
+    return [zero(group) if i in zeroed else group for i, group in enumerate(groups)]
+
+
+def zero(group: Group) -> Group:
+    """The same pointers, every answer wrong."""
+    return replace(group, trials=tuple(replace(trial, correct=0.0, accuracy=0.0) for trial in group.trials))
+
+
+def best_epoch(epochs: Iterable[RceEpoch | GrpoEpoch]) -> tuple[int, PointerSelector]:
+    """The epoch with the highest expected reward, the earliest among equals, and its selector."""
+    number, selector, highest = 0, None, -math.inf
+    for epoch in epochs:
+        if epoch.metrics["expected_reward"] > highest:
+            number, highest = epoch.epoch, epoch.metrics["expected_reward"]
+            selector = copy.deepcopy(epoch.selector)
+    assert selector is not None
+    return number, selector
+
+
+def measure(bench: Bench, share: float, seed: int, variant: str) -> dict[str, Any]:
+    """One training: figures of the gate, and accuracies."""
+    groups = spoil(bench.groups, share, seed, variant)
+    data = RLData(tuple(groups), digest="", vintage="pools", dropped={}, meta={}, source="benchmark")
+    result = gate.check(data)
+    settings = RceSettings()
+    if variant == "matched":
+        settings = replace(settings, epochs=round(settings.epochs * len(bench.groups) / len(groups)))
+    rce_epoch, rce = best_epoch(train_rce(data, bench.train_SD, settings, seed=seed))
+    grpo_epoch, grpo = best_epoch(train_grpo(rce, data, bench.train_SD, GrpoSettings(kl_beta=KL_BETA), seed=seed))
+    untrained_Q = bench.selector_accuracy_Q(bench.untrained(seed))
+    trained_Q = {"rce": bench.selector_accuracy_Q(rce), "grpo": bench.selector_accuracy_Q(grpo)}
+    accuracy = {**bench.baselines, "untrained": float(untrained_Q.mean())}
+    return {
+        "n_queries": bench.n_queries,
+        "share": share,
+        "seed": seed,
+        "variant": variant,
+        "verdict": result.verdict,
+        "failed": [check.name for check in result.checks if not check.passed],
+        **{name.removeprefix("data/"): round(value, 5) for name, value in result.metrics.items() if name != "data/n_queries"},
+        "n_groups": len(groups),
+        "rce_epoch": rce_epoch,
+        "grpo_epoch": grpo_epoch,
+        "n_questions": len(untrained_Q),
+        "accuracy": {name: round(value, 5) for name, value in accuracy.items()}
+        | {name: round(float(values_Q.mean()), 5) for name, values_Q in trained_Q.items()},
+        "standard_error_over_untrained": {  # over questions, paired
+            name: round(float((values_Q - untrained_Q).std(ddof=1) / math.sqrt(len(untrained_Q))), 5)
+            for name, values_Q in trained_Q.items()
+        },
+    }
+
+
+def read_rows(path: Path, n_queries: int) -> list[dict[str, Any]]:
+    """Finished trainings on that many queries; a line cut off by a killed run is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            click.echo(f"{path}: left out a damaged line", err=True)
+    return [row for row in rows if row["n_queries"] == n_queries]
+
+
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per training, with gains in points; the mixed run at 0 % is also the first point of the controls."""
+    frame = pd.json_normalize([dict(row) for row in rows])
+    for policy in ("rce", "grpo", "untrained", SIMILARITY):
+        frame[f"{policy}-random"] = 100 * (frame[f"accuracy.{policy}"] - frame[f"accuracy.{RANDOM}"])
+        frame[f"{policy}-untrained"] = 100 * (frame[f"accuracy.{policy}"] - frame["accuracy.untrained"])
+    frame["n_good"] = frame.n_queries - (frame.share / 100 * frame.n_queries).round().astype(int)
+    whole = frame[(frame.share == 0) & (frame.variant == "mixed")]
+    controls = [whole.assign(variant=variant) for variant in VARIANTS[1:] if (frame.variant == variant).any()]
+    return pd.concat([frame, *controls], ignore_index=True).sort_values(["variant", "share", "seed"])
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Means over seeds, with the standard deviation over seeds behind gains."""
+    lines = [
+        "| zeroed | variant | seeds | queries | positive queries | positive trials | reward mean | reward std | zero spread "
+        "| verdict | RCE - random | RCE - untrained | GRPO - random | GRPO - untrained | better than untrained (RCE, GRPO) |",
+        "|" + "---|" * 15,
+    ]
+    rank = frame.variant.map(VARIANTS.index)
+    for (_, share), part in frame[(frame.variant == "mixed") | (frame.share > 0)].groupby([rank, "share"]):
+        verdicts = " ".join(f"{verdict} {count}" for verdict, count in part.verdict.value_counts().items())
+        cells = [f"{share:g} %", part.variant.iloc[0], str(len(part)), f"{part.n_groups.mean():.0f}"]
+        for name in ("positive_query_rate", "positive_trial_rate", "reward_mean", "reward_std", "frac_reward_zero_std"):
+            cells.append(f"{part[name].mean():.3f}")
+        cells.append(verdicts if part.verdict.nunique() > 1 else part.verdict.iloc[0])
+        for gain in ("rce-random", "rce-untrained", "grpo-random", "grpo-untrained"):
+            cells.append(f"{part[gain].mean():+.2f} ± {part[gain].std():.2f}")
+        cells.append(", ".join(str((part[f"{policy}-untrained"] > 0).sum()) for policy in ("rce", "grpo")))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def threshold(suite: str, name: str) -> tuple[float, bool]:
+    """An expectation's threshold, and whether figures above it fail (else those below do)."""
+    path = gate.DEFAULT_PROJECT_DIR / "gx" / "expectations" / f"{suite}.json"
+    expectations = json.loads(path.read_text(encoding="utf-8"))["expectations"]
+    kwargs = next(item["kwargs"] for item in expectations if item["meta"]["name"] == name)
+    return (kwargs["min_value"], False) if "min_value" in kwargs else (kwargs["max_value"], True)
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    """Gains against the share of zeroed groups, the gate's figures, and the number of untouched queries."""
+    figure = Figure(figsize=(12, 9), dpi=100, layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    # A control stands at the figures of the mixture that it shares its untouched groups with.
+    mixed = frame[frame.variant == "mixed"].set_index(["share", "seed"])
+    points = frame[[key in mixed.index for key in zip(frame.share, frame.seed, strict=True)]].copy()
+    points[list(FIGURES)] = mixed.loc[pd.MultiIndex.from_frame(points[["share", "seed"]]), list(FIGURES)].to_numpy()
+    for axes, column, title in (
+        (panels[0], "share", "(a) share of zeroed groups (%)"),
+        (panels[1], "positive_query_rate", "(b) positive-query rate"),
+        (panels[2], "reward_mean", "(c) mean reward"),
+        (panels[3], "frac_reward_zero_std", "(d) zero-spread share"),
+        (panels[4], "n_good", "(e) untouched queries"),
+    ):
+        shade_thresholds(axes, column, points)
+        axes.axhline(points[f"{SIMILARITY}-random"].mean(), color="black", ls="-.", lw=1.2)
+        axes.axhline(points["untrained-random"].mean(), color="grey", ls=":", lw=1.8)
+        draw_lines(axes, points[points.n_good > 0] if column == "n_good" else points[points.variant != "matched"], column)
+        axes.set(xlabel=title, ylabel="gain over random (points)")
+        if column != "n_good":
+            axes.sharey(panels[0])
+    panels[4].set_xscale("log")
+    counts = sorted(points.n_good[points.n_good > 0].unique())
+    panels[4].set_xticks(counts, [str(count) for count in counts], rotation=45, fontsize=9)
+    panels[4].minorticks_off()
+    panels[5].axhline(0, color="grey", ls=":", lw=1.8)
+    draw_lines(panels[5], points, "share", "untrained", seeds=True)
+    panels[5].set(xlabel="(f) share of zeroed groups (%)", ylabel="gain over untrained, same seed (points)")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    spread = f"means over {frame.seed.nunique()} seeds, bars ± 1 standard error"
+    figure.suptitle(f"Accuracy at {SHOTS} shots after training on spoiled RL data: {spread}", fontsize=12)
+    figure.legend(handles=legend_handles(frame), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def shade_thresholds(axes: Axes, column: str, points: pd.DataFrame) -> None:
+    """Where the gate fails by this figure alone; nothing for what is no figure of the gate."""
+    if column not in FIGURES:
+        return
+    suite, name = FIGURES[column]
+    warning, above = threshold(suite, f"{name}_warning")
+    critical, _ = threshold(suite, name)
+    end = max(points[column].max(), critical) + 0.02 if above else min(points[column].min(), critical) - 0.02
+    for start, stop, colour in ((warning, critical, "gold"), (critical, end, "red")):
+        axes.axvspan(start, stop, color=colour, alpha=0.15, lw=0)
+        axes.axvline(start, color=colour, lw=1.2)
+
+
+def draw_lines(axes: Axes, points: pd.DataFrame, column: str, baseline: str = "random", *, seeds: bool = False) -> None:
+    """Means over seeds, their markers filled by the verdict, with standard errors or every seed as a small point."""
+    for (variant, policy), (colour, marker, style, _) in LINES.items():
+        part, gain = points[points.variant == variant], f"{policy}-{baseline}"
+        by_share = part.groupby("share")
+        x, y = by_share[column].mean(), by_share[gain].mean()
+        if seeds:
+            axes.scatter(part[column], part[gain], s=9, color=colour, alpha=0.6, lw=0)
+            axes.plot(x, y, style, color=colour, lw=1.5)
+        else:
+            axes.errorbar(x, y, by_share[gain].sem(), ls=style, color=colour, lw=1.5, elinewidth=1, capsize=2)
+        faces = [VERDICT_COLOURS[verdict] for verdict in by_share.verdict.agg(lambda verdicts: verdicts.mode()[0])]
+        axes.scatter(x, y, s=36, marker=marker, c=faces, edgecolors=colour, linewidths=1.4, zorder=3)
+
+
+def legend_handles(frame: pd.DataFrame) -> list[Line2D | Patch]:
+    """What the signs mean."""
+    lines = [
+        Line2D([], [], color=colour, marker=marker, ls=style, markerfacecolor="white", label=label)
+        for (variant, _), (colour, marker, style, label) in LINES.items()
+        if (frame.variant == variant).any()
+    ]
+    verdicts = [
+        Line2D([], [], color="grey", marker="o", ls="", markerfacecolor=colour, label=f"verdict of the gate: {verdict}")
+        for verdict, colour in VERDICT_COLOURS.items()
+    ]
+    return [
+        *lines,
+        Line2D([], [], color="grey", marker=".", ls="", alpha=0.6, label="one seed (f)"),
+        Line2D([], [], color="black", ls="-.", label="fused similarity"),
+        Line2D([], [], color="grey", ls=":", lw=1.8, label="untrained selector"),
+        *verdicts,
+        Patch(color="gold", alpha=0.3, label="warning by this figure"),
+        Patch(color="red", alpha=0.3, label="critical by this figure"),
+    ]
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON lines; continued if there")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write")
+@click.option("--shares", default="0,25,50,75,90,95,99,100", show_default=True, help="percent of groups to zero")
+@click.option("--seeds", default=5, show_default=True, help="seeds 0 to this - 1")
+@click.option("--variants", default="mixed,dropped", show_default=True, help=f"of {','.join(VARIANTS)}")
+@click.option("--n_queries", default=RolloutSettings.n_queries, show_default=True, help="of the RL data; few for a try")
+def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_queries: int) -> None:
+    """Measure, plot and print a Markdown table of everything in the output file."""
+    bench = Bench(Resources(cache_dir=default_cache_dir()), n_queries)
+    wanted = [
+        (float(share), seed, variant)
+        for seed in range(seeds)
+        for share in shares.split(",")
+        for variant in variants.split(",")
+        if variant == "mixed" or 0 < float(share) < 100
+    ]
+    done = {(row["share"], row["seed"], row["variant"]) for row in read_rows(output, n_queries)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for share, seed, variant in tqdm([key for key in wanted if key not in done], "trainings", unit="run"):
+        row = measure(bench, share, seed, variant)
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    frame = to_frame(read_rows(output, n_queries))
+    draw(frame, plot)
+    click.echo(markdown(frame))
+
+
+if __name__ == "__main__":
+    main()
