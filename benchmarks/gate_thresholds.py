@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from lever_mlflow import gate
 from lever_mlflow.evaluate import RANDOM, SIMILARITY, evaluate, greedy_picks, random_picks, similarity_picks
+from lever_mlflow.gate.suites import read_suites
 from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import Group, RLData
 from lever_mlflow.rollout import choose_queries, rollout
@@ -226,9 +227,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def threshold(suite: str, name: str) -> tuple[float, bool]:
     """An expectation's threshold, and whether figures above it fail (else those below do)."""
-    path = gate.DEFAULT_PROJECT_DIR / "gx" / "expectations" / f"{suite}.json"
-    expectations = json.loads(path.read_text(encoding="utf-8"))["expectations"]
-    kwargs = next(item["kwargs"] for item in expectations if item["meta"]["name"] == name)
+    kwargs = next(item["kwargs"] for item in read_suites()[suite] if item["meta"]["name"] == name)
     return (kwargs["min_value"], False) if "min_value" in kwargs else (kwargs["max_value"], True)
 
 

@@ -69,6 +69,8 @@ def reward_partition(rewards: np.ndarray, reward_max: float) -> dict[str, Any]:
     Without rewards it is uniform, since there must be one; expectations on the figures fail then.
     """
     values = np.clip(rewards[np.isfinite(rewards)], 0.0, reward_max)
-    counts, edges = np.histogram(values, bins=_BINS, range=(0.0, reward_max))
+    edges = np.linspace(0.0, reward_max, _BINS + 1)
+    edges[1:-1] -= 1e-9  # 0.3 lies in the bin from 0.3 to 0.4, on whichever side of the edge its float may be
+    counts, _ = np.histogram(values, bins=edges)
     weights = counts / counts.sum() if counts.any() else np.full(_BINS, 1 / _BINS)
     return {"bins": edges.tolist(), "weights": weights.tolist()}

@@ -200,6 +200,8 @@ def mutate_content(draw, content, known_places):
         parent[key]
     except (KeyError, IndexError, TypeError):
         return  # an earlier mutation removed it
+    if not isinstance(parent, dict | list):
+        return
     if kind == "replace":
         parent[key] = draw(ODD_VALUES)
     elif kind == "delete":
