@@ -13,7 +13,7 @@ from lever_mlflow.rl_data import RLData
 
 __all__ = ["Pair", "differences", "pairs", "reward_partition", "shared"]
 
-_BINS = 20
+_BINS = 21  # the last one is for the largest reward alone
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def differences(figures: Mapping[str, Pair], overlap: Mapping[str, float]) -> pd
 
 
 def reward_partition(rewards: np.ndarray, reward_max: float) -> dict[str, Any]:
-    """Distribution of rewards over 20 equal bins of [0, ``reward_max``], as Great Expectations' partition object.
+    """Distribution of rewards over bins of a twentieth of ``reward_max``, the last for that alone, as Great Expectations' partition object.
 
     Without rewards it is uniform, since there must be one; expectations on the figures fail then.
     """
     values = np.clip(rewards[np.isfinite(rewards)], 0.0, reward_max)
-    edges = np.linspace(0.0, reward_max, _BINS + 1)
-    edges[1:-1] -= 1e-9  # 0.3 lies in the bin from 0.3 to 0.4, on whichever side of the edge its float may be
+    edges = np.arange(_BINS + 1) * reward_max / (_BINS - 1)
+    edges[1:] -= 1e-9  # 0.3 lies in the bin from 0.3 to 0.4, on whichever side of the edge its float may be
     counts, _ = np.histogram(values, bins=edges)
     weights = counts / counts.sum() if counts.any() else np.full(_BINS, 1 / _BINS)
     return {"bins": edges.tolist(), "weights": weights.tolist()}
