@@ -64,7 +64,9 @@ def differences(figures: Mapping[str, Pair], overlap: Mapping[str, float]) -> pd
 
 
 def reward_partition(rewards: np.ndarray, reward_max: float) -> dict[str, Any]:
-    """Distribution of rewards over bins of a twentieth of ``reward_max``, the last for that alone, as Great Expectations' partition object.
+    """Distribution of rewards as Great Expectations' partition object.
+
+    Bins are a twentieth of ``reward_max`` wide, the last one is for that alone.
 
     Without rewards it is uniform, since there must be one; expectations on the figures fail then.
     """
