@@ -47,8 +47,9 @@ from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import Group, RLData
 from lever_mlflow.rollout import choose_queries, rollout
 from lever_mlflow.selector import PointerSelector
-from lever_mlflow.train_grpo import GrpoEpoch, train_grpo
-from lever_mlflow.train_rce import RceEpoch, train_rce
+from lever_mlflow.train_grpo import train_grpo
+from lever_mlflow.train_rce import train_rce
+from lever_mlflow.training import Epoch
 from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
 
 DATA_SEED = 0  # of rollout and evaluation pools
@@ -136,7 +137,7 @@ def zero(group: Group) -> Group:
     return replace(group, trials=tuple(replace(trial, correct=0.0, accuracy=0.0) for trial in group.trials))
 
 
-def best_epoch(epochs: Iterable[RceEpoch | GrpoEpoch]) -> tuple[int, PointerSelector]:
+def best_epoch(epochs: Iterable[Epoch]) -> tuple[int, PointerSelector]:
     """The epoch with the highest expected reward, the earliest among equals, and its selector."""
     number, selector, highest = 0, None, -math.inf
     for epoch in epochs:

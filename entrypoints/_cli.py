@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import GateSettings
+from lever_mlflow.types import GateSettings, GrpoSettings, RceSettings
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
@@ -38,6 +38,7 @@ __all__ = [
     "reward_mode_option",
     "rl_data_options",
     "thresholds_option",
+    "training_options",
     "vlm_option",
 ]
 
@@ -148,6 +149,23 @@ thresholds_option = option(
 on_bad_data_option = option(
     "on_bad_data", click.Choice(["stop", "warn"]), GateSettings.on_bad_data, "warn: go on in spite of critical data, tagged"
 )
+
+
+def training_options(settings: type[RceSettings] | type[GrpoSettings]) -> Callable[..., Any]:
+    """The options that both trainings take, with the defaults of their settings."""
+    return _grouped(
+        option("epochs", Positive(int, 1), settings.epochs, "passes over the training queries"),
+        option("lr", Positive(strict=True), settings.lr, "learning rate of AdamW"),
+        option("lr_scheduler", click.Choice(["constant", "linear", "cosine"]), settings.lr_scheduler, "lr over all steps"),
+        option("batch_size", Positive(int, 1), settings.batch_size, "queries per step"),
+        option("top_k", Positive(int, 0), settings.top_k, "best trials kept of a group; 0: all, as bad ones are the contrast"),
+        option("grad_clip", Positive(strict=True), settings.grad_clip, "largest norm of a gradient"),
+        option("val_share", Positive(strict=True, below=1.0), settings.val_share, "share of queries held out"),
+        option("early_stopping", Positive(int, 0), settings.early_stopping, "epochs without gain that end training; 0: never"),
+        option("resume", str, AUTO, "id of an interrupted run to go on from, none, or auto (the newest of exactly this step)"),
+    )
+
+
 gate_options = _grouped(
     thresholds_option,
     option("max_shots", Positive(int, 1), GateSettings.max_shots, "most shots that evaluation will use; pools must be larger"),

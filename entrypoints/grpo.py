@@ -14,6 +14,7 @@ from entrypoints._cli import (
     resource_options,
     reward_mode_option,
     rl_data_options,
+    training_options,
 )
 from lever_mlflow.types import GrpoSettings
 
@@ -24,22 +25,23 @@ from lever_mlflow.types import GrpoSettings
 @rl_data_options
 @gate_options
 @option("kl_beta", Positive(), GrpoSettings.kl_beta, "KL weight")
+@option("adaptive_beta", bool, GrpoSettings.adaptive_beta, "after an epoch, KL weight * 1.5 if KL > 0.1, / 1.5 if < 0.01")
 @option("init", str, AUTO, "start checkpoint: a folder, .pt, .ckpt, model URI, or auto (the best epoch of the newest RCE run)")
-@option("epochs", Positive(int, 1), GrpoSettings.epochs, "passes over the training queries")
-@option("lr", Positive(strict=True), GrpoSettings.lr, "learning rate of AdamW")
-@option("batch_size", Positive(int, 1), GrpoSettings.batch_size, "queries per step")
-@option("epsilon", Positive(strict=True), GrpoSettings.epsilon, "clip range of the ratio")
+@training_options(GrpoSettings)
+@option("epsilon", Positive(strict=True, below=1.0), GrpoSettings.epsilon, "clip range of the ratio")
+@option("epsilon_high", Positive(), GrpoSettings.epsilon_high, "clip range above 1; 0: epsilon")
+@option("scale_rewards", click.Choice(["group", "batch", "none"]), GrpoSettings.scale_rewards, "whose std divides advantages")
+@option("mask_zero_std_groups", bool, GrpoSettings.mask_zero_std_groups, "leave groups of equal rewards out of the loss")
+@option("entropy_coef", Positive(), GrpoSettings.entropy_coef, "weight of the policy's entropy as a bonus")
 @option("freeze_backbone", bool, GrpoSettings.freeze_backbone, "train attention and norms only")
-@option("grad_clip", Positive(strict=True), GrpoSettings.grad_clip, "largest norm of a gradient")
-@option("val_share", Positive(strict=True, below=1.0), GrpoSettings.val_share, "share of queries held out")
-def main(rl_data: str, init: str, **values: Any) -> None:
+def main(rl_data: str, init: str, resume: str, **values: Any) -> None:
     """Train by GRPO: an MLflow run with a checkpoint per epoch."""
     from lever_mlflow.tracking import project_run, run_here
 
     with project_run("grpo"):
         pipeline = make_pipeline(values)
         data = pipeline.find_rl_data(rl_data)
-        run_here(pipeline.grpo(data, pipeline.find_start(init, data), GrpoSettings(**values)))
+        run_here(pipeline.grpo(data, pipeline.find_start(init, data), GrpoSettings(**values), resume))
 
 
 if __name__ == "__main__":

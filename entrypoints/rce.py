@@ -13,6 +13,7 @@ from entrypoints._cli import (
     resource_options,
     reward_mode_option,
     rl_data_options,
+    training_options,
 )
 from lever_mlflow.types import RceSettings
 
@@ -22,21 +23,22 @@ from lever_mlflow.types import RceSettings
 @reward_mode_option
 @rl_data_options
 @gate_options
-@option("epochs", Positive(int, 1), RceSettings.epochs, "passes over the training queries")
-@option("lr", Positive(strict=True), RceSettings.lr, "learning rate of AdamW")
-@option("batch_size", Positive(int, 1), RceSettings.batch_size, "queries per step")
+@training_options(RceSettings)
 @option("temperature_start", Positive(strict=True), RceSettings.temperature_start, "reward temperature at the first step")
 @option("temperature_end", Positive(strict=True), RceSettings.temperature_end, "reward temperature at the last step")
+@option("normalize_rewards", click.Choice(["z-score", "rank", "none"]), RceSettings.normalize_rewards, "within a group")
 @option("dropout", Positive(below=1.0), RceSettings.dropout, "of the training forward pass")
-@option("grad_clip", Positive(strict=True), RceSettings.grad_clip, "largest norm of a gradient")
-@option("val_share", Positive(strict=True, below=1.0), RceSettings.val_share, "share of queries held out")
-def main(rl_data: str, **values: Any) -> None:
+@option("n_layers", Positive(int, 1), RceSettings.n_layers, "cross-attention layers of the selector")
+@option("n_heads", Positive(int, 1), RceSettings.n_heads, "attention heads of a layer")
+@option("fusion", click.Choice(["mean", "concat"]), RceSettings.fusion, "of image and text features")
+@option("state_update", bool, RceSettings.state_update, "each pick moves the query's state, so that later picks depend on it")
+def main(rl_data: str, resume: str, **values: Any) -> None:
     """Train by RCE: an MLflow run with a checkpoint per epoch."""
     from lever_mlflow.tracking import project_run, run_here
 
     with project_run("rce"):
         pipeline = make_pipeline(values)
-        run_here(pipeline.rce(pipeline.find_rl_data(rl_data), RceSettings(**values)))
+        run_here(pipeline.rce(pipeline.find_rl_data(rl_data), RceSettings(**values), resume))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,12 @@ def _infer_config(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
             f"{path}: no weights input_proj.weight; its entries are {', '.join(sorted(weights)[:8])}"
         ) from None
     layers = {name.split(".")[1] for name in weights if name.startswith("cross_attn_layers.")}
-    return {"feature_dim": feature_dim, "hidden_dim": hidden_dim, "n_layers": len(layers)}
+    return {
+        "feature_dim": feature_dim,
+        "hidden_dim": hidden_dim,
+        "n_layers": len(layers),
+        "state_update": "state_proj.weight" in weights,
+    }
 
 
 def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lever_mlflow.images import image_digest, read_image
 from lever_mlflow.model_files import load_pretrained
-from lever_mlflow.types import Sample
+from lever_mlflow.types import Fusion, Sample
 
 __all__ = ["FeatureTable", "sample_features"]
 
@@ -25,13 +25,19 @@ _BATCH = 64
 class FeatureTable:
     """Features of samples, float32, rows in the samples' order; ``digest`` names encoder and contents.
 
-    ``image_SD`` and ``text_SD`` are L2-normalised; ``fused_SD`` is their mean, L2-normalised again. Memory-mapped.
+    ``image_SD`` and ``text_SD`` are L2-normalised; ``fused_SD`` is their mean, ``concat_SD`` one behind the other, both
+    L2-normalised again. Memory-mapped.
     """
 
     image_SD: np.ndarray
     text_SD: np.ndarray
     fused_SD: np.ndarray
+    concat_SD: np.ndarray
     digest: str
+
+    def of(self, fusion: Fusion) -> np.ndarray:
+        """The features that a selector of this fusion is fed."""
+        return self.concat_SD if fusion == "concat" else self.fused_SD
 
 
 def sample_features(
@@ -46,13 +52,16 @@ def sample_features(
     for sample in samples:
         content.update(f"{image_digest(sample.image_path)}\0{sample.question}\0".encode())
     digest = content.hexdigest()[:32]
-    arrays = {kind: cache_dir / "features" / f"{digest}-{kind}.npy" for kind in ("image", "text", "fused")}
-    if not all(path.is_file() for path in arrays.values()):
+    files = {kind: cache_dir / "features" / f"{digest}-{kind}.npy" for kind in ("image", "text", "fused", "concat")}
+    if not (files["image"].is_file() and files["text"].is_file()):
         image_SD, text_SD = _encode(samples, encoder, device)
-        for kind, array in (("image", image_SD), ("text", text_SD), ("fused", _normalise(image_SD + text_SD))):
-            _write(arrays[kind], array)
-    image_SD, text_SD, fused_SD = (np.load(path, mmap_mode="r") for path in arrays.values())
-    return FeatureTable(image_SD, text_SD, fused_SD, digest)
+        _write(files["image"], image_SD)
+        _write(files["text"], text_SD)
+    if not (files["fused"].is_file() and files["concat"].is_file()):
+        image_SD, text_SD = np.load(files["image"]), np.load(files["text"])
+        _write(files["fused"], _normalise(image_SD + text_SD))
+        _write(files["concat"], _normalise(np.concatenate([image_SD, text_SD], axis=1)))
+    return FeatureTable(**{f"{kind}_SD": np.load(path, mmap_mode="r") for kind, path in files.items()}, digest=digest)
 
 
 def _encode(samples: Sequence[Sample], encoder: Path, device: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Groups of RL data as padded tensors, and their split into training and validation queries."""
+"""Groups of RL data as padded arrays and tensors, and their split into training and validation queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lever_mlflow.exceptions import DataError, LeverError
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import Group
 
-__all__ = ["GroupBatch", "check_finite", "collate", "iterate_batches", "split_groups"]
+__all__ = ["GroupBatch", "GroupTable", "check_finite", "split_groups", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,54 @@ class GroupBatch:
     mask_BG: Tensor
 
 
+@dataclass(frozen=True)
+class GroupTable:
+    """All groups of a split as padded arrays, made once; features stay where they are until a batch gathers its own.
+
+    Q groups: ``pools_QN`` and ``pointers_QGK`` int64, ``rewards_QG`` float32, valid up to ``pool_sizes_Q`` and ``sizes_Q``;
+    ``features_SD`` is the whole, possibly memory-mapped, feature table.
+    """
+
+    query_ids_Q: np.ndarray
+    pools_QN: np.ndarray
+    pool_sizes_Q: np.ndarray
+    pointers_QGK: np.ndarray
+    rewards_QG: np.ndarray
+    sizes_Q: np.ndarray
+    features_SD: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query_ids_Q)
+
+    @property
+    def reward_mean(self) -> float:
+        """Mean reward of all trials."""
+        return float(self.rewards_QG.sum(dtype=np.float64) / self.sizes_Q.sum())
+
+    def batches(self, order: np.ndarray, batch_size: int, device: str) -> Iterator[GroupBatch]:
+        """Batches of ``batch_size`` groups in the given order of rows, the last one possibly smaller."""
+        for start in range(0, len(order), batch_size):
+            yield self.batch(order[start : start + batch_size], device)
+
+    def batch(self, rows: np.ndarray, device: str = "cpu") -> GroupBatch:
+        """The groups of these rows, padded to the largest of them."""
+        n, g = int(self.pool_sizes_Q[rows].max()), int(self.sizes_Q[rows].max())
+        pool_mask_BN = np.arange(n) < self.pool_sizes_Q[rows, None]
+        candidates_BND = self.features_SD[self.pools_QN[rows, :n]].astype(np.float32, copy=False)
+        if not pool_mask_BN.all():
+            candidates_BND[~pool_mask_BN] = 0.0
+        query_BD = self.features_SD[self.query_ids_Q[rows]].astype(np.float32, copy=False)
+        return GroupBatch(
+            query_ids=tuple(self.query_ids_Q[rows].tolist()),
+            query_BD=torch.from_numpy(query_BD).to(device),
+            candidates_BND=torch.from_numpy(candidates_BND).to(device),
+            pool_mask_BN=None if pool_mask_BN.all() else torch.from_numpy(pool_mask_BN).to(device),
+            pointers_BGK=torch.from_numpy(self.pointers_QGK[rows, :g]).to(device),
+            rewards_BG=torch.from_numpy(self.rewards_QG[rows, :g]).to(device),
+            mask_BG=torch.from_numpy(np.arange(g) < self.sizes_Q[rows, None]).to(device),
+        )
+
+
 def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[list[Group], list[Group]]:
     """Training and validation queries, shuffled by ``seed``; groups without usable trials are left out.
 
@@ -46,20 +94,19 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
     return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
 
 
-def iterate_batches(
-    groups: Sequence[Group], features_SD: np.ndarray, batch_size: int, mode: RewardMode, device: str
-) -> Iterator[GroupBatch]:
-    """Batches of ``batch_size`` groups in the given order, the last one possibly smaller."""
-    for start in range(0, len(groups), batch_size):
-        yield collate(groups[start : start + batch_size], features_SD, mode, device)
+def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, *, top_k: int = 0) -> GroupTable:
+    """Groups as a table; ``features_SD`` holds the feature of each training item.
 
-
-def collate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, device: str = "cpu") -> GroupBatch:
-    """One batch; ``features_SD`` holds the fused feature of each training item.
+    With ``top_k`` only the trials with the k highest rewards of each group are kept, in their order; among equals the first.
 
     Raises:
         DataError: a query or pool names an item that the features lack, or pointers differ in length.
     """
+    shots = {len(trial.pointer) for group in groups for trial in group.trials}
+    if len(shots) != 1:
+        raise DataError(f"RL data: pointers of {sorted(shots)} shots in one file; keep those of one length")
+    Q, K = len(groups), shots.pop()
+    kept_rewards, kept_pointers = [], []
     for group in groups:
         outside = [i for i in (group.query_id, *group.pool) if not 0 <= i < len(features_SD)]
         if outside:
@@ -67,28 +114,20 @@ def collate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, 
                 f"RL data: query {group.query_id}: item {outside[0]} is not among the {len(features_SD)} training items; "
                 "was this file made from another data set?"
             )
-    shots = {len(trial.pointer) for group in groups for trial in group.trials}
-    if len(shots) != 1:
-        raise DataError(f"RL data: queries {[g.query_id for g in groups]}: pointers of {sorted(shots)} shots in one file")
-    B, N, G, K = len(groups), max(len(g.pool) for g in groups), max(len(g.trials) for g in groups), shots.pop()
-    candidates_BND = np.zeros((B, N, features_SD.shape[1]), dtype=np.float32)
-    pool_mask_BN, mask_BG = np.zeros((B, N), dtype=bool), np.zeros((B, G), dtype=bool)
-    pointers_BGK = np.tile(np.arange(K), (B, G, 1))  # padding: any valid pointer
-    rewards_BG = np.zeros((B, G), dtype=np.float32)
-    for b, group in enumerate(groups):
-        n, g = len(group.pool), len(group.trials)
-        candidates_BND[b, :n], pool_mask_BN[b, :n] = features_SD[list(group.pool)], True
-        pointers_BGK[b, :g], rewards_BG[b, :g], mask_BG[b, :g] = group.pointers_GK, group.rewards_G(mode), True
-    query_BD = np.asarray(features_SD[[group.query_id for group in groups]], dtype=np.float32)
-    return GroupBatch(
-        query_ids=tuple(group.query_id for group in groups),
-        query_BD=torch.from_numpy(query_BD).to(device),
-        candidates_BND=torch.from_numpy(candidates_BND).to(device),
-        pool_mask_BN=None if pool_mask_BN.all() else torch.from_numpy(pool_mask_BN).to(device),
-        pointers_BGK=torch.from_numpy(pointers_BGK).to(device),
-        rewards_BG=torch.from_numpy(rewards_BG).to(device),
-        mask_BG=torch.from_numpy(mask_BG).to(device),
-    )
+        rewards_G = group.rewards_G(mode)
+        kept = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
+        kept_rewards.append(rewards_G[kept])
+        kept_pointers.append(group.pointers_GK[kept])
+    sizes_Q = np.array([len(rewards_G) for rewards_G in kept_rewards])
+    pool_sizes_Q = np.array([len(group.pool) for group in groups])
+    pools_QN = np.zeros((Q, pool_sizes_Q.max()), dtype=np.int64)
+    pointers_QGK = np.tile(np.arange(K), (Q, sizes_Q.max(), 1))  # padding: any valid pointer
+    rewards_QG = np.zeros((Q, sizes_Q.max()), dtype=np.float32)
+    for q, group in enumerate(groups):
+        pools_QN[q, : pool_sizes_Q[q]] = group.pool
+        pointers_QGK[q, : sizes_Q[q]], rewards_QG[q, : sizes_Q[q]] = kept_pointers[q], kept_rewards[q]
+    query_ids_Q = np.array([group.query_id for group in groups])
+    return GroupTable(query_ids_Q, pools_QN, pool_sizes_Q, pointers_QGK, rewards_QG, sizes_Q, features_SD)
 
 
 def check_finite(loss: Tensor, batch: GroupBatch) -> float:

@@ -8,15 +8,19 @@ never NaN.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "GrpoLoss",
+    "NormalizeRewards",
     "RceLoss",
+    "ScaleRewards",
+    "adapted_beta",
     "categorical_kl",
+    "entropy",
     "group_advantages",
     "grpo_loss",
     "rce_loss",
@@ -24,7 +28,11 @@ __all__ = [
     "zero_spread",
 ]
 
+NormalizeRewards = Literal["z-score", "rank", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
+
 _EQUAL = 1e-6  # rewards this close together count as equal
+_KL_BAND, _BETA_FACTOR = (0.01, 0.1), 1.5
 
 
 class RceLoss(NamedTuple):
@@ -35,12 +43,17 @@ class RceLoss(NamedTuple):
 
 
 class GrpoLoss(NamedTuple):
-    """``loss`` = ``policy_loss`` + beta * ``kl``; all but ``loss`` detached. ``clip_fraction``: share of clipped ratios."""
+    """``loss`` = ``policy_loss`` + beta * ``kl``; all but ``loss`` detached.
+
+    ``clip_ratio_low``, ``clip_ratio_high``: share of trials whose ratio is held at the lower bound (with a negative
+    advantage) or at the upper one (with a positive one).
+    """
 
     loss: Tensor
     policy_loss: Tensor
     kl: Tensor
-    clip_fraction: Tensor
+    clip_ratio_low: Tensor
+    clip_ratio_high: Tensor
 
 
 def rce_temperature(progress: float, start: float = 2.0, end: float = 0.5) -> float:
@@ -53,29 +66,39 @@ def rce_loss(
     rewards_BG: Tensor,
     temperature: float,
     *,
-    normalize: bool = True,
+    normalize: NormalizeRewards = "z-score",
     mask_BG: Tensor | None = None,
 ) -> RceLoss:
     """Reward-weighted cross-entropy: the sum over a group of softmax(r / temperature) * -logprob, mean over queries.
 
-    With ``normalize`` rewards are z-scored within the group (unbiased std) and clamped to +/-3; equal rewards become 0.
+    ``normalize``: ``z-score`` within the group (unbiased std), clamped to +/-3, equal rewards become 0; ``rank`` within the
+    group, equal rewards sharing their mean rank, spread evenly from -1 (worst) to 1 (best); ``none``, raw rewards.
     """
     mask_BG = _full(mask_BG, rewards_BG)
     rewards_BG = rewards_BG.to(logprobs_BG.dtype)
-    if normalize:
+    if normalize == "z-score":
         mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
         centred_BG = (rewards_BG - mean_B1).where(std_B1 > _EQUAL, 0.0)
         rewards_BG = (centred_BG / std_B1.clamp_min(_EQUAL)).clamp(-3.0, 3.0)
+    elif normalize == "rank":
+        rewards_BG = _ranks(rewards_BG, mask_BG)
     weights_BG = (rewards_BG / temperature).masked_fill(~mask_BG, -torch.inf).softmax(-1).where(mask_BG, 0.0).detach()
     loss = -(weights_BG * logprobs_BG.where(mask_BG, 0.0)).sum(1).mean()
     return RceLoss(loss, weights_BG)
 
 
-def group_advantages(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
-    """(r - mean) / max(std, 0.1) within the group (unbiased std), clamped to +/-5; 0 at padding, shape [B, G]."""
+def group_advantages(rewards_BG: Tensor, mask_BG: Tensor | None = None, *, scale: ScaleRewards = "group") -> Tensor:
+    """(r - mean of the group) / max(std, 0.1), clamped to +/-5; 0 at padding, shape [B, G].
+
+    ``scale``: the unbiased std is that of the ``group``, or of all trials of the ``batch``; ``none`` does not divide. Names and
+    meaning as in TRL's GRPO; the floor and the clamp are the predecessor's.
+    """
     mask_BG = _full(mask_BG, rewards_BG)
     mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
-    return ((rewards_BG - mean_B1) / std_B1.clamp_min(0.1)).clamp(-5.0, 5.0).where(mask_BG, 0.0)
+    if scale == "batch":
+        _, std_B1 = _moments(rewards_BG.reshape(1, -1), mask_BG.reshape(1, -1))
+    divisor_B1 = torch.ones_like(std_B1) if scale == "none" else std_B1.clamp_min(0.1)
+    return ((rewards_BG - mean_B1) / divisor_B1).clamp(-5.0, 5.0).where(mask_BG, 0.0)
 
 
 def grpo_loss(
@@ -85,23 +108,27 @@ def grpo_loss(
     beta: float,
     epsilon: float,
     *,
+    epsilon_high: float | None = None,
     mask_BG: Tensor | None = None,
 ) -> GrpoLoss:
     """Clipped policy loss plus ``beta`` times KL to the old policy.
 
-    ratio = exp(logprobs - old_logprobs); policy loss = -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A);
+    ratio = exp(logprobs - old_logprobs); policy loss = -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A),
+    ``epsilon_high`` being ``epsilon`` unless given (clip-higher of DAPO, Yu et al. 2025);
     KL = mean(ratio - 1 - log ratio), the k3 estimate of KL(old || new) (J. Schulman, "Approximating KL divergence",
     2020), kept in this form for comparison with the predecessor.
     """
     mask_BG = _full(mask_BG, logprobs_BG)
     log_ratio_BG = (logprobs_BG - old_logprobs_BG).where(mask_BG, 0.0)
     ratio_BG = log_ratio_BG.exp()
-    clipped_BG = ratio_BG.clamp(1.0 - epsilon, 1.0 + epsilon)
+    low, high = 1.0 - epsilon, 1.0 + (epsilon if epsilon_high is None else epsilon_high)
+    clipped_BG = ratio_BG.clamp(low, high)
     surrogate_BG = torch.minimum(ratio_BG * advantages_BG, clipped_BG * advantages_BG)
     policy_loss = -_masked_mean(surrogate_BG, mask_BG)
     kl = _masked_mean(ratio_BG - 1.0 - log_ratio_BG, mask_BG)
-    clip_fraction = _masked_mean((surrogate_BG < ratio_BG * advantages_BG).to(ratio_BG.dtype), mask_BG)
-    return GrpoLoss(policy_loss + beta * kl, policy_loss.detach(), kl.detach(), clip_fraction.detach())
+    held_low = _masked_mean(((ratio_BG < low) & (advantages_BG < 0)).to(ratio_BG.dtype), mask_BG)
+    held_high = _masked_mean(((ratio_BG > high) & (advantages_BG > 0)).to(ratio_BG.dtype), mask_BG)
+    return GrpoLoss(policy_loss + beta * kl, policy_loss.detach(), kl.detach(), held_low, held_high)
 
 
 def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
@@ -110,6 +137,20 @@ def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, m
     difference_BGKN = (old_step_logprobs_BGKN - step_logprobs_BGKN).where(support_BGKN, 0.0)
     kl_BG = (old_step_logprobs_BGKN.exp() * difference_BGKN).sum((2, 3))
     return _masked_mean(kl_BG, _full(mask_BG, kl_BG)).detach()
+
+
+def entropy(step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
+    """Entropy in nats of each shot's distribution given the picks before it, mean over shots, trials and queries."""
+    support_BGKN = torch.isfinite(step_logprobs_BGKN)
+    terms_BGKN = (step_logprobs_BGKN.exp() * step_logprobs_BGKN.where(support_BGKN, 0.0)).where(support_BGKN, 0.0)
+    entropy_BG = -terms_BGKN.sum(3).mean(2)
+    return _masked_mean(entropy_BG, _full(mask_BG, entropy_BG))
+
+
+def adapted_beta(beta: float, kl: float) -> float:
+    """The KL weight for the next epoch: 1.5 times as large where KL is above 0.1, as small where it is below 0.01."""
+    low, high = _KL_BAND
+    return beta * _BETA_FACTOR if kl > high else beta / _BETA_FACTOR if kl < low else beta
 
 
 def zero_spread(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
@@ -132,6 +173,15 @@ def _moments(values_BG: Tensor, mask_BG: Tensor) -> tuple[Tensor, Tensor]:
     return mean_B1, (squares_B1 / (count_B1 - 1).clamp_min(1)).sqrt()
 
 
+def _ranks(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
+    """Ranks of the real trials from -1 to 1, equal values sharing theirs; 0 in a group of one and at padding."""
+    pair_BGG = mask_BG[:, None, :] & mask_BG[:, :, None]
+    difference_BGG = values_BG[:, :, None] - values_BG[:, None, :]
+    better_BG = ((difference_BGG > _EQUAL) & pair_BGG).sum(2) - ((difference_BGG < -_EQUAL) & pair_BGG).sum(2)
+    return better_BG.to(values_BG.dtype) / (mask_BG.sum(1, keepdim=True) - 1).clamp_min(1)
+
+
 def _masked_mean(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
-    """Mean over the real trials of a group, then over queries; an empty group counts as 0."""
-    return (values_BG.where(mask_BG, 0.0).sum(1) / mask_BG.sum(1).clamp_min(1)).mean()
+    """Mean over the real trials of a group, then over the groups that have any; 0 without any."""
+    means_B = values_BG.where(mask_BG, 0.0).sum(1) / mask_BG.sum(1).clamp_min(1)
+    return means_B.sum() / mask_BG.any(1).sum().clamp_min(1)

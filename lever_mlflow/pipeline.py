@@ -33,9 +33,9 @@ from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
 from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
-__all__ = ["AUTO", "Pipeline"]
+__all__ = ["AUTO", "NONE", "Pipeline"]
 
-AUTO, RANDOM_INIT = "auto", "random"
+AUTO, NONE, RANDOM_INIT = "auto", "none", "random"
 
 log = logging.getLogger(__name__)
 
@@ -146,15 +146,31 @@ class Pipeline:
 
     # training
 
-    def rce(self, data: RLData, settings: RceSettings) -> Step:
-        """Trains a new selector by reward-weighted cross-entropy."""
-        return self._step(
-            "rce",
-            "rce",
-            asdict(settings),
-            self._training_inputs(data),
-            partial(steps.train_by_rce, self.context, data, partial(self.verdict, data), settings),
-        )
+    def rce(self, data: RLData, settings: RceSettings, resume: str = AUTO) -> Step:
+        """Trains a new selector by reward-weighted cross-entropy; ``resume`` as for ``interrupted``."""
+
+        def execute() -> None:
+            interrupted = partial(self.interrupted, step, resume)
+            steps.train_by_rce(self.context, data, partial(self.verdict, data), settings, interrupted)
+
+        step = self._step("rce", "rce", asdict(settings), self._training_inputs(data), execute)
+        return step
+
+    def interrupted(self, step: Step, resume: str) -> steps.Interrupted | None:
+        """The training run to go on from: ``auto``, an unfinished one of exactly this step; ``none``; or this one, by id.
+
+        Raises:
+            ParameterError: the run is of another step, or of other settings, data or code. CheckpointError: it left nothing.
+        """
+        if resume == NONE:
+            return None
+        if resume == AUTO:
+            run = tracking.find_run(step.step, {"key": step.key}, having=steps.STATE_TAG, unfinished=True)
+            return None if run is None else steps.find_state(run.info.run_id)
+        tags = tracking.any_run_tags(resume)
+        if tags.get("key") != step.key:
+            raise ParameterError(f"resume={resume}: {_difference(step, tags)}; give the same parameters, or resume=none")
+        return steps.find_state(resume)
 
     def find_start(self, reference: str, data: RLData) -> str:
         """Start checkpoint by path, model URI, or ``auto``: the best epoch of the newest finished RCE run on the same data."""
@@ -171,8 +187,8 @@ class Pipeline:
         """URI of a training run's checkpoint with the highest expected reward on validation queries."""
         return f"models:/{mlflow.get_run(run_id).data.tags[f'{TAG}best_model']}"
 
-    def grpo(self, data: RLData, start: str, settings: GrpoSettings) -> Step:
-        """Optimises a start checkpoint with GRPO under a KL penalty."""
+    def grpo(self, data: RLData, start: str, settings: GrpoSettings, resume: str = AUTO) -> Step:
+        """Optimises a start checkpoint with GRPO under a KL penalty; ``resume`` as for ``interrupted``."""
         folder = tracking.checkpoint_folder(start)
         selector = load_selector(folder)
         meta = read_meta(folder) if folder.is_dir() else {}
@@ -186,9 +202,13 @@ class Pipeline:
         told = "; ".join(meta[name] for name in steps.OVERRIDES if name in meta)
         overrides = {"start_gate_override": told} if told else {}
         inputs |= overrides
-        verdict = partial(self.verdict, data)
-        execute = partial(steps.train_by_grpo, self.context, data, verdict, selector, overrides, settings)
-        return self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
+
+        def execute() -> None:
+            verdict, interrupted = partial(self.verdict, data), partial(self.interrupted, step, resume)
+            steps.train_by_grpo(self.context, data, verdict, selector, overrides, settings, interrupted)
+
+        step = self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
+        return step
 
     # evaluate
 
@@ -337,3 +357,14 @@ class Pipeline:
             return load_selector(tracking.checkpoint_folder(init))
         torch.manual_seed(self.context.seed)
         return PointerSelector(feature_dim=self.resources.features("train").fused_SD.shape[1]).eval()
+
+
+def _difference(step: Step, tags: Mapping[str, str]) -> str:
+    """What keeps a run from being this step, in words."""
+    if tags.get("step") != step.step:
+        return f"that is a {tags.get('step', 'foreign')} run, not {step.step}"
+    theirs = json.loads(tags["settings"])
+    ours = json.loads(json.dumps(dict(step.settings)))
+    settings = [f"{name} was {theirs.get(name)}, now {value}" for name, value in ours.items() if theirs.get(name) != value]
+    inputs = [name for name, value in step.inputs.items() if tags.get(name) != str(value)]
+    return f"that run differs: {'; '.join(settings or inputs or ['code of the package'])}"

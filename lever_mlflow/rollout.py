@@ -106,7 +106,8 @@ def _generate(
     seed: int,
 ) -> Iterator[_Proposal]:
     shots = settings.shots
-    inputs = torch.from_numpy(features.fused_SD[[query.index]]), torch.from_numpy(features.fused_SD[pool_N])[None]
+    fed_SD = features.of(selector.fusion)
+    inputs = torch.from_numpy(fed_SD[[query.index]]), torch.from_numpy(fed_SD[pool_N])[None]
     beam = selector.beam(*inputs, shots, settings.beam_width)
     for rank, (pointer, score) in enumerate(zip(beam.pointers_BWK[0].tolist(), beam.logprobs_BW[0].tolist(), strict=True)):
         yield _Proposal(tuple(pointer), {"gen_method": "beam", "beam_rank": rank, "beam_score": score})

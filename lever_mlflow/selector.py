@@ -2,8 +2,9 @@
 
 Shapes: B queries, N candidates of a pool, G pointers of a group, K shots, D feature dimensions.
 
-The features of a query and its pool do not depend on the picks, so they are encoded once and all pointers are scored
-from the same logits; only the mask of positions picked before changes from shot to shot.
+A query and its pool are encoded once; all pointers are scored from the same encoding. Without ``state_update`` the logits
+do not depend on the picks, only the mask of positions picked before changes from shot to shot. With it, each pick moves the
+query's hidden state: h_q + W_s (h of the picks before), a departure from the predecessor.
 """
 
 from __future__ import annotations
@@ -15,12 +16,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.types import Fusion
 
-__all__ = ["BeamOutput", "PointerSelector"]
+__all__ = ["BeamOutput", "Encoding", "PointerSelector", "pointer_logprobs"]
 
 LOGIT_TEMPERATURE = 0.1
 PICKED_LOGIT = -100.0
 _FROZEN_BACKBONE = ("input_proj.", "query_proj.", "cand_proj.")
+
+
+class Encoding(NamedTuple):
+    """A query and its pool, encoded: ``hidden_BH`` of the query, ``hidden_BNH`` and unit vectors ``z_BNH`` of the candidates.
+
+    ``padding_BN`` is True at padded candidates, or None.
+    """
+
+    hidden_BH: Tensor
+    hidden_BNH: Tensor
+    z_BNH: Tensor
+    padding_BN: Tensor | None
 
 
 class BeamOutput(NamedTuple):
@@ -43,20 +57,32 @@ class PointerSelector(nn.Module):
         n_layers: cross-attention layers.
         n_heads: attention heads per layer.
         dropout: applied to hidden states and attention while the module is in training mode.
+        state_update: each pick moves the query's state by W_s, which starts at 0, so that at first it changes nothing.
+        fusion: which features it is fed: ``mean`` of image and text, or both in a row (``concat``, twice as long).
     """
 
     def __init__(
-        self, feature_dim: int = 512, hidden_dim: int = 256, n_layers: int = 1, n_heads: int = 1, dropout: float = 0.0
+        self,
+        feature_dim: int = 512,
+        hidden_dim: int = 256,
+        n_layers: int = 1,
+        n_heads: int = 1,
+        dropout: float = 0.0,
+        state_update: bool = False,
+        fusion: Fusion = "mean",
     ) -> None:
         super().__init__()
         if hidden_dim % n_heads:
             raise ParameterError(f"n_heads={n_heads} does not divide hidden_dim={hidden_dim}; choose a divisor")
+        self.fusion: Fusion = fusion
         self.config = {
             "feature_dim": feature_dim,
             "hidden_dim": hidden_dim,
             "n_layers": n_layers,
             "n_heads": n_heads,
             "dropout": dropout,
+            "state_update": state_update,
+            "fusion": fusion,
         }
         self.input_proj = nn.Linear(feature_dim, hidden_dim, bias=False)
         self.cross_attn_layers = nn.ModuleList(
@@ -70,14 +96,21 @@ class PointerSelector(nn.Module):
         with torch.no_grad():
             for projection in (self.query_proj, self.cand_proj):
                 projection.weight.copy_(torch.eye(hidden_dim) + 0.01 * torch.randn(hidden_dim, hidden_dim))
+        self.state_proj = nn.Linear(hidden_dim, hidden_dim, bias=False) if state_update else None
+        if self.state_proj is not None:
+            nn.init.zeros_(self.state_proj.weight)
 
     def freeze_backbone(self) -> None:
         """Freezes input_proj, query_proj and cand_proj: 263,680 parameters (50.1 %) stay trainable at default sizes."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith(_FROZEN_BACKBONE))
 
-    def logits(self, query_BD: Tensor, candidates_BND: Tensor, pool_mask_BN: Tensor | None = None) -> Tensor:
-        """Logits of the candidates before any pick, [B, N]; ``pool_mask_BN`` is False at padding, whose logit is -inf."""
+    def encode(self, query_BD: Tensor, candidates_BND: Tensor, pool_mask_BN: Tensor | None = None) -> Encoding:
+        """All that does not depend on picks; ``pool_mask_BN`` is False at padding.
+
+        Raises:
+            ParameterError: the features do not fit.
+        """
         B, _, D = candidates_BND.shape
         if query_BD.shape != (B, D) or self.config["feature_dim"] != D:
             raise ParameterError(
@@ -90,10 +123,22 @@ class PointerSelector(nn.Module):
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
             attended_B1H, _ = attention(hidden_B1H, hidden_BNH, hidden_BNH, key_padding_mask=padding_BN, need_weights=False)
             hidden_B1H = norm(hidden_B1H + attended_B1H)
-        z_B1H = F.normalize(self.query_proj(hidden_B1H), dim=-1)
         z_BNH = F.normalize(self.cand_proj(hidden_BNH), dim=-1)
-        logits_BN = (z_BNH @ z_B1H.transpose(1, 2)).squeeze(2) / LOGIT_TEMPERATURE
-        return logits_BN if padding_BN is None else logits_BN.masked_fill(padding_BN, -torch.inf)
+        return Encoding(hidden_B1H.squeeze(1), hidden_BNH, z_BNH, padding_BN)
+
+    def pick_logits(self, encoding: Encoding, before_BPk: Tensor) -> Tensor:
+        """Logits for the next pick of P partial pointers, [B, P, N], -100 at the k positions picked before, -inf at padding."""
+        hidden_B1H = encoding.hidden_BH[:, None]
+        if self.state_proj is not None:
+            moved_BNH = self.state_proj(encoding.hidden_BNH)
+            chosen_BNP = F.one_hot(before_BPk, moved_BNH.shape[1]).sum(2).to(moved_BNH.dtype).transpose(1, 2)
+            hidden_B1H = hidden_B1H + chosen_BNP.transpose(1, 2) @ moved_BNH
+        z_BPH = F.normalize(self.query_proj(hidden_B1H), dim=-1)
+        logits_BPN = z_BPH @ encoding.z_BNH.transpose(1, 2) / LOGIT_TEMPERATURE
+        if encoding.padding_BN is not None:
+            logits_BPN = logits_BPN.masked_fill(encoding.padding_BN[:, None], -torch.inf)
+        logits_BPN = logits_BPN.expand(-1, before_BPk.shape[1], -1)
+        return logits_BPN.scatter(2, before_BPk, PICKED_LOGIT)
 
     def step_logprobs(
         self, query_BD: Tensor, candidates_BND: Tensor, pointers_BGK: Tensor, pool_mask_BN: Tensor | None = None
@@ -108,11 +153,9 @@ class PointerSelector(nn.Module):
             raise ParameterError(f"pointers of shape {tuple(pointers_BGK.shape)}, expected [{B}, G, K]")
         if pointers_BGK.numel() and (int(pointers_BGK.min()) < 0 or int(pointers_BGK.max()) >= N):
             raise ParameterError(f"a pointer names a position outside the pool of {N} candidates")
-        logits_BN = self.logits(query_BD, candidates_BND, pool_mask_BN)
-        picks_BGKN = F.one_hot(pointers_BGK, N)
-        picked_before_BGKN = (picks_BGKN.cumsum(2) - picks_BGKN).bool()
-        logits_BGKN = logits_BN[:, None, None, :].expand_as(picks_BGKN)
-        return logits_BGKN.masked_fill(picked_before_BGKN, PICKED_LOGIT).log_softmax(-1)
+        encoding = self.encode(query_BD, candidates_BND, pool_mask_BN)
+        steps = [self.pick_logits(encoding, pointers_BGK[:, :, :k]).log_softmax(-1) for k in range(pointers_BGK.shape[2])]
+        return torch.stack(steps, dim=2)
 
     def logprobs(
         self, query_BD: Tensor, candidates_BND: Tensor, pointers_BGK: Tensor, pool_mask_BN: Tensor | None = None
@@ -128,9 +171,14 @@ class PointerSelector(nn.Module):
         Raises:
             ParameterError: ``shots`` is below 1 or above the pool size.
         """
-        logits_BN = self.logits(query_BD, candidates_BND, pool_mask_BN)
-        _check_shots(shots, logits_BN, pool_mask_BN)
-        return logits_BN.argsort(dim=-1, descending=True, stable=True)[:, :shots]
+        encoding = self.encode(query_BD, candidates_BND, pool_mask_BN)
+        _check_shots(shots, encoding)
+        pointers_B1K = _no_picks(encoding)
+        for _ in range(shots):
+            logits_B1N = self.pick_logits(encoding, pointers_B1K).scatter(2, pointers_B1K, -torch.inf)
+            first_B11 = logits_B1N.argsort(dim=-1, descending=True, stable=True)[:, :, :1]
+            pointers_B1K = torch.cat([pointers_B1K, first_B11], dim=2)
+        return pointers_B1K[:, 0]
 
     @torch.no_grad()
     def sample(
@@ -143,24 +191,29 @@ class PointerSelector(nn.Module):
         generator: torch.Generator,
     ) -> Tensor:
         """``count`` pointers per query drawn shot by shot at ``temperature``, [B, count, K]; errors as ``greedy``."""
-        logits_BN = self.logits(query_BD, candidates_BND)
-        _check_shots(shots, logits_BN, None)
-        probs_BN = (logits_BN / temperature).softmax(-1)
-        # multinomial without replacement draws in order from the renormalised rest: the policy's own shot-by-shot law
-        repeated = probs_BN.repeat_interleave(count, dim=0)
-        return torch.multinomial(repeated, shots, generator=generator).unflatten(0, (len(probs_BN), count))
+        encoding = self.encode(query_BD, candidates_BND)
+        _check_shots(shots, encoding)
+        B = len(encoding.hidden_BH)
+        pointers_BCK = _no_picks(encoding).expand(-1, count, -1)
+        # multinomial without replacement draws in order from the renormalised rest: without state update, the policy's own law
+        draws = 1 if self.state_proj is not None else shots
+        for _ in range(0, shots, draws):
+            logits_BCN = self.pick_logits(encoding, pointers_BCK).scatter(2, pointers_BCK, -torch.inf)
+            probs_XN = (logits_BCN / temperature).softmax(-1).flatten(0, 1)
+            drawn_BCK = torch.multinomial(probs_XN, draws, generator=generator).view(B, count, draws)
+            pointers_BCK = torch.cat([pointers_BCK, drawn_BCK], dim=2)
+        return pointers_BCK
 
     @torch.no_grad()
     def beam(self, query_BD: Tensor, candidates_BND: Tensor, shots: int, width: int) -> BeamOutput:
         """Beam search over ordered pointers; errors as ``greedy``."""
-        logits_BN = self.logits(query_BD, candidates_BND)
-        _check_shots(shots, logits_BN, None)
-        B, N = logits_BN.shape
-        pointers_BWK = torch.empty(B, 1, 0, dtype=torch.long, device=logits_BN.device)
-        scores_BW = logits_BN.new_zeros(B, 1)
+        encoding = self.encode(query_BD, candidates_BND)
+        _check_shots(shots, encoding)
+        pointers_BWK = _no_picks(encoding)
+        scores_BW = encoding.hidden_BH.new_zeros(len(encoding.hidden_BH), 1)
         for _ in range(shots):
-            masked_BWN = logits_BN[:, None, :].expand(B, pointers_BWK.shape[1], N).scatter(2, pointers_BWK, PICKED_LOGIT)
-            steps_BWN = masked_BWN.log_softmax(-1).scatter(2, pointers_BWK, -torch.inf)
+            steps_BWN = self.pick_logits(encoding, pointers_BWK).log_softmax(-1).scatter(2, pointers_BWK, -torch.inf)
+            N = steps_BWN.shape[2]
             total_BX = (scores_BW[:, :, None] + steps_BWN).flatten(1)
             keep = min(width, int(torch.isfinite(total_BX[0]).sum()))
             scores_BW, flat_BW = total_BX.topk(keep, dim=1)
@@ -174,7 +227,13 @@ def pointer_logprobs(step_logprobs_BGKN: Tensor, pointers_BGK: Tensor) -> Tensor
     return step_logprobs_BGKN.gather(3, pointers_BGK[..., None]).squeeze(3).sum(2)
 
 
-def _check_shots(shots: int, logits_BN: Tensor, pool_mask_BN: Tensor | None) -> None:
-    size = logits_BN.shape[1] if pool_mask_BN is None else int(pool_mask_BN.sum(1).min())
+def _no_picks(encoding: Encoding) -> Tensor:
+    """Partial pointers before the first pick, [B, 1, 0]."""
+    return torch.empty(len(encoding.hidden_BH), 1, 0, dtype=torch.long, device=encoding.hidden_BH.device)
+
+
+def _check_shots(shots: int, encoding: Encoding) -> None:
+    padding_BN = encoding.padding_BN
+    size = encoding.z_BNH.shape[1] if padding_BN is None else int((~padding_BN).sum(1).min())
     if not 1 <= shots <= size:
         raise ParameterError(f"shots={shots} with a pool of {size} candidates; choose 1 to {size} shots or a larger pool")

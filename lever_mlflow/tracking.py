@@ -44,6 +44,7 @@ __all__ = [
     "epoch_metrics",
     "find_run",
     "finite",
+    "list_artifacts",
     "log_checkpoint",
     "log_frame",
     "project_run",
@@ -151,20 +152,22 @@ def ensure(step: Step) -> str:
         return run_here(step)
 
 
-def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -> Run | None:
+def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None, unfinished: bool = False) -> Run | None:
     """The newest finished run of a step in the active run's experiment whose ``lever.*`` tags have these values.
 
-    With ``having``, the newest one that has this tag, whether it finished or not.
+    With ``having``, the newest one that has this tag, whether it finished or not; with ``unfinished``, that did not finish.
     """
     active = mlflow.active_run()
     assert active is not None, "find_run needs an active run"
     wanted = {"step": step, **tags}
     conditions = [f"tags.`{TAG}{key}` = '{_plain(value)}'" for key, value in wanted.items()]
+    if having:
+        conditions.append(f"tags.`{TAG}{having}` LIKE '%'")
+    if unfinished or not having:
+        conditions.append(f"attributes.status {'!=' if unfinished else '='} 'FINISHED'")
     runs = mlflow.search_runs(
         experiment_ids=[active.info.experiment_id],
-        filter_string=" and ".join(
-            [*conditions, f"tags.`{TAG}{having}` LIKE '%'" if having else "attributes.status = 'FINISHED'"]
-        ),
+        filter_string=" and ".join(conditions),
         order_by=["attributes.start_time DESC"],
         max_results=1,
         output_format="list",
@@ -231,6 +234,11 @@ def artifact(run_id: str, path: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=_download_folder()))
     except (MlflowException, OSError) as error:
         raise DataError(f"run {run_id}: artifact {path} cannot be read ({_first_line(error)}); run that step again") from None
+
+
+def list_artifacts(run_id: str, folder: str) -> list[str]:
+    """Paths of what a run has in an artifact folder, in order of their names; empty where it has none."""
+    return sorted(item.path for item in mlflow.MlflowClient().list_artifacts(run_id, folder))
 
 
 def ui_command() -> str:

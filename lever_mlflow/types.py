@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["EvalSettings", "GateSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
+__all__ = ["EvalSettings", "Fusion", "GateSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
+
+
+Fusion = Literal["mean", "concat"]  # of image and text features
 
 
 @dataclass(frozen=True)
@@ -59,30 +62,53 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class RceSettings:
-    """RCE training: learning rate of AdamW; ``temperature_*`` is the reward temperature, linear over all steps."""
+    """RCE training. ``temperature_*`` is the reward temperature, linear over all steps; a ``top_k`` of 0 keeps whole groups.
+
+    ``early_stopping`` epochs without a higher expected reward end the training, 0 never; ``n_layers`` to ``state_update``
+    shape the selector.
+    """
 
     epochs: int = 5
     lr: float = 1e-4
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     batch_size: int = 1
     temperature_start: float = 2.0
     temperature_end: float = 0.5
+    normalize_rewards: Literal["z-score", "rank", "none"] = "z-score"
+    top_k: int = 0
     dropout: float = 0.0
     grad_clip: float = 1.0
     val_share: float = 0.2
+    early_stopping: int = 0
+    n_layers: int = 1
+    n_heads: int = 1
+    fusion: Fusion = "mean"
+    state_update: bool = False
 
 
 @dataclass(frozen=True)
 class GrpoSettings:
-    """GRPO training from a start checkpoint, which is also the reference policy; ``kl_beta`` is the KL weight."""
+    """GRPO training from a start checkpoint, which is also the reference policy; ``kl_beta`` is the KL weight.
+
+    An ``epsilon_high`` of 0 is ``epsilon``; ``top_k`` and ``early_stopping`` as for RCE.
+    """
 
     kl_beta: float = 0.15
+    adaptive_beta: bool = False
     epochs: int = 3
     lr: float = 5e-6
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     batch_size: int = 1
     epsilon: float = 0.2
+    epsilon_high: float = 0.0
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_zero_std_groups: bool = False
+    top_k: int = 0
+    entropy_coef: float = 0.0
     freeze_backbone: bool = True
     grad_clip: float = 1.0
     val_share: float = 0.2
+    early_stopping: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from lever_mlflow.group_batches import iterate_batches
+from lever_mlflow.group_batches import GroupTable
 from lever_mlflow.objectives import rce_loss
-from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import Group
 from lever_mlflow.selector import PointerSelector
 
 __all__ = ["picks_changed", "validate_selector"]
@@ -19,9 +15,7 @@ _BATCH = 32
 
 
 @torch.no_grad()
-def validate_selector(
-    selector: PointerSelector, groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, device: str = "cpu"
-) -> dict[str, float]:
+def validate_selector(selector: PointerSelector, groups: GroupTable, device: str = "cpu") -> dict[str, float]:
     """Means over ``groups``, without dropout.
 
     ``val_loss``: RCE loss with raw rewards at temperature 1, the predecessor's figure. It rises when a policy grows sure of
@@ -31,9 +25,9 @@ def validate_selector(
     """
     selector.eval()
     loss = reward = 0.0
-    for batch in iterate_batches(groups, features_SD, _BATCH, mode, device):
+    for batch in groups.batches(np.arange(len(groups)), _BATCH, device):
         logprobs_BG = selector.logprobs(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
-        result = rce_loss(logprobs_BG, batch.rewards_BG, 1.0, normalize=False, mask_BG=batch.mask_BG)
+        result = rce_loss(logprobs_BG, batch.rewards_BG, 1.0, normalize="none", mask_BG=batch.mask_BG)
         loss += float(result.loss) * len(batch.query_ids)
         weights_BG = logprobs_BG.masked_fill(~batch.mask_BG, -torch.inf).softmax(1)
         reward += float((weights_BG * batch.rewards_BG).sum())
@@ -41,17 +35,10 @@ def validate_selector(
 
 
 @torch.no_grad()
-def picks_changed(
-    selector: PointerSelector,
-    reference: PointerSelector,
-    groups: Sequence[Group],
-    features_SD: np.ndarray,
-    mode: RewardMode,
-    device: str = "cpu",
-) -> float:
+def picks_changed(selector: PointerSelector, reference: PointerSelector, groups: GroupTable, device: str = "cpu") -> float:
     """Share of queries whose greedy picks, in order, differ between two selectors; as many shots as the pointers have."""
     changed = 0
-    for batch in iterate_batches(groups, features_SD, _BATCH, mode, device):
+    for batch in groups.batches(np.arange(len(groups)), _BATCH, device):
         pool, shots = (batch.query_BD, batch.candidates_BND), batch.pointers_BGK.shape[2]
         ours_BK, theirs_BK = (model.greedy(*pool, shots, batch.pool_mask_BN) for model in (selector, reference))
         changed += int((ours_BK != theirs_BK).any(1).sum())

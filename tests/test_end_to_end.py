@@ -163,7 +163,7 @@ def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     assert result.returncode == 0, result.stderr
     assert f"rl_data=auto: taken from rollout (run {children['rollout'].info.run_id})" in result.stderr
     assert f"init=auto: taken from rce (run {children['rce'].info.run_id})" in result.stderr
-    newest = project.newest()
+    newest = project.runs(lever_step="grpo")[0]
     assert newest.info.run_name == "grpo beta 0.5"
     assert newest.data.tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
 
@@ -406,6 +406,71 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
     rce = found[1].info.run_id
     assert [child.data.tags.get("mlflow.parentRunId") for child in found] == [rce, run.info.run_id, run.info.run_id, None]
     assert {child.info.status for child in found} == {"FINISHED"}
+
+
+def epochs_of(project, run):
+    """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
+    client = project.client
+    names = [name for name in run.data.metrics if not name.startswith("data/") and name != "seconds"]
+    histories = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
+    models = json.loads(run.data.tags["lever.models"])
+    return histories, {epoch: client.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, experiment):
+    choices = ["--kl_beta", "0.3", "--epochs", "12", "--lr", "1e-3"]
+    command = [sys.executable, "-m", "entrypoints.grpo", *choices]
+    environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (states := project.runs(lever_step="grpo", lever_kl_beta="0.3", lever_state_epoch="3")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (killed,) = states
+    killed = project.client.get_run(killed.info.run_id)
+    done = int(killed.data.tags["lever.state_epoch"])
+    assert killed.info.status == "RUNNING"
+    assert done < 12
+    refused = project.run("grpo", kl_beta=0.3, epochs=12, lr=0.002, resume=killed.info.run_id)
+    told = "that run differs: lr was 0.001, now 0.002; give the same parameters, or resume=none"
+    assert error_lines(refused) == [f"error: resume={killed.info.run_id}: {told}"]
+    gone_on = project.run("grpo", kl_beta=0.3, epochs=12, lr=0.001, resume=killed.info.run_id)
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert f"goes on after epoch {done} of run {killed.info.run_id}" in gone_on.stderr
+    resumed = project.runs(lever_step="grpo", lever_kl_beta="0.3")[0]
+    assert resumed.data.tags["lever.resumed_from"] == killed.info.run_id
+    assert project.run("grpo", kl_beta=0.3, epochs=12, lr=0.001, resume="none").returncode == 0
+    undisturbed = project.runs(lever_step="grpo", lever_kl_beta="0.3")[0]
+    assert "lever.resumed_from" not in undisturbed.data.tags
+    assert epochs_of(project, resumed) == epochs_of(project, undisturbed)
+    artifacts = {item.path for item in project.client.list_artifacts(resumed.info.run_id)}
+    assert {"training_curves.png", "training_states"} <= artifacts
+    assert resumed.data.tags["mlflow.note.content"] == resumed.data.tags["lever.diagnosis"]
+
+
+def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=4, batch_size=16)
+    log_metrics, logged = mlflow.log_metrics, []
+
+    def failing(metrics, step=None, **where):
+        if step is not None:
+            logged.append(step)
+            if logged == [1, 2, 3]:
+                raise OSError("no space left on device")
+        return log_metrics(metrics, step=step, **where)
+
+    monkeypatch.setattr(mlflow, "log_metrics", failing)
+    with pytest.raises(OSError, match="no space left"):
+        run_step(lambda: line.rce(data, settings))
+    run = run_step(lambda: line.rce(data, settings))
+    assert logged == [1, 2, 3, 1, 2, 3, 4]  # those of the interrupted run once more, for this one's curves
+    assert run.data.tags["lever.resumed_from"]
+    assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
 
 
 @pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])

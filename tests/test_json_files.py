@@ -37,6 +37,15 @@ def test_any_object_in_pieces_of_any_size(path, content, size, indent, ascii_onl
     assert read_in_pieces(path, json.dumps(content, indent=indent, ensure_ascii=ascii_only), size) == content
 
 
+@pytest.mark.parametrize("number", ["10.5", "1e5", "-0.25E-3", "12345678901234567890", "1.0"])
+def test_a_number_goes_on_in_the_next_piece(path, number):
+    for size in range(1, 30):
+        assert read_in_pieces(path, f'{{"a": {number}, "b": {number}}}', size) == {
+            "a": json.loads(number),
+            "b": json.loads(number),
+        }
+
+
 @given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=3), st.integers(1, 40), st.data())
 def test_any_truncation_is_an_error_that_names_a_place(path, content, size, data):
     text = json.dumps(content)

@@ -10,7 +10,7 @@ LAYERS = [
     {"exceptions", "types", "prompt", "vqa_accuracy", "rewards", "objectives"},
     {
         "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
-        "group_batches", "validation",
+        "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
         "vlm", "answer_cache", "checkpoint",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},

@@ -30,7 +30,7 @@ def test_rce_weights_follow_z_scored_rewards(temperature):
 
 def test_rce_on_raw_rewards():
     weights = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
-    got = rce_loss(LOGPROBS, REWARDS, 1.0, normalize=False).loss.item()
+    got = rce_loss(LOGPROBS, REWARDS, 1.0, normalize="none").loss.item()
     assert got == pytest.approx(float(weights @ [1.0, 2.0, 3.0]), abs=1e-5)
 
 
@@ -116,7 +116,8 @@ def test_grpo_loss_by_hand():
     assert got.policy_loss.item() == pytest.approx(policy_loss, abs=1e-5)
     assert got.kl.item() == pytest.approx(kl, abs=1e-5)
     assert got.loss.item() == pytest.approx(policy_loss + 0.3 * kl, abs=1e-5)
-    assert got.clip_fraction.item() == pytest.approx(2 / 3, abs=1e-6)
+    assert got.clip_ratio_low.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(-0.5) below 0.9, advantage -1
+    assert got.clip_ratio_high.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(0.2) above 1.1, advantage 1
 
 
 def test_grpo_gradient_by_hand():

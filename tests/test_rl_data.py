@@ -78,6 +78,14 @@ def test_older_vintages_get_the_sorted_set_of_named_indices_as_pool(load, field,
     assert group.trials[0].gen_method == "unknown"
 
 
+def test_equal_numbers_of_other_types_are_kept_apart(load):
+    content = {"0": {"candidate_pool_ids": [1, 2], "pointer_candidates": [trial([0, 1], 1, 1.0, pointer_global=[1, 2])]}}
+    content["3"] = {"candidate_pool_ids": [0, 1], "pointer_candidates": [trial([1, 0], 0, 0, pointer_global=[1, 0])]}
+    groups = load(content).groups
+    assert [type(value) for g in groups for value in (*g.pool, *g.trials[0].pointer)] == [int] * 8
+    assert [type(value) for g in groups for value in (g.trials[0].correct, g.trials[0].accuracy)] == [float] * 4
+
+
 def test_failed_and_fallback_trials_are_dropped_and_counted(load):
     content = {
         "1": query(
@@ -94,6 +102,9 @@ def test_failed_and_fallback_trials_are_dropped_and_counted(load):
     data = load(content, use_fallback=True)
     assert [t.pointer for t in data.groups[0].trials] == [(0, 1), (1, 2), (1, 3)]
     assert data.dropped == {"eval_failed": 1, "error": 1}
+    assert data.digest != load(content).digest  # other trials are used
+    del content["1"]["pointer_candidates"][3:]
+    assert load(content, use_fallback=True).digest == load(content).digest
 
 
 def test_digest_knows_content_not_layout(load):

@@ -16,7 +16,7 @@ SETTINGS = RolloutSettings(pool_size=10)
 def features(samples):
     rng = np.random.default_rng(0)
     image, text = (rng.standard_normal((len(samples), 8)).astype(np.float32) for _ in range(2))
-    return FeatureTable(image, text, image + text, "digest")
+    return FeatureTable(image, text, image + text, np.concatenate([image, text], axis=1), "digest")
 
 
 @pytest.fixture

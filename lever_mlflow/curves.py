@@ -1,0 +1,49 @@
+"""The figure of a training run: its metrics by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["training_curves"]
+
+_PANELS = {
+    "loss": ("train_loss", "val_loss", "ppo_loss"),
+    "reward on validation queries": ("expected_reward",),
+    "KL from the start": ("kl", "kl_exact"),
+    "share": ("picks_changed", "frac_reward_zero_std", "clip_ratio_low", "clip_ratio_high"),
+    "gradient norm": ("grad_norm",),
+    "entropy, nats": ("entropy",),
+}
+
+
+def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch: int) -> Figure:
+    """A panel per kind of metric that the run has, with the best epoch marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = range(1, len(history) + 1)
+    panels = {name: [key for key in keys if key in history[0]] for name, keys in _PANELS.items()}
+    panels = {name: keys for name, keys in panels.items() if keys}
+    columns = 3 if len(panels) > 4 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, (name, keys) in zip(axes, panels.items(), strict=False):
+        for key in keys:
+            panel.plot(epochs, [metrics[key] for metrics in history], marker="o", label=key)
+        panel.axvline(best_epoch, color="#d0d7de", zorder=0)
+        panel.set_title(name)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.legend(fontsize=8)
+    for unused in axes[len(panels) :]:
+        unused.set_axis_off()
+    for panel in axes[max(0, len(panels) - columns) : len(panels)]:
+        panel.set_xlabel("epoch")
+    figure.suptitle(f"{title} (line: epoch {best_epoch}, the highest expected reward)")
+    return figure

@@ -1,0 +1,33 @@
+"""What each step does inside its MLflow run: call the stage, log what it yields, leave its artifacts."""
+
+from lever_mlflow.steps.context import OVERRIDES, Context
+from lever_mlflow.steps.data import RL_DATA_FILE, check_data, read_verdict, record_trials
+from lever_mlflow.steps.evaluation import (
+    COMPARISON_FILE,
+    compare_betas,
+    evaluate_epochs,
+    promote_beta,
+    read_evaluation,
+    register_best,
+)
+from lever_mlflow.steps.training import STATE_TAG, Interrupted, find_state, train_by_grpo, train_by_rce
+
+__all__ = [
+    "COMPARISON_FILE",
+    "OVERRIDES",
+    "RL_DATA_FILE",
+    "STATE_TAG",
+    "Context",
+    "Interrupted",
+    "check_data",
+    "compare_betas",
+    "evaluate_epochs",
+    "find_state",
+    "promote_beta",
+    "read_evaluation",
+    "read_verdict",
+    "record_trials",
+    "register_best",
+    "train_by_grpo",
+    "train_by_rce",
+]
