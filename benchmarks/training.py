@@ -1,0 +1,169 @@
+"""Training speed: an epoch as this project runs it against the plain way, and its growth up to 100,000 queries.
+
+The plain way is the predecessor's: one query per step, the encoder run once for every pointer of the group. Both sides train
+the same selector from the same weights on the same queries in the same order, in this process; at batch 1 they take the same
+optimiser steps, and the mean losses must agree to 1e-5. 640 queries, pools of 64, 12 pointers of 2 shots, 512 dimensions.
+
+    python -m benchmarks.training [--queries 640] [--growth 10000,30000,100000]
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lever_mlflow.group_batches import tabulate
+from lever_mlflow.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
+from lever_mlflow.rl_data import Group, RLData, Trial
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.train_grpo import train_grpo
+from lever_mlflow.train_rce import train_rce
+from lever_mlflow.types import GrpoSettings, RceSettings
+
+POOL_SIZE, POINTERS, SHOTS, DIM, SEED = 64, 12, 2, 512, 0
+ITEMS = 9009
+VAL_SHARE = 1e-6  # one validation query, so that the epoch is nearly all training
+
+
+def make_data(n_queries: int) -> RLData:
+    """Groups with random pointers and rewards; the queries are the first items, as often as needed."""
+    rng = np.random.default_rng(SEED)
+    groups = []
+    for query in range(n_queries):
+        firsts = rng.choice(POOL_SIZE, POINTERS, replace=False).tolist()
+        accuracies = rng.choice([0.0, 0.0, 0.6, 1.0], POINTERS).tolist()
+        trials = tuple(
+            Trial((first, (first + 1 + i) % POOL_SIZE), float(accuracy > 0), accuracy, "random")
+            for i, (first, accuracy) in enumerate(zip(firsts, accuracies, strict=True))
+        )
+        groups.append(Group(query % ITEMS, tuple(rng.choice(ITEMS, POOL_SIZE, replace=False).tolist()), trials))
+    return RLData(tuple(groups), "benchmark", "pools", {}, {}, "benchmark")
+
+
+def make_features(folder: Path) -> np.ndarray:
+    """Unit vectors [items, 512], memory-mapped."""
+    features_SD = np.random.default_rng(SEED).standard_normal((ITEMS, DIM)).astype(np.float32)
+    np.save(folder / "features.npy", features_SD / np.linalg.norm(features_SD, axis=1, keepdims=True))
+    return np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
+
+
+def plain_logprob(
+    selector: PointerSelector, query_D: torch.Tensor, candidates_ND: torch.Tensor, pointer: list[int]
+) -> torch.Tensor:
+    """Log-prob of one pointer, with an encoder pass of its own."""
+    encoding = selector.encode(query_D[None], candidates_ND[None])
+    logits_N = selector.pick_logits(encoding, torch.empty(1, 1, 0, dtype=torch.long))[0, 0]
+    total = torch.zeros(())
+    for pick in pointer:
+        total = total + F.log_softmax(logits_N, dim=-1)[pick]
+        logits_N = logits_N.index_fill(0, torch.tensor([pick]), -100.0)
+    return total
+
+
+def plain_epoch(kind: str, data: RLData, features_SD: np.ndarray, start: PointerSelector | None) -> tuple[float, list[float]]:
+    """Seconds and the loss of each step of one epoch, the plain way."""
+    rce, grpo = RceSettings(epochs=1, val_share=VAL_SHARE), GrpoSettings(epochs=1, val_share=VAL_SHARE)
+    torch.manual_seed(SEED)
+    selector = PointerSelector(feature_dim=DIM)
+    if start is not None:
+        selector.load_state_dict(start.state_dict())
+        selector.freeze_backbone()
+    lr = rce.lr if kind == "RCE" else grpo.lr
+    trainable = [parameter for parameter in selector.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr)
+    groups = training_groups(data)
+    order = np.random.default_rng([SEED, 1]).permutation(len(groups))
+    losses = []
+    started = time.perf_counter()
+    for i, group in enumerate(groups[row] for row in order):
+        query_D = torch.from_numpy(np.array(features_SD[group.query_id]))
+        candidates_ND = torch.from_numpy(features_SD[list(group.pool)])
+        rewards_BG = torch.tensor([[trial.correct + trial.accuracy for trial in group.trials]])
+        logprobs_BG = torch.stack([plain_logprob(selector, query_D, candidates_ND, list(t.pointer)) for t in group.trials])[
+            None
+        ]
+        if start is None:
+            temperature = rce_temperature(i / (len(groups) - 1), rce.temperature_start, rce.temperature_end)
+            loss = rce_loss(logprobs_BG, rewards_BG, temperature).loss
+        else:
+            with torch.no_grad():
+                old = [plain_logprob(start, query_D, candidates_ND, list(t.pointer)) for t in group.trials]
+            advantages_BG = group_advantages(rewards_BG)
+            loss = grpo_loss(logprobs_BG, torch.stack(old)[None], advantages_BG, grpo.kl_beta, grpo.epsilon).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, grpo.grad_clip)
+        optimizer.step()
+        losses.append(float(loss))
+    return time.perf_counter() - started, losses
+
+
+def training_groups(data: RLData) -> list[Group]:
+    """The training part of the split, in its order."""
+    from lever_mlflow.group_batches import split_groups
+
+    return split_groups(data.groups, VAL_SHARE, SEED)[0]
+
+
+def our_epoch(
+    kind: str, data: RLData, features_SD: np.ndarray, start: PointerSelector | None, batch_size: int
+) -> tuple[float, float]:
+    """Seconds and mean loss of one epoch."""
+    if start is None:
+        settings = RceSettings(epochs=1, val_share=VAL_SHARE, batch_size=batch_size)
+        epoch = next(train_rce(data, features_SD, settings, seed=SEED))
+    else:
+        epoch = next(
+            train_grpo(
+                start,
+                data,
+                features_SD,
+                replace(GrpoSettings(), epochs=1, val_share=VAL_SHARE, batch_size=batch_size),
+                seed=SEED,
+            )
+        )
+    return epoch.metrics["seconds"], epoch.metrics["train_loss"]
+
+
+@click.command()
+@click.option("--queries", default=640, show_default=True)
+@click.option("--growth", default="10000,30000,100000", show_default=True, help="numbers of queries; empty: skip")
+def main(queries: int, growth: str) -> None:
+    """Compare an epoch with the plain way, and measure how time and memory grow."""
+    with tempfile.TemporaryDirectory() as folder:
+        features_SD = make_features(Path(folder))
+        data = make_data(queries + 1)
+        torch.manual_seed(SEED)
+        print(f"{torch.get_num_threads()} threads\n")
+        print("| training | side | batch | seconds | times as fast | mean loss |\n|---|---|---|---|---|---|")
+        for kind, start in (("RCE", None), ("GRPO", PointerSelector(feature_dim=DIM).eval())):
+            plain_seconds, plain_losses = plain_epoch(kind, data, features_SD, start)
+            print(f"| {kind} | plain | 1 | {plain_seconds:.2f} | 1 | {np.mean(plain_losses):.6f} |")
+            for batch_size in (1, 8, 32):
+                seconds, loss = our_epoch(kind, data, features_SD, start, batch_size)
+                print(f"| {kind} | ours | {batch_size} | {seconds:.2f} | {plain_seconds / seconds:.1f} | {loss:.6f} |")
+                if batch_size == 1:
+                    assert abs(loss - np.mean(plain_losses)) <= 1e-5, f"losses differ: {loss} and {np.mean(plain_losses)}"
+        if growth:
+            print("\n| queries | table, s | epoch at batch 32, s | per 1,000 queries, s | peak memory, GB |")
+            print("|---|---|---|---|---|")
+        for n_queries in map(int, filter(None, growth.split(","))):
+            data = make_data(n_queries)
+            started = time.perf_counter()
+            tabulate(data.groups, features_SD, "hard_plus_soft")
+            made = time.perf_counter() - started
+            seconds, _ = our_epoch("RCE", data, features_SD, None, 32)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            print(f"| {n_queries:,} | {made:.1f} | {seconds:.1f} | {1000 * seconds / n_queries:.2f} | {peak:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
