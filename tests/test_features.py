@@ -34,6 +34,8 @@ def test_features_agree_with_the_stock_model(train, tmp_path):
     np.testing.assert_allclose(table.text_SD[5], text, atol=1e-5)
     np.testing.assert_allclose(table.fused_SD[5], (image + text) / np.linalg.norm(image + text), atol=1e-5)
     assert table.fused_SD.shape == (20, 512)
+    assert table.of("mean") is table.fused_SD
+    np.testing.assert_allclose(table.of("concat")[5], np.concatenate([image, text]) / 2**0.5, atol=1e-5)
 
 
 def test_features_are_computed_once_per_content(train, tmp_path, monkeypatch):

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from lever_mlflow.objectives import (
+    adapted_beta,
     categorical_kl,
+    entropy,
     group_advantages,
     grpo_loss,
     rce_loss,
@@ -153,3 +155,49 @@ def test_batch_is_the_mean_over_queries():
     both = rce_loss(LOGPROBS.repeat(2, 1), torch.cat([REWARDS, REWARDS.flip(1)]), 1.0).loss
     one, two = (rce_loss(LOGPROBS, rewards, 1.0).loss for rewards in (REWARDS, REWARDS.flip(1)))
     assert both.item() == pytest.approx((one.item() + two.item()) / 2, abs=1e-6)
+
+
+def test_rce_on_ranks():
+    # 5, 1, 1, 0: three are worse than the first, one worse and one better for each in the middle, three better than the last
+    weights = np.exp(np.array([3.0, 0.0, 0.0, -3.0]) / 3)
+    got = rce_loss(torch.zeros(1, 4), torch.tensor([[5.0, 1.0, 1.0, 0.0]]), 1.0, normalize="rank").weights_BG[0]
+    np.testing.assert_allclose(got, weights / weights.sum(), atol=1e-6)
+    mask = torch.tensor([[True, True, True, True, False]])
+    padded = rce_loss(torch.zeros(1, 5), torch.tensor([[5.0, 1.0, 1.0, 0.0, 9.0]]), 1.0, normalize="rank", mask_BG=mask)
+    np.testing.assert_allclose(padded.weights_BG[0], [*(weights / weights.sum()), 0.0], atol=1e-6)
+    alone = rce_loss(torch.zeros(1, 1), torch.tensor([[5.0]]), 1.0, normalize="rank").weights_BG
+    assert alone.tolist() == [[1.0]]
+
+
+def test_advantages_by_scale():
+    rewards = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.4, 0.3]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    none = group_advantages(rewards, mask, scale="none")
+    np.testing.assert_allclose(none, [[1, 0, -1], [0.05, -0.05, 0]], atol=1e-6)
+    # the five real trials 2, 1, 0, 0.5, 0.4 have the unbiased std below
+    std = np.std([2.0, 1.0, 0.0, 0.5, 0.4], ddof=1)
+    batch = group_advantages(rewards, mask, scale="batch")
+    np.testing.assert_allclose(batch, np.array([[1, 0, -1], [0.05, -0.05, 0]]) / std, atol=1e-6)
+
+
+def test_a_higher_upper_bound_clips_later():
+    old = torch.tensor([[-1.2, -2.0, -2.5]])  # ratios 1.2214, 1, 0.6065
+    got = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.0, 0.1, epsilon_high=0.3)
+    assert got.policy_loss.item() == pytest.approx(-(math.exp(0.2) - 0.9) / 3, abs=1e-5)
+    assert got.clip_ratio_high.item() == 0.0
+
+
+def test_entropy_by_hand():
+    steps = torch.tensor([[[[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]], [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]]).log()
+    first = -(0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1))
+    assert entropy(steps).item() == pytest.approx((first + math.log(2)) / 2 / 2, abs=1e-6)
+    assert entropy(steps, torch.tensor([[True, False]])).item() == pytest.approx((first + math.log(2)) / 2, abs=1e-6)
+    steps = torch.tensor([[[[0.5, 0.5, 0.0]]]]).log().requires_grad_()
+    entropy(steps).backward()
+    assert torch.isfinite(steps.grad).all()
+
+
+def test_adapted_beta():
+    assert [adapted_beta(0.3, kl) for kl in (0.0, 0.0099, 0.01, 0.05, 0.1, 0.11)] == pytest.approx(
+        [0.2, 0.2, 0.3, 0.3, 0.3, 0.45]
+    )

@@ -128,3 +128,63 @@ def test_pointer_outside_the_pool(selector, inputs):
 def test_heads_must_divide_the_hidden_size():
     with pytest.raises(ParameterError, match="n_heads=3"):
         PointerSelector(hidden_dim=16, n_heads=3)
+
+
+@pytest.fixture
+def moving():
+    """A selector whose state moves with each pick."""
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=24, hidden_dim=16, state_update=True)
+    with torch.no_grad():
+        for parameter in selector.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return selector.eval()
+
+
+def test_state_update_agrees_with_numpy(moving, inputs):
+    """z_q = normalise(W_q (h_q + W_s sum of the picked h)), with h_q read back from the plain selector's own formula."""
+    query_BD, candidates_BND = inputs
+    pointers = [[[3, 0, 5], [0, 3, 5]], [[6, 2, 1], [1, 6, 2]]]
+    got = moving.logprobs(query_BD, candidates_BND, torch.tensor(pointers)).detach().numpy()
+    w = {name: tensor.detach().double().numpy() for name, tensor in moving.state_dict().items()}
+    for b in range(2):
+        hidden_NH = candidates_BND[b].double().numpy() @ w["input_proj.weight"].T
+        z_NH = hidden_NH @ w["cand_proj.weight"].T
+        z_NH /= np.linalg.norm(z_NH, axis=1, keepdims=True)
+        hidden_H = moving.encode(query_BD, candidates_BND).hidden_BH[b].detach().double().numpy()
+        for g in range(2):
+            picked, expected, state_H = [], 0.0, hidden_H.copy()
+            for pick in pointers[b][g]:
+                z_H = w["query_proj.weight"] @ state_H
+                logits_N = z_NH @ (z_H / np.linalg.norm(z_H)) / 0.1
+                logits_N[picked] = -100.0
+                expected += logits_N[pick] - np.log(np.exp(logits_N).sum())
+                picked.append(pick)
+                state_H = state_H + w["state_proj.weight"] @ hidden_NH[pick]
+            assert got[b, g] == pytest.approx(expected, abs=1e-5)
+
+
+def test_state_update_starts_where_it_changes_nothing(inputs):
+    torch.manual_seed(0)
+    plain = PointerSelector(feature_dim=24, hidden_dim=16).eval()
+    torch.manual_seed(0)
+    moving = PointerSelector(feature_dim=24, hidden_dim=16, state_update=True).eval()
+    pointers_BGK = torch.tensor([[[3, 0]], [[6, 2]]])
+    torch.testing.assert_close(moving.logprobs(*inputs, pointers_BGK), plain.logprobs(*inputs, pointers_BGK), atol=1e-6, rtol=0)
+    assert torch.equal(moving.greedy(*inputs, 4), plain.greedy(*inputs, 4))
+
+
+def test_with_state_update_search_and_sampling_follow_the_policy(moving, inputs):
+    every = torch.tensor([[[i, j] for i in range(7) for j in range(7) if i != j]] * 2)
+    logprobs_BG = moving.logprobs(*inputs, every)
+    best = logprobs_BG.argsort(dim=1, descending=True)[:, :5]
+    beam = moving.beam(*inputs, 2, 42)
+    assert torch.equal(beam.pointers_BWK[:, :5], every.gather(1, best[..., None].expand(-1, -1, 2)))
+    firsts = moving.greedy(*inputs, 1)
+    after = moving.pick_logits(moving.encode(*inputs), firsts[:, None])[:, 0].argmax(1)
+    assert torch.equal(moving.greedy(*inputs, 2)[:, 1], after)
+    draws = moving.sample(*inputs, 2, 20_000, 1.0, torch.Generator().manual_seed(0))
+    pointer = draws[0].mode(0).values
+    expected = moving.logprobs(*inputs, pointer[None, None].expand(2, 1, 2))[0, 0].exp().item()
+    share = (draws[0] == pointer).all(1).double().mean().item()
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 20_000) ** 0.5)
