@@ -162,7 +162,7 @@ def training_options(settings: type[RceSettings] | type[GrpoSettings]) -> Callab
         option("grad_clip", Positive(strict=True), settings.grad_clip, "largest norm of a gradient"),
         option("val_share", Positive(strict=True, below=1.0), settings.val_share, "share of queries held out"),
         option("early_stopping", Positive(int, 0), settings.early_stopping, "epochs without gain that end training; 0: never"),
-        option("resume", str, AUTO, "id of an interrupted run to go on from, none, or auto (the newest of exactly this step)"),
+        option("resume", str, AUTO, "interrupted run to go on from: id, folder, none, or auto (the newest of this step)"),
     )
 
 

@@ -150,14 +150,13 @@ class Pipeline:
         """Trains a new selector by reward-weighted cross-entropy; ``resume`` as for ``interrupted``."""
 
         def execute() -> None:
-            interrupted = partial(self.interrupted, step, resume)
-            steps.train_by_rce(self.context, data, partial(self.verdict, data), settings, interrupted)
+            steps.train_by_rce(self.context, data, settings, self._launch(step, data, resume))
 
         step = self._step("rce", "rce", asdict(settings), self._training_inputs(data), execute)
         return step
 
     def interrupted(self, step: Step, resume: str) -> steps.Interrupted | None:
-        """The training run to go on from: ``auto``, an unfinished one of exactly this step; ``none``; or this one, by id.
+        """The training to go on from: ``auto``, an unfinished run of exactly this step; ``none``; or this one, by id or folder.
 
         Raises:
             ParameterError: the run is of another step, or of other settings, data or code. CheckpointError: it left nothing.
@@ -167,10 +166,11 @@ class Pipeline:
         if resume == AUTO:
             run = tracking.find_run(step.step, {"key": step.key}, having=steps.STATE_TAG, unfinished=True)
             return None if run is None else steps.find_state(run.info.run_id)
-        tags = tracking.any_run_tags(resume)
-        if tags.get("key") != step.key:
+        tags = {} if Path(resume).is_dir() else tracking.any_run_tags(resume)
+        found = steps.find_state(resume) if not tags or tags.get("key") == step.key else None
+        if found is None or found.key != step.key:
             raise ParameterError(f"resume={resume}: {_difference(step, tags)}; give the same parameters, or resume=none")
-        return steps.find_state(resume)
+        return found
 
     def find_start(self, reference: str, data: RLData) -> str:
         """Start checkpoint by path, model URI, or ``auto``: the best epoch of the newest finished RCE run on the same data."""
@@ -204,8 +204,7 @@ class Pipeline:
         inputs |= overrides
 
         def execute() -> None:
-            verdict, interrupted = partial(self.verdict, data), partial(self.interrupted, step, resume)
-            steps.train_by_grpo(self.context, data, verdict, selector, overrides, settings, interrupted)
+            steps.train_by_grpo(self.context, data, selector, overrides, settings, self._launch(step, data, resume))
 
         step = self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
         return step
@@ -337,6 +336,9 @@ class Pipeline:
         settings = {"model_name": self.context.registered_name, "kl_beta": kl_beta}
         return Step("promote", f"promote beta {kl_beta:g}", settings, {}, partial(steps.promote_beta, self.context, kl_beta))
 
+    def _launch(self, step: Step, data: RLData, resume: str) -> steps.Launch:
+        return steps.Launch(step.key, partial(self.verdict, data), partial(self.interrupted, step, resume))
+
     def _step(
         self, step: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], execute: Callable[[], None]
     ) -> Step:
@@ -360,7 +362,9 @@ class Pipeline:
 
 
 def _difference(step: Step, tags: Mapping[str, str]) -> str:
-    """What keeps a run from being this step, in words."""
+    """What keeps a run from being this step, in words; without its tags, only that something does."""
+    if not tags:
+        return "that training was of another step, or of other settings, data or code"
     if tags.get("step") != step.step:
         return f"that is a {tags.get('step', 'foreign')} run, not {step.step}"
     theirs = json.loads(tags["settings"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,22 @@ _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 
 
 def save_state(folder: Path, state: TrainingState, meta: Mapping[str, Any]) -> None:
-    """Writes a state into a new folder; the JSON comes last and holds the tensors' digest, so that half a state is none."""
-    folder.mkdir(parents=True)
+    """Writes a state into a new folder, whole or not at all; the JSON holds the tensors' digest."""
     tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in state.weights.items()}
     tensors |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in state.optimizer.items()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _TENSORS_FILE)
-    content = {"history": state.history, "meta": dict(meta), "digest": _digest(folder / _TENSORS_FILE)}
-    with (folder / _JSON_FILE).open("w", encoding="utf-8") as file:
-        json.dump(content, file, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".state-", dir=folder.parent))
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / _TENSORS_FILE)
+        content = {"history": state.history, "meta": dict(meta), "digest": _digest(building / _TENSORS_FILE)}
+        with (building / _JSON_FILE).open("w", encoding="utf-8") as file:
+            json.dump(content, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        building.chmod(0o755)
+        os.rename(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:

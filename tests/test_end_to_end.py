@@ -13,11 +13,14 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from lever_mlflow import pipeline, tracking
-from lever_mlflow.exceptions import DataError, GateError, MissingRunError
+from lever_mlflow.checkpoint import load_selector
+from lever_mlflow.exceptions import DataError, GateError, LeverError, MissingRunError, ParameterError
 from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import Group, Trial, save_rl_data
+from lever_mlflow.training_state import load_state
 from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
 ROOT = Path(__file__).parents[1]
@@ -451,26 +454,81 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, exper
     assert resumed.data.tags["mlflow.note.content"] == resumed.data.tags["lever.diagnosis"]
 
 
+def failing_from(monkeypatch, name, call):
+    """Makes an MLflow function fail from its n-th call with an epoch on, as when the server has gone."""
+    function, calls = getattr(mlflow, name), []
+
+    def failing(*arguments, **keywords):
+        if keywords.get("step") is not None:
+            calls.append(keywords["step"])
+            if len(calls) >= call:
+                raise MlflowException("API request failed with connection error")
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(mlflow, name, failing)
+    return calls
+
+
+def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=4, batch_size=16)
+    with monkeypatch.context() as patch:
+        failing_from(patch, "log_metrics", 3)
+        with pytest.raises(LeverError, match=r"connection error; the epochs until then are safe in .*: once this is") as error:
+            run_step(lambda: line.rce(data, settings))
+    folder = re.search(r"-P resume=(\S+) logs them", str(error.value)).group(1)
+    unsent = Path(folder)
+    assert sorted(path.name for path in unsent.iterdir()) == [*(f"checkpoint-000{i}" for i in (1, 2, 3)), "state-0003"]
+    with pytest.raises(ParameterError, match="that training was of another step, or of other settings, data or code"):
+        run_step(lambda: line.rce(data, RceSettings(epochs=5, batch_size=16), folder))
+    run = run_step(lambda: line.rce(data, settings, folder))
+    assert not unsent.exists()
+    models = json.loads(run.data.tags["lever.models"])
+    undisturbed = run_step(lambda: line.rce(data, settings, "none"))
+    again = json.loads(undisturbed.data.tags["lever.models"])
+    digests = [
+        [mlflow.get_logged_model(m).tags["lever.checkpoint_digest"] for m in found.values()] for found in (models, again)
+    ]
+    assert digests[0] == digests[1]
+    assert list(models) == ["1", "2", "3", "4"]
+    history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
+
+
 def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch):
     line = local()
     data = line.rl_data(good_rl_data)
     settings = RceSettings(epochs=4, batch_size=16)
-    log_metrics, logged = mlflow.log_metrics, []
-
-    def failing(metrics, step=None, **where):
-        if step is not None:
-            logged.append(step)
-            if logged == [1, 2, 3]:
-                raise OSError("no space left on device")
-        return log_metrics(metrics, step=step, **where)
-
-    monkeypatch.setattr(mlflow, "log_metrics", failing)
-    with pytest.raises(OSError, match="no space left"):
-        run_step(lambda: line.rce(data, settings))
+    with monkeypatch.context() as patch:
+        failing_from(patch, "log_metrics", 3)
+        with pytest.raises(LeverError, match="connection error"):
+            run_step(lambda: line.rce(data, settings))
     run = run_step(lambda: line.rce(data, settings))
-    assert logged == [1, 2, 3, 1, 2, 3, 4]  # those of the interrupted run once more, for this one's curves
     assert run.data.tags["lever.resumed_from"]
+    assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
     assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
+    assert not list((line.resources.cache_dir / "unsent").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which takes root")
+def test_a_full_disk_is_said_and_leaves_earlier_epochs_whole(local, good_rl_data, tmp_path):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    unsent = line.resources.cache_dir / "unsent"
+    unsent.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", unsent], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(LeverError, match=r"No space left on device.*; the epochs until then are safe in (\S+):") as error:
+            run_step(lambda: line.rce(data, RceSettings(epochs=9, batch_size=16)))
+        folder = Path(re.search(r"safe in (\S+):", str(error.value)).group(1))
+        state, _ = load_state(max(folder.glob("state-*")))
+        for epoch in range(1, len(state.history) + 1):
+            load_selector(folder / f"checkpoint-{epoch:04d}")
+        assert state.history
+    finally:
+        subprocess.run(["umount", unsent], check=True)
 
 
 @pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])

@@ -10,7 +10,7 @@ from lever_mlflow.steps.evaluation import (
     read_evaluation,
     register_best,
 )
-from lever_mlflow.steps.training import STATE_TAG, Interrupted, find_state, train_by_grpo, train_by_rce
+from lever_mlflow.steps.training import STATE_TAG, Interrupted, Launch, find_state, train_by_grpo, train_by_rce
 
 __all__ = [
     "COMPARISON_FILE",
@@ -19,6 +19,7 @@ __all__ = [
     "STATE_TAG",
     "Context",
     "Interrupted",
+    "Launch",
     "check_data",
     "compare_betas",
     "evaluate_epochs",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,9 @@ from lever_mlflow.steps.context import Context
 from lever_mlflow.tracking import TAG
 from lever_mlflow.types import RolloutSettings
 
-__all__ = ["RL_DATA_FILE", "Verdict", "check_data", "pass_gate", "read_verdict", "record_trials"]
+__all__ = ["RL_DATA_FILE", "check_data", "pass_gate", "read_verdict", "record_trials"]
 
 RL_DATA_FILE, GATE_FILE = "rl_data.json", "gate.json"
-
-Verdict = Callable[[], gate.GateResult]  # asks for the gate's verdict, once inside the run that needs it
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,17 +13,20 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.data.pandas_dataset import PandasDataset
+from mlflow.exceptions import MlflowException
+from safetensors import SafetensorError
 
-from lever_mlflow import tracking
-from lever_mlflow.checkpoint import save_selector, selector_digest
+from lever_mlflow import gate, tracking
+from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
 from lever_mlflow.curves import training_curves
 from lever_mlflow.diagnosis import diagnose
-from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.exceptions import CheckpointError, LeverError
 from lever_mlflow.group_batches import split_groups
 from lever_mlflow.rl_data import RLData, check_fits
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import Context
-from lever_mlflow.steps.data import Verdict, pass_gate
+from lever_mlflow.steps.data import pass_gate
 from lever_mlflow.tracking import TAG
 from lever_mlflow.train_grpo import train_grpo
 from lever_mlflow.train_rce import train_rce
@@ -30,7 +34,7 @@ from lever_mlflow.training import Epoch, TrainingState
 from lever_mlflow.training_state import load_state, save_state
 from lever_mlflow.types import Fusion, GrpoSettings, RceSettings
 
-__all__ = ["FindInterrupted", "Interrupted", "find_state", "train_by_grpo", "train_by_rce"]
+__all__ = ["STATE_TAG", "Interrupted", "Launch", "find_state", "train_by_grpo", "train_by_rce"]
 
 STATES_FOLDER, STATE_TAG = "training_states", "state_epoch"
 
@@ -39,14 +43,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run that ended before its training did: its last whole state, and the models of the epochs until then."""
+    """A training that ended early: its last whole state, and of its epochs the logged models or, unsent, the checkpoints.
 
-    run_id: str
+    ``source`` is the run's id, or the folder in which it left what it could not send.
+    """
+
+    source: str
     state: TrainingState
     models: Mapping[int, str]
+    unsent: Mapping[int, Path]
+    key: str
 
 
-FindInterrupted = Callable[[], Interrupted | None]  # looks for one, once inside the run that may go on from it
+@dataclass(frozen=True)
+class Launch:
+    """How a training run starts: its step's key, the verdict on its data, and an interrupted one to go on from, if any.
+
+    The two are asked for inside the run, once.
+    """
+
+    key: str
+    verdict: Callable[[], gate.GateResult]
+    interrupted: Callable[[], Interrupted | None]
 
 
 @dataclass(frozen=True)
@@ -60,17 +78,18 @@ class _Training:
     override: Mapping[str, str]
     val_share: float
     fusion: Fusion
+    key: str
 
     @property
     def title(self) -> str:
         return f"GRPO beta {self.origin['kl_beta']:g}" if "kl_beta" in self.origin else "RCE"
 
 
-def train_by_rce(context: Context, data: RLData, verdict: Verdict, settings: RceSettings, interrupted: FindInterrupted) -> None:
+def train_by_rce(context: Context, data: RLData, settings: RceSettings, launch: Launch) -> None:
     """RCE behind the gate: a checkpoint and metrics per epoch."""
     check_fits(data, context.resources.train)
-    override = pass_gate(context, data, verdict())
-    earlier = interrupted()
+    override = pass_gate(context, data, launch.verdict())
+    earlier = launch.interrupted()
     epochs = train_rce(
         data,
         context.resources.features("train").of(settings.fusion),
@@ -81,22 +100,22 @@ def train_by_rce(context: Context, data: RLData, verdict: Verdict, settings: Rce
         state=None if earlier is None else earlier.state,
     )
     origin = {"rl_data_digest": data.digest}
-    _log_training(_Training(context, "rce", data, origin, override, settings.val_share, settings.fusion), epochs, earlier)
+    training = _Training(context, "rce", data, origin, override, settings.val_share, settings.fusion, launch.key)
+    _log_training(training, epochs, earlier)
 
 
 def train_by_grpo(
     context: Context,
     data: RLData,
-    verdict: Verdict,
     start: PointerSelector,
     start_override: Mapping[str, str],
     settings: GrpoSettings,
-    interrupted: FindInterrupted,
+    launch: Launch,
 ) -> None:
     """GRPO from ``start`` behind the gate: a checkpoint and metrics per epoch."""
     check_fits(data, context.resources.train)
-    override = {**start_override, **pass_gate(context, data, verdict())}
-    earlier = interrupted()
+    override = {**start_override, **pass_gate(context, data, launch.verdict())}
+    earlier = launch.interrupted()
     fusion = start.fusion
     epochs = train_grpo(
         start,
@@ -109,41 +128,90 @@ def train_by_grpo(
         state=None if earlier is None else earlier.state,
     )
     origin = {"rl_data_digest": data.digest, "start_digest": selector_digest(start), "kl_beta": settings.kl_beta}
-    _log_training(_Training(context, "grpo", data, origin, override, settings.val_share, fusion), epochs, earlier)
+    training = _Training(context, "grpo", data, origin, override, settings.val_share, fusion, launch.key)
+    _log_training(training, epochs, earlier)
 
 
-def find_state(run_id: str) -> Interrupted:
-    """The newest whole training state that a run left.
+def find_state(source: str) -> Interrupted:
+    """The newest whole training state that a run logged, or left in a folder when it could not.
 
     Raises:
-        CheckpointError: it left none.
+        CheckpointError: there is none.
     """
-    for path in reversed(tracking.list_artifacts(run_id, STATES_FOLDER)):
+    folder = Path(source)
+    if folder.is_dir():
+        places: Iterator[Path] = iter(sorted(folder.glob("state-*"), reverse=True))
+    else:
+        logged = reversed(tracking.list_artifacts(source, STATES_FOLDER))
+        places = (tracking.artifact(source, path) for path in logged)
+    for place in places:
         try:
-            state, meta = load_state(tracking.artifact(run_id, path))
-            return Interrupted(run_id, state, {int(epoch): model for epoch, model in meta["models"].items()})
+            state, meta = load_state(place)
         except CheckpointError as error:
             log.warning("%s", error)
-    raise CheckpointError(f"run {run_id}: no whole training state to go on from; train anew with resume=none")
+            continue
+        models = {int(epoch): model for epoch, model in meta["models"].items()}
+        missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
+        return Interrupted(source, state, models, {epoch: _checkpoint(folder, epoch) for epoch in missing}, meta["key"])
+    raise CheckpointError(f"{source}: no whole training state to go on from; train anew with resume=none")
 
 
 def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interrupted | None) -> None:
-    """Logs each epoch as it comes, those of an interrupted run first, and at the end which is best and what it all came to."""
+    """Logs each epoch as it comes, those of an interrupted run first, and at the end which is best and what it all came to.
+
+    What is to be logged is on this machine's disk first, until all has arrived.
+
+    Raises:
+        LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
+    """
+    active = mlflow.active_run()
+    assert active is not None, "training needs an active run"
+    folder = training.context.resources.cache_dir / "unsent" / active.info.run_id
     dataset = tracking.rl_dataset(training.data)
-    models: dict[int, str] = {}
     history: list[dict[str, float]] = []
-    if earlier is not None:
-        models, history = dict(earlier.models), [dict(metrics) for metrics in earlier.state.history]
-        log.info("goes on after epoch %d of run %s", len(history), earlier.run_id)
-        mlflow.set_tag(f"{TAG}resumed_from", earlier.run_id)
-        for epoch, metrics in enumerate(history, start=1):
-            mlflow.log_metrics(metrics, step=epoch, dataset=dataset)
-        _log_state(earlier.state, models)
-    for epoch, metrics, selector, state in epochs:
-        models[epoch] = _log_epoch_model(training, epoch, selector)
-        mlflow.log_metrics(tracking.finite(metrics), step=epoch, model_id=models[epoch], dataset=dataset)
-        history.append(metrics)
-        _log_state(state, models)
+    try:
+        models = _replay(training, earlier, history, folder, dataset) if earlier is not None else {}
+        for epoch, metrics, selector, state in epochs:
+            history.append(tracking.finite(metrics))
+            meta = {"step": training.step, "epoch": epoch, "seed": training.context.seed, **training.origin}
+            save_selector(_checkpoint(folder, epoch), selector, {**meta, **training.override})
+            _save_state(training, folder, state, models)
+            models[epoch] = _log_model(training, epoch, _checkpoint(folder, epoch))
+            mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)
+            _log_state(training, state, models)
+        _conclude(training, history, models)
+    except (MlflowException, OSError, SafetensorError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        if not any(folder.glob("state-*")):
+            raise LeverError(f"{reason}; no epoch was finished") from error
+        raise LeverError(
+            f"{reason}; the epochs until then are safe in {folder}: once this is mended, the same command with "
+            f"-P resume={folder} logs them and goes on"
+        ) from error
+    for done in (folder, *([folder.parent / Path(earlier.source).name] if earlier is not None else [])):
+        shutil.rmtree(done, ignore_errors=True)
+
+
+def _replay(
+    training: _Training, earlier: Interrupted, history: list[dict[str, float]], folder: Path, dataset: PandasDataset
+) -> dict[int, str]:
+    """Logs the epochs of an interrupted run in this one and returns their models, the unsent ones logged now."""
+    log.info("goes on after epoch %d of %s", len(earlier.state.history), earlier.source)
+    mlflow.set_tag(f"{TAG}resumed_from", earlier.source)
+    models = dict(earlier.models)
+    _save_state(training, folder, earlier.state, models)
+    for epoch, path in earlier.unsent.items():
+        shutil.copytree(path, _checkpoint(folder, epoch))
+        models[epoch] = _log_model(training, epoch, path)
+    for epoch, metrics in enumerate(earlier.state.history, start=1):
+        history.append(dict(metrics))
+        mlflow.log_metrics(dict(metrics), step=epoch, dataset=dataset)
+    _log_state(training, earlier.state, models)
+    return models
+
+
+def _conclude(training: _Training, history: list[dict[str, float]], models: Mapping[int, str]) -> None:
+    """Which epoch is best, the curves, and the run in words."""
     best = max(range(1, len(history) + 1), key=lambda epoch: (history[epoch - 1]["expected_reward"], -epoch))
     _, val = split_groups(training.data.groups, training.val_share, training.context.seed)
     told = diagnose(history, len(val), best)
@@ -160,30 +228,38 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interru
     log.info("%s: %s", training.title, told)
 
 
-def _log_epoch_model(training: _Training, epoch: int, selector: PointerSelector) -> str:
-    """Logs a checkpoint as a model and returns its id."""
+def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
+    """Logs a checkpoint folder as a model and returns its id."""
     first, train_SD = training.data.groups[0], training.context.resources.features("train").of(training.fusion)
     rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list(first.pool[:4])].tolist()]}
-    meta = {"epoch": epoch, "seed": training.context.seed, **training.origin}
     name = training.title.lower().replace(" ", "-").replace(".", "-")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint"
-        save_selector(path, selector, {"step": training.step, **meta, **training.override})
-        return tracking.log_checkpoint(
-            f"{name}-epoch-{epoch}",
-            path,
-            epoch=epoch,
-            params=meta,
-            tags={"checkpoint_digest": selector_digest(selector), **training.override},
-            example=pd.DataFrame(rows),
-        )
+    return tracking.log_checkpoint(
+        f"{name}-epoch-{epoch}",
+        checkpoint,
+        epoch=epoch,
+        params={"epoch": epoch, "seed": training.context.seed, **training.origin},
+        tags={"checkpoint_digest": selector_digest(load_selector(checkpoint)), **training.override},
+        example=pd.DataFrame(rows),
+    )
 
 
-def _log_state(state: TrainingState, models: Mapping[int, str]) -> None:
+def _checkpoint(folder: Path, epoch: int) -> Path:
+    return folder / f"checkpoint-{epoch:04d}"
+
+
+def _save_state(training: _Training, folder: Path, state: TrainingState, models: Mapping[int, str]) -> None:
+    """Writes the state to disk and then removes the one before it."""
+    former = sorted(folder.glob("state-*"))
+    save_state(folder / f"state-{len(state.history):04d}", state, {"models": dict(models), "key": training.key})
+    for path in former:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _log_state(training: _Training, state: TrainingState, models: Mapping[int, str]) -> None:
     """Logs a state after everything else of its epoch, so that an epoch that can be gone on from is whole."""
     epoch = len(state.history)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"epoch-{epoch:04d}"
-        save_state(path, state, {"models": dict(models)})
+        save_state(path, state, {"models": dict(models), "key": training.key})
         mlflow.log_artifact(str(path), STATES_FOLDER)
     mlflow.set_tag(f"{TAG}{STATE_TAG}", str(epoch))
