@@ -528,7 +528,7 @@ def test_a_full_disk_is_said_and_leaves_earlier_epochs_whole(local, good_rl_data
             load_selector(folder / f"checkpoint-{epoch:04d}")
         assert state.history
     finally:
-        subprocess.run(["umount", unsent], check=True)
+        subprocess.run(["umount", "--lazy", unsent], check=True)
 
 
 @pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])
