@@ -21,40 +21,32 @@ output file; started again, those present are skipped. The plot leaves out GRPO 
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
+from benchmarks.bench import RANDOM_DRAWS, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
 from lever_mlflow import gate
-from lever_mlflow.evaluate import RANDOM, SIMILARITY, evaluate, greedy_picks, random_picks, similarity_picks
+from lever_mlflow.evaluate import RANDOM, SIMILARITY
 from lever_mlflow.gate.suites import read_suites
 from lever_mlflow.resources import Resources, default_cache_dir
-from lever_mlflow.rl_data import Group, RLData
-from lever_mlflow.rollout import choose_queries, rollout
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.rl_data import Group
 from lever_mlflow.train_grpo import train_grpo
 from lever_mlflow.train_rce import train_rce
-from lever_mlflow.training import Epoch
 from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
 
-DATA_SEED = 0  # of rollout and evaluation pools
-SHOTS, POOL_SIZE = 2, 64
-RANDOM_DRAWS = 5  # the random baseline is the mean of these
+SHOTS = 2
 KL_BETA = 0.12
 VARIANTS = ("mixed", "dropped", "matched")
 FIGURES = {  # gate metric -> name of its critical expectation; the warning's ends in _warning
@@ -71,58 +63,6 @@ LINES = {  # what is drawn: (variant, policy) -> colour, marker, line style, lab
 }
 
 
-@dataclass(frozen=True)
-class Bench:
-    """The RL data to spoil, and the questions that every policy answers."""
-
-    resources: Resources
-    n_queries: int
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """The demo's RL data, as the pipeline's rollout step records it."""
-        train, table = self.resources.train, self.resources.features("train")
-        queries = choose_queries(train, self.n_queries, DATA_SEED)
-        selector = self.untrained(DATA_SEED)
-        answer = self.resources.answer
-        return rollout(queries, train, table, selector, lambda p: answer(p, "rollout"), RolloutSettings(), seed=DATA_SEED)
-
-    @cached_property
-    def train_SD(self) -> np.ndarray:
-        return np.asarray(self.resources.features("train").fused_SD)
-
-    @cached_property
-    def queries_QD(self) -> np.ndarray:
-        return np.asarray(self.resources.features("val").fused_SD)
-
-    @cached_property
-    def pools_QN(self) -> np.ndarray:
-        return self.resources.pools(self.resources.val, POOL_SIZE, DATA_SEED)
-
-    @cached_property
-    def baselines(self) -> dict[str, float]:
-        """Accuracy of random demonstrations, mean over draws, and of the most similar ones."""
-        draws = [random_picks(self.resources.val, self.pools_QN, SHOTS, seed) for seed in range(RANDOM_DRAWS)]
-        similar = similarity_picks(self.queries_QD, self.pools_QN, self.train_SD, SHOTS)
-        random = float(np.mean([self.accuracy_Q(picks).mean() for picks in draws]))
-        return {RANDOM: random, SIMILARITY: float(self.accuracy_Q(similar).mean())}
-
-    def untrained(self, seed: int) -> PointerSelector:
-        """The selector that training with this seed starts from."""
-        torch.manual_seed(seed)
-        return PointerSelector(feature_dim=self.train_SD.shape[1]).eval()
-
-    def accuracy_Q(self, picks_QK: np.ndarray) -> np.ndarray:
-        """Accuracy on each evaluation question."""
-        val, train, answer = self.resources.val, self.resources.train, self.resources.answer
-        records = evaluate(val, "report", {"policy": picks_QK}, (SHOTS,), train, lambda p: answer(p, "evaluation"))
-        return records.accuracy.to_numpy(dtype=float)
-
-    def selector_accuracy_Q(self, selector: PointerSelector) -> np.ndarray:
-        """Accuracy of a selector's greedy picks on each evaluation question."""
-        return self.accuracy_Q(greedy_picks(selector, self.queries_QD, self.pools_QN, self.train_SD, SHOTS))
-
-
 def spoil(groups: Sequence[Group], share: float, seed: int, variant: str) -> list[Group]:
     """``groups`` with ``share`` percent of them scored 0, or without those; larger shares contain the smaller ones'."""
     order = np.random.default_rng([seed, 7]).permutation(len(groups))
@@ -137,30 +77,26 @@ def zero(group: Group) -> Group:
     return replace(group, trials=tuple(replace(trial, correct=0.0, accuracy=0.0) for trial in group.trials))
 
 
-def best_epoch(epochs: Iterable[Epoch]) -> tuple[int, PointerSelector]:
-    """The epoch with the highest expected reward, the earliest among equals, and its selector."""
-    number, selector, highest = 0, None, -math.inf
-    for epoch in epochs:
-        if epoch.metrics["expected_reward"] > highest:
-            number, highest = epoch.epoch, epoch.metrics["expected_reward"]
-            selector = copy.deepcopy(epoch.selector)
-    assert selector is not None
-    return number, selector
+def baselines(questions: QuestionSet) -> dict[str, float]:
+    """Accuracy of random demonstrations, mean over draws, and of the most similar ones."""
+    draws = [questions.accuracy_QS(questions.random_QK(seed)).mean() for seed in range(RANDOM_DRAWS)]
+    return {RANDOM: float(np.mean(draws)), SIMILARITY: float(questions.accuracy_QS(questions.similarity_QK()).mean())}
 
 
-def measure(bench: Bench, share: float, seed: int, variant: str) -> dict[str, Any]:
+def measure(bench: Bench, questions: QuestionSet, share: float, seed: int, variant: str) -> dict[str, Any]:
     """One training: figures of the gate, and accuracies."""
     groups = spoil(bench.groups, share, seed, variant)
-    data = RLData(tuple(groups), digest="", vintage="pools", dropped={}, meta={}, source="benchmark")
+    data = as_rl_data(groups)
     result = gate.check(data)
     settings = RceSettings()
     if variant == "matched":
         settings = replace(settings, epochs=round(settings.epochs * len(bench.groups) / len(groups)))
     rce_epoch, rce = best_epoch(train_rce(data, bench.train_SD, settings, seed=seed))
     grpo_epoch, grpo = best_epoch(train_grpo(rce, data, bench.train_SD, GrpoSettings(kl_beta=KL_BETA), seed=seed))
-    untrained_Q = bench.selector_accuracy_Q(bench.untrained(seed))
-    trained_Q = {"rce": bench.selector_accuracy_Q(rce), "grpo": bench.selector_accuracy_Q(grpo)}
-    accuracy = {**bench.baselines, "untrained": float(untrained_Q.mean())}
+    selectors = {"untrained": bench.untrained(seed), "rce": rce, "grpo": grpo}
+    trained_Q = {name: questions.accuracy_QS(questions.greedy_QK(model))[:, 0] for name, model in selectors.items()}
+    untrained_Q = trained_Q.pop("untrained")
+    accuracy = {**baselines(questions), "untrained": float(untrained_Q.mean())}
     return {
         "n_queries": bench.n_queries,
         "share": share,
@@ -180,17 +116,6 @@ def measure(bench: Bench, share: float, seed: int, variant: str) -> dict[str, An
             for name, values_Q in trained_Q.items()
         },
     }
-
-
-def read_rows(path: Path, n_queries: int) -> list[dict[str, Any]]:
-    """Finished trainings on that many queries; a line cut off by a killed run is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            click.echo(f"{path}: left out a damaged line", err=True)
-    return [row for row in rows if row["n_queries"] == n_queries]
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -330,6 +255,7 @@ def legend_handles(frame: pd.DataFrame) -> list[Line2D | Patch]:
 def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_queries: int) -> None:
     """Measure, plot and print a Markdown table of everything in the output file."""
     bench = Bench(Resources(cache_dir=default_cache_dir()), n_queries)
+    questions = bench.questions(bench.resources.val, (SHOTS,))
     wanted = [
         (float(share), seed, variant)
         for seed in range(seeds)
@@ -338,11 +264,8 @@ def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_que
         if variant == "mixed" or 0 < float(share) < 100
     ]
     done = {(row["share"], row["seed"], row["variant"]) for row in read_rows(output, n_queries)}
-    output.parent.mkdir(parents=True, exist_ok=True)
     for share, seed, variant in tqdm([key for key in wanted if key not in done], "trainings", unit="run"):
-        row = measure(bench, share, seed, variant)
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(output, measure(bench, questions, share, seed, variant))
     frame = to_frame(read_rows(output, n_queries))
     draw(frame, plot)
     click.echo(markdown(frame))
