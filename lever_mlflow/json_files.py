@@ -52,6 +52,7 @@ class _Reader:
         self._decoder = json.JSONDecoder(parse_constant=self._refuse_constant, object_pairs_hook=self._unique)
 
     def items(self) -> Iterator[tuple[str, Any]]:
+        """Keys and values, one by one; the whole file is the object."""
         start = self._peek()
         if start != "{":
             value = self._value()

@@ -23,7 +23,7 @@ import torch
 from lever_mlflow import gate, report, steps, tracking
 from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.evaluate import split_questions
-from lever_mlflow.exceptions import DataError, GateError, ParameterError
+from lever_mlflow.exceptions import CheckpointError, DataError, GateError, ParameterError
 from lever_mlflow.pools import check_pool_size
 from lever_mlflow.resources import Resources
 from lever_mlflow.rewards import RewardMode
@@ -165,7 +165,11 @@ class Pipeline:
             return None
         if resume == AUTO:
             run = tracking.find_run(step.step, {"key": step.key}, having=steps.STATE_TAG, unfinished=True)
-            return None if run is None else steps.find_state(run.info.run_id)
+            try:
+                return None if run is None else steps.find_state(run.info.run_id)
+            except CheckpointError as error:
+                log.warning("%s; starting over", error)
+                return None
         tags = {} if Path(resume).is_dir() else tracking.any_run_tags(resume)
         found = steps.find_state(resume) if not tags or tags.get("key") == step.key else None
         if found is None or found.key != step.key:

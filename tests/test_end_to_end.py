@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from lever_mlflow import pipeline, tracking
 from lever_mlflow.checkpoint import load_selector
-from lever_mlflow.exceptions import DataError, GateError, LeverError, MissingRunError, ParameterError
+from lever_mlflow.exceptions import CheckpointError, DataError, GateError, LeverError, MissingRunError, ParameterError
 from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.training_state import load_state
@@ -510,6 +511,23 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
     assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
     assert not list((line.resources.cache_dir / "unsent").iterdir())
+
+
+def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeypatch, caplog):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=2, batch_size=16)
+    with monkeypatch.context() as patch:
+        failing_from(patch, "log_metrics", 2)
+        with pytest.raises(LeverError, match="connection error"):
+            run_step(lambda: line.rce(data, settings))
+    interrupted = mlflow.last_active_run()
+    shutil.rmtree(Path(interrupted.info.artifact_uri.removeprefix("file://"), "training_states"))
+    with pytest.raises(CheckpointError, match="no whole training state to go on from"):
+        run_step(lambda: line.rce(data, settings, interrupted.info.run_id))
+    run = run_step(lambda: line.rce(data, settings))
+    assert "no whole training state to go on from; starting over" in caplog.text
+    assert "lever.resumed_from" not in run.data.tags
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which takes root")

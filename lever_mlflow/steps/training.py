@@ -153,7 +153,7 @@ def find_state(source: str) -> Interrupted:
         models = {int(epoch): model for epoch, model in meta["models"].items()}
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         return Interrupted(source, state, models, {epoch: _checkpoint(folder, epoch) for epoch in missing}, meta["key"])
-    raise CheckpointError(f"{source}: no whole training state to go on from; train anew with resume=none")
+    raise CheckpointError(f"{source}: no whole training state to go on from")
 
 
 def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interrupted | None) -> None:
