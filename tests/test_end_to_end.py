@@ -467,6 +467,14 @@ def failing_from(monkeypatch, name, call):
     return calls
 
 
+def lose_connection(monkeypatch, make_step, *, epoch):
+    """Runs a step that MLflow leaves alone when it logs this epoch's metrics."""
+    with monkeypatch.context() as patch:
+        failing_from(patch, "log_metrics", epoch)
+        with pytest.raises(LeverError, match="connection error"):
+            run_step(make_step)
+
+
 def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):
     line = local()
     data = line.rl_data(good_rl_data)
@@ -498,10 +506,7 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     line = local()
     data = line.rl_data(good_rl_data)
     settings = RceSettings(epochs=4, batch_size=16)
-    with monkeypatch.context() as patch:
-        failing_from(patch, "log_metrics", 3)
-        with pytest.raises(LeverError, match="connection error"):
-            run_step(lambda: line.rce(data, settings))
+    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=3)
     interrupted = mlflow.last_active_run().info.run_id
     told = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
     with pytest.raises(ParameterError, match=f"resume={interrupted}: {told}"):
@@ -517,10 +522,7 @@ def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeyp
     line = local()
     data = line.rl_data(good_rl_data)
     settings = RceSettings(epochs=2, batch_size=16)
-    with monkeypatch.context() as patch:
-        failing_from(patch, "log_metrics", 2)
-        with pytest.raises(LeverError, match="connection error"):
-            run_step(lambda: line.rce(data, settings))
+    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
     interrupted = mlflow.last_active_run()
     shutil.rmtree(Path(interrupted.info.artifact_uri.removeprefix("file://"), "training_states"))
     with pytest.raises(CheckpointError, match="no whole training state to go on from"):
