@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -208,6 +209,7 @@ def launch(command: click.Command) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lever_mlflow").setLevel(logging.INFO)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # a line for each checkpoint's input example
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         command.main(standalone_mode=False)
     except click.UsageError as error:
@@ -216,6 +218,11 @@ def launch(command: click.Command) -> None:
         _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Ends as on an error, so that what is open is closed and the run marked FAILED."""
+    _fail("terminated", 128 + number)
 
 
 def _fail(message: str, code: int) -> None:

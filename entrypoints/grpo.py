@@ -36,8 +36,11 @@ from lever_mlflow.types import GrpoSettings
 @option("freeze_backbone", bool, GrpoSettings.freeze_backbone, "train attention and norms only")
 def main(rl_data: str, init: str, resume: str, **values: Any) -> None:
     """Train by GRPO: an MLflow run with a checkpoint per epoch."""
+    from lever_mlflow.steps import follow_training
     from lever_mlflow.tracking import project_run, run_here
 
+    if follow_training(values["device"]):
+        return
     with project_run("grpo"):
         pipeline = make_pipeline(values)
         data = pipeline.find_rl_data(rl_data)

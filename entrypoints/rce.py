@@ -34,8 +34,11 @@ from lever_mlflow.types import RceSettings
 @option("state_update", bool, RceSettings.state_update, "each pick moves the query's state, so that later picks depend on it")
 def main(rl_data: str, resume: str, **values: Any) -> None:
     """Train by RCE: an MLflow run with a checkpoint per epoch."""
+    from lever_mlflow.steps import follow_training
     from lever_mlflow.tracking import project_run, run_here
 
+    if follow_training(values["device"]):
+        return
     with project_run("rce"):
         pipeline = make_pipeline(values)
         run_here(pipeline.rce(pipeline.find_rl_data(rl_data), RceSettings(**values), resume))

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lever_mlflow.exceptions import DataError, LeverError
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.objectives import zero_spread
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import Group
 
-__all__ = ["GroupBatch", "GroupTable", "check_finite", "split_groups", "tabulate"]
+__all__ = ["GroupBatch", "GroupTable", "split_groups", "tabulate"]
 
 
 @dataclass(frozen=True)
 class GroupBatch:
     """B queries with their pools and groups. ``mask_BG`` is False at padded trials, ``pool_mask_BN`` at padded candidates.
 
-    ``pool_mask_BN`` is None when all pools have the same size.
+    ``pool_mask_BN`` is None when all pools have the same size; ``rewards_std`` is that of all trials of the step that these
+    queries are of (unbiased, 0 for a single one).
     """
 
     query_ids: tuple[int, ...]
@@ -30,6 +32,7 @@ class GroupBatch:
     pointers_BGK: Tensor
     rewards_BG: Tensor
     mask_BG: Tensor
+    rewards_std: float
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,26 @@ class GroupTable:
         """Mean reward of all trials."""
         return float(self.rewards_QG.sum(dtype=np.float64) / self.sizes_Q.sum())
 
+    @property
+    def frac_zero_spread(self) -> float:
+        """Share of groups whose rewards are all equal."""
+        rewards_QG, mask_QG = torch.from_numpy(self.rewards_QG), torch.from_numpy(self._mask(np.arange(len(self))))
+        return float(zero_spread(rewards_QG, mask_QG).double().mean())
+
+    def _mask(self, rows: np.ndarray) -> np.ndarray:
+        return np.arange(self.rewards_QG.shape[1]) < self.sizes_Q[rows, None]
+
+    def _rewards_std(self, rows: np.ndarray) -> float:
+        rewards = self.rewards_QG[rows][self._mask(rows)]
+        return float(rewards.std(ddof=1, dtype=np.float64)) if len(rewards) > 1 else 0.0
+
     def batches(self, order: np.ndarray, batch_size: int, device: str) -> Iterator[GroupBatch]:
         """Batches of ``batch_size`` groups in the given order of rows, the last one possibly smaller."""
         for start in range(0, len(order), batch_size):
             yield self.batch(order[start : start + batch_size], device)
 
-    def batch(self, rows: np.ndarray, device: str = "cpu") -> GroupBatch:
-        """The groups of these rows, padded to the largest of them."""
+    def batch(self, rows: np.ndarray, device: str = "cpu", step_rows: np.ndarray | None = None) -> GroupBatch:
+        """The groups of these rows, padded to the largest of them; ``step_rows``: of the whole step, if these are a part."""
         n, g = int(self.pool_sizes_Q[rows].max()), int(self.sizes_Q[rows].max())
         pool_mask_BN = np.arange(n) < self.pool_sizes_Q[rows, None]
         candidates_BND = self.features_SD[self.pools_QN[rows, :n]].astype(np.float32, copy=False)
@@ -76,7 +92,8 @@ class GroupTable:
             pool_mask_BN=None if pool_mask_BN.all() else torch.from_numpy(pool_mask_BN).to(device),
             pointers_BGK=torch.from_numpy(self.pointers_QGK[rows, :g]).to(device),
             rewards_BG=torch.from_numpy(self.rewards_QG[rows, :g]).to(device),
-            mask_BG=torch.from_numpy(np.arange(g) < self.sizes_Q[rows, None]).to(device),
+            mask_BG=torch.from_numpy(self._mask(rows)[:, :g]).to(device),
+            rewards_std=self._rewards_std(rows if step_rows is None else step_rows),
         )
 
 
@@ -128,17 +145,3 @@ def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode,
         pointers_QGK[q, : sizes_Q[q]], rewards_QG[q, : sizes_Q[q]] = kept_pointers[q], kept_rewards[q]
     query_ids_Q = np.array([group.query_id for group in groups])
     return GroupTable(query_ids_Q, pools_QN, pool_sizes_Q, pointers_QGK, rewards_QG, sizes_Q, features_SD)
-
-
-def check_finite(loss: Tensor, batch: GroupBatch) -> float:
-    """The loss as a number.
-
-    Raises:
-        LeverError: it is not finite; names the batch's queries.
-    """
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        raise LeverError(
-            f"loss is {value} on queries {list(batch.query_ids)}; lower lr or grad_clip, or check these queries' data"
-        )
-    return value

@@ -87,16 +87,19 @@ def rce_loss(
     return RceLoss(loss, weights_BG)
 
 
-def group_advantages(rewards_BG: Tensor, mask_BG: Tensor | None = None, *, scale: ScaleRewards = "group") -> Tensor:
+def group_advantages(
+    rewards_BG: Tensor, mask_BG: Tensor | None = None, *, scale: ScaleRewards = "group", batch_std: float | None = None
+) -> Tensor:
     """(r - mean of the group) / max(std, 0.1), clamped to +/-5; 0 at padding, shape [B, G].
 
-    ``scale``: the unbiased std is that of the ``group``, or of all trials of the ``batch``; ``none`` does not divide. Names and
-    meaning as in TRL's GRPO; the floor and the clamp are the predecessor's.
+    ``scale``: the unbiased std is that of the ``group``, or of all trials of the ``batch`` (``batch_std``, where these are only
+    a part of it); ``none`` does not divide. Names and meaning as in TRL's GRPO; the floor and the clamp are the predecessor's.
     """
     mask_BG = _full(mask_BG, rewards_BG)
     mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
     if scale == "batch":
-        _, std_B1 = _moments(rewards_BG.reshape(1, -1), mask_BG.reshape(1, -1))
+        _, own_11 = _moments(rewards_BG.reshape(1, -1), mask_BG.reshape(1, -1))
+        std_B1 = own_11 if batch_std is None else own_11.new_tensor([[batch_std]])
     divisor_B1 = torch.ones_like(std_B1) if scale == "none" else std_B1.clamp_min(0.1)
     return ((rewards_BG - mean_B1) / divisor_B1).clamp(-5.0, 5.0).where(mask_BG, 0.0)
 

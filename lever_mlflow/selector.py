@@ -157,6 +157,8 @@ class PointerSelector(nn.Module):
         steps = [self.pick_logits(encoding, pointers_BGK[:, :, :k]).log_softmax(-1) for k in range(pointers_BGK.shape[2])]
         return torch.stack(steps, dim=2)
 
+    forward = step_logprobs
+
     def logprobs(
         self, query_BD: Tensor, candidates_BND: Tensor, pointers_BGK: Tensor, pool_mask_BN: Tensor | None = None
     ) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lever_mlflow.group_batches import GroupBatch, split_groups, tabulate
 from lever_mlflow.objectives import adapted_beta, categorical_kl, entropy, group_advantages, grpo_loss, zero_spread
@@ -59,13 +59,15 @@ def train_grpo(
     if state is not None and settings.adaptive_beta:
         beta = adapted_beta(state.history[-1]["beta"], state.history[-1]["kl"])
 
-    def step(batch: GroupBatch, progress: float) -> StepOutput:
-        policy.eval()  # dropout off for log-probs
+    def step(model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
+        model.eval()  # dropout off for log-probs
         inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
-        steps_BGKN = policy.step_logprobs(*inputs)
+        steps_BGKN = model(*inputs)
         with torch.no_grad():
             old_steps_BGKN = reference.step_logprobs(*inputs)
-        advantages_BG = group_advantages(batch.rewards_BG, batch.mask_BG, scale=settings.scale_rewards)
+        advantages_BG = group_advantages(
+            batch.rewards_BG, batch.mask_BG, scale=settings.scale_rewards, batch_std=batch.rewards_std
+        )
         mask_BG = batch.mask_BG
         if settings.mask_zero_std_groups:
             mask_BG = mask_BG & ~zero_spread(batch.rewards_BG, mask_BG)[:, None]
@@ -88,7 +90,7 @@ def train_grpo(
             "entropy": entropy_now.detach(),
         }
         loss = result.loss - settings.entropy_coef * entropy_now if settings.entropy_coef else result.loss
-        return StepOutput(loss, means, {"advantages": advantages_BG[batch.mask_BG]})
+        return StepOutput(loss, int(mask_BG.any(1).sum()), means, {"advantages": advantages_BG[batch.mask_BG]})
 
     def finish(metrics: Metrics, kept: dict[str, Tensor]) -> Metrics:
         nonlocal beta

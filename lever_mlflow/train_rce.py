@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lever_mlflow.group_batches import GroupBatch, split_groups, tabulate
 from lever_mlflow.objectives import rce_loss, rce_temperature
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import RLData
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector import PointerSelector, pointer_logprobs
 from lever_mlflow.training import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.types import RceSettings
 from lever_mlflow.validation import validate_selector
@@ -56,15 +56,15 @@ def train_rce(
     ).to(device)
     temperature = settings.temperature_start
 
-    def step(batch: GroupBatch, progress: float) -> StepOutput:
+    def step(model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
         nonlocal temperature
-        selector.train()
+        model.train()
         temperature = rce_temperature(progress, settings.temperature_start, settings.temperature_end)
-        logprobs_BG = selector.logprobs(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
+        steps_BGKN = model(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
+        logprobs_BG = pointer_logprobs(steps_BGKN, batch.pointers_BGK)
         normalize = settings.normalize_rewards
-        return StepOutput(
-            rce_loss(logprobs_BG, batch.rewards_BG, temperature, normalize=normalize, mask_BG=batch.mask_BG).loss, {}
-        )
+        result = rce_loss(logprobs_BG, batch.rewards_BG, temperature, normalize=normalize, mask_BG=batch.mask_BG)
+        return StepOutput(result.loss, counted=len(batch.query_ids))
 
     def finish(metrics: Metrics, kept: dict[str, Tensor]) -> Metrics:
         return {**validate_selector(selector, val_table, device), "temperature": temperature}

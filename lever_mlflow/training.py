@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.group_batches import GroupBatch, GroupTable, check_finite
-from lever_mlflow.objectives import zero_spread
+from lever_mlflow import distributed
+from lever_mlflow.exceptions import CheckpointError, LeverError
+from lever_mlflow.group_batches import GroupBatch, GroupTable
 from lever_mlflow.selector import PointerSelector
 
 __all__ = ["Epoch", "LrScheduler", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
@@ -47,10 +47,14 @@ class LoopSettings(Protocol):
 
 
 class StepOutput(NamedTuple):
-    """One step: the loss to follow, scalars to be averaged over queries, and values to be kept for the whole epoch."""
+    """One step: the loss to follow, scalars to be averaged over queries, and values to be kept for the whole epoch.
+
+    ``counted``: the number of queries that the loss and the scalars are means of.
+    """
 
     loss: Tensor
-    means: Mapping[str, Tensor]
+    counted: int
+    means: Mapping[str, Tensor] = {}
     values: Mapping[str, Tensor] = {}
 
 
@@ -90,7 +94,7 @@ def train_epochs(
     selector: PointerSelector,
     groups: GroupTable,
     settings: LoopSettings,
-    step: Callable[[GroupBatch, float], StepOutput],
+    step: Callable[[nn.Module, GroupBatch, float], StepOutput],
     finish: Callable[[Metrics, dict[str, Tensor]], Metrics],
     *,
     seed: int,
@@ -98,10 +102,10 @@ def train_epochs(
     device: str = "cpu",
     state: TrainingState | None = None,
 ) -> Iterator[Epoch]:
-    """Trains ``selector`` in place and yields each epoch.
+    """Trains ``selector`` in place and yields each epoch, in every process of the training.
 
     Args:
-        step: from a batch and the share of all steps done, in [0, 1], the loss.
+        step: from the module to call for log-probs, a batch and the share of all steps done, in [0, 1], the loss.
         finish: from the epoch's mean metrics and kept values, the metrics to add.
         state: of an earlier run with the same arguments, to go on after its last epoch; the selector's weights are replaced.
 
@@ -118,41 +122,57 @@ def train_epochs(
     if state is not None:
         history = [dict(metrics) for metrics in state.history]
         _restore(selector, optimizer, trainable, state)
+    processes = distributed.join(device)
+    model = distributed.wrapped(processes, selector)
     steps_per_epoch = -(-len(groups) // settings.batch_size)
     last_step = max(settings.epochs * steps_per_epoch - 1, 1)
     for epoch in range(len(history) + 1, settings.epochs + 1):
         if _stopped(history, settings.early_stopping):
             return
         started = time.perf_counter()
-        torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+        torch.manual_seed(_dropout_seed(seed, epoch, processes.process_index))
         order = np.random.default_rng([seed, epoch]).permutation(len(groups))
         sums: dict[str, float] = defaultdict(float)
         kept: dict[str, list[Tensor]] = defaultdict(list)
-        batches = groups.batches(order, settings.batch_size, device)
-        for i, batch in enumerate(tqdm(batches, f"{name} epoch {epoch}", steps_per_epoch, unit="step", disable=None)):
+        quiet = None if processes.is_main_process else True
+        for i in tqdm(range(steps_per_epoch), f"{name} epoch {epoch}", unit="step", disable=quiet):
             progress = ((epoch - 1) * steps_per_epoch + i) / last_step
             lr = settings.lr * lr_factor(settings.lr_scheduler, progress)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            output = step(batch, progress)
+            rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
+            own = distributed.share(processes, rows)
+            # a process without a query in a small last step takes part with one that counts for nothing
+            batch = groups.batch(own if len(own) else rows[:1], str(processes.device), rows)
+            output = step(model, batch, progress)
+            figures = {"train_loss": output.loss, **output.means}
+            own_values = torch.stack([value.detach() for value in figures.values()])
+            values, weight = distributed.average(processes, own_values, output.counted if len(own) else 0)
+            _check_finite(float(values[0]), groups.query_ids_Q[rows])
             optimizer.zero_grad()
-            loss = check_finite(output.loss, batch)
-            output.loss.backward()
+            processes.backward(output.loss * weight)
             norm = torch.nn.utils.clip_grad_norm_(list(trainable.values()), settings.grad_clip)
             optimizer.step()
-            spread = zero_spread(batch.rewards_BG, batch.mask_BG).float().mean()
-            figures = {"frac_reward_zero_std": spread, **output.means, "grad_norm": norm}
-            sums["train_loss"] += loss * len(batch.query_ids)
-            for key, value in figures.items():
-                sums[key] += value.item() * len(batch.query_ids)
+            for key, value in zip((*figures, "grad_norm"), (*values.tolist(), norm.item()), strict=True):
+                sums[key] += value * len(rows)
             for key, tensor in output.values.items():
-                kept[key].append(tensor.detach().cpu())
+                kept[key].append(tensor.detach().cpu()[: None if len(own) else 0])
         metrics: Metrics = {key: total / len(groups) for key, total in sums.items()}
-        metrics |= {"reward_mean": groups.reward_mean, "lr": lr}
-        metrics |= finish(metrics, {key: torch.cat(tensors) for key, tensors in kept.items()})
+        metrics |= {"reward_mean": groups.reward_mean, "frac_reward_zero_std": groups.frac_zero_spread, "lr": lr}
+        metrics |= finish(metrics, {key: distributed.gathered(processes, tensors) for key, tensors in kept.items()})
         metrics["seconds"] = time.perf_counter() - started
         history.append(metrics)
         yield Epoch(epoch, metrics, selector, _state(history, selector, optimizer, trainable))
+
+
+def _dropout_seed(seed: int, epoch: int, process: int) -> int:
+    """Another one for each process, whose queries would else lose the same hidden units."""
+    return int(np.random.SeedSequence([seed, epoch, process] if process else [seed, epoch]).generate_state(1)[0])
+
+
+def _check_finite(loss: float, query_ids: np.ndarray) -> None:
+    if not math.isfinite(loss):
+        raise LeverError(f"loss is {loss} on queries {query_ids.tolist()}; lower lr or grad_clip, or check these queries' data")
 
 
 def _stopped(history: list[Metrics], patience: int) -> bool:

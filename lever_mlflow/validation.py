@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lever_mlflow import distributed
 from lever_mlflow.group_batches import GroupTable
 from lever_mlflow.objectives import rce_loss
 from lever_mlflow.selector import PointerSelector
@@ -16,7 +17,7 @@ _BATCH = 32
 
 @torch.no_grad()
 def validate_selector(selector: PointerSelector, groups: GroupTable, device: str = "cpu") -> dict[str, float]:
-    """Means over ``groups``, without dropout.
+    """Means over ``groups``, without dropout; each process of a training takes a part of them.
 
     ``val_loss``: RCE loss with raw rewards at temperature 1, the predecessor's figure. It rises when a policy grows sure of
     itself, even rightly so, since every recorded trial keeps a weight; so epochs are not chosen by it.
@@ -24,22 +25,25 @@ def validate_selector(selector: PointerSelector, groups: GroupTable, device: str
     within the group.
     """
     selector.eval()
+    processes = distributed.join(device)
     loss = reward = 0.0
-    for batch in groups.batches(np.arange(len(groups)), _BATCH, device):
+    for batch in groups.batches(distributed.share(processes, np.arange(len(groups))), _BATCH, str(processes.device)):
         logprobs_BG = selector.logprobs(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
         result = rce_loss(logprobs_BG, batch.rewards_BG, 1.0, normalize="none", mask_BG=batch.mask_BG)
         loss += float(result.loss) * len(batch.query_ids)
         weights_BG = logprobs_BG.masked_fill(~batch.mask_BG, -torch.inf).softmax(1)
         reward += float((weights_BG * batch.rewards_BG).sum())
+    loss, reward = distributed.total(processes, (loss, reward))
     return {"val_loss": loss / len(groups), "expected_reward": reward / len(groups)}
 
 
 @torch.no_grad()
 def picks_changed(selector: PointerSelector, reference: PointerSelector, groups: GroupTable, device: str = "cpu") -> float:
     """Share of queries whose greedy picks, in order, differ between two selectors; as many shots as the pointers have."""
+    processes = distributed.join(device)
     changed = 0
-    for batch in groups.batches(np.arange(len(groups)), _BATCH, device):
+    for batch in groups.batches(distributed.share(processes, np.arange(len(groups))), _BATCH, str(processes.device)):
         pool, shots = (batch.query_BD, batch.candidates_BND), batch.pointers_BGK.shape[2]
         ours_BK, theirs_BK = (model.greedy(*pool, shots, batch.pool_mask_BN) for model in (selector, reference))
         changed += int((ours_BK != theirs_BK).any(1).sum())
-    return changed / len(groups)
+    return distributed.total(processes, [changed])[0] / len(groups)

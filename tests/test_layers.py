@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lever_mlflow"
 LAYERS = [
     {"exceptions", "types", "prompt", "vqa_accuracy", "rewards", "objectives"},
     {
-        "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
+        "distributed", "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
         "vlm", "answer_cache", "checkpoint",
     },
@@ -21,6 +21,7 @@ STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}
 ONLY_IN = {
     "mlflow": LAYERS[3] | LAYERS[4],
     "great_expectations": {"gate"},
+    "accelerate": {"distributed"},
     "transformers": {"features", "vlm", "model_files", "mini"},
     "click": {"mini"},
 }

@@ -10,7 +10,15 @@ from lever_mlflow.steps.evaluation import (
     read_evaluation,
     register_best,
 )
-from lever_mlflow.steps.training import STATE_TAG, Interrupted, Launch, find_state, train_by_grpo, train_by_rce
+from lever_mlflow.steps.training import (
+    STATE_TAG,
+    Interrupted,
+    Launch,
+    find_state,
+    follow_training,
+    train_by_grpo,
+    train_by_rce,
+)
 
 __all__ = [
     "COMPARISON_FILE",
@@ -24,6 +32,7 @@ __all__ = [
     "compare_betas",
     "evaluate_epochs",
     "find_state",
+    "follow_training",
     "promote_beta",
     "read_evaluation",
     "read_verdict",

@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
-from lever_mlflow import gate, tracking
+from lever_mlflow import distributed, gate, tracking
 from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
 from lever_mlflow.curves import training_curves
 from lever_mlflow.diagnosis import diagnose
 from lever_mlflow.exceptions import CheckpointError, LeverError
 from lever_mlflow.group_batches import split_groups
+from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import RLData, check_fits
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import Context
@@ -34,7 +35,7 @@ from lever_mlflow.training import Epoch, TrainingState
 from lever_mlflow.training_state import load_state, save_state
 from lever_mlflow.types import Fusion, GrpoSettings, RceSettings
 
-__all__ = ["STATE_TAG", "Interrupted", "Launch", "find_state", "train_by_grpo", "train_by_rce"]
+__all__ = ["STATE_TAG", "Interrupted", "Launch", "find_state", "follow_training", "train_by_grpo", "train_by_rce"]
 
 STATES_FOLDER, STATE_TAG = "training_states", "state_epoch"
 
@@ -90,15 +91,7 @@ def train_by_rce(context: Context, data: RLData, settings: RceSettings, launch: 
     check_fits(data, context.resources.train)
     override = pass_gate(context, data, launch.verdict())
     earlier = launch.interrupted()
-    epochs = train_rce(
-        data,
-        context.resources.features("train").of(settings.fusion),
-        settings,
-        seed=context.seed,
-        reward_mode=context.reward_mode,
-        device=context.resources.torch_device,
-        state=None if earlier is None else earlier.state,
-    )
+    epochs = _begin(context, train_rce, settings.fusion, earlier, data=data, settings=settings)
     origin = {"rl_data_digest": data.digest}
     training = _Training(context, "rce", data, origin, override, settings.val_share, settings.fusion, launch.key)
     _log_training(training, epochs, earlier)
@@ -117,19 +110,24 @@ def train_by_grpo(
     override = {**start_override, **pass_gate(context, data, launch.verdict())}
     earlier = launch.interrupted()
     fusion = start.fusion
-    epochs = train_grpo(
-        start,
-        data,
-        context.resources.features("train").of(fusion),
-        settings,
-        seed=context.seed,
-        reward_mode=context.reward_mode,
-        device=context.resources.torch_device,
-        state=None if earlier is None else earlier.state,
-    )
+    epochs = _begin(context, train_grpo, fusion, earlier, start=start, data=data, settings=settings)
     origin = {"rl_data_digest": data.digest, "start_digest": selector_digest(start), "kl_beta": settings.kl_beta}
     training = _Training(context, "grpo", data, origin, override, settings.val_share, fusion, launch.key)
     _log_training(training, epochs, earlier)
+
+
+def follow_training(device: str) -> bool:
+    """Takes part in a training that another process leads, to its end; False at once in the process that leads or is alone.
+
+    ``device``: as for ``Resources``.
+    """
+    processes = distributed.join(Resources(device=device).torch_device)
+    if processes.is_main_process:
+        return False
+    train, resources, fusion, arguments = distributed.broadcast(processes)
+    for _ in train(**arguments, features_SD=resources.features("train").of(fusion), device=resources.torch_device):
+        pass
+    return True
 
 
 def find_state(source: str) -> Interrupted:
@@ -154,6 +152,19 @@ def find_state(source: str) -> Interrupted:
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         return Interrupted(source, state, models, {epoch: _checkpoint(folder, epoch) for epoch in missing}, meta["key"])
     raise CheckpointError(f"{source}: no whole training state to go on from")
+
+
+def _begin(
+    context: Context, train: Callable[..., Iterator[Epoch]], fusion: Fusion, earlier: Interrupted | None, **arguments: Any
+) -> Iterator[Epoch]:
+    """Starts a training here and in the processes that follow."""
+    resources = context.resources
+    features_SD = resources.features("train").of(fusion)  # now they are on disk, where the others find them
+    state = None if earlier is None else earlier.state
+    arguments |= {"seed": context.seed, "reward_mode": context.reward_mode, "state": state}
+    processes = distributed.join(resources.torch_device)
+    distributed.broadcast(processes, (train, replace(resources), fusion, arguments))
+    return train(**arguments, features_SD=features_SD, device=resources.torch_device)
 
 
 def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interrupted | None) -> None:

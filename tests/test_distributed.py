@@ -1,0 +1,142 @@
+"""Two processes under ``accelerate launch`` give the metrics and weights of one; this file is also what they run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from conftest import learnable_groups
+from mlflow import MlflowClient
+
+from lever_mlflow.distributed import join
+from lever_mlflow.rl_data import Group, RLData, Trial, save_rl_data
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.train_grpo import train_grpo
+from lever_mlflow.train_rce import train_rce
+from lever_mlflow.types import GrpoSettings, RceSettings
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+SMALL = {"epochs": 2, "lr": 1e-4, "batch_size": 6}
+CASES = {
+    "rce": RceSettings(**SMALL),
+    "rce, ranks, cosine": RceSettings(**SMALL, normalize_rewards="rank", lr_scheduler="cosine", state_update=True),
+    "grpo": GrpoSettings(**SMALL),
+    "grpo, batch std": GrpoSettings(**{**SMALL, "batch_size": 12}, scale_rewards="batch", adaptive_beta=True, kl_beta=0.5),
+    "grpo, masked, entropy": GrpoSettings(**SMALL, mask_zero_std_groups=True, entropy_coef=0.1, freeze_backbone=False),
+    "grpo, one query": GrpoSettings(**{**SMALL, "batch_size": 1}),
+}
+
+
+def problem():
+    """31 training queries, so that the last of the steps of six has one; pools and groups of different sizes."""
+    features_SD, groups = learnable_groups(39)
+    uneven = [
+        replace(group, pool=group.pool[: 12 - i % 3], trials=tuple(t for t in group.trials[i % 4 :] if max(t.pointer) < 10))
+        for i, group in enumerate(groups)
+    ]
+    flat = [replace(g, trials=tuple(replace(t, correct=0.0, accuracy=0.0) for t in g.trials)) for g in uneven[:9]]
+    return features_SD, RLData((*flat, *uneven[9:]), "digest", "pools", {}, {}, "x.json")
+
+
+def train(settings):
+    """Metrics of each epoch, and the weights after the last one."""
+    features_SD, data = problem()
+    if isinstance(settings, RceSettings):
+        epochs = train_rce(data, features_SD, settings, seed=3)
+    else:
+        torch.manual_seed(1)
+        epochs = train_grpo(PointerSelector(feature_dim=16), data, features_SD, settings, seed=3)
+    history = []
+    for epoch in epochs:
+        history.append({**epoch.metrics, "seconds": 0.0})
+    weights = {name: tensor.tolist() for name, tensor in epoch.state.weights.items()}
+    return history, weights
+
+
+def launch(*arguments, **environment):
+    """What ``accelerate launch`` does with a script or module, as a finished process."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **environment}
+    return subprocess.run(
+        [*LAUNCH, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """What two processes made of all cases."""
+    path = tmp_path_factory.mktemp("distributed") / "results.json"
+    result = launch(__file__, str(path))
+    assert result.returncode == 0, result.stderr
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_metrics_of_one(launched, case):
+    history, weights = train(CASES[case])
+    processes, other_history, other_weights = launched[case]
+    assert processes == 2
+    assert [sorted(metrics) for metrics in other_history] == [sorted(metrics) for metrics in history]
+    for metrics, other in zip(history, other_history, strict=True):
+        for name, value in metrics.items():
+            assert other[name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
+    for name, tensor in weights.items():
+        np.testing.assert_allclose(other_weights[name], tensor, atol=1e-4, err_msg=name)
+
+
+@pytest.fixture
+def rl_data(tmp_path):
+    """61 queries of the embedded data set's indices with 4 of 9 trials right in every second one."""
+    groups = [
+        Group(
+            query,
+            tuple(range(400 + query, 464 + query)),
+            tuple(Trial((i, i + 1), 1.0 * (query % 2 and i < 4), 0.5 * (query % 2 and i < 4), "beam") for i in range(9)),
+        )
+        for query in range(61)
+    ]
+    save_rl_data(tmp_path / "data.json", groups, {})
+    return str(tmp_path / "data.json")
+
+
+def test_an_entry_point_in_two_processes_is_one_run(mlflow_store, rl_data, tmp_path):
+    place = {
+        "MLFLOW_TRACKING_URI": mlflow_store,
+        "MLFLOW_EXPERIMENT_NAME": "test",
+        "LEVER_MLFLOW_CACHE": str(tmp_path / "cache"),
+    }
+    result = launch("-m", "entrypoints.rce", "--rl_data", rl_data, "--epochs", "2", "--device", "cpu", **place)
+    assert result.returncode == 0, result.stderr
+    runs = mlflow.search_runs(filter_string="tags.`lever.step` = 'rce'", output_format="list")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    history = MlflowClient().get_metric_history(runs[0].info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2]
+    assert len(MlflowClient().search_logged_models([runs[0].info.experiment_id])) == 2
+
+
+def test_bad_input_ends_all_processes_with_one_line_of_ours_and_a_failed_run(mlflow_store, tmp_path):
+    place = {
+        "MLFLOW_TRACKING_URI": mlflow_store,
+        "MLFLOW_EXPERIMENT_NAME": "test",
+        "LEVER_MLFLOW_CACHE": str(tmp_path / "cache"),
+    }
+    result = launch("-m", "entrypoints.rce", "--rl_data", "/nowhere.json", "--device", "cpu", **place)
+    assert result.returncode != 0
+    assert re.findall("^error: .*", result.stderr, re.MULTILINE)[0].startswith("error: /nowhere.json: no such file")
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
+
+
+if __name__ == "__main__":
+    results = {name: (join("cpu").num_processes, *train(settings)) for name, settings in CASES.items()}
+    if join("cpu").is_main_process:
+        Path(sys.argv[1]).write_text(json.dumps(results))
