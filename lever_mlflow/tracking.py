@@ -106,11 +106,18 @@ def project_run(name: str) -> Iterator[Run]:
     Raises:
         LeverError: MLflow refused something or its store cannot be reached.
     """
+    failure: LeverError | None = None
     try:
         with mlflow.start_run() as active:
             mlflow.set_tag("mlflow.runName", name)
-            yield active
+            try:
+                yield active
+            except LeverError as error:
+                failure = error
+                raise
     except MlflowException as error:
+        if failure is not None:  # and then not even that could be recorded; what failed first says more
+            raise failure from error
         raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {_first_line(error)}") from error
 
 

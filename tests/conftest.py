@@ -1,18 +1,37 @@
-"""Fixtures: a real MLflow store in a temporary folder, and a small data set in the official OK-VQA layout."""
+"""Real parts for tests: MLflow stores and servers in temporary folders, ``mlflow run``, small data in the official formats."""
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
-from lever_mlflow.rl_data import Group, Trial
+from lever_mlflow import pipeline, tracking
+from lever_mlflow.resources import Resources
+from lever_mlflow.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.types import Sample
 
+ROOT = Path(__file__).parents[1]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
+
+SLOW = ("test_end_to_end.py", "test_faults.py", "test_server_outage.py", "test_distributed.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The slow files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 @pytest.fixture
@@ -26,6 +45,7 @@ def mlflow_store(tmp_path, monkeypatch):
     yield uri
     while mlflow.active_run():
         mlflow.end_run()
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it to child processes
 
 
 def write_okvqa_split(root: Path, split: str, count: int, *, first_image: int = 1, per_image: int = 2) -> None:
@@ -92,3 +112,122 @@ def learnable_groups(n_queries: int = 40, pool: int = 12, shots: int = 2, trials
         group = [Trial(p, float(best in p), float(best in p), "random") for p in sorted(pointers)]
         groups.append(Group(query, tuple(members.tolist()), tuple(group)))
     return features_SD, groups
+
+
+class Server:
+    """``mlflow server`` with a sqlite store and its artifacts behind its proxy, in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts")]
+        log = (self.folder / "server.log").open("a")
+        self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+                time.sleep(0.2)
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Project:
+    """``mlflow run`` as a user types it, on a store of its own."""
+
+    def __init__(self, folder, cache_dir):
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "MLFLOW_TRACKING_URI": self.uri, "LEVER_MLFLOW_CACHE": str(cache_dir), "PATH": path}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.create_experiment("small", artifact_location=(folder / "artifacts").as_uri())
+        self.client = MlflowClient(self.uri)
+
+    def run(self, entry_point, experiment="small", **parameters):
+        arguments = [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
+        command = ["mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager", "local", "--experiment-name", experiment]
+        return subprocess.run(
+            [*command, *arguments], env=self.environment, capture_output=True, text=True, timeout=280, check=False
+        )
+
+    def runs(self, experiment="small", **tags):
+        return self.client.search_runs(
+            [self.client.get_experiment_by_name(experiment).experiment_id],
+            " and ".join(f"tags.`{name.replace('_', '.', 1)}` = '{value}'" for name, value in tags.items()),
+        )
+
+    def newest(self, experiment="small"):
+        return self.runs(experiment)[0]
+
+
+def error_lines(result):
+    """What a process told its user went wrong."""
+    assert "Traceback" not in result.stderr
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+def run_step(make_step):
+    """Runs a step in this process and returns its run."""
+    with tracking.project_run("test") as run:
+        tracking.run_here(make_step())
+    return mlflow.get_run(run.info.run_id)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    """Embedded data set, features and answers, shared by the tests of a process."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, cache_dir):
+    """``mlflow run`` on a store of the test module's own."""
+    return Project(tmp_path_factory.mktemp("project"), cache_dir)
+
+
+@pytest.fixture
+def bad_rl_data(tmp_path):
+    """60 queries without a single right trial."""
+    trials = tuple(Trial((i, i + 1), 0.0, 0.0, "beam") for i in range(9))
+    save_rl_data(tmp_path / "bad.json", [Group(query, tuple(range(400, 464)), trials) for query in range(60)], {})
+    return str(tmp_path / "bad.json")
+
+
+@pytest.fixture
+def local(mlflow_store, cache_dir):
+    """local(**choices) is a pipeline in this process, on a fresh store."""
+
+    def make(**choices):
+        return pipeline.Pipeline(Resources(cache_dir=cache_dir), **choices)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def good_rl_data(tmp_path_factory):
+    """60 queries of the embedded data set's indices, half of them with 4 of 9 trials right."""
+    path = tmp_path_factory.mktemp("good") / "good.json"
+    scores = {query: [1.0 * (query % 2 and i < 4) for i in range(9)] for query in range(60)}
+    groups = [
+        Group(
+            query,
+            tuple(range(400, 464)),
+            tuple(Trial((i, i + 1), score, score, "beam") for i, score in enumerate(scores[query])),
+        )
+        for query in range(60)
+    ]
+    save_rl_data(path, groups, {})
+    return str(path)

@@ -12,17 +12,16 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import learnable_groups
+from conftest import ROOT, learnable_groups
 from mlflow import MlflowClient
 
 from lever_mlflow.distributed import join
-from lever_mlflow.rl_data import Group, RLData, Trial, save_rl_data
+from lever_mlflow.rl_data import RLData
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.train_grpo import train_grpo
 from lever_mlflow.train_rce import train_rce
 from lever_mlflow.types import GrpoSettings, RceSettings
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 SMALL = {"epochs": 2, "lr": 1e-4, "batch_size": 6}
@@ -94,27 +93,13 @@ def test_two_processes_give_the_metrics_of_one(launched, case):
 
 
 @pytest.fixture
-def rl_data(tmp_path):
-    """61 queries of the embedded data set's indices with 4 of 9 trials right in every second one."""
-    groups = [
-        Group(
-            query,
-            tuple(range(400 + query, 464 + query)),
-            tuple(Trial((i, i + 1), 1.0 * (query % 2 and i < 4), 0.5 * (query % 2 and i < 4), "beam") for i in range(9)),
-        )
-        for query in range(61)
-    ]
-    save_rl_data(tmp_path / "data.json", groups, {})
-    return str(tmp_path / "data.json")
+def place(mlflow_store, cache_dir):
+    """Environment variables for runs on a fresh store."""
+    return {"MLFLOW_TRACKING_URI": mlflow_store, "MLFLOW_EXPERIMENT_NAME": "test", "LEVER_MLFLOW_CACHE": str(cache_dir)}
 
 
-def test_an_entry_point_in_two_processes_is_one_run(mlflow_store, rl_data, tmp_path):
-    place = {
-        "MLFLOW_TRACKING_URI": mlflow_store,
-        "MLFLOW_EXPERIMENT_NAME": "test",
-        "LEVER_MLFLOW_CACHE": str(tmp_path / "cache"),
-    }
-    result = launch("-m", "entrypoints.rce", "--rl_data", rl_data, "--epochs", "2", "--device", "cpu", **place)
+def test_an_entry_point_in_two_processes_is_one_run(place, good_rl_data):
+    result = launch("-m", "entrypoints.rce", "--rl_data", good_rl_data, "--epochs", "2", "--device", "cpu", **place)
     assert result.returncode == 0, result.stderr
     runs = mlflow.search_runs(filter_string="tags.`lever.step` = 'rce'", output_format="list")
     assert [run.info.status for run in runs] == ["FINISHED"]
@@ -123,12 +108,7 @@ def test_an_entry_point_in_two_processes_is_one_run(mlflow_store, rl_data, tmp_p
     assert len(MlflowClient().search_logged_models([runs[0].info.experiment_id])) == 2
 
 
-def test_bad_input_ends_all_processes_with_one_line_of_ours_and_a_failed_run(mlflow_store, tmp_path):
-    place = {
-        "MLFLOW_TRACKING_URI": mlflow_store,
-        "MLFLOW_EXPERIMENT_NAME": "test",
-        "LEVER_MLFLOW_CACHE": str(tmp_path / "cache"),
-    }
+def test_bad_input_ends_all_processes_with_one_line_of_ours_and_a_failed_run(place):
     result = launch("-m", "entrypoints.rce", "--rl_data", "/nowhere.json", "--device", "cpu", **place)
     assert result.returncode != 0
     assert re.findall("^error: .*", result.stderr, re.MULTILINE)[0].startswith("error: /nowhere.json: no such file")

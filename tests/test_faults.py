@@ -1,0 +1,190 @@
+"""When things go wrong: bad input, killed processes, a store that fails, a full disk."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import ROOT, error_lines, run_step
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from lever_mlflow.checkpoint import load_selector, save_selector
+from lever_mlflow.exceptions import CheckpointError, LeverError, ParameterError
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.training_state import load_state
+from lever_mlflow.types import RceSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kl_beta", "abc", "error: Invalid value for '--kl_beta': 'abc' is not a number"),
+        ("kl_beta", "-1", "error: Invalid value for '--kl_beta': '-1' is not a number of at least 0"),
+        ("kl_bta", "0.12", "error: No such option '--kl_bta'. (Did you mean one of: '--kl_beta', '--rl_data'?)"),
+        ("rl_data", "/nowhere.json", "error: /nowhere.json: no such file; give rl_data=FILE or run the rollout step"),
+    ],
+)
+def test_bad_parameters_end_in_one_line_and_a_failed_run(project, name, value, message):
+    result = project.run("grpo", "errors", **{name: value})
+    assert result.returncode != 0
+    assert error_lines(result) == [message]
+    assert project.newest("errors").info.status == "FAILED"
+
+
+def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
+    result = project.run("validate", "gate", rl_data=bad_rl_data)
+    assert result.returncode != 0
+    (line,) = error_lines(result)
+    assert "positive_query_rate is 0" in line
+    run = project.newest("gate")
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["data/positive_query_rate"] == 0.0
+
+
+def epochs_of(project, run):
+    """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
+    client = project.client
+    names = [name for name in run.data.metrics if not name.startswith("data/") and name != "seconds"]
+    histories = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
+    models = json.loads(run.data.tags["lever.models"])
+    return histories, {epoch: client.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_rl_data, tmp_path):
+    save_selector(tmp_path / "start", PointerSelector(), {})
+    choices = {"kl_beta": 0.3, "epochs": 12, "lr": 0.001, "rl_data": good_rl_data, "init": tmp_path / "start"}
+    command = [sys.executable, "-m", "entrypoints.grpo", *(f"--{name}={value}" for name, value in choices.items())]
+    environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (states := project.runs(lever_step="grpo", lever_state_epoch="3")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (killed,) = states
+    killed = project.client.get_run(killed.info.run_id)
+    done = int(killed.data.tags["lever.state_epoch"])
+    assert killed.info.status == "RUNNING"
+    assert done < 12
+    gone_on = project.run("grpo", **choices, resume=killed.info.run_id)
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert f"goes on after epoch {done} of {killed.info.run_id}" in gone_on.stderr
+    resumed = project.runs(lever_step="grpo")[0]
+    assert resumed.data.tags["lever.resumed_from"] == killed.info.run_id
+    assert project.run("grpo", **choices, resume="none").returncode == 0
+    undisturbed = project.runs(lever_step="grpo")[0]
+    assert "lever.resumed_from" not in undisturbed.data.tags
+    assert epochs_of(project, resumed) == epochs_of(project, undisturbed)
+    artifacts = {item.path for item in project.client.list_artifacts(resumed.info.run_id)}
+    assert {"training_curves.png", "training_states"} <= artifacts
+    assert resumed.data.tags["mlflow.note.content"] == resumed.data.tags["lever.diagnosis"]
+
+
+def failing_from(monkeypatch, name, call):
+    """Makes an MLflow function fail from its n-th call with an epoch on, as when the server has gone."""
+    function, calls = getattr(mlflow, name), []
+
+    def failing(*arguments, **keywords):
+        if keywords.get("step") is not None:
+            calls.append(keywords["step"])
+            if len(calls) >= call:
+                raise MlflowException("API request failed with connection error")
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(mlflow, name, failing)
+    return calls
+
+
+def lose_connection(monkeypatch, make_step, *, epoch):
+    """Runs a step that MLflow leaves alone when it logs this epoch's metrics."""
+    with monkeypatch.context() as patch:
+        failing_from(patch, "log_metrics", epoch)
+        with pytest.raises(LeverError, match="connection error"):
+            run_step(make_step)
+
+
+def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=4, batch_size=16)
+    with monkeypatch.context() as patch:
+        failing_from(patch, "log_metrics", 3)
+        with pytest.raises(LeverError, match=r"connection error; the epochs until then are safe in .*: once this is") as error:
+            run_step(lambda: line.rce(data, settings))
+    folder = re.search(r"-P resume=(\S+) logs them", str(error.value)).group(1)
+    unsent = Path(folder)
+    assert sorted(path.name for path in unsent.iterdir()) == [*(f"checkpoint-000{i}" for i in (1, 2, 3)), "state-0003"]
+    with pytest.raises(ParameterError, match="that training was of another step, or of other settings, data or code"):
+        run_step(lambda: line.rce(data, RceSettings(epochs=5, batch_size=16), folder))
+    run = run_step(lambda: line.rce(data, settings, folder))
+    assert not unsent.exists()
+    models = json.loads(run.data.tags["lever.models"])
+    undisturbed = run_step(lambda: line.rce(data, settings, "none"))
+    again = json.loads(undisturbed.data.tags["lever.models"])
+    digests = [
+        [mlflow.get_logged_model(m).tags["lever.checkpoint_digest"] for m in found.values()] for found in (models, again)
+    ]
+    assert digests[0] == digests[1]
+    assert list(models) == ["1", "2", "3", "4"]
+    history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
+
+
+def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=4, batch_size=16)
+    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=3)
+    interrupted = mlflow.last_active_run().info.run_id
+    told = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
+    with pytest.raises(ParameterError, match=f"resume={interrupted}: {told}"):
+        run_step(lambda: line.rce(data, replace(settings, lr=0.002), interrupted))
+    run = run_step(lambda: line.rce(data, settings))
+    assert run.data.tags["lever.resumed_from"] == interrupted
+    assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
+    assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
+    assert not list((line.resources.cache_dir / "unsent").iterdir())
+
+
+def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeypatch, caplog):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=2, batch_size=16)
+    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
+    interrupted = mlflow.last_active_run()
+    shutil.rmtree(Path(interrupted.info.artifact_uri.removeprefix("file://"), "training_states"))
+    with pytest.raises(CheckpointError, match="no whole training state to go on from"):
+        run_step(lambda: line.rce(data, settings, interrupted.info.run_id))
+    run = run_step(lambda: line.rce(data, settings))
+    assert "no whole training state to go on from; starting over" in caplog.text
+    assert "lever.resumed_from" not in run.data.tags
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which takes root")
+def test_a_full_disk_is_said_and_leaves_earlier_epochs_whole(local, good_rl_data, tmp_path):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    unsent = line.resources.cache_dir / "unsent"
+    unsent.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", unsent], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(LeverError, match=r"No space left on device.*; the epochs until then are safe in (\S+):") as error:
+            run_step(lambda: line.rce(data, RceSettings(epochs=9, batch_size=16)))
+        folder = Path(re.search(r"safe in (\S+):", str(error.value)).group(1))
+        state, _ = load_state(max(folder.glob("state-*")))
+        for epoch in range(1, len(state.history) + 1):
+            load_selector(folder / f"checkpoint-{epoch:04d}")
+        assert state.history
+    finally:
+        subprocess.run(["umount", "--lazy", unsent], check=True)

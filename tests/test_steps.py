@@ -1,0 +1,120 @@
+"""Steps as runs, in this process on a fresh store: the gate before training, recorded verdicts, two data sets compared."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import run_step
+from mlflow import MlflowClient
+
+from lever_mlflow import tracking
+from lever_mlflow.exceptions import DataError, GateError, MissingRunError
+from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings
+
+NAME = "lever-selector-mini-mini"
+
+
+def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_data, caplog):
+    caplog.set_level("INFO", logger="lever_mlflow")
+    line = local()
+    data = line.find_rl_data(bad_rl_data)
+    for expected in ("validate: running", "data gate: verdict taken from validate (run "):
+        caplog.clear()
+        with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run("rce") as run:
+            tracking.run_here(line.rce(data, RceSettings()))
+        assert any(message.startswith(expected) for message in caplog.messages)
+        logged = mlflow.get_run(run.info.run_id)
+        assert logged.info.status == "FAILED"
+        assert logged.data.tags["lever.gate"] == "critical"
+        assert logged.data.metrics["data/positive_query_rate"] == 0.0
+        assert "train_loss" not in logged.data.metrics
+    validations = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`lever.step` = 'validate'", output_format="list"
+    )
+    assert [run.info.status for run in validations] == ["FAILED"]
+
+
+def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_rl_data):
+    data = local().find_rl_data(bad_rl_data)
+    keys = {
+        local(gate=settings).validate(data).key
+        for settings in (
+            GateSettings(),
+            GateSettings(thresholds={"positive_query_rate": "0.05"}),
+            GateSettings(max_shots=8),
+            GateSettings(on_bad_data="warn"),  # the same verdict: what follows from it is another matter
+        )
+    }
+    assert len(keys) == 3
+    assert local().validate(replace(data, digest="0" * 32)).key not in keys
+    assert local(reward_mode="hard_only").validate(data).key not in keys
+
+
+def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):
+    line = local()
+    data = line.find_rl_data(bad_rl_data)
+    with tracking.project_run("validate") as run, pytest.raises(GateError):
+        tracking.run_here(line.validate(data))
+    path = Path(mlflow.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"), "gate.json")
+    path.write_text(path.read_text()[:-50])
+    with tracking.project_run("rce"), pytest.raises(DataError, match=f"run {run.info.run_id}: gate.json cannot be read"):
+        tracking.run_here(line.rce(data, RceSettings()))
+
+
+def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_data):
+    line = local(gate=GateSettings(on_bad_data="warn"))
+    data = line.find_rl_data(bad_rl_data)
+    rce = run_step(lambda: line.rce(data, RceSettings(epochs=1)))
+    start = rce.data.tags["lever.best_model"]
+    grpo = run_step(lambda: line.grpo(data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
+    evaluation = run_step(lambda: line.evaluate(grpo.info.run_id, small))
+    model = mlflow.get_logged_model(grpo.data.tags["lever.best_model"])
+    version = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
+    told = rce.data.tags["lever.gate_override"]
+    assert told.startswith("on_bad_data=warn: ")
+    assert "positive_query_rate" in told
+    for run in (rce, grpo, evaluation):
+        assert (run.info.status, run.data.tags["lever.gate"]) == ("FINISHED", "critical")
+        assert run.data.tags["lever.gate_override"] == told
+    assert mlflow.get_logged_model(start).tags["lever.gate_override"] == told
+    assert (model.tags["lever.gate_override"], model.tags["lever.start_gate_override"]) == (told, told)
+    assert (version.tags["gate_override"], version.tags["start_gate_override"]) == (told, told)
+
+
+def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_data):
+    line = local()
+    good = run_step(lambda: line.validate(line.rl_data(good_rl_data)))
+    assert good.data.tags["lever.gate"] == "pass"
+    for reference in (good_rl_data, good.info.run_id, f"runs:/{good.info.run_id}"):
+        with pytest.raises(GateError, match=r"are not comparable: mean reward 0.0000 against 0.4444"):
+            run_step(lambda reference=reference: line.validate(line.rl_data(bad_rl_data), line.rl_data(reference)))
+        run = mlflow.last_active_run()
+        assert run.data.tags["lever.comparison"].startswith(f"{bad_rl_data} and {good_rl_data} are not comparable")
+        assert run.data.metrics["data/drift_reward_mean"] == pytest.approx(-4 / 9)
+        names = {dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs}
+        assert names == {line.rl_data(path).digest for path in (bad_rl_data, good_rl_data)}
+    assert run_step(lambda: line.validate(line.rl_data(good_rl_data), line.rl_data(good_rl_data))).info.status == "FINISHED"
+
+
+def test_a_file_that_changed_since_its_run_is_no_reference(local, good_rl_data, tmp_path):
+    path = tmp_path / "moving.json"
+    path.write_text(Path(good_rl_data).read_text())
+    line = local()
+    run = run_step(lambda: line.validate(line.rl_data(str(path))))
+    path.write_text(path.read_text().replace('"gen_method": "beam"', '"gen_method": "random"', 1))
+    with pytest.raises(DataError, match=f"but run {run.info.run_id} worked on .*; the file has changed since"):
+        line.rl_data(run.info.run_id)
+    with pytest.raises(MissingRunError, match=r"run 0{32}: Run .* not found"):
+        line.rl_data("0" * 32)
+
+
+def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
+    line = local(gate=GateSettings(thresholds={"query_count_warning": "60", "positive_query_rate_warning.severity": "info"}))
+    run = run_step(lambda: line.validate(line.rl_data(good_rl_data)))
+    artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
+    assert artifacts == {"gate.html", "gate.json", "great_expectations.json"}
+    assert run.data.metrics["data/positive_query_rate"] == 0.5
+    assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
+    assert run.inputs.dataset_inputs[0].dataset.digest == line.rl_data(good_rl_data).digest
