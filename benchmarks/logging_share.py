@@ -1,0 +1,90 @@
+"""What logging costs: an epoch's metrics, checkpoint and training state in a real MLflow store, as shares of its training time.
+
+RCE on 640 queries (pools of 64, 12 pointers of 2 shots, 512 dimensions) at the default batch size, through the same step that
+``mlflow run . -e rce`` runs, on a sqlite store in a temporary folder.
+
+    python -m benchmarks.logging_share [--queries 640] [--epochs 5]
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+import numpy as np
+
+from lever_mlflow import tracking
+from lever_mlflow.pipeline import Pipeline
+from lever_mlflow.resources import Resources, default_cache_dir
+from lever_mlflow.rl_data import Group, Trial, save_rl_data
+from lever_mlflow.steps import training
+from lever_mlflow.types import RceSettings
+
+SEED, POOL_SIZE, POINTERS = 0, 64, 12
+
+
+def write_data(path: Path, n_queries: int, n_items: int) -> None:
+    """RL data that pass the gate, with random pointers and rewards."""
+    rng = np.random.default_rng(SEED)
+    groups = []
+    for query in range(n_queries):
+        pool = rng.choice([i for i in range(n_items) if abs(i - query) > 5], POOL_SIZE, replace=False)
+        firsts = rng.choice(POOL_SIZE, POINTERS, replace=False).tolist()
+        scores = rng.choice([0.0, 0.0, 0.6, 1.0], POINTERS).tolist()
+        trials = [
+            Trial((first, (first + 1 + i) % POOL_SIZE), float(score > 0), score, ("beam", "sample", "random")[i % 3])
+            for i, (first, score) in enumerate(zip(firsts, scores, strict=True))
+        ]
+        groups.append(Group(query, tuple(pool.tolist()), tuple(trials)))
+    save_rl_data(path, groups, {})
+
+
+def timed(spent: dict[str, float], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, whose time is added to what is ``spent`` under ``name``."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            spent[name] += time.perf_counter() - started
+
+    return call
+
+
+@click.command()
+@click.option("--queries", default=640, show_default=True)
+@click.option("--epochs", default=5, show_default=True)
+def main(queries: int, epochs: int) -> None:
+    """Print the time of each kind of logging beside the time of training."""
+    spent: dict[str, float] = defaultdict(float)
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.create_experiment("benchmark", artifact_location=f"{folder}/artifacts")
+        mlflow.set_experiment("benchmark")
+        resources = Resources(cache_dir=default_cache_dir())
+        write_data(Path(folder) / "data.json", queries, len(resources.train))
+        pipeline = Pipeline(resources)
+        data = pipeline.rl_data(str(Path(folder) / "data.json"))
+        with tracking.project_run("warm-up"):
+            tracking.ensure(pipeline.rce(data, RceSettings(epochs=1)))
+        training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
+        training._log_state = timed(spent, "training state", training._log_state)
+        training._save_state = timed(spent, "state on disk", training._save_state)
+        mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
+        with tracking.project_run("measured") as run:
+            tracking.run_here(pipeline.rce(data, RceSettings(epochs=epochs)))
+        seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
+    print(f"{epochs} epochs of {seconds / epochs:.2f} s\n\n| what | s per epoch | share of training |\n|---|---|---|")
+    for name, value in spent.items():
+        print(f"| {name} | {value / epochs:.3f} | {value / seconds:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
