@@ -6,20 +6,29 @@ generates only the missing answers.
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.types import Prompt
 
-__all__ = ["AnswerCache", "Answers", "cached_answers"]
+__all__ = ["AnswerCache", "Answers", "CacheMode", "cached_answers", "merge_answers"]
+
+CacheMode = Literal["on", "read", "off"]
 
 _CHUNK = 500  # look-ups per SELECT, below SQLite's limit on variables
+_APPLICATION_ID = 0x4C455652  # marks the file as ours: "LEVR"
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT"
+
+log = logging.getLogger(__name__)
 
 
 class Answers(NamedTuple):
@@ -30,41 +39,141 @@ class Answers(NamedTuple):
 
 
 class AnswerCache:
-    """A table of prompt key -> raw generation; several processes may use one file.
+    """A table of prompt key -> raw generation; several processes of a machine may use one file.
+
+    A file that is damaged, or not an answer cache, is set aside under another name with a warning, and a new one is begun.
+
+    Args:
+        mode: ``read`` stores nothing; ``off`` does not look up either, and touches no file.
 
     Raises:
-        DataError: the file is damaged or something else than an answer cache.
+        DataError: the file cannot be opened or set aside.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._connection = sqlite3.connect(path, timeout=60)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
-            self._connection.commit()
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path}: not usable as the answer cache ({error}); move the file away") from None
+    def __init__(self, path: Path, mode: CacheMode = "on") -> None:
+        self.path, self.mode = path, mode
+        self._connection: sqlite3.Connection | None = None
+        if mode != "off":
+            self._open()
 
     def __enter__(self) -> AnswerCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def get(self, keys: Sequence[str]) -> dict[str, str]:
         """The known answers among ``keys``."""
         found: dict[str, str] = {}
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            found.update(self._connection.execute(f"SELECT key, text FROM answers WHERE key IN ({marks})", chunk))
+        if self._connection is None:
+            return found
+        try:
+            for start in range(0, len(keys), _CHUNK):
+                chunk = keys[start : start + _CHUNK]
+                marks = ",".join("?" * len(chunk))
+                found.update(self._connection.execute(f"SELECT key, text FROM answers WHERE key IN ({marks})", chunk))
+        except sqlite3.DatabaseError as error:
+            if not _damaged(error):
+                raise self._unusable(error) from None
+            self._set_aside(error)
+            return {}
         return found
 
     def put(self, items: Sequence[tuple[str, str]]) -> None:
         """Commits (key, text) pairs; the first answer to a key stays."""
-        with self._connection:
-            self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", items)
+        if self._connection is None or self.mode != "on":
+            return
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", items)
+        except sqlite3.DatabaseError as error:
+            if not _damaged(error):
+                raise self._unusable(error) from None
+            self._set_aside(error)
+            self.put(items)
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connect()
+        except sqlite3.DatabaseError as error:
+            if not _damaged(error):
+                raise self._unusable(error) from None
+            self._set_aside(error)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _connect(self) -> None:
+        connection = sqlite3.connect(self.path, timeout=60)
+        try:
+            self._inode = self.path.stat().st_ino
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            if tables and application != _APPLICATION_ID:
+                raise sqlite3.DatabaseError("the file is not a database of answers")
+            if not tables:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                connection.execute(_TABLE)
+                connection.commit()
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _set_aside(self, reason: Exception) -> None:
+        """Renames the file, unless another process has done so, and begins a new one."""
+        if self._connection is not None:
+            self._connection.close()
+        try:
+            if self.path.stat().st_ino == self._inode:
+                aside = next(name for n in range(1, 1000) if not (name := Path(f"{self.path}.damaged-{n}")).exists())
+                for suffix in ("-wal", "-shm"):  # belong to the damaged file; another one must not find them
+                    Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+                os.replace(self.path, aside)
+                log.warning("%s: %s; set aside as %s, and a new answer cache begun", self.path, reason, aside.name)
+            self._connect()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> DataError:
+        return DataError(f"{self.path}: not usable as the answer cache ({error}); free the place or set LEVER_MLFLOW_CACHE")
+
+
+def _damaged(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file's content is at fault, and not a full disk, missing rights or a lock."""
+    return not isinstance(error, sqlite3.OperationalError) or "no such table" in str(error) or "no such column" in str(error)
+
+
+def merge_answers(sources: Sequence[Path], target: Path) -> int:
+    """Adds the answers of other caches to one, and returns how many were new; the first answer to a key stays.
+
+    Raises:
+        DataError: a source is no answer cache; nothing of it is taken.
+    """
+    with AnswerCache(target) as cache:
+        connection = cache._connection
+        assert connection is not None, "a cache that is on has a file"
+        before = connection.total_changes
+        for source in sources:
+            for items in _stored(source):
+                cache.put(items)
+        return connection.total_changes - before
+
+
+def _stored(path: Path) -> Iterator[list[tuple[str, str]]]:
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
+                raise sqlite3.DatabaseError("the file is not a database of answers")
+            if (found := connection.execute("PRAGMA quick_check").fetchone()) != ("ok",):
+                raise sqlite3.DatabaseError(str(found))
+            rows = connection.execute("SELECT key, text FROM answers")
+            while items := rows.fetchmany(_CHUNK):
+                yield items
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{path}: not an answer cache ({error}); give files named answers*.sqlite") from None
 
 
 def cached_answers(
@@ -86,7 +195,8 @@ def cached_answers(
     unique = list(dict.fromkeys(keys))
     known = cache.get(unique)
     missing = [k for k in unique if k not in known]
-    with tqdm(total=len(unique), initial=len(known), desc=description, unit="prompt", disable=None) as bar:
+    hits = f"{len(known)} of {len(unique)} different prompts cached"
+    with tqdm(total=len(missing), desc=description, unit="prompt", postfix=hits, disable=None) as bar:
         for batch in generate([first[k] for k in missing]):
             items = [(missing[position], text) for position, text in batch]
             cache.put(items)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["image_digest", "read_image"]
+__all__ = ["image_digest", "image_size", "read_image"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -22,6 +22,19 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the file's header.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 

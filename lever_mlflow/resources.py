@@ -33,7 +33,6 @@ from lever_mlflow.vlm import LocalVLM
 __all__ = ["MINI", "Resources", "default_cache_dir"]
 
 MINI = "mini"
-_BATCH_SIZE = {"mini": 64, "qwen2.5-vl": 8}
 
 
 def default_cache_dir() -> Path:
@@ -120,7 +119,7 @@ class Resources:
         profile = "mini" if self.vlm == MINI else "qwen2.5-vl"
         folder = mini.VLM_PATH if self.vlm == MINI else model_folder(self.vlm)
         digest = folder_digest(folder, self.cache_dir / "digests")
-        return LocalVLM(folder, digest, profile, self.torch_device, _BATCH_SIZE[profile])
+        return LocalVLM(folder, digest, profile, self.torch_device)
 
     def features(self, split: Literal["train", "val"]) -> FeatureTable:
         """CLIP features of one split, computed once per content."""

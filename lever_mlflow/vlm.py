@@ -1,41 +1,57 @@
-"""The frozen VLM: prompts in, answers out, batched. A Qwen2.5-VL in a local folder, of any size."""
+"""The frozen VLM: prompts in, answers out, batched. A Qwen2.5-VL in a local folder, of any size.
+
+A prompt costs what is new in it: each image goes through the vision tower once, and a prompt is read once for all beams.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image
-
-from lever_mlflow.exceptions import DataError
-from lever_mlflow.images import image_digest, read_image
+from lever_mlflow.exceptions import LeverError
+from lever_mlflow.images import image_digest
 from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key
 from lever_mlflow.types import Prompt
+from lever_mlflow.vision_cache import VisionCache, visual_tokens
 
-__all__ = ["LocalVLM"]
+__all__ = ["LocalVLM", "token_batches"]
+
+BATCH_TOKENS = {"cpu": 8_192, "cuda": 32_768}
+
+log = logging.getLogger(__name__)
+
+
+class _Loaded(NamedTuple):
+    model: Any
+    processor: Any
+    vision: VisionCache
 
 
 class LocalVLM:
     """A Qwen2.5-VL model folder; weights are loaded at the first generation, so that cached answers cost nothing.
+
+    In float32 answers do not depend on how prompts are batched. In bfloat16, where sums are rounded to 8 bits, two answers of
+    nearly equal score may change places with the shape of the batch, so ``batch_tokens`` is recorded with the answers.
 
     Args:
         folder: as written by ``save_pretrained`` (config, safetensors, processor, tokenizer).
         digest: names the folder's content.
         profile: a key of ``lever_mlflow.prompt.PROFILES``.
         device: ``cpu`` or ``cuda``; bfloat16 on ``cuda``, float32 on ``cpu``.
-        batch_size: prompts per generation.
+        batch_tokens: tokens of a batch, padding and visual tokens included; 0: 8,192 on ``cpu``, 32,768 on ``cuda``. Halved for
+            the rest of the run when memory does not hold a batch.
     """
 
-    def __init__(self, folder: Path, digest: str, profile: str, device: str = "cpu", batch_size: int = 64) -> None:
-        self.folder, self.device, self.batch_size = folder, device, batch_size
+    def __init__(self, folder: Path, digest: str, profile: str, device: str = "cpu", batch_tokens: int = 0) -> None:
+        self.folder, self.device = folder, device
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         self.dtype = "bfloat16" if device.startswith("cuda") else "float32"
         self.digest = f"{digest}-{self.dtype}"  # answers of different precision are different answers
         self.profile: PromptProfile = PROFILES[profile]
-        self._loaded: tuple[Any, Any] | None = None
-        self._image = lru_cache(maxsize=4096 if profile == "mini" else 64)(self._resized_image)
+        self._loaded: _Loaded | None = None
 
     def key(self, prompt: Prompt) -> str:
         """Names the answer to ``prompt`` by everything it depends on."""
@@ -45,44 +61,116 @@ class LocalVLM:
         """Raw generations of each batch as (position in ``prompts``, text); longest prompts first.
 
         Raises:
-            DataError: an image does not decode, or the folder is no Qwen2.5-VL model.
+            DataError: an image does not decode, or the folder is no Qwen2.5-VL model. LeverError: a single prompt does not fit
+                into memory.
         """
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].demonstrations), i))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield list(zip(batch, self._generate_batch([prompts[i] for i in batch]), strict=True))
+        if not prompts:
+            return
+        lengths = self._lengths(prompts)
+        waiting = sorted(range(len(prompts)), key=lambda i: (-lengths[i], i))
+        while waiting:
+            batch = next(token_batches(waiting, lengths, self.batch_tokens))
+            texts = self._within_memory(self._answers, [prompts[i] for i in batch])
+            if texts is None:
+                continue
+            yield list(zip(batch, texts, strict=True))
+            waiting = waiting[len(batch) :]
 
-    def _generate_batch(self, prompts: Sequence[Prompt]) -> list[str]:
+    def _within_memory(self, work: Callable[[Sequence[Prompt]], list[str]], prompts: Sequence[Prompt]) -> list[str] | None:
+        """What ``work`` makes of the prompts; None if they did not fit, and batches are half as large from now on."""
         import torch
 
-        model, processor = self._load()
+        try:
+            return work(prompts)
+        except torch.OutOfMemoryError as error:
+            if len(prompts) == 1:
+                raise LeverError(
+                    "the VLM's memory does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"
+                ) from error
+        torch.cuda.empty_cache()
+        self.batch_tokens = max(self.batch_tokens // 2, 1)
+        log.warning("out of memory with %d prompts in a batch; batches have %d tokens now", len(prompts), self.batch_tokens)
+        return None
+
+    def _lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt."""
+        tokenizer = self._load().processor.tokenizer
+        texts = tokenizer(self._texts(prompts))["input_ids"]
+        images = ([visual_tokens(sample.image_path, self.profile) - 1 for sample in _samples(prompt)] for prompt in prompts)
+        return [len(text) + sum(extra) for text, extra in zip(texts, images, strict=True)]
+
+    def _texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Prompts as text, one placeholder for each image."""
         conversations = [build_messages(*prompt, self.profile) for prompt in prompts]
-        texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-        images = [self._image(s.image_path) for prompt in prompts for s in (*prompt.demonstrations, prompt.query)]
-        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.device)
-        settings: dict[str, float] = {"num_beams": self.profile.num_beams, "max_new_tokens": self.profile.max_new_tokens}
-        if self.profile.num_beams > 1:
-            settings["length_penalty"] = self.profile.length_penalty
+        return list(self._load().processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True))
+
+    def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        import torch
+
+        model, processor, _ = self._load()
+        profile = self.profile
+        settings: dict[str, float] = {"num_beams": profile.num_beams, "max_new_tokens": profile.max_new_tokens}
+        if profile.num_beams > 1:
+            settings["length_penalty"] = profile.length_penalty
         with torch.inference_mode():
-            output = model.generate(**inputs, do_sample=False, **settings)
+            inputs, read = self._read(prompts)
+            read.batch_repeat_interleave(profile.num_beams)
+            output = model.generate(**inputs, past_key_values=read, do_sample=False, **settings)
         new_tokens = output[:, inputs["input_ids"].shape[1] :]
         return list(processor.batch_decode(new_tokens, skip_special_tokens=True))
 
-    def _load(self) -> tuple[Any, Any]:
+    def _read(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], Any]:
+        """Token ids and attention mask of the prompts, padded on the left, and the keys and values of all but the last token.
+
+        ``generate`` goes on from these, for each beam; on its own it would read the prompt once per beam.
+        """
+        import torch
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        model, processor, vision = self._load()
+        found = vision.features([sample.image_path for prompt in prompts for sample in _samples(prompt)])
+        grids_I3 = torch.stack([grid for _, grid in found])
+        marks = [processor.replace_image_token({"image_grid_thw": grids_I3}, i) for i in range(len(found))]
+        texts, _ = processor.get_text_with_replacements(self._texts(prompts), images_replacements=marks)
+        inputs = processor.tokenizer(texts, padding=True, return_tensors="pt")
+        types_BL = torch.tensor(processor.create_mm_token_type_ids(inputs["input_ids"].tolist()))
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        features: Any = tuple(part.to(self.device, model.dtype) for part, _ in found)
+        output = model(
+            **{name: tensor[:, :-1] for name, tensor in inputs.items()},
+            mm_token_type_ids=types_BL[:, :-1].to(self.device),
+            image_grid_thw=grids_I3.to(self.device),
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return inputs, output.past_key_values
+
+    def _load(self) -> _Loaded:
         if self._loaded is None:
             import torch
             from transformers import Qwen2_5_VLForConditionalGeneration
 
             # Batches are padded on the left: generation continues at the right end of each prompt.
             model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, self.folder, padding_side="left")
-            self._loaded = model.to(self.device, getattr(torch, self.dtype)).eval(), processor
+            model = model.to(self.device, getattr(torch, self.dtype)).eval()
+            self._loaded = _Loaded(model, processor, VisionCache(model, processor, self.profile))
         return self._loaded
 
-    def _resized_image(self, path: Path) -> Image.Image:
-        from qwen_vl_utils.vision_process import fetch_image
 
-        limits = {"min_pixels": self.profile.min_pixels, "max_pixels": self.profile.max_pixels}
-        try:
-            return fetch_image({"image": read_image(path), **limits})
-        except ValueError as error:  # an aspect ratio that the model does not take
-            raise DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image") from None
+def token_batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Consecutive items of ``order``, as many as fit into ``batch_tokens`` when padded to the longest, at least one."""
+    batch: list[int] = []
+    longest = 0
+    for item in order:
+        longest = max(longest, lengths[item])
+        if batch and longest * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch, longest = [], lengths[item]
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _samples(prompt: Prompt) -> tuple[Any, ...]:
+    return (*prompt.demonstrations, prompt.query)

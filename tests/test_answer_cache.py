@@ -1,6 +1,12 @@
-import pytest
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 
-from lever_mlflow.answer_cache import AnswerCache, cached_answers
+import pytest
+from conftest import ROOT
+
+from lever_mlflow.answer_cache import AnswerCache, cached_answers, merge_answers
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.types import Prompt
 
@@ -55,10 +61,107 @@ def test_finished_batches_survive_an_interruption(tmp_path, prompts):
     assert [prompt.query.question for prompt in generate.prompts] == ["question 2?", "question 3?"]
 
 
-def test_another_file_is_not_taken_for_a_cache(tmp_path):
-    (tmp_path / "a.sqlite").write_bytes(b"something else" * 100)
-    with pytest.raises(DataError, match=r"a\.sqlite: not usable as the answer cache"):
+def damage_a_page(path):
+    with AnswerCache(path) as cache:
+        cache.put([(f"{i:05d}", "text " * 20) for i in range(3000)])
+    content = bytearray(path.read_bytes())
+    for page in range(2, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 200] = b"\xff" * 200
+    path.write_bytes(content)
+
+
+def foreign_database(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, text TEXT)")
+        connection.execute("INSERT INTO answers VALUES ('00001', 'not ours')")
+        connection.commit()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"something else" * 100), damage_a_page, foreign_database])
+def test_a_damaged_or_foreign_file_is_set_aside_and_never_trusted(tmp_path, caplog, spoil):
+    path = tmp_path / "a.sqlite"
+    for round_ in (1, 2):
+        spoil(path)
+        content = path.read_bytes()
+        with AnswerCache(path) as cache:
+            assert cache.get(["00001"]) == {}
+            cache.put([("00001", "ours")])
+            assert cache.get(["00001"]) == {"00001": "ours"}
+        assert f"set aside as a.sqlite.damaged-{round_}, and a new answer cache begun" in caplog.text
+        assert (tmp_path / f"a.sqlite.damaged-{round_}").read_bytes() == content
+        path.unlink()
+
+
+def test_a_place_that_cannot_hold_the_cache_is_named(tmp_path):
+    (tmp_path / "a.sqlite").mkdir()
+    with pytest.raises(DataError, match=r"a\.sqlite: not usable as the answer cache .*set LEVER_MLFLOW_CACHE"):
         AnswerCache(tmp_path / "a.sqlite")
+
+
+def test_modes(tmp_path):
+    path = tmp_path / "a.sqlite"
+    with AnswerCache(path, "off") as cache:
+        cache.put([("a", "1")])
+        assert cache.get(["a"]) == {}
+    assert not path.exists()
+    with AnswerCache(path) as cache:
+        cache.put([("a", "1")])
+    with AnswerCache(path, "read") as cache:
+        cache.put([("b", "2")])
+        assert cache.get(["a", "b"]) == {"a": "1"}
+    with AnswerCache(path, "off") as cache:
+        assert cache.get(["a"]) == {}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from lever_mlflow.answer_cache import AnswerCache
+with AnswerCache(Path(sys.argv[1])) as cache:
+    for i in range(int(sys.argv[3])):
+        cache.put([(f"{i}-{j}", sys.argv[2]) for j in range(20)])
+        print(i, flush=True)
+"""
+
+
+def write(path, name, batches):
+    command = [sys.executable, "-c", WRITER, str(path), name, str(batches)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_process_loses_no_finished_batch(tmp_path):
+    process = write(tmp_path / "a.sqlite", "x", 100_000)
+    finished = [int(process.stdout.readline()) for _ in range(50)]
+    process.kill()
+    finished += [int(line) for line in process.communicate()[0].split()]
+    with AnswerCache(tmp_path / "a.sqlite") as cache:
+        known = cache.get([f"{i}-{j}" for i in range(finished[-1] + 3) for j in range(20)])
+    batches = {key.split("-")[0] for key in known}
+    assert {str(i) for i in finished} <= batches
+    assert len(known) == 20 * len(batches)
+
+
+def test_several_processes_use_one_file(tmp_path):
+    processes = [write(tmp_path / "a.sqlite", name, 60) for name in "xyz"]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    with AnswerCache(tmp_path / "a.sqlite") as cache:
+        known = cache.get([f"{i}-{j}" for i in range(60) for j in range(20)])
+    assert len(known) == 1200
+    assert set(known.values()) <= set("xyz")
+
+
+def test_caches_are_merged_and_the_first_answer_stays(tmp_path):
+    for name, items in (("a", [("1", "a"), ("2", "a")]), ("b", [("2", "b"), ("3", "b")]), ("c", [("3", "c"), ("4", "c")])):
+        with AnswerCache(tmp_path / name) as cache:
+            cache.put(items)
+    assert merge_answers([tmp_path / "b", tmp_path / "c"], tmp_path / "a") == 2
+    with AnswerCache(tmp_path / "a") as cache:
+        assert cache.get(list("1234")) == {"1": "a", "2": "a", "3": "b", "4": "c"}
+    foreign_database(tmp_path / "d")
+    damage_a_page(tmp_path / "e")
+    for name in "def":
+        with pytest.raises(DataError, match=rf"/{name}: not an answer cache"):
+            merge_answers([tmp_path / name], tmp_path / "a")
 
 
 def test_many_keys_are_looked_up(tmp_path):

@@ -1,11 +1,21 @@
-import pytest
+"""The local VLM against the library's own way: processor, then ``generate`` on everything at once."""
 
-from lever_mlflow import mini
-from lever_mlflow.exceptions import DataError
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from lever_mlflow import mini, prompt, vlm
+from lever_mlflow.exceptions import DataError, LeverError
 from lever_mlflow.mini.dataset import ensure_dataset
+from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.okvqa import load_split
+from lever_mlflow.prompt import PROFILES, build_messages
 from lever_mlflow.types import Prompt
-from lever_mlflow.vlm import LocalVLM
+from lever_mlflow.vision_cache import VisionCache, resized_image, visual_tokens
+from lever_mlflow.vlm import LocalVLM, token_batches
 
 
 @pytest.fixture(scope="module")
@@ -16,24 +26,142 @@ def prompts(tmp_path_factory):
     return [Prompt(tuple(train[7 * i + j] for j in range(i % 5)), val[i]) for i in range(64)]
 
 
-def answers(prompts, batch_size):
-    vlm = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_size=batch_size)
-    return [text for _, text in sorted(item for batch in vlm.generate(prompts) for item in batch)]
+@pytest.fixture(scope="module")
+def confused(tmp_path_factory):
+    """A folder with the tiny model and noise on its weights: it is never sure of an answer, so any mistake changes some."""
+    folder = tmp_path_factory.mktemp("confused")
+    model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.7 * parameter.std() * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
-def test_answers_do_not_depend_on_batch_size_or_order(prompts):
-    one = answers(prompts, 1)
-    assert answers(prompts, 7) == one
-    assert answers(prompts, 64) == one
-    assert answers(prompts[::-1], 64) == one[::-1]
+def answers(prompts, batch_tokens=0, folder=mini.VLM_PATH, profile="mini"):
+    model = LocalVLM(folder, "digest", profile, batch_tokens=batch_tokens)
+    return [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)]
+
+
+def plain_answers(prompts, folder, profile):
+    """All prompts in one batch through processor and ``generate``, images and prompts read as often as they occur."""
+    model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, folder, padding_side="left")
+    texts = [build_messages(*prompt, profile) for prompt in prompts]
+    texts = processor.apply_chat_template(texts, tokenize=False, add_generation_prompt=True)
+    images = [resized_image(s.image_path, profile) for p in prompts for s in (*p.demonstrations, p.query)]
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    beams = {"num_beams": profile.num_beams, "length_penalty": profile.length_penalty} if profile.num_beams > 1 else {}
+    with torch.inference_mode():
+        output = model.eval().generate(**inputs, do_sample=False, max_new_tokens=profile.max_new_tokens, **beams)
+    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_answers_are_those_of_the_librarys_own_way(prompts, confused, monkeypatch, num_beams):
+    profile = replace(PROFILES["mini"], num_beams=num_beams)
+    monkeypatch.setitem(prompt.PROFILES, "tested", profile)
+    for folder in (mini.VLM_PATH, confused):
+        expected = plain_answers(prompts, folder, profile)
+        assert answers(prompts, 1_500, folder, "tested") == expected
+        assert len(set(expected)) > 20
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 250, 10_000])
+def test_answers_do_not_depend_on_batches_or_order(prompts, confused, batch_tokens):
+    whole = answers(prompts, 10**6, confused)
+    assert answers(prompts, batch_tokens, confused) == whole
+    assert answers(prompts[::-1], batch_tokens, confused) == whole[::-1]
+
+
+def test_batches_are_cut_by_tokens_and_the_longest_come_first(prompts, monkeypatch):
+    model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=400)
+    lengths = model._lengths(prompts)
+    seen = []
+    monkeypatch.setattr(model, "_answers", lambda batch: seen.append(batch) or [""] * len(batch))
+    for _ in model.generate(prompts):
+        pass
+    real = [model._read(batch)[0]["input_ids"].shape for batch in seen]
+    assert all(count * length <= 400 for count, length in real)
+    assert [length for _, length in real] == sorted((length for _, length in real), reverse=True)
+    assert max(lengths) == real[0][1]
+    assert sum(count for count, _ in real) == 64
+
+
+def test_token_batches_by_hand():
+    lengths = [3, 9, 4, 4, 1]
+    assert list(token_batches([1, 2, 3, 0, 4], lengths, 12)) == [[1], [2, 3, 0], [4]]
+    assert list(token_batches([4, 2], lengths, 2)) == [[4], [2]]
+    assert list(token_batches([], lengths, 2)) == []
+
+
+def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog):
+    expected = answers(prompts)
+    model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=1_600)
+    answer, sizes = model._answers, []
+
+    def small(batch):
+        sizes.append(len(batch))
+        if len(batch) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(batch)
+
+    monkeypatch.setattr(model, "_answers", small)
+    assert [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)] == expected
+    assert model.batch_tokens in (200, 100)
+    assert "out of memory with" in caplog.text
+    monkeypatch.setattr(model, "_answers", lambda batch: small([*batch] * 6))
+    with pytest.raises(LeverError, match="does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"):
+        list(model.generate(prompts))
+
+
+def test_each_image_is_encoded_once_within_bounded_memory(prompts):
+    paths = [s.image_path for p in prompts for s in (*p.demonstrations, p.query)]
+    model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH)
+    large = VisionCache(model, processor, PROFILES["mini"])
+    first, again = large.features(paths), large.features(paths)
+    distinct = len({path.read_bytes() for path in paths})
+    assert large.encoded == distinct < len(paths)
+    small = VisionCache(model, processor, PROFILES["mini"], max_bytes=3 * first[0][0].nbytes)
+    pixels = processor.image_processor(images=[resized_image(path, PROFILES["mini"]) for path in paths], return_tensors="pt")
+    with torch.inference_mode():
+        at_once = model.get_image_features(**pixels, return_dict=True).pooler_output
+    for cached, repeated, recomputed, expected in zip(first, again, small.features(paths), at_once, strict=True):
+        assert torch.equal(cached[0], repeated[0])
+        torch.testing.assert_close(cached[0], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(recomputed[0], expected, atol=1e-5, rtol=1e-5)
+    assert len(small._features) <= 3
+
+
+@pytest.mark.parametrize("name", ["mini", "qwen2.5-vl"])
+@pytest.mark.parametrize("size", [(56, 56), (640, 480), (333, 500), (60, 80), (4000, 3000)])
+def test_visual_tokens_are_those_of_the_resized_image(tmp_path, name, size):
+    path = tmp_path / "image.png"
+    Image.new("RGB", size).save(path)
+    width, height = resized_image(path, PROFILES[name]).size
+    assert visual_tokens(path, PROFILES[name]) == (width // 28) * (height // 28)
+
+
+def test_an_image_too_long_for_the_model_is_named(tmp_path):
+    path = tmp_path / "long.png"
+    Image.new("RGB", (2010, 10)).save(path)
+    for read in (visual_tokens, resized_image):
+        with pytest.raises(DataError, match=r"long\.png: cannot be shown to the VLM \(absolute aspect ratio"):
+            read(path, PROFILES["mini"])
 
 
 def test_a_demonstration_is_followed(prompts):
     query = next(p.query for p in prompts)
-    copied = answers([Prompt((query,), query)], 1)[0]
+    copied = answers([Prompt((query,), query)])[0]
     assert copied.strip() == query.answer
 
 
 def test_a_folder_that_is_no_model(prompts, tmp_path):
     with pytest.raises(DataError, match="not a readable Qwen2_5_VLForConditionalGeneration folder"):
         list(LocalVLM(tmp_path, "digest", "mini").generate(prompts[:1]))
+
+
+def test_batches_are_larger_on_a_gpu():
+    assert LocalVLM(mini.VLM_PATH, "digest", "mini").batch_tokens == vlm.BATCH_TOKENS["cpu"]
+    assert LocalVLM(mini.VLM_PATH, "digest", "mini", "cuda:1").batch_tokens == vlm.BATCH_TOKENS["cuda"]

@@ -1,0 +1,105 @@
+"""Images as a Qwen2.5-VL sees them: resized, and encoded by its vision tower once, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cachetools import LRUCache
+from PIL import Image
+
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.images import image_digest, image_size, read_image
+from lever_mlflow.prompt import PromptProfile
+
+__all__ = ["VisionCache", "resized_image", "visual_tokens"]
+
+_PIXELS_PER_TOKEN_SIDE = 28  # 2 x 2 patches of 14 x 14 pixels become one token
+_BATCH = 16
+
+
+class VisionCache:
+    """Features of images, keyed by their content, the least recently used dropped first.
+
+    Args:
+        model: a loaded Qwen2_5_VLForConditionalGeneration; ``processor``: its own.
+        max_bytes: of all features kept, in main memory; by default half of what is free now.
+    """
+
+    def __init__(self, model: Any, processor: Any, profile: PromptProfile, max_bytes: int | None = None) -> None:
+        self.model, self.processor, self.profile = model, processor, profile
+        limit = psutil.virtual_memory().available // 2 if max_bytes is None else max_bytes
+        self._features: LRUCache[str, tuple[Any, Any]] = LRUCache(limit, getsizeof=lambda item: item[0].nbytes)
+        self.encoded = 0
+
+    def features(self, paths: Sequence[Path]) -> list[tuple[Any, Any]]:
+        """Of each image its features [tokens, hidden size], in main memory, and its grid, int64 [3].
+
+        Raises:
+            DataError: an image does not decode.
+        """
+        keys = [image_digest(path) for path in paths]
+        found = {key: self._features[key] for key in dict.fromkeys(keys) if key in self._features}
+        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key not in found]
+        for start in range(0, len(missing), _BATCH):
+            for (key, _), item in zip(
+                missing[start : start + _BATCH], self._encode(missing[start : start + _BATCH]), strict=True
+            ):
+                found[key] = item
+                if item[0].nbytes <= self._features.maxsize:
+                    self._features[key] = item
+        return [found[key] for key in keys]
+
+    def _encode(self, images: Sequence[tuple[str, Path]]) -> list[tuple[Any, Any]]:
+        import torch
+
+        pixels = self.processor.image_processor(
+            images=[resized_image(path, self.profile) for _, path in images], return_tensors="pt"
+        ).to(self.model.device)
+        with torch.inference_mode():
+            output = self.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"], return_dict=True)
+        self.encoded += len(images)
+        return [
+            (part.cpu().clone(), grid) for part, grid in zip(output.pooler_output, pixels["image_grid_thw"].cpu(), strict=True)
+        ]
+
+
+@cache
+def visual_tokens(path: Path, profile: PromptProfile) -> int:
+    """How many tokens of a prompt an image takes; reads no more than the file's header.
+
+    Raises:
+        DataError: the image does not decode, or has an aspect ratio that the model does not take.
+    """
+    from qwen_vl_utils.vision_process import smart_resize
+
+    width, height = image_size(path)
+    try:
+        rows, columns = smart_resize(
+            height, width, factor=_PIXELS_PER_TOKEN_SIDE, min_pixels=profile.min_pixels, max_pixels=profile.max_pixels
+        )
+    except ValueError as error:
+        raise _unfit(path, error) from None
+    return (rows // _PIXELS_PER_TOKEN_SIDE) * (columns // _PIXELS_PER_TOKEN_SIDE)
+
+
+def resized_image(path: Path, profile: PromptProfile) -> Image.Image:
+    """The decoded image within the profile's limits on pixels, sides multiples of 28.
+
+    Raises:
+        DataError: as ``visual_tokens``.
+    """
+    from qwen_vl_utils.vision_process import fetch_image
+
+    limits = {"min_pixels": profile.min_pixels, "max_pixels": profile.max_pixels}
+    try:
+        return fetch_image({"image": read_image(path), **limits})
+    except ValueError as error:
+        raise _unfit(path, error) from None
+
+
+def _unfit(path: Path, error: ValueError) -> DataError:
+    return DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image")
