@@ -25,6 +25,7 @@ from lever_mlflow.types import EvalSettings, RolloutSettings, Sample
 
 DATA_SEED = 0  # of rollout and evaluation pools
 RANDOM_DRAWS = 5  # the random baseline is the mean of these
+SIMILARITY = "fused-similarity"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class QuestionSet:
                 self.shots,
                 resources.train,
                 lambda prompts: resources.answer(prompts, "evaluation"),
+                resources.language_model.key,
             )
             by_shots = records.pivot(index="position", columns="shots", values="accuracy")
             self._known[key] = by_shots[list(self.shots)].to_numpy(dtype=float)

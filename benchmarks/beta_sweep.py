@@ -38,8 +38,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from benchmarks.bench import DATA_SEED, RANDOM_DRAWS, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
-from lever_mlflow.evaluate import RANDOM, SIMILARITY, split_questions
+from benchmarks.bench import (
+    DATA_SEED,
+    RANDOM_DRAWS,
+    SIMILARITY,
+    Bench,
+    QuestionSet,
+    append_row,
+    as_rl_data,
+    best_epoch,
+    read_rows,
+)
+from lever_mlflow.evaluate import RANDOM, split_questions
 from lever_mlflow.group_batches import split_groups, tabulate
 from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import RLData

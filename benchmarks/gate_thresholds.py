@@ -36,9 +36,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
-from benchmarks.bench import RANDOM_DRAWS, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
+from benchmarks.bench import RANDOM_DRAWS, SIMILARITY, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
 from lever_mlflow import gate
-from lever_mlflow.evaluate import RANDOM, SIMILARITY
+from lever_mlflow.evaluate import RANDOM
 from lever_mlflow.gate.suites import read_suites
 from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import Group

@@ -180,6 +180,8 @@ resource_options = _grouped(
     option("encoder", str, "mini", "mini, or folder or hub name of a CLIP model"),
     option("seed", Positive(int, below=2**32), 0, "of every random choice"),
     option("device", click.Choice(["auto", "cpu", "cuda"]), AUTO, "auto takes a GPU when there is one"),
+    option("batch_tokens", Positive(int, 0), 0, "tokens of a VLM batch; 0: 8192 on a CPU, 32768 on a GPU"),
+    option("cache", click.Choice(["on", "read", "off"]), "on", "of VLM answers; read: none is added, off: none is used"),
 )
 
 
@@ -188,7 +190,7 @@ def make_pipeline(values: dict[str, Any]) -> Pipeline:
     from lever_mlflow.pipeline import Pipeline
     from lever_mlflow.resources import Resources, default_cache_dir
 
-    names = {name: values.pop(name) for name in ("dataset", "vlm", "encoder", "device")}
+    names = {name: values.pop(name) for name in ("dataset", "vlm", "encoder", "device", "batch_tokens", "cache")}
     choices = {name: values.pop(name) for name in ("seed", "reward_mode", "use_fallback", "model_name") if name in values}
     gate = GateSettings(**{name: values.pop(name) for name in ("thresholds", "max_shots", "on_bad_data") if name in values})
     resources = Resources(**names, cache_dir=default_cache_dir())

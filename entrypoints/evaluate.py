@@ -29,6 +29,8 @@ from lever_mlflow.types import EvalSettings, GrpoSettings
 @option("shots", NumberList(Positive(int, 1)), EvalSettings.shots, "numbers of demonstrations")
 @option("n_selection", Positive(int, 1), EvalSettings.n_selection, "questions that choose the epoch, apart from the others")
 @option("pool_size", Positive(int, 2), EvalSettings.pool_size, "candidates per question")
+@option("random_draws", Positive(int, 1), EvalSettings.random_draws, "draws of the random baseline")
+@option("n_oracle", Positive(int, 0), EvalSettings.n_oracle, "questions on which every candidate is tried alone; 0: none")
 def main(kl_beta: float, grpo_run: str, **values: Any) -> None:
     """Evaluate one beta: accuracies per epoch, a registered version."""
     from lever_mlflow.tracking import project_run, run_here

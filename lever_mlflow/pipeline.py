@@ -348,6 +348,7 @@ class Pipeline:
     ) -> Step:
         resources = self.resources
         labels = {"dataset": resources.dataset, "vlm": resources.vlm, "encoder": resources.encoder, "seed": self.context.seed}
+        labels |= resources.language_model.recorded
         return Step(step, name, settings, inputs, execute, labels)
 
     def _common(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def summary(comparison: Mapping[str, Any]) -> str:
         for item in comparison["evaluations"]
     ]
     title = f"VQA accuracy in percent on {size} questions"
-    return "\n".join([title, *(line.rstrip() for line in lines), *registered, comparison["verdict"]])
+    return "\n".join([title, *(line.rstrip() for line in lines), *_oracle(first), *registered, comparison["verdict"]])
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
@@ -48,10 +48,39 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     parts = [f"# Comparison of KL betas {betas}", comparison["verdict"], "## Data and fairness", _fairness(comparison)]
     parts += ["## Training", *(_training(item) for item in evaluations)]
     parts += ["## Accuracy (percent)", *(_accuracy(item) for item in evaluations)]
+    parts += ["\n".join(_oracle(evaluations[0]))] if _oracle(evaluations[0]) else []
+    parts += ["## Overlap of picks", *(_overlap(item) for item in evaluations)]
     parts += ["## Differences between the best epochs", _pairs(comparison), "## Registered models", _registered(evaluations)]
     commands = [line for item in evaluations for line in _commands(item)]
     reproduce = "\n".join([*commands, f"mlflow run . -e compare -P kl_betas={betas.replace(' ', '')}"])
     return "\n\n".join([*parts, "## How to reproduce", f"```\n{reproduce}\n```"]) + "\n"
+
+
+def _oracle(evaluation: Mapping[str, Any]) -> list[str]:
+    """What there is to win with one demonstration, as a line; none where that was not measured."""
+    found = evaluation["best_single"]
+    if found is None:
+        return []
+    return [
+        f"oracle: {100 * found['oracle']:.2f} with the best single demonstration of each pool, on the first "
+        f"{found['questions']} questions ({100 * found['random']:.2f} with the mean one; it matters on "
+        f"{100 * found['winnable']:.0f} % of them)"
+    ]
+
+
+def _overlap(evaluation: Mapping[str, Any]) -> str:
+    """Share of questions with the same picks, for every pair of checkpoints; and why, where it is all of them."""
+    rows = [
+        [row["first"], row["second"], row["shots"], f"{100 * row['ordered']:.1f}", f"{100 * row['unordered']:.1f}"]
+        for row in evaluation["overlap"]
+    ]
+    reasons = [
+        f"- {row['first']} and {row['second']} pick the same at {row['shots']} shots for every question: {row['reason']}."
+        for row in evaluation["overlap"]
+        if "reason" in row
+    ]
+    table = _table(["first", "second", "shots", "same picks, %", "same in any order, %"], rows)
+    return "\n\n".join([f"### beta {evaluation['kl_beta']:g}", table, *(["\n".join(reasons)] if reasons else [])])
 
 
 def _label(evaluation: Mapping[str, Any], policy: str) -> str:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from lever_mlflow import mini
-from lever_mlflow.answer_cache import AnswerCache, cached_answers
+from lever_mlflow.answer_cache import AnswerCache, CacheMode, cached_answers
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.features import FeatureTable, sample_features
 from lever_mlflow.images import image_digest
@@ -49,6 +49,8 @@ class Resources:
         vlm: ``mini``, a folder or a hub name of a Qwen2.5-VL.
         encoder: ``mini``, a folder or a hub name of a CLIP model.
         device: ``auto``, ``cpu`` or ``cuda``.
+        batch_tokens: of a VLM batch; 0 for what suits the device.
+        cache: whether VLM answers are looked up and stored.
         cache_dir: where downloads of the embedded data set, features and answers are kept.
     """
 
@@ -56,6 +58,8 @@ class Resources:
     vlm: str = MINI
     encoder: str = MINI
     device: str = "auto"
+    batch_tokens: int = 0
+    cache: CacheMode = "on"
     cache_dir: Path = Path()
 
     @cached_property
@@ -119,7 +123,7 @@ class Resources:
         profile = "mini" if self.vlm == MINI else "qwen2.5-vl"
         folder = mini.VLM_PATH if self.vlm == MINI else model_folder(self.vlm)
         digest = folder_digest(folder, self.cache_dir / "digests")
-        return LocalVLM(folder, digest, profile, self.torch_device)
+        return LocalVLM(folder, digest, profile, self.torch_device, self.batch_tokens)
 
     def features(self, split: Literal["train", "val"]) -> FeatureTable:
         """CLIP features of one split, computed once per content."""
@@ -132,7 +136,7 @@ class Resources:
 
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
         """Raw generations for prompts, in their order; equal prompts and prompts answered before cost nothing."""
-        with AnswerCache(self.cache_dir / "answers.sqlite") as cache:
+        with AnswerCache(self.cache_dir / "answers.sqlite", self.cache) as cache:
             model = self.language_model
             return cached_answers(prompts, model.key, model.generate, cache, description).texts
 

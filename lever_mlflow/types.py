@@ -113,12 +113,17 @@ class GrpoSettings:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Evaluation: nested prefixes (``sizes``) of one seeded order of questions; the last ones choose the epoch."""
+    """Evaluation: nested prefixes (``sizes``) of one seeded order of questions; the last ones choose the epoch.
+
+    ``random_draws``: of the random baseline; ``n_oracle``: questions on which every candidate is tried alone, 0 for none.
+    """
 
     sizes: tuple[int, ...] = (100, 200, 400, 800)
     shots: tuple[int, ...] = (1, 2, 3, 4)
     n_selection: int = 400
     pool_size: int = 64
+    random_draws: int = 3
+    n_oracle: int = 50
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ class LocalVLM:
         self.profile: PromptProfile = PROFILES[profile]
         self._loaded: _Loaded | None = None
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What runs log of it beside its name and digests."""
+        return {"vlm_dtype": self.dtype, "vlm_batch_tokens": self.batch_tokens}
+
     def key(self, prompt: Prompt) -> str:
         """Names the answer to ``prompt`` by everything it depends on."""
         return prompt_key(prompt, self.profile, self.digest, image_digest)

@@ -46,6 +46,17 @@ def evaluation(beta, right, **inputs):
         },
         "epochs": [{"epoch": 1, "train_loss": 0.5, "val_loss": 5.0, "kl": 0.01, "beta": beta}],
         "accuracy": rows,
+        "overlap": [
+            {
+                "first": "start",
+                "second": "epoch 1",
+                "shots": 2,
+                "ordered": 1.0,
+                "unordered": 1.0,
+                "reason": "equal weights",
+            }
+        ],
+        "best_single": {"questions": 50, "oracle": 0.9, "random": 0.4, "winnable": 0.62},
     }
     return Evaluation(f"run{beta}", result, records)
 
@@ -123,6 +134,8 @@ def test_report_has_every_cell_and_the_reproducing_commands():
     assert "mlflow run . -e grpo -P kl_beta=0.12 -P lr=5e-06 -P init=models:/m-1 -P seed=0 -P reward_mode=hard_only" in page
     assert "mlflow run . -e evaluate -P kl_beta=0.12 -P grpo_run=r0.12 -P seed=0 -P sizes=100 -P shots=2" in page
     assert "mlflow run . -e compare -P kl_betas=0.12,0.15" in page
+    assert "| start | epoch 1 | 2 | 100.0 | 100.0 |" in page
+    assert "- start and epoch 1 pick the same at 2 shots for every question: equal weights." in page
     assert "?" not in page
 
 
@@ -131,3 +144,7 @@ def test_summary_marks_the_registered_epochs():
     lines = [line.split() for line in text.splitlines()]
     assert ["zero-shot", "25.00", "-"] in lines
     assert ["beta", "0.15", "epoch", "1", "*", "-", "60.00"] in lines
+    assert (
+        "oracle: 90.00 with the best single demonstration of each pool, on the first 50 questions (40.00 with the mean one; "
+        "it matters on 62 % of them)"
+    ) in text

@@ -11,7 +11,7 @@ LAYERS = [
     {
         "distributed", "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
-        "vision_cache", "vlm", "answer_cache", "checkpoint",
+        "vision_cache", "vlm", "answer_cache", "checkpoint", "overlap",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
     {"compare", "report", "tracking", "registry", "serving"},

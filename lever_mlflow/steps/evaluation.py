@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,26 +20,30 @@ from lever_mlflow import compare, registry, report, tracking
 from lever_mlflow.checkpoint import load_selector, selector_digest
 from lever_mlflow.evaluate import (
     RANDOM,
-    SIMILARITY,
     ZERO_SHOT,
     accuracy_table,
+    best_single,
     choose_epoch,
     evaluate,
+    first_logits,
     greedy_picks,
     random_picks,
     similarity_picks,
     split_questions,
 )
 from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.overlap import overlaps, why_identical
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.tracking import TAG
-from lever_mlflow.types import EvalSettings, Sample
+from lever_mlflow.types import EvalSettings, Prompt, Sample
 
 __all__ = ["COMPARISON_FILE", "compare_betas", "evaluate_epochs", "promote_beta", "read_evaluation", "register_best"]
 
 RECORDS_FILE, RESULT_FILE, COMPARISON_FILE = "records.parquet", "evaluation.json", "comparison.json"
+ANSWERS_TABLE = "answers.json"
 START_POLICY = "start"
+SIMILARITIES, OF_ALL = ("image", "text", "fused"), " of all"
 _REGISTERED_INPUTS = ("gate", *OVERRIDES, "seed", "start")  # beside every digest, tags of a registered version
 
 log = logging.getLogger(__name__)
@@ -57,15 +62,23 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
     epochs = {epoch: f"epoch {epoch}" for epoch in models}
     questions = split_questions(context.resources.val, settings, context.seed)
     answer = partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
-    evaluated = []
-    for part, samples in questions._asdict().items():
-        policies = {START_POLICY: start, **selectors} if part == "report" else selectors
-        picks = _picks(context, samples, policies, settings, baselines=part == "report")
-        evaluated.append(evaluate(samples, part, picks, settings.shots, context.resources.train, answer))
+    key = context.resources.language_model.key
+    checkpoints = {START_POLICY: start, **selectors}
+    picks = _learned_picks(context, questions.report, checkpoints, settings)
+    parts = {
+        "report": {**_baseline_picks(context, questions.report, settings), **picks},
+        "selection": _learned_picks(context, questions.selection, selectors, settings),
+    }
+    evaluated = [
+        evaluate(getattr(questions, part), part, found, settings.shots, context.resources.train, answer, key)
+        for part, found in parts.items()
+    ]
     records = pd.concat(evaluated, ignore_index=True)
     best, selection = choose_epoch(records, epochs)
     table = accuracy_table(records, settings.sizes)
     _log_accuracies(table, epochs, models, selection)
+    overlap = _log_overlap(context, questions.report, checkpoints, picks, epochs, models, settings)
+    single = _log_best_single(context, questions.report[: settings.n_oracle], settings, answer)
     rows = table.to_dict("records")
     at_largest = {
         f"acc_n{row['size']}_shots{row['shots']}": f"{100 * row['accuracy']:.2f}"
@@ -89,6 +102,8 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
         "inputs": dict(inputs),
         "epochs": tracking.epoch_metrics(grpo_run),
         "accuracy": rows,
+        "overlap": overlap,
+        "best_single": single,
     }
     version = register_best(context, result)
     log.info("beta %g: epoch %d is %s version %s", kl_beta, best, context.registered_name, version)
@@ -97,6 +112,7 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
     mlflow.log_dict(result, RESULT_FILE)
     with tempfile.TemporaryDirectory() as folder:
         tracking.log_frame(records, Path(folder) / RECORDS_FILE)
+    _log_answers(questions.report, records, epochs[best])
 
 
 def register_best(context: Context, result: Mapping[str, Any]) -> str:
@@ -116,43 +132,115 @@ def read_evaluation(run_id: str) -> dict[str, Any]:
     return dict(json.loads(tracking.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
 
 
-def _picks(
-    context: Context,
-    samples: Sequence[Sample],
-    policies: Mapping[str, PointerSelector],
-    settings: EvalSettings,
-    *,
-    baselines: bool,
+def _learned_picks(
+    context: Context, samples: Sequence[Sample], selectors: Mapping[str, PointerSelector], settings: EvalSettings
 ) -> dict[str, np.ndarray]:
-    """Train indices that each policy, and each baseline if wanted, picks for each question."""
-    shots, train, val = max(settings.shots), context.resources.features("train"), context.resources.features("val")
-    rows = [sample.index for sample in samples]
-    pools_QN = context.resources.pools(samples, settings.pool_size, context.seed)
-    picks = {
-        name: greedy_picks(policy, val.of(policy.fusion)[rows], pools_QN, train.of(policy.fusion), shots)
-        for name, policy in policies.items()
-    }
-    if not baselines:
-        return picks
+    """Train indices that each selector picks for each question, [Q, K]."""
+    train, queries = context.resources.features("train"), context.resources.features("val")
+    rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
     return {
-        ZERO_SHOT: pools_QN[:, :0],
-        RANDOM: random_picks(samples, pools_QN, shots, context.seed),
-        SIMILARITY: similarity_picks(val.fused_SD[rows], pools_QN, train.fused_SD, shots),
-        **picks,
+        name: greedy_picks(
+            selector, queries.of(selector.fusion)[rows], pools_QN, train.of(selector.fusion), max(settings.shots)
+        )
+        for name, selector in selectors.items()
     }
+
+
+def _baseline_picks(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> dict[str, np.ndarray]:
+    """Train indices that each baseline picks for each question, [Q, K]; [draws, Q, K] of the random one."""
+    shots, train, val = max(settings.shots), context.resources.features("train"), context.resources.features("val")
+    rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
+    all_QN = np.broadcast_to(np.arange(len(train.fused_SD)), (len(samples), len(train.fused_SD)))
+    draws = [random_picks(samples, pools_QN, shots, context.seed, draw) for draw in range(settings.random_draws)]
+    picks = {ZERO_SHOT: pools_QN[:, :0], RANDOM: np.stack(draws)}
+    for suffix, candidates_QN in (("", pools_QN), (OF_ALL, all_QN)):
+        for kind in SIMILARITIES:
+            queries_SD, items_SD = getattr(val, f"{kind}_SD"), getattr(train, f"{kind}_SD")
+            picks[f"{kind}-similarity{suffix}"] = similarity_picks(queries_SD[rows], candidates_QN, items_SD, shots)
+    return picks
+
+
+def _pools(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> np.ndarray:
+    return context.resources.pools(samples, settings.pool_size, context.seed)
 
 
 def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
     """Epochs as metrics ``acc/n{size}/shots{k}`` with the epoch as step, everything else as ``baseline/{policy}/...``."""
-    slugs = {ZERO_SHOT: "zero_shot", RANDOM: "random", SIMILARITY: "fused_similarity", START_POLICY: "start"}
     metrics: dict[str, dict[str, float]] = {}
     for row in table.to_dict("records"):
-        metrics.setdefault(row["policy"], {})[f"n{row['size']}/shots{row['shots']}"] = row["accuracy"]
-    for policy, slug in slugs.items():
-        mlflow.log_metrics({f"baseline/{slug}/{cell}": value for cell, value in metrics[policy].items()})
+        cell = f"n{row['size']}/shots{row['shots']}"
+        metrics.setdefault(row["policy"], {})[cell] = row["accuracy"]
+        if row["policy"] == RANDOM:
+            metrics.setdefault("random_spread", {})[cell] = row["spread"]
     for epoch, name in epochs.items():
-        accuracies = {f"acc/{cell}": value for cell, value in metrics[name].items()}
+        accuracies = {f"acc/{cell}": value for cell, value in metrics.pop(name).items()}
         mlflow.log_metrics({**accuracies, "selection/accuracy": selection[epoch]}, step=epoch, model_id=models[epoch])
+    for policy, cells in metrics.items():
+        slug = re.sub(r"[^a-z]+", "_", policy)
+        mlflow.log_metrics({f"baseline/{slug}/{cell}": value for cell, value in cells.items()})
+
+
+def _log_overlap(
+    context: Context,
+    samples: Sequence[Sample],
+    checkpoints: Mapping[str, PointerSelector],
+    picks: Mapping[str, np.ndarray],
+    epochs: Mapping[int, str],
+    models: Mapping[int, str],
+    settings: EvalSettings,
+) -> list[dict[str, Any]]:
+    """How far checkpoints pick the same, that with the start as ``overlap/shots{k}`` per epoch; why, where they always do."""
+    train, val = context.resources.features("train"), context.resources.features("val")
+    rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
+
+    def logits(name: str) -> np.ndarray:
+        fusion = checkpoints[name].fusion
+        return first_logits(checkpoints[name], val.of(fusion)[rows], pools_QN, train.of(fusion))
+
+    found = []
+    for overlap in overlaps(picks, settings.shots):
+        row = overlap._asdict()
+        if overlap.ordered == 1.0:
+            digests = [selector_digest(checkpoints[name]) for name in (overlap.first, overlap.second)]
+            pair = logits(overlap.first), logits(overlap.second)
+            row["reason"] = why_identical(*pair, overlap.shots, equal_weights=digests[0] == digests[1])
+            log.info(
+                "%s and %s pick the same at %d shots for all %d questions: %s",
+                overlap.first, overlap.second, overlap.shots, len(samples), row["reason"],
+            )  # fmt: skip
+        found.append(row)
+    for epoch, name in epochs.items():
+        of_start = [row for row in found if (row["first"], row["second"]) == (START_POLICY, name)]
+        shares = {f"overlap/shots{row['shots']}": row["ordered"] for row in of_start}
+        mlflow.log_metrics(shares, step=epoch, model_id=models[epoch])
+    return found
+
+
+def _log_best_single(
+    context: Context, samples: Sequence[Sample], settings: EvalSettings, answer: Callable[[Sequence[Prompt]], list[str]]
+) -> dict[str, Any] | None:
+    """What the best single demonstration of each pool would bring, as ``baseline/oracle/...``; None where not asked for."""
+    if not samples:
+        return None
+    found = best_single(samples, _pools(context, samples, settings), context.resources.train, answer)
+    mlflow.log_metrics({f"baseline/oracle/n{len(samples)}/shots1": found["oracle"]})
+    return found
+
+
+def _log_answers(samples: Sequence[Sample], records: pd.DataFrame, best: str) -> None:
+    """A table for the UI: what the best epoch picked and the VLM answered on each report question, beside zero-shot."""
+    asked = pd.DataFrame(
+        {
+            "question_id": [sample.question_id for sample in samples],
+            "question": [sample.question for sample in samples],
+            "annotators": [", ".join(sorted(set(sample.answers))) for sample in samples],
+        }
+    )
+    shown = records[(records.part == "report") & records.policy.isin([ZERO_SHOT, best])]
+    table = shown.merge(asked, on="question_id")[
+        ["question_id", "question", "annotators", "policy", "shots", "picks", "answer", "accuracy"]
+    ]
+    mlflow.log_table(table.assign(picks=table.picks.map(str)), ANSWERS_TABLE)
 
 
 def compare_betas(context: Context, evaluations: Sequence[str]) -> None:
