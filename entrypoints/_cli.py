@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,7 @@ __all__ = [
     "dataset_option",
     "gate_options",
     "in_order",
+    "in_processes",
     "launch",
     "make_pipeline",
     "model_name_option",
@@ -196,6 +198,24 @@ def make_pipeline(values: dict[str, Any]) -> Pipeline:
     resources = Resources(**names, cache_dir=default_cache_dir())
     resources.check()
     return Pipeline(resources, gate=gate, **choices)
+
+
+def in_processes(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that runs in as many processes as ``accelerate launch`` started: here if this one leads, else it follows."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        from lever_mlflow import distributed
+        from lever_mlflow.resources import Resources
+
+        processes = distributed.join(Resources(device=values["device"]).torch_device)
+        if not processes.is_main_process:
+            distributed.follow(processes)
+            return
+        command(**values)
+        distributed.release(processes)
+
+    return run
 
 
 def in_order(values: tuple[float, ...]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import click
 from entrypoints._cli import (
     NumberList,
     Positive,
+    in_processes,
     launch,
     make_pipeline,
     model_name_option,
@@ -22,6 +23,7 @@ from lever_mlflow.types import EvalSettings
 @reward_mode_option
 @model_name_option
 @option("kl_betas", NumberList(Positive(), least=2), (0.12, 0.15), "KL weights; for each the newest evaluation is taken")
+@in_processes
 def main(kl_betas: tuple[float, ...], **values: Any) -> None:
     """Compare betas: report.md and comparison.json."""
     from lever_mlflow.tracking import project_run, run_here

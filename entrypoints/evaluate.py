@@ -9,6 +9,7 @@ from entrypoints._cli import (
     NumberList,
     Positive,
     in_order,
+    in_processes,
     launch,
     make_pipeline,
     model_name_option,
@@ -31,6 +32,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings
 @option("pool_size", Positive(int, 2), EvalSettings.pool_size, "candidates per question")
 @option("random_draws", Positive(int, 1), EvalSettings.random_draws, "draws of the random baseline")
 @option("n_oracle", Positive(int, 0), EvalSettings.n_oracle, "questions on which every candidate is tried alone; 0: none")
+@in_processes
 def main(kl_beta: float, grpo_run: str, **values: Any) -> None:
     """Evaluate one beta: accuracies per epoch, a registered version."""
     from lever_mlflow.tracking import project_run, run_here

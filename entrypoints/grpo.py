@@ -8,6 +8,7 @@ from entrypoints._cli import (
     AUTO,
     Positive,
     gate_options,
+    in_processes,
     launch,
     make_pipeline,
     option,
@@ -34,13 +35,11 @@ from lever_mlflow.types import GrpoSettings
 @option("mask_zero_std_groups", bool, GrpoSettings.mask_zero_std_groups, "leave groups of equal rewards out of the loss")
 @option("entropy_coef", Positive(), GrpoSettings.entropy_coef, "weight of the policy's entropy as a bonus")
 @option("freeze_backbone", bool, GrpoSettings.freeze_backbone, "train attention and norms only")
+@in_processes
 def main(rl_data: str, init: str, resume: str, **values: Any) -> None:
     """Train by GRPO: an MLflow run with a checkpoint per epoch."""
-    from lever_mlflow.steps import follow_training
     from lever_mlflow.tracking import project_run, run_here
 
-    if follow_training(values["device"]):
-        return
     with project_run("grpo"):
         pipeline = make_pipeline(values)
         data = pipeline.find_rl_data(rl_data)

@@ -8,6 +8,7 @@ from entrypoints._cli import (
     NumberList,
     Positive,
     in_order,
+    in_processes,
     launch,
     make_pipeline,
     model_name_option,
@@ -35,6 +36,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutS
 @option("rce_lr", Positive(strict=True), RceSettings.lr, "learning rate of RCE")
 @option("grpo_epochs", Positive(int, 1), GrpoSettings.epochs, "epochs of GRPO")
 @option("grpo_lr", Positive(strict=True), GrpoSettings.lr, "learning rate of GRPO")
+@in_processes
 def main(**values: Any) -> None:
     """Run every step as a child run; finished steps with the same inputs are reused."""
     from lever_mlflow.tracking import project_run, run_here

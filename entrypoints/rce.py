@@ -7,6 +7,7 @@ import click
 from entrypoints._cli import (
     Positive,
     gate_options,
+    in_processes,
     launch,
     make_pipeline,
     option,
@@ -32,13 +33,11 @@ from lever_mlflow.types import RceSettings
 @option("n_heads", Positive(int, 1), RceSettings.n_heads, "attention heads of a layer")
 @option("fusion", click.Choice(["mean", "concat"]), RceSettings.fusion, "of image and text features")
 @option("state_update", bool, RceSettings.state_update, "each pick moves the query's state, so that later picks depend on it")
+@in_processes
 def main(rl_data: str, resume: str, **values: Any) -> None:
     """Train by RCE: an MLflow run with a checkpoint per epoch."""
-    from lever_mlflow.steps import follow_training
     from lever_mlflow.tracking import project_run, run_here
 
-    if follow_training(values["device"]):
-        return
     with project_run("rce"):
         pipeline = make_pipeline(values)
         run_here(pipeline.rce(pipeline.find_rl_data(rl_data), RceSettings(**values), resume))

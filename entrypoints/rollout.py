@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from entrypoints._cli import NumberList, Positive, launch, make_pipeline, option, resource_options
+from entrypoints._cli import NumberList, Positive, in_processes, launch, make_pipeline, option, resource_options
 from lever_mlflow.types import RolloutSettings
 
 
@@ -18,6 +18,7 @@ from lever_mlflow.types import RolloutSettings
 @option("temperatures", NumberList(Positive(minimum=0.05)), RolloutSettings.temperatures, "of sampled pointers")
 @option("samples_per_temperature", Positive(int), RolloutSettings.samples_per_temperature, "pointers sampled at each")
 @option("random_pointers", Positive(int), RolloutSettings.random_pointers, "pointers drawn at random")
+@in_processes
 def main(init: str, **values: Any) -> None:
     """Record RL data: an MLflow run with rl_data.json."""
     from lever_mlflow.tracking import project_run, run_here

@@ -7,6 +7,7 @@ import click
 from entrypoints._cli import (
     NONE,
     gate_options,
+    in_processes,
     launch,
     make_pipeline,
     option,
@@ -22,6 +23,7 @@ from entrypoints._cli import (
 @rl_data_options
 @gate_options
 @option("reference", str, NONE, "RL data to compare with: a file or a run, as for rl_data")
+@in_processes
 def main(rl_data: str, reference: str, **values: Any) -> None:
     """Check RL data, or compare them with others, and print the table of expectations."""
     from lever_mlflow.tracking import project_run, run_here

@@ -1,13 +1,14 @@
-"""One training in several processes, as ``accelerate launch`` starts them.
+"""One run in several processes, as ``accelerate launch`` starts them.
 
-The first process leads: it does what a single process would, and alone speaks to MLflow. The others follow: they get what is
-to be trained from it and take their part of every step. Each process takes every n-th query of a step, and gradients and
-figures are averaged over all queries of the step, so that the number of processes changes nothing but the order of sums.
+The first process leads: it does what a single process would, and alone speaks to MLflow. The others follow: they call what it
+tells them to call, with what it hands them, and so take their part of a training or of the VLM's answers. In training each
+process takes every n-th query of a step, and gradients and figures are averaged over all queries of the step, so that the
+number of processes changes nothing but the order of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-__all__ = ["average", "broadcast", "gathered", "join", "share", "total", "wrapped"]
+__all__ = ["average", "call_followers", "collect", "follow", "gathered", "join", "release", "share", "total", "wrapped"]
 
 _PATIENCE = timedelta(days=1)  # followers wait while the leader makes the data, or waits for MLflow
 
@@ -30,9 +31,23 @@ def join(device: str) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])  # log-probs stay float32
 
 
-def broadcast(processes: Accelerator, message: Any = None) -> Any:
-    """The leader's message, in every process."""
-    return broadcast_object_list([message])[0] if processes.num_processes > 1 else message
+def call_followers(processes: Accelerator, function: Callable[..., object], *arguments: Any) -> None:
+    """Has every follower call a function while the leader goes on; both must meet in whatever the function exchanges."""
+    if processes.num_processes > 1:
+        broadcast_object_list([(function, arguments)])
+
+
+def follow(processes: Accelerator) -> None:
+    """What a follower does: calls what the leader says, until it is released."""
+    while (call := broadcast_object_list([None])[0]) is not None:
+        function, arguments = call
+        function(*arguments)
+
+
+def release(processes: Accelerator) -> None:
+    """Ends the followers, once nothing is left to do."""
+    if processes.num_processes > 1:
+        broadcast_object_list([None])
 
 
 def wrapped(processes: Accelerator, model: nn.Module) -> nn.Module:
@@ -63,6 +78,11 @@ def total(processes: Accelerator, values: Iterable[float]) -> list[float]:
     return sums.tolist()
 
 
+def collect(processes: Accelerator, items: list[Any]) -> list[Any]:
+    """The items of all processes, one behind the other."""
+    return list(gather_object(items)) if processes.num_processes > 1 else items
+
+
 def gathered(processes: Accelerator, tensors: list[Tensor]) -> Tensor:
     """Tensors of all processes, one behind the other."""
-    return torch.cat(gather_object(tensors) if processes.num_processes > 1 else tensors)
+    return torch.cat(collect(processes, tensors))

@@ -10,15 +10,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from lever_mlflow import mini
+from lever_mlflow import distributed, mini
 from lever_mlflow.answer_cache import AnswerCache, CacheMode, cached_answers
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.features import FeatureTable, sample_features
@@ -136,9 +136,30 @@ class Resources:
 
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
         """Raw generations for prompts, in their order; equal prompts and prompts answered before cost nothing."""
-        with AnswerCache(self.cache_dir / "answers.sqlite", self.cache) as cache:
-            model = self.language_model
-            return cached_answers(prompts, model.key, model.generate, cache, description).texts
+        with self._answer_cache() as cache:
+            return cached_answers(prompts, self.language_model.key, self._generate, cache, description).texts
+
+    def _answer_cache(self) -> AnswerCache:
+        """The machine's own file, as SQLite does not belong on a network share: that of the first one, or of its number."""
+        machine = int(os.environ.get("GROUP_RANK", "0"))  # as torch.distributed's launchers number machines
+        return AnswerCache(self.cache_dir / (f"answers-{machine}.sqlite" if machine else "answers.sqlite"), self.cache)
+
+    def _generate(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """Batches of (position, raw generation), made by all processes of the run."""
+        if not prompts:
+            return
+        processes = distributed.join(self.torch_device)
+        distributed.call_followers(processes, _answer_along, replace(self), prompts)
+        own: set[int] = set()
+        for batch in self._own_share(prompts):
+            own.update(position for position, _ in batch)
+            yield batch
+        yield [item for item in distributed.collect(processes, []) if item[0] not in own]
+
+    def _own_share(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        positions = distributed.share(distributed.join(self.torch_device), np.arange(len(prompts))).tolist()
+        for batch in self.language_model.generate([prompts[i] for i in positions]):
+            yield [(positions[i], text) for i, text in batch]
 
     def check(self) -> None:
         """Reads both splits and resolves both models, so that a wrong name ends the run before any work.
@@ -158,3 +179,20 @@ class Resources:
     def label(self) -> str:
         """Data set and VLM in a form fit for the names of registered models, such as ``mini-mini``."""
         return "-".join(re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-").lower() for name in (self.dataset, self.vlm))
+
+
+def _answer_along(resources: Resources, prompts: Sequence[Prompt]) -> None:
+    """The part of the answers that a following process has; stored as they come, then handed to the leader."""
+    own = _kept(resources)
+    answers: list[tuple[int, str]] = []
+    with own._answer_cache() as cache:
+        for batch in own._own_share(prompts):
+            cache.put([(own.language_model.key(prompts[position]), text) for position, text in batch])
+            answers += batch
+    distributed.collect(distributed.join(own.torch_device), answers)
+
+
+@cache
+def _kept(resources: Resources) -> Resources:
+    """The same object for the same names, so that a following process loads the VLM once."""
+    return resources

@@ -3,19 +3,25 @@
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, learnable_groups
 from mlflow import MlflowClient
 
-from lever_mlflow.distributed import join
+from lever_mlflow.distributed import follow, join, release
+from lever_mlflow.evaluate import RANDOM, ZERO_SHOT, evaluate, random_picks
+from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import RLData
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.train_grpo import train_grpo
@@ -73,16 +79,16 @@ def launch(*arguments, **environment):
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     """What two processes made of all cases."""
-    path = tmp_path_factory.mktemp("distributed") / "results.json"
-    result = launch(__file__, str(path))
+    folder = tmp_path_factory.mktemp("distributed")
+    result = launch(__file__, str(folder / "results.json"), str(folder))
     assert result.returncode == 0, result.stderr
-    return json.loads(path.read_text())
+    return json.loads((folder / "results.json").read_text()), folder
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_metrics_of_one(launched, case):
     history, weights = train(CASES[case])
-    processes, other_history, other_weights = launched[case]
+    processes, other_history, other_weights = launched[0][case]
     assert processes == 2
     assert [sorted(metrics) for metrics in other_history] == [sorted(metrics) for metrics in history]
     for metrics, other in zip(history, other_history, strict=True):
@@ -90,6 +96,29 @@ def test_two_processes_give_the_metrics_of_one(launched, case):
             assert other[name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
     for name, tensor in weights.items():
         np.testing.assert_allclose(other_weights[name], tensor, atol=1e-4, err_msg=name)
+
+
+def evaluated(cache_dir):
+    """Records of 41 questions with random demonstrations."""
+    resources = Resources(device="cpu", cache_dir=cache_dir)
+    questions = resources.val[:41]
+    picks = {ZERO_SHOT: np.zeros((41, 0), int), RANDOM: random_picks(questions, resources.pools(questions, 8, 0), 2, 0)}
+    answer = partial(resources.answer, description="test")
+    key = resources.language_model.key
+    return evaluate(questions, "report", picks, (1, 2), resources.train, answer, key)
+
+
+def stored_answers(cache_dir):
+    with closing(sqlite3.connect(cache_dir / "answers.sqlite")) as connection:
+        return dict(connection.execute("SELECT key, text FROM answers"))
+
+
+def test_two_processes_give_the_records_of_one(launched, tmp_path):
+    _, cache_dir = launched
+    records, other = evaluated(tmp_path), pd.read_parquet(cache_dir / "records.parquet")
+    pd.testing.assert_frame_equal(other.assign(picks=other.picks.map(list)), records)
+    assert stored_answers(cache_dir) == stored_answers(tmp_path)
+    assert len(set(records.prompt)) > 100
 
 
 @pytest.fixture
@@ -120,3 +149,7 @@ if __name__ == "__main__":
     results = {name: (join("cpu").num_processes, *train(settings)) for name, settings in CASES.items()}
     if join("cpu").is_main_process:
         Path(sys.argv[1]).write_text(json.dumps(results))
+        evaluated(Path(sys.argv[2])).to_parquet(Path(sys.argv[2]) / "records.parquet")
+        release(join("cpu"))
+    else:
+        follow(join("cpu"))

@@ -103,7 +103,8 @@ def test_comparison_has_every_cell(project, experiment):
     assert comparison["comparable"]
     for evaluation in comparison["evaluations"]:
         cells = {(row["policy"], row["size"], row["shots"]) for row in evaluation["accuracy"]}
-        policies = ["random", "fused-similarity", "start", "epoch 1", "epoch 2"]
+        similar = [f"{kind}-similarity{of}" for kind in ("image", "text", "fused") for of in ("", " of all")]
+        policies = ["random", *similar, "start", "epoch 1", "epoch 2"]
         expected = {(policy, size, shots) for policy in policies for size in (20, 40) for shots in (1, 2)}
         assert cells == expected | {("zero-shot", 20, 0), ("zero-shot", 40, 0)}
     page = (folder / "report.md").read_text()

@@ -15,7 +15,6 @@ from lever_mlflow.steps.training import (
     Interrupted,
     Launch,
     find_state,
-    follow_training,
     train_by_grpo,
     train_by_rce,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "compare_betas",
     "evaluate_epochs",
     "find_state",
-    "follow_training",
     "promote_beta",
     "read_evaluation",
     "read_verdict",

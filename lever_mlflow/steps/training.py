@@ -35,7 +35,7 @@ from lever_mlflow.training import Epoch, TrainingState
 from lever_mlflow.training_state import load_state, save_state
 from lever_mlflow.types import Fusion, GrpoSettings, RceSettings
 
-__all__ = ["STATE_TAG", "Interrupted", "Launch", "find_state", "follow_training", "train_by_grpo", "train_by_rce"]
+__all__ = ["STATE_TAG", "Interrupted", "Launch", "find_state", "train_by_grpo", "train_by_rce"]
 
 STATES_FOLDER, STATE_TAG = "training_states", "state_epoch"
 
@@ -116,20 +116,6 @@ def train_by_grpo(
     _log_training(training, epochs, earlier)
 
 
-def follow_training(device: str) -> bool:
-    """Takes part in a training that another process leads, to its end; False at once in the process that leads or is alone.
-
-    ``device``: as for ``Resources``.
-    """
-    processes = distributed.join(Resources(device=device).torch_device)
-    if processes.is_main_process:
-        return False
-    train, resources, fusion, arguments = distributed.broadcast(processes)
-    for _ in train(**arguments, features_SD=resources.features("train").of(fusion), device=resources.torch_device):
-        pass
-    return True
-
-
 def find_state(source: str) -> Interrupted:
     """The newest whole training state that a run logged, or left in a folder when it could not.
 
@@ -163,8 +149,16 @@ def _begin(
     state = None if earlier is None else earlier.state
     arguments |= {"seed": context.seed, "reward_mode": context.reward_mode, "state": state}
     processes = distributed.join(resources.torch_device)
-    distributed.broadcast(processes, (train, replace(resources), fusion, arguments))
+    distributed.call_followers(processes, _train_along, train, replace(resources), fusion, arguments)
     return train(**arguments, features_SD=features_SD, device=resources.torch_device)
+
+
+def _train_along(
+    train: Callable[..., Iterator[Epoch]], resources: Resources, fusion: Fusion, arguments: Mapping[str, Any]
+) -> None:
+    """The part of a training that a following process has."""
+    for _ in train(**arguments, features_SD=resources.features("train").of(fusion), device=resources.torch_device):
+        pass
 
 
 def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interrupted | None) -> None:
