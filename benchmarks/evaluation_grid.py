@@ -1,0 +1,163 @@
+"""The predecessor's evaluation grid against ours, on the embedded VLM, and what each part of ours contributes.
+
+The grid: 2 betas x 3 epochs x nested sizes x 4 shots. The predecessor asks the VLM for every cell anew, one prompt at a time,
+each image encoded each time. Ours asks once for equal prompts (deduplication), in batches, with every image encoded once and
+every prompt read once. The six policies are an untrained one and five copies with a little noise on their weights, so that some
+of their picks differ, as after GRPO; the share is printed. Answers must be equal.
+
+    python -m benchmarks.evaluation_grid [--sizes 10,20,40,80] [--num_beams 1]
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import click
+import numpy as np
+import torch
+
+from lever_mlflow import mini, prompt
+from lever_mlflow.evaluate import greedy_picks
+from lever_mlflow.model_files import load_pretrained
+from lever_mlflow.overlap import overlaps
+from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages
+from lever_mlflow.resources import Resources, default_cache_dir
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.types import Prompt
+from lever_mlflow.vision_cache import resized_image, visual_tokens
+from lever_mlflow.vlm import LocalVLM
+
+SHOTS, POOL_SIZE, POLICIES, SEED = (1, 2, 3, 4), 64, 6, 0
+NOISE = 0.0015  # added to the weights of each policy, chosen for the share of picks that GRPO at the default lr moves
+
+
+class PlainVLM:
+    """The library's own way, batch by batch: processor, then ``generate``; nothing is kept between batches."""
+
+    def __init__(self, profile: PromptProfile) -> None:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        self.profile = profile
+        model, self.processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH, padding_side="left")
+        self.model = model.eval()
+
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Raw generations of one batch."""
+        profile, processor = self.profile, self.processor
+        conversations = [build_messages(*item, profile) for item in prompts]
+        texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+        images = [resized_image(s.image_path, profile) for item in prompts for s in (*item.demonstrations, item.query)]
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        beams = {"num_beams": profile.num_beams, "length_penalty": 0.0} if profile.num_beams > 1 else {}
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, do_sample=False, max_new_tokens=profile.max_new_tokens, **beams)
+        return list(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def policies(feature_dim: int) -> list[PointerSelector]:
+    """Copies of an untrained selector with a little noise each."""
+    torch.manual_seed(SEED)
+    first = PointerSelector(feature_dim=feature_dim).eval()
+    moved = [copy.deepcopy(first) for _ in range(POLICIES)]
+    with torch.no_grad():
+        for selector in moved[1:]:
+            for parameter in selector.parameters():
+                parameter.add_(NOISE * torch.randn_like(parameter))
+    return moved
+
+
+def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
+    """Seconds and result."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def batched(vlm: LocalVLM, plain: PlainVLM, prompts: Sequence[Prompt]) -> list[str]:
+    """The plain way in the batches that ours would have."""
+    vlm_answers, vlm._answers = vlm._answers, plain.answers  # type: ignore[method-assign]
+    try:
+        return ordered(vlm.generate(prompts))
+    finally:
+        vlm._answers = vlm_answers  # type: ignore[method-assign]
+
+
+def ordered(batches: Iterator[list[tuple[int, str]]]) -> list[str]:
+    """Texts in the order of the prompts."""
+    return [text for _, text in sorted(item for batch in batches for item in batch)]
+
+
+def shared_prefix(vlm: LocalVLM, prompts: Sequence[Prompt]) -> float:
+    """Share of the demonstrations' tokens that stand behind the same demonstrations in another prompt too."""
+    tokens: dict[tuple[object, ...], int] = {}
+    whole = 0
+    for item in prompts:
+        prefix: tuple[object, ...] = (len(item.demonstrations),)  # the system text states the number
+        for sample in item.demonstrations:
+            prefix = (*prefix, sample.question_id)
+            tokens[prefix] = visual_tokens(sample.image_path, vlm.profile) + len(sample.question.split()) + 8
+            whole += tokens[prefix]
+    return 1 - sum(tokens.values()) / max(whole, 1)
+
+
+@click.command()
+@click.option(
+    "--sizes", default="10,20,40,80", show_default=True, help="nested numbers of questions; the predecessor's: 100,200,400,800"
+)
+@click.option("--num_beams", default=1, show_default=True, help="the embedded profile has 1, that of a Qwen2.5-VL 3")
+def main(sizes: str, num_beams: int) -> None:
+    """Print what each step brings."""
+    profile = replace(PROFILES["mini"], num_beams=num_beams)
+    prompt.PROFILES["benchmark"] = profile
+    resources = Resources(cache_dir=default_cache_dir(), device="cpu")
+    counts = [int(size) for size in sizes.split(",")]
+    train_table, val_table = resources.features("train"), resources.features("val")
+    questions = resources.val[: max(counts)]
+    pools_QN = resources.pools(questions, POOL_SIZE, SEED)
+    queries_QD = val_table.fused_SD[[sample.index for sample in questions]]
+    selectors = policies(train_table.fused_SD.shape[1])
+    picks = {
+        f"policy {i}": greedy_picks(s, queries_QD, pools_QN, train_table.fused_SD, max(SHOTS)) for i, s in enumerate(selectors)
+    }
+    grid = [
+        Prompt(tuple(resources.train[item] for item in picks_QK[q, :k]), questions[q])
+        for picks_QK in picks.values()
+        for size in counts
+        for k in SHOTS
+        for q in range(size)
+    ]
+    position = {item: i for i, item in enumerate(dict.fromkeys(grid))}
+    unique = list(position)
+    same = np.mean([row.ordered for row in overlaps(picks, (2,))])
+    print(f"{torch.get_num_threads()} threads, {num_beams} beams; {len(grid)} prompts, {len(unique)} different;")
+    print(f"two policies pick the same 2 demonstrations for {same:.0%} of the questions\n")
+    plain = PlainVLM(profile)
+    ours, again = (LocalVLM(mini.VLM_PATH, "digest", "benchmark") for _ in range(2))
+    for vlm in (ours, again):
+        vlm._load()
+    plain.answers(grid[:1])
+    steps = [
+        ("one by one, every cell anew", lambda: [plain.answers([item])[0] for item in grid]),
+        ("equal prompts once", lambda: [plain.answers([item])[0] for item in unique]),
+        ("in batches", lambda: batched(again, plain, unique)),
+        ("images encoded once, prompts read once", lambda: ordered(ours.generate(unique))),
+    ]
+    print("| way | seconds | times as fast as before | in all |\n|---|---|---|---|")
+    results, seconds = [], []
+    for name, work in steps:
+        spent, texts = timed(work)
+        seconds.append(spent)
+        results.append(texts)
+        factor = f"{seconds[-2] / spent:.1f}" if len(seconds) > 1 else "1"
+        print(f"| {name} | {spent:.1f} | {factor} | {seconds[0] / spent:.1f} |", flush=True)
+    expected = [results[0][grid.index(item)] for item in unique]
+    for name, texts in zip((name for name, _ in steps[1:]), results[1:], strict=True):
+        assert texts == expected, f"{name}: other answers"
+    print(f"\nShared prefixes of demonstrations could save {shared_prefix(ours, unique):.0%} more of their tokens.")
+
+
+if __name__ == "__main__":
+    main()
