@@ -347,8 +347,13 @@ class Pipeline:
         self, step: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], execute: Callable[[], None]
     ) -> Step:
         resources = self.resources
-        labels = {"dataset": resources.dataset, "vlm": resources.vlm, "encoder": resources.encoder, "seed": self.context.seed}
-        return Step(step, name, settings, inputs, execute, labels)
+        names = {"dataset": resources.dataset, "vlm": resources.vlm, "encoder": resources.encoder, "seed": self.context.seed}
+
+        def run() -> None:
+            steps.log_skipped(resources)
+            execute()
+
+        return Step(step, name, settings, inputs, run, {**names, **asdict(resources.data)})
 
     def _common(self) -> dict[str, Any]:
         """What runs must share so that ``auto`` may find one for the other."""
