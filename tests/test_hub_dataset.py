@@ -75,7 +75,8 @@ def test_columns_become_the_official_files(write, read):
     assert {s.answers for s in (*train, *val)} == {tuple(TEN)}
     assert train[0].image_path == root / "train2014" / "COCO_train2014_000000000002.jpg"
     assert train[0].image_path.read_bytes() == png(0)["bytes"]
-    assert [path.name for path in (root / "train2014").iterdir()].sort() == ["COCO_train2014_000000000001.jpg"].sort()
+    names = [f"COCO_train2014_{image_id:012d}.jpg" for image_id in (1, 2)]
+    assert sorted(path.name for path in (root / "train2014").iterdir()) == names
 
 
 def test_without_ids_questions_and_images_are_numbered_over_both_splits(write, read):
@@ -106,36 +107,22 @@ def test_forms_of_answers(write, read, answers, expected):
     assert load_split(root, "train")[0].answers == tuple(expected)
 
 
-def test_answers_of_a_sequence_feature(write, read, tmp_path):
+def test_answers_of_a_sequence_feature(write, read):
     """Objects under ``Sequence`` arrive as an object of lists."""
-    feature = datasets.Features(
-        {
-            "question": datasets.Value("string"),
-            "answers": datasets.Sequence({"answer": datasets.Value("string"), "answer_id": datasets.Value("int64")}),
-            "image": datasets.Image(),
-        }
-    )
-    answers = [[{"answer": text, "answer_id": i} for i, text in enumerate(TEN)]] * 3
+    objects = datasets.Sequence({"answer": datasets.Value("string"), "answer_id": datasets.Value("int64")})
+    features = datasets.Features({"question": datasets.Value("string"), "answers": objects, "image": datasets.Image()})
+    rows = columns(answers=[{"answer": TEN, "answer_id": list(range(10))}] * 3)
     folder = write(columns())
     for split in SPLITS:
-        rows = {**columns(), "answers": [{"answer": TEN, "answer_id": list(range(10))}] * 3}
-        datasets.Dataset.from_dict(rows, features=feature).to_parquet(folder / f"{split}.parquet")
-    assert answers[0][0]["answer"] == "answer 0"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
     assert load_split(read(folder), "train")[2].answers == tuple(TEN)
 
 
 def test_other_names_of_columns_and_splits(write, tmp_path):
-    rows = columns()
-    rows = {
-        "q": rows["question"],
-        "labels": rows["answers"],
-        "picture": rows["image"],
-        "id": [1, 2, 3],
-        "question_id": ["x"] * 3,
-    }
+    names = {"question": "q", "answers": "labels", "image": "picture"}
+    rows = {names[ours]: values for ours, values in columns().items()} | {"id": [1, 2, 3], "question_id": ["x"] * 3}
     folder = write(rows, rows, image="picture")
-    names = {"question": "q", "answers": "labels", "image": "picture", "question_id": "id"}
-    root = ensure_hub_dataset(str(folder), names, ("train[:2]", "train[2:]"), tmp_path / "cache")
+    root = ensure_hub_dataset(str(folder), {**names, "question_id": "id"}, ("train[:2]", "train[2:]"), tmp_path / "cache")
     assert [s.question_id for s in load_split(root, "train")] == [1, 2]
     assert [s.question_id for s in load_split(root, "val")] == [3]
 
