@@ -1,7 +1,7 @@
 """Image files: decoded, checked once and named by their content.
 
-What is decoded is what OK-VQA's own readers see: the first frame in RGB, as stored. An orientation in EXIF is not applied,
-transparency is dropped, and CMYK, grey and palette images are converted.
+An image is its first frame in RGB, as stored: an orientation in EXIF is not applied, transparency is dropped, and CMYK,
+grey and palette images are converted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.folders import write_whole
@@ -46,7 +47,8 @@ def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, t
     stamps = {path: _stamp(path) for path in unique}
     new = [path for path in unique if stamps[path] is None or known.get(str(path), [])[:2] != stamps[path]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow's decoders run beside each other
-        decoded = dict(zip(new, pool.map(_size, new), strict=True))
+        found = tqdm(pool.map(_size, new), desc="checking images", total=len(new), unit="image", disable=None)
+        decoded = dict(zip(new, found, strict=True))
     sizes: dict[Path, tuple[int, int] | DataError] = {}
     for path in unique:
         sizes[path] = decoded[path] if path in decoded else (known[str(path)][2], known[str(path)][3])

@@ -90,7 +90,8 @@ def test_bad_items_are_named_and_the_others_kept(okvqa_root, file, change, messa
         load_split(okvqa_root, "train")
     assert message in str(error.value)
     assert str(okvqa_root) in str(error.value)
-    kept = read_split(okvqa_root, "train").samples
+    kept, _, n_left_out = read_split(okvqa_root, "train")
+    assert n_left_out == len(json.loads((okvqa_root / QUESTIONS).read_text())["questions"]) - len(kept)
     assert [s.question_id for s in kept] == [s.question_id for s in before if s.question_id not in left_out]
     assert [s.index for s in kept] == list(range(len(kept)))
     assert {(s.question, s.answers, s.image_path) for s in kept} <= {(s.question, s.answers, s.image_path) for s in before}
