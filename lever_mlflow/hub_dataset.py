@@ -144,7 +144,7 @@ def _write_split(
     written: dict[int, bytes] = {}
     questions, annotations = [], []
     for row, question_id, image_id in rows:
-        key = hashlib.sha256(row.image or f"no image: {question_id}".encode()).digest()
+        key = hashlib.sha256(row.image or b"").digest()
         if image_id is None:
             image_id = by_content.setdefault(key, len(by_content) + 1)
         if row.image and written.setdefault(image_id, key) != key:
