@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import GateSettings, GrpoSettings, RceSettings
+from lever_mlflow.types import DataSettings, GateSettings, GrpoSettings, RceSettings
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
@@ -92,10 +92,13 @@ class NumberList(click.ParamType):
         return numbers
 
 
-class Thresholds(click.ParamType):
-    """``none``, or ``name=value`` pairs separated by commas, as a mapping; the data gate says whether it knows them."""
+class Pairs(click.ParamType):
+    """``none``, or ``name=value`` pairs separated by commas, as a mapping; who is given them says whether it knows them."""
 
-    name = "thresholds"
+    name = "pairs"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
         """``value`` as a mapping; fails with the pair that is wrong."""
@@ -103,15 +106,28 @@ class Thresholds(click.ParamType):
             return value
         if value == NONE:
             return {}
-        thresholds: dict[str, str] = {}
+        pairs: dict[str, str] = {}
         for part in value.split(","):
-            name, found, threshold = (text.strip() for text in part.partition("="))
-            if not (name and found and threshold):
-                self.fail(f"{part!r} is not name=value; give for example positive_query_rate=0.05", param, ctx)
-            if name in thresholds:
+            name, found, item = (text.strip() for text in part.partition("="))
+            if not (name and found and item):
+                self.fail(f"{part!r} is not name=value; give for example {self.example}", param, ctx)
+            if name in pairs:
                 self.fail(f"{value!r} names {name} twice", param, ctx)
-            thresholds[name] = threshold
-        return thresholds
+            pairs[name] = item
+        return pairs
+
+
+class Splits(click.ParamType):
+    """Names of two splits separated by a comma, as a tuple."""
+
+    name = "splits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """``value`` as a tuple of two names; fails where it is not."""
+        names = tuple(part.strip() for part in str(value).split(","))
+        if len(names) != 2 or not all(names):
+            self.fail(f"{value!r} is not two names, such as train,validation", param, ctx)
+        return names
 
 
 def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
@@ -120,7 +136,7 @@ def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
     return click.option(f"--{name}", name, type=kind, default=shown, show_default=True, required=default is None, help=text)
 
 
-dataset_option = option("dataset", str, "mini", "mini, or the folder of the official OK-VQA files")
+dataset_option = option("dataset", str, "mini", "mini, the folder of the official OK-VQA files, or hf:NAME of a hub data set")
 vlm_option = option("vlm", str, "mini", "mini, or folder or hub name of a Qwen2.5-VL")
 model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
 reward_mode_option = option(
@@ -147,7 +163,10 @@ rl_data_options = _grouped(
     option("use_fallback", bool, False, "use trials too that only the fallback could score"),
 )
 thresholds_option = option(
-    "thresholds", Thresholds(), NONE, "of the data gate, such as positive_query_rate=0.05,reward_mean.max_value=1.9"
+    "thresholds",
+    Pairs("positive_query_rate=0.05"),
+    NONE,
+    "of the data gate, such as positive_query_rate=0.05,reward_mean.max_value=1.9",
 )
 on_bad_data_option = option(
     "on_bad_data", click.Choice(["stop", "warn"]), GateSettings.on_bad_data, "warn: go on in spite of critical data, tagged"
@@ -184,6 +203,9 @@ resource_options = _grouped(
     option("device", click.Choice(["auto", "cpu", "cuda"]), AUTO, "auto takes a GPU when there is one"),
     option("batch_tokens", Positive(int, 0), 0, "tokens of a VLM batch; 0: 8192 on a CPU, 32768 on a GPU"),
     option("cache", click.Choice(["on", "read", "off"]), "on", "of VLM answers; read: none is added, off: none is used"),
+    option("on_bad_item", click.Choice(["stop", "skip"]), DataSettings.on_bad_item, "skip: leave out what cannot be used"),
+    option("hf_columns", Pairs("image_id=coco_id"), NONE, "of a hub data set, where they have other names, as answers=labels"),
+    option("hf_splits", Splits(), ",".join(DataSettings.hf_splits), "of a hub data set, for training and evaluation"),
 )
 
 
@@ -195,7 +217,8 @@ def make_pipeline(values: dict[str, Any]) -> Pipeline:
     names = {name: values.pop(name) for name in ("dataset", "vlm", "encoder", "device", "batch_tokens", "cache")}
     choices = {name: values.pop(name) for name in ("seed", "reward_mode", "use_fallback", "model_name") if name in values}
     gate = GateSettings(**{name: values.pop(name) for name in ("thresholds", "max_shots", "on_bad_data") if name in values})
-    resources = Resources(**names, cache_dir=default_cache_dir())
+    data = DataSettings(**{name: values.pop(name) for name in ("on_bad_item", "hf_columns", "hf_splits")})
+    resources = Resources(**names, cache_dir=default_cache_dir(), data=data)
     resources.check()
     return Pipeline(resources, gate=gate, **choices)
 

@@ -1,16 +1,26 @@
-"""Image files: decoded once, named by their content."""
+"""Image files: decoded, checked once and named by their content.
+
+An image is its first frame in RGB, as stored: an orientation in EXIF is not applied, transparency is dropped, and CMYK,
+grey and palette images are converted.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.folders import write_whole
 
-__all__ = ["image_digest", "image_size", "read_image"]
+__all__ = ["image_digest", "image_size", "image_sizes", "read_image"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -22,7 +32,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # which exceptions damaged files raise is up to Pillow's many decoders
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 
 
@@ -39,6 +49,30 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 
 
+def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, tuple[int, int] | DataError]:
+    """Width and height of each image, which is decoded to the end, or the error of ``read_image``.
+
+    Only decoding finds a truncated JPEG (``Image.verify`` does not), at about 3 ms for 640x480. Images found good are
+    remembered in the file ``memo`` under their size in bytes and modification time; it may be missing or damaged.
+    """
+    known = _remembered(memo)
+    unique = list(dict.fromkeys(paths))
+    stamps = {path: _stamp(path) for path in unique}
+    new = [path for path in unique if stamps[path] is None or known.get(str(path), [])[:2] != stamps[path]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow's decoders run beside each other
+        found = tqdm(pool.map(_size, new), desc="checking images", total=len(new), unit="image", disable=None)
+        decoded = dict(zip(new, found, strict=True))
+    sizes: dict[Path, tuple[int, int] | DataError] = {}
+    for path in unique:
+        sizes[path] = decoded[path] if path in decoded else (known[str(path)][2], known[str(path)][3])
+    if memo is not None and new:
+        good = {
+            str(path): [*stamp, *size] for path, size in sizes.items() if (stamp := stamps[path]) and isinstance(size, tuple)
+        }
+        write_whole(memo, json.dumps(good))
+    return sizes
+
+
 @lru_cache(maxsize=65_536)
 def image_digest(path: Path) -> str:
     """SHA-256 of the file's bytes, hexadecimal; read once per process.
@@ -50,3 +84,32 @@ def image_digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: image cannot be read: {error}") from None
+
+
+def _remembered(memo: Path | None) -> dict[str, list[int]]:
+    """The memo's entries of the right form: path -> [bytes, modification time, width, height]."""
+    try:
+        content = json.loads(memo.read_text(encoding="utf-8")) if memo else {}
+    except (OSError, ValueError):
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {
+        path: entry
+        for path, entry in entries
+        if isinstance(entry, list) and len(entry) == 4 and all(isinstance(number, int) for number in entry)
+    }
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _size(path: Path) -> tuple[int, int] | DataError:
+    try:
+        return read_image(path).size
+    except DataError as error:
+        return error

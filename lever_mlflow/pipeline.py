@@ -348,8 +348,13 @@ class Pipeline:
     ) -> Step:
         resources = self.resources
         labels = {"dataset": resources.dataset, "vlm": resources.vlm, "encoder": resources.encoder, "seed": self.context.seed}
-        labels |= resources.language_model.recorded
-        return Step(step, name, settings, inputs, execute, labels)
+        labels |= {**asdict(resources.data), **resources.language_model.recorded}
+
+        def run() -> None:
+            steps.log_skipped(resources)
+            execute()
+
+        return Step(step, name, settings, inputs, run, labels)
 
     def _common(self) -> dict[str, Any]:
         """What runs must share so that ``auto`` may find one for the other."""

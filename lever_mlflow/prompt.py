@@ -43,6 +43,14 @@ class PromptProfile:
         """Names the profile's content, 16 hex characters."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def max_aspect(self) -> float:
+        """From how many times the shorter side on an image's longer side is too long for the VLM to be shown.
+
+        Qwen2.5-VL takes no ratio above 200, and none that leaves less than a 28-pixel patch after resizing.
+        """
+        return min(200.0, self.max_pixels / 28**2)
+
 
 PROFILES = {
     # 256 to 1,280 visual tokens of 28x28 pixels: the range that the Qwen2.5-VL model card recommends.

@@ -1,18 +1,19 @@
 """What a run works with, resolved from the names a user gives: data set, VLM and encoder, each with a digest.
 
-``mini`` names the embedded default of each; anything else is a folder or, for models, a hub name. All three go through the
-same readers; only the path differs.
+``mini`` names the embedded default of each; anything else is a folder or a hub name. All go through the same readers; only
+the path differs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -22,17 +23,20 @@ from lever_mlflow import distributed, mini
 from lever_mlflow.answer_cache import AnswerCache, CacheMode, cached_answers
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.features import FeatureTable, sample_features
+from lever_mlflow.hub_dataset import ensure_hub_dataset
 from lever_mlflow.images import image_digest
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.model_files import check_model, folder_digest, model_folder
-from lever_mlflow.okvqa import load_split
+from lever_mlflow.okvqa import Split, SplitName, describe, read_split, tally
 from lever_mlflow.pools import random_pool
-from lever_mlflow.types import Prompt, Sample
+from lever_mlflow.types import DataSettings, Prompt, Sample
 from lever_mlflow.vlm import LocalVLM
 
 __all__ = ["MINI", "Resources", "default_cache_dir"]
 
-MINI = "mini"
+MINI, HUB = "mini", "hf:"
+
+log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
@@ -45,13 +49,14 @@ class Resources:
     """Data set, VLM and encoder by name; everything is resolved, read or loaded when first used.
 
     Attributes:
-        dataset: ``mini`` or the folder of the official OK-VQA files.
+        dataset: ``mini``, the folder of the official OK-VQA files, or ``hf:`` and a hub data set's name or folder.
         vlm: ``mini``, a folder or a hub name of a Qwen2.5-VL.
         encoder: ``mini``, a folder or a hub name of a CLIP model.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_tokens: of a VLM batch; 0 for what suits the device.
         cache: whether VLM answers are looked up and stored.
-        cache_dir: where downloads of the embedded data set, features and answers are kept.
+        cache_dir: where the embedded data set, copies of hub data sets, features and answers are kept.
+        data: how the data set is read.
     """
 
     dataset: str = MINI
@@ -61,6 +66,7 @@ class Resources:
     batch_tokens: int = 0
     cache: CacheMode = "on"
     cache_dir: Path = Path()
+    data: DataSettings = field(default_factory=DataSettings)
 
     @cached_property
     def torch_device(self) -> str:
@@ -78,12 +84,17 @@ class Resources:
 
     @cached_property
     def dataset_root(self) -> Path:
-        """Folder of the official files; the embedded data set is written on first use."""
-        return ensure_dataset(self.cache_dir) if self.dataset == MINI else Path(self.dataset).expanduser()
+        """Folder of the official files; the embedded data set or a hub data set's copy is written on first use."""
+        if self.dataset == MINI:
+            return ensure_dataset(self.cache_dir)
+        if self.dataset.startswith(HUB):
+            name = self.dataset.removeprefix(HUB)
+            return ensure_hub_dataset(name, self.data.hf_columns, self.data.hf_splits, self.cache_dir)
+        return Path(self.dataset).expanduser()
 
     @cached_property
     def dataset_digest(self) -> str:
-        """SHA-256 over all items of both splits, their images' contents included, 16 hex characters."""
+        """SHA-256 over all usable items of both splits, their images' contents included, 16 hex characters."""
         digest = hashlib.sha256()
         for sample in (*self.train, *self.val):
             item = (sample.question_id, sample.image_id, sample.question, sample.answers, image_digest(sample.image_path))
@@ -93,19 +104,45 @@ class Resources:
     @cached_property
     def train(self) -> list[Sample]:
         """Training items: the candidate pool and the RL queries."""
-        return self._load("train")
+        return self._splits["train"].samples
 
     @cached_property
     def val(self) -> list[Sample]:
         """Evaluation items."""
-        return self._load("val")
+        return self._splits["val"].samples
 
-    def _load(self, split: Literal["train", "val"]) -> list[Sample]:
+    @cached_property
+    def left_out(self) -> dict[SplitName, int]:
+        """How many questions of each split ``on_bad_item=skip`` left out."""
+        return {name: split.left_out for name, split in self._splits.items()}
+
+    @cached_property
+    def skipped_items(self) -> str:
+        """What ``on_bad_item=skip`` left out, by kind, such as ``train: 2 with a missing image``; empty where nothing."""
+        return "; ".join(f"{name}: {tally(split.bad)}" for name, split in self._splits.items() if split.bad)
+
+    @cached_property
+    def _splits(self) -> dict[SplitName, Split]:
+        """Both splits, so that one message tells all that is wrong with the data set."""
+        root, max_aspect = self.dataset_root, self.language_model.profile.max_aspect
+        written_again = f"; or delete {root}: it is written again" if self.dataset == MINI else ""
+        names: tuple[SplitName, ...] = ("train", "val")
         try:
-            return load_split(self.dataset_root, split)
+            splits = {name: read_split(root, name, memo_dir=self.cache_dir / "images", max_aspect=max_aspect) for name in names}
         except DataError as error:
-            remedy = f"; or delete {self.dataset_root}: it is written again" if self.dataset == MINI else ""
-            raise DataError(f"{error}{remedy}") from None
+            raise DataError(f"{error}{written_again}") from None
+        bad = {name: split.bad for name, split in splits.items() if split.bad}
+        if bad and self.data.on_bad_item == "stop":
+            told = ". ".join(f"{name}: {describe(items)}" for name, items in bad.items())
+            raise DataError(
+                f"{self.dataset}: items that cannot be used. {told}. "
+                f"Mend them, or leave them out with on_bad_item=skip{written_again}"
+            )
+        for name, items in bad.items():
+            log.warning("%s: %d %s questions are left out: %s", self.dataset, splits[name].left_out, name, tally(items))
+            if not splits[name].samples:
+                raise DataError(f"{self.dataset}: no {name} item can be used. {name}: {describe(items)}")
+        return splits
 
     @cached_property
     def encoder_folder(self) -> Path:
@@ -165,12 +202,16 @@ class Resources:
         """Reads both splits and resolves both models, so that a wrong name ends the run before any work.
 
         Raises:
-            DataError: one of the names leads to nothing usable.
+            DataError: one of the names leads to nothing usable. ParameterError: options of a hub data set without one.
         """
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.cache_dir}: cannot be the cache folder ({error}); set LEVER_MLFLOW_CACHE") from None
+        if not self.dataset.startswith(HUB) and replace(self.data, on_bad_item="stop") != DataSettings():
+            raise ParameterError(
+                f"dataset={self.dataset} takes no hf_columns or hf_splits; give dataset=hf:NAME, or leave them"
+            )
         check_model(self.encoder_folder, "clip")
         check_model(self.language_model.folder, "qwen2_5_vl")
         _ = self.dataset_digest
@@ -192,7 +233,11 @@ def _answer_along(resources: Resources, prompts: Sequence[Prompt]) -> None:
     distributed.collect(distributed.join(own.torch_device), answers)
 
 
-@cache
 def _kept(resources: Resources) -> Resources:
-    """The same object for the same names, so that a following process loads the VLM once."""
-    return resources
+    """The object of the last call if it has the same names, so that a following process loads the VLM once."""
+    if resources not in _followed:
+        _followed[:] = [resources]
+    return _followed[0]
+
+
+_followed: list[Resources] = []

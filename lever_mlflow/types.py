@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["EvalSettings", "Fusion", "GateSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
+__all__ = [
+    "DataSettings",
+    "EvalSettings",
+    "Fusion",
+    "GateSettings",
+    "GrpoSettings",
+    "Prompt",
+    "RceSettings",
+    "RolloutSettings",
+    "Sample",
+]
 
 
 Fusion = Literal["mean", "concat"]  # of image and text features
@@ -19,7 +29,7 @@ class Sample:
     """One OK-VQA item.
 
     Attributes:
-        index: position in the split's questions file; for training items the id used in RL data.
+        index: position among the split's usable items; for training items the id used in RL data.
         question_id: the data set's own id of the question.
         image_id: the data set's own id of the image.
         question: the question's text.
@@ -45,6 +55,19 @@ class Prompt(NamedTuple):
 
     demonstrations: tuple[Sample, ...]
     query: Sample
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How a data set is read: what bad items do, and which columns and splits of a hub data set are taken.
+
+    ``on_bad_item`` is ``stop``, or ``skip`` to leave them out; ``hf_columns`` names the columns that are called otherwise
+    than here: ``question``, ``answers``, ``image``, ``question_id``, ``image_id``; ``hf_splits`` are training and evaluation.
+    """
+
+    on_bad_item: Literal["stop", "skip"] = "stop"
+    hf_columns: Mapping[str, str] = field(default_factory=dict)
+    hf_splits: tuple[str, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "lever_mlflow"
 LAYERS = [
     {"exceptions", "types", "prompt", "vqa_accuracy", "rewards", "objectives"},
     {
-        "distributed", "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
+        "distributed", "folders", "hub_dataset", "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features",
+        "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
         "vision_cache", "vlm", "answer_cache", "checkpoint", "overlap",
     },
@@ -24,6 +25,7 @@ ONLY_IN = {
     "accelerate": {"distributed"},
     "transformers": {"features", "vlm", "model_files", "mini"},
     "click": {"mini"},
+    "datasets": {"hub_dataset"},
 }
 
 

@@ -10,8 +10,6 @@ set; ``train`` is the candidate pool with the RL queries; ``val`` is for evaluat
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from lever_mlflow.folders import build_folder
 from lever_mlflow.mini.families import Family, dataset_families
 
 __all__ = ["DATASET_VERSION", "IMAGE_SIZE", "digit_images", "ensure_dataset"]
@@ -48,23 +47,12 @@ def digit_images(split: Split) -> tuple[list[Image.Image], np.ndarray]:
 
 def ensure_dataset(cache_dir: Path) -> Path:
     """Folder of the data set below ``cache_dir``; written on first use, complete or not at all."""
-    root = cache_dir / f"mini-okvqa-{DATASET_VERSION}"
-    if root.is_dir():
-        return root
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".mini-okvqa-", dir=cache_dir))
-    try:
+
+    def build(folder: Path) -> None:
         for split in ("train", "val"):
-            _write_split(building, split)
-        building.chmod(0o755)
-        try:
-            building.rename(root)
-        except OSError:  # another process was faster; both wrote the same bytes
-            if not root.is_dir():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return root
+            _write_split(folder, split)
+
+    return build_folder(cache_dir / f"mini-okvqa-{DATASET_VERSION}", build)
 
 
 def _split_rows(labels_I: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """What each step does inside its MLflow run: call the stage, log what it yields, leave its artifacts."""
 
 from lever_mlflow.steps.context import OVERRIDES, Context
-from lever_mlflow.steps.data import RL_DATA_FILE, check_data, read_verdict, record_trials
+from lever_mlflow.steps.data import RL_DATA_FILE, check_data, log_skipped, read_verdict, record_trials
 from lever_mlflow.steps.evaluation import (
     COMPARISON_FILE,
     compare_betas,
@@ -31,6 +31,7 @@ __all__ = [
     "compare_betas",
     "evaluate_epochs",
     "find_state",
+    "log_skipped",
     "promote_beta",
     "read_evaluation",
     "read_verdict",

@@ -14,6 +14,7 @@ import mlflow
 from lever_mlflow import gate, tracking
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.gate import report as gate_report
+from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import RLData, load_rl_data, save_rl_data
 from lever_mlflow.rollout import choose_queries, rollout
 from lever_mlflow.selector import PointerSelector
@@ -21,11 +22,20 @@ from lever_mlflow.steps.context import Context
 from lever_mlflow.tracking import TAG
 from lever_mlflow.types import RolloutSettings
 
-__all__ = ["RL_DATA_FILE", "check_data", "pass_gate", "read_verdict", "record_trials"]
+__all__ = ["RL_DATA_FILE", "check_data", "log_skipped", "pass_gate", "read_verdict", "record_trials"]
 
 RL_DATA_FILE, GATE_FILE = "rl_data.json", "gate.json"
+_LEFT_OUT = "skipped_train"  # in the meta of RL data: training items left out when they were recorded
 
 log = logging.getLogger(__name__)
+
+
+def log_skipped(resources: Resources) -> None:
+    """Where ``on_bad_item=skip``: how many questions it left out, and the tag ``lever.skipped_items`` if any."""
+    if resources.data.on_bad_item == "skip":
+        mlflow.log_metrics({f"data/skipped_{split}": count for split, count in resources.left_out.items()})
+        if resources.skipped_items:
+            mlflow.set_tag(f"{TAG}skipped_items", resources.skipped_items)
 
 
 def record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector) -> None:
@@ -35,6 +45,7 @@ def record_trials(context: Context, settings: RolloutSettings, selector: Pointer
     answer = partial(context.resources.answer, description="rollout")
     groups = rollout(queries, train, context.resources.features("train"), selector, answer, settings, seed=context.seed)
     meta = {**context.identity(), **asdict(settings), "generation": asdict(context.resources.language_model.profile)}
+    meta[_LEFT_OUT] = context.resources.left_out["train"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RL_DATA_FILE
         save_rl_data(path, groups, meta)
@@ -90,7 +101,17 @@ def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[s
     """Logs the data and the gate's figures and verdict on the active run, and ends it where a critical expectation failed.
 
     Returns the tags of what is trained behind it: none, or where bad data were let through, which expectations failed.
+
+    Raises:
+        DataError: training items are left out, now or when the data were recorded, and they are not the same items: RL data
+            name them by position. GateError: a critical expectation failed.
     """
+    left_out, recorded = context.resources.left_out["train"], data.meta.get(_LEFT_OUT, 0)
+    if (left_out or recorded) and data.meta.get("dataset_digest") != context.resources.dataset_digest:
+        raise DataError(
+            f"{data.source}: RL data name training items by position, and were not recorded on the items at hand (of the "
+            f"training questions {left_out} are left out, then {recorded} were); mend the data set, or run the rollout step"
+        )
     source = data.source if data.source.startswith("runs:/") else str(Path(data.source).resolve())
     mlflow.log_input(tracking.rl_dataset(data), context="training")
     mlflow.log_metrics(tracking.finite(result.metrics))

@@ -1,0 +1,208 @@
+"""Data sets in the hub's formats, written by ``datasets`` itself into a folder, and read from there."""
+
+import builtins
+import hashlib
+import io
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.hub_dataset import ensure_hub_dataset
+from lever_mlflow.okvqa import load_split, read_split, tally
+from lever_mlflow.resources import Resources
+from lever_mlflow.types import DataSettings
+
+datasets = pytest.importorskip("datasets", reason="the optional extra hf is not installed: pip install 'lever-mlflow[hf]'")
+
+SPLITS = ("train", "validation")
+TEN = [f"answer {i}" for i in range(10)]
+
+
+def png(red):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": None}
+
+
+def columns(first=0, **others):
+    """Three rows on two images."""
+    return {
+        "question": [f"what is {first + i}?" for i in range(3)],
+        "answers": [TEN] * 3,
+        "image": [png(first), png(first + 1), png(first)],
+        **others,
+    }
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(train, validation) leaves them as Parquet files in a folder and returns it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+
+    def make(train, validation=None, image="image"):
+        folder = tmp_path / "set"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for split, rows in zip(SPLITS, (train, validation or columns(100)), strict=True):
+            table = datasets.Dataset.from_dict(rows)
+            table = table.cast_column(image, datasets.Image()) if image in rows else table
+            table.to_parquet(folder / f"{split}.parquet")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(folder, **columns) is the folder in the official layout."""
+    return lambda folder, **names: ensure_hub_dataset(str(folder), names, SPLITS, tmp_path / "cache")
+
+
+def test_columns_become_the_official_files(write, read):
+    root = read(
+        write(columns(question_id=[7, 5, 6], image_id=[2, 1, 2]), columns(100, question_id=[8, 9, 4], image_id=[3, 2, 3]))
+    )
+    train, val = load_split(root, "train"), load_split(root, "val")
+    assert [(s.index, s.question_id, s.image_id, s.question) for s in train] == [
+        (0, 7, 2, "what is 0?"),
+        (1, 5, 1, "what is 1?"),
+        (2, 6, 2, "what is 2?"),
+    ]
+    assert [(s.question_id, s.image_id) for s in val] == [(8, 3), (9, 2), (4, 3)]
+    assert {s.answers for s in (*train, *val)} == {tuple(TEN)}
+    assert train[0].image_path == root / "train2014" / "COCO_train2014_000000000002.jpg"
+    assert train[0].image_path.read_bytes() == png(0)["bytes"]
+    names = [f"COCO_train2014_{image_id:012d}.jpg" for image_id in (1, 2)]
+    assert sorted(path.name for path in (root / "train2014").iterdir()) == names
+
+
+def test_without_ids_questions_and_images_are_numbered_over_both_splits(write, read):
+    root = read(write(columns(), columns(1)))  # images 0 1 0, and 1 2 1
+    splits = [load_split(root, split) for split in ("train", "val")]
+    assert [[s.question_id for s in split] for split in splits] == [[1, 2, 3], [4, 5, 6]]
+    assert [[s.image_id for s in split] for split in splits] == [[1, 2, 1], [2, 3, 2]]
+
+
+def test_ids_as_text_are_numbers_or_are_numbered(write, read):
+    numbers = {"question_id": ["11", "007", "3"], "image_id": ["b", "a", "b"]}
+    others = {"question_id": ["12", "13", "14"], "image_id": ["c", "a", "c"]}
+    root = read(write(columns(**numbers), columns(100, **others)))
+    splits = [load_split(root, split) for split in ("train", "val")]
+    assert [[s.question_id for s in split] for split in splits] == [[11, 7, 3], [12, 13, 14]]
+    assert [[s.image_id for s in split] for split in splits] == [[1, 2, 1], [3, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([[{"answer": text, "confidence": "yes"} for text in TEN]] * 3, TEN),
+        (["only this"] * 3, ["only this"] * 10),
+    ],
+)
+def test_forms_of_answers(write, read, answers, expected):
+    root = read(write(columns(answers=answers), columns(100, answers=answers)))
+    assert load_split(root, "train")[0].answers == tuple(expected)
+
+
+def test_answers_of_a_sequence_feature(write, read):
+    """Objects under ``Sequence`` arrive as an object of lists."""
+    objects = datasets.Sequence({"answer": datasets.Value("string"), "answer_id": datasets.Value("int64")})
+    features = datasets.Features({"question": datasets.Value("string"), "answers": objects, "image": datasets.Image()})
+    rows = columns(answers=[{"answer": TEN, "answer_id": list(range(10))}] * 3)
+    folder = write(columns())
+    for split in SPLITS:
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    assert load_split(read(folder), "train")[2].answers == tuple(TEN)
+
+
+def test_other_names_of_columns_and_splits(write, tmp_path):
+    names = {"question": "q", "answers": "labels", "image": "picture"}
+    rows = {names[ours]: values for ours, values in columns().items()} | {"id": [1, 2, 3], "question_id": ["x"] * 3}
+    folder = write(rows, rows, image="picture")
+    root = ensure_hub_dataset(str(folder), {**names, "question_id": "id"}, ("train[:2]", "train[2:]"), tmp_path / "cache")
+    assert [s.question_id for s in load_split(root, "train")] == [1, 2]
+    assert [s.question_id for s in load_split(root, "val")] == [3]
+
+
+def test_bad_rows_are_bad_items(write, read):
+    rows = columns(question=["what?", None, "who?"], image=[None, png(1), png(2)], answers=[TEN, TEN, TEN[:9]])
+    root = read(write(rows))
+    assert tally(read_split(root, "train").bad) == "1 of the wrong form, 1 without 10 answers, 1 with a missing image"
+    rows = columns(image=[{"bytes": b"no image", "path": None}, png(1), png(1)], answers=[TEN, None, TEN])
+    found = read_split(read(write(rows)), "train")
+    assert tally(found.bad) == "1 of the wrong form, 1 with an image that does not decode"
+    assert [s.question for s in found.samples] == ["what is 2?"]
+
+
+def test_a_copy_is_kept_for_the_same_content_and_columns(write, read, tmp_path):
+    folder = write(columns())
+    root = read(folder)
+    stamp = (root / "mscoco_val2014_annotations.json").stat().st_mtime_ns
+    assert read(folder) == root
+    assert (root / "mscoco_val2014_annotations.json").stat().st_mtime_ns == stamp
+    other = read(write(columns(1)))
+    assert other != root
+    assert load_split(other, "train")[0].question == "what is 1?"
+    again = read(write(columns(question_id=[1, 2, 3], id=[4, 5, 6]), columns(100, question_id=[7, 8, 9], id=[1, 2, 3])))
+    assert read(folder, question_id="id") not in (root, other, again)
+
+
+def test_what_fails_leaves_nothing(write, read, tmp_path):
+    folder = write(columns(image_id=[1, 1, 1]), columns(100, image_id=[3, 4, 3]))
+    with pytest.raises(DataError, match=r"column image_id: 1 stands for different images; name another column with hf_columns"):
+        read(folder)
+    assert not list((tmp_path / "cache" / "hub-datasets").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"answers": "labels"}, r"no column labels \(there are: question, answers, image\); name it with hf_columns=answers="),
+        ({"question_id": "id"}, r"no column id \(there are: question, answers, image\); name it with hf_columns=question_id="),
+        ({"image": "question"}, r"column question is Value\(.*\), expected images"),
+        ({"question": "answers"}, r"column answers is List\(.*\), expected text"),
+        ({"picture": "image"}, r"hf_columns: picture is not one of question, answers, image, question_id, image_id"),
+    ],
+)
+def test_wrong_columns(write, read, names, message):
+    with pytest.raises((DataError, ParameterError), match=message):
+        read(write(columns()), **names)
+
+
+def test_wrong_names_and_damaged_files(write, read, tmp_path):
+    folder = write(columns())
+    with pytest.raises(DataError, match=r"hf:.*set, split val: cannot be read \(Unknown split"):
+        ensure_hub_dataset(str(folder), {}, ("train", "val"), tmp_path)
+    with pytest.raises(DataError, match=r"hf:owner/absent, split train: cannot be read \(.*\); check the name and hf_splits"):
+        read("owner/absent")
+    path = folder / "train.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"split train: cannot be read \("):
+        read(folder)
+
+
+def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+    def without(name, *arguments, real=builtins.__import__, **keywords):
+        if name == "datasets":
+            raise ModuleNotFoundError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ParameterError, match=r"needs the datasets library; install it with: pip install 'lever-mlflow\[hf\]'"):
+        ensure_hub_dataset("owner/name", {}, SPLITS, tmp_path)
+
+
+def test_as_a_data_set_of_a_run(write, cache_dir):
+    folder = write(columns())
+    resources = Resources(dataset=f"hf:{folder}", cache_dir=cache_dir, data=DataSettings(hf_columns={"image": "image"}))
+    resources.check()
+    expected = hashlib.sha256()
+    for sample in (*resources.train, *resources.val):
+        image = hashlib.sha256(sample.image_path.read_bytes()).hexdigest()
+        item = (sample.question_id, sample.image_id, sample.question, sample.answers, image)
+        expected.update(json.dumps(item).encode())
+    assert resources.dataset_digest == expected.hexdigest()[:16]
+    assert resources.label == "set-mini"
