@@ -10,7 +10,7 @@ from PIL import Image
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["image_digest", "read_image"]
+__all__ = ["fitted_image", "image_digest", "read_image"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -24,6 +24,20 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
+
+
+def fitted_image(path: Path, min_pixels: int, max_pixels: int) -> Image.Image:
+    """The image resized as Qwen2.5-VL wants it: sides are multiples of 28, the area is within the bounds.
+
+    Raises:
+        DataError: as ``read_image``, or the aspect ratio is beyond what the model takes.
+    """
+    from qwen_vl_utils.vision_process import fetch_image
+
+    try:
+        return fetch_image({"image": read_image(path), "min_pixels": min_pixels, "max_pixels": max_pixels})
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image") from None
 
 
 @lru_cache(maxsize=65_536)

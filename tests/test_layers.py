@@ -11,7 +11,7 @@ LAYERS = [
     {
         "distributed", "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features", "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
-        "vlm", "answer_cache", "checkpoint",
+        "vlm", "vlm_server", "answer_cache", "checkpoint",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
     {"compare", "report", "tracking", "registry", "serving"},
@@ -23,6 +23,7 @@ ONLY_IN = {
     "great_expectations": {"gate"},
     "accelerate": {"distributed"},
     "transformers": {"features", "vlm", "model_files", "mini"},
+    "openai": {"vlm_server"},
     "click": {"mini"},
 }
 
