@@ -21,13 +21,14 @@ import torch
 
 from lever_mlflow import mini, prompt
 from lever_mlflow.evaluate import greedy_picks
+from lever_mlflow.images import fitted_image
 from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.overlap import overlaps
 from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages
 from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import Prompt
-from lever_mlflow.vision_cache import resized_image, visual_tokens
+from lever_mlflow.vision_cache import visual_tokens
 from lever_mlflow.vlm import LocalVLM
 
 SHOTS, POOL_SIZE, POLICIES, SEED = (1, 2, 3, 4), 64, 6, 0
@@ -49,7 +50,8 @@ class PlainVLM:
         profile, processor = self.profile, self.processor
         conversations = [build_messages(*item, profile) for item in prompts]
         texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
-        images = [resized_image(s.image_path, profile) for item in prompts for s in (*item.demonstrations, item.query)]
+        paths = [s.image_path for item in prompts for s in (*item.demonstrations, item.query)]
+        images = [fitted_image(path, profile.min_pixels, profile.max_pixels) for path in paths]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         beams = {"num_beams": profile.num_beams, "length_penalty": 0.0} if profile.num_beams > 1 else {}
         with torch.inference_mode():

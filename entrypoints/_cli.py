@@ -136,17 +136,6 @@ def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
     return click.option(f"--{name}", name, type=kind, default=shown, show_default=True, required=default is None, help=text)
 
 
-dataset_option = option("dataset", str, "mini", "mini, the folder of the official OK-VQA files, or hf:NAME of a hub data set")
-vlm_option = option("vlm", str, "mini", "mini, or folder or hub name of a Qwen2.5-VL")
-model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
-reward_mode_option = option(
-    "reward_mode",
-    click.Choice(["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]),
-    "hard_plus_soft",
-    "how a trial's scores become its reward",
-)
-
-
 def _grouped(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One decorator that adds the options in this order."""
 
@@ -156,6 +145,20 @@ def _grouped(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
         return command
 
     return decorate
+
+
+dataset_option = option("dataset", str, "mini", "mini, the folder of the official OK-VQA files, or hf:NAME of a hub data set")
+vlm_option = _grouped(
+    option("vlm", str, "mini", "mini, folder or hub name of a Qwen2.5-VL, or URL of an OpenAI-compatible server"),
+    option("vlm_model", str, AUTO, "the model on that server; auto: the only one it has"),
+)
+model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
+reward_mode_option = option(
+    "reward_mode",
+    click.Choice(["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]),
+    "hard_plus_soft",
+    "how a trial's scores become its reward",
+)
 
 
 rl_data_options = _grouped(
@@ -214,7 +217,8 @@ def make_pipeline(values: dict[str, Any]) -> Pipeline:
     from lever_mlflow.pipeline import Pipeline
     from lever_mlflow.resources import Resources, default_cache_dir
 
-    names = {name: values.pop(name) for name in ("dataset", "vlm", "encoder", "device", "batch_tokens", "cache")}
+    places = ("dataset", "vlm", "vlm_model", "encoder", "device", "batch_tokens", "cache")
+    names = {name: values.pop(name) for name in places}
     choices = {name: values.pop(name) for name in ("seed", "reward_mode", "use_fallback", "model_name") if name in values}
     gate = GateSettings(**{name: values.pop(name) for name in ("thresholds", "max_shots", "on_bad_data") if name in values})
     data = DataSettings(**{name: values.pop(name) for name in ("on_bad_item", "hf_columns", "hf_splits")})

@@ -11,14 +11,15 @@ from lever_mlflow.types import GrpoSettings
 @vlm_option
 @model_name_option
 @option("kl_beta", Positive(), GrpoSettings.kl_beta, "KL weight whose registered version is promoted")
-def main(dataset: str, vlm: str, model_name: str, kl_beta: float) -> None:
+def main(dataset: str, vlm: str, vlm_model: str, model_name: str, kl_beta: float) -> None:
     """Give the alias champion to a beta's version, and previous-champion to the one that had it."""
     from lever_mlflow.pipeline import Pipeline
     from lever_mlflow.resources import Resources
     from lever_mlflow.tracking import project_run, run_here
 
     with project_run("promote"):
-        run_here(Pipeline(Resources(dataset=dataset, vlm=vlm), model_name=model_name).promote(kl_beta))
+        resources = Resources(dataset=dataset, vlm=vlm, vlm_model=vlm_model)
+        run_here(Pipeline(resources, model_name=model_name).promote(kl_beta))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The project's errors. Each message names the file, the field, the value and the remedy; entry points print it as one line."""
 
-__all__ = ["CheckpointError", "DataError", "GateError", "LeverError", "MissingRunError", "ParameterError"]
+__all__ = ["CheckpointError", "DataError", "GateError", "LeverError", "MissingRunError", "ParameterError", "ServerError"]
 
 
 class LeverError(Exception):
@@ -25,3 +25,7 @@ class GateError(LeverError):
 
 class MissingRunError(LeverError):
     """MLflow holds no run or model version of the kind asked for."""
+
+
+class ServerError(LeverError):
+    """The server of a VLM cannot be reached, refuses a request or does not speak the protocol."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.folders import write_whole
 
-__all__ = ["image_digest", "image_size", "image_sizes", "read_image"]
+__all__ = ["fitted_image", "image_digest", "image_size", "image_sizes", "read_image"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -47,6 +47,20 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
+
+
+def fitted_image(path: Path, min_pixels: int, max_pixels: int) -> Image.Image:
+    """The image resized as Qwen2.5-VL wants it: sides are multiples of 28, the area is within the bounds.
+
+    Raises:
+        DataError: as ``read_image``, or the aspect ratio is beyond what the model takes.
+    """
+    from qwen_vl_utils.vision_process import fetch_image
+
+    try:
+        return fetch_image({"image": read_image(path), "min_pixels": min_pixels, "max_pixels": max_pixels})
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image") from None
 
 
 def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, tuple[int, int] | DataError]:

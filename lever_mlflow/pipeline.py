@@ -347,8 +347,8 @@ class Pipeline:
         self, step: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], execute: Callable[[], None]
     ) -> Step:
         resources = self.resources
-        labels = {"dataset": resources.dataset, "vlm": resources.vlm, "encoder": resources.encoder, "seed": self.context.seed}
-        labels |= {**asdict(resources.data), **resources.language_model.recorded}
+        labels = {name: getattr(resources, name) for name in ("dataset", "vlm", "vlm_model", "encoder")}
+        labels |= {"seed": self.context.seed, **asdict(resources.data), **resources.language_model.recorded}
 
         def run() -> None:
             steps.log_skipped(resources)

@@ -55,6 +55,8 @@ class PromptProfile:
 PROFILES = {
     # 256 to 1,280 visual tokens of 28x28 pixels: the range that the Qwen2.5-VL model card recommends.
     "qwen2.5-vl": PromptProfile("qwen2.5-vl", num_beams=3, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
+    # Any VLM behind a server: the protocol knows no beams.
+    "openai": PromptProfile("openai", num_beams=1, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
     "mini": PromptProfile("mini", num_beams=1, min_pixels=56 * 56, max_pixels=56 * 56),
 }
 

@@ -31,6 +31,7 @@ from lever_mlflow.okvqa import Split, SplitName, describe, read_split, tally
 from lever_mlflow.pools import random_pool
 from lever_mlflow.types import DataSettings, Prompt, Sample
 from lever_mlflow.vlm import LocalVLM
+from lever_mlflow.vlm_server import AUTO, ServerVLM, is_server
 
 __all__ = ["MINI", "Resources", "default_cache_dir"]
 
@@ -50,7 +51,8 @@ class Resources:
 
     Attributes:
         dataset: ``mini``, the folder of the official OK-VQA files, or ``hf:`` and a hub data set's name or folder.
-        vlm: ``mini``, a folder or a hub name of a Qwen2.5-VL.
+        vlm: ``mini``, a folder or a hub name of a Qwen2.5-VL, or the URL of an OpenAI-compatible server.
+        vlm_model: the model's name on that server; ``auto`` is the only one it has.
         encoder: ``mini``, a folder or a hub name of a CLIP model.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_tokens: of a VLM batch; 0 for what suits the device.
@@ -61,12 +63,18 @@ class Resources:
 
     dataset: str = MINI
     vlm: str = MINI
+    vlm_model: str = AUTO
     encoder: str = MINI
     device: str = "auto"
     batch_tokens: int = 0
     cache: CacheMode = "on"
     cache_dir: Path = Path()
     data: DataSettings = field(default_factory=DataSettings)
+
+    def __post_init__(self) -> None:
+        """Refuses a model's name where there is no server (ParameterError)."""
+        if self.vlm_model != AUTO and not is_server(self.vlm):
+            raise ParameterError(f"vlm_model={self.vlm_model}: vlm={self.vlm} is not the URL of a server; leave vlm_model=auto")
 
     @cached_property
     def torch_device(self) -> str:
@@ -155,8 +163,15 @@ class Resources:
         return folder_digest(self.encoder_folder, self.cache_dir / "digests")
 
     @cached_property
-    def language_model(self) -> LocalVLM:
+    def served(self) -> ServerVLM | None:
+        """The VLM where it is on a server."""
+        return ServerVLM(self.vlm, self.vlm_model) if is_server(self.vlm) else None
+
+    @cached_property
+    def language_model(self) -> LocalVLM | ServerVLM:
         """The VLM; its weights are loaded when it first has to generate."""
+        if self.served is not None:
+            return self.served
         profile = "mini" if self.vlm == MINI else "qwen2.5-vl"
         folder = mini.VLM_PATH if self.vlm == MINI else model_folder(self.vlm)
         digest = folder_digest(folder, self.cache_dir / "digests")
@@ -199,10 +214,10 @@ class Resources:
             yield [(positions[i], text) for i, text in batch]
 
     def check(self) -> None:
-        """Reads both splits and resolves both models, so that a wrong name ends the run before any work.
+        """Reads both splits and resolves both models, asking a server for its own: a wrong name ends the run before any work.
 
         Raises:
-            DataError: one of the names leads to nothing usable. ParameterError: options of a hub data set without one.
+            DataError, ParameterError, ServerError: one of the names leads to nothing usable, or options do not go together.
         """
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -213,13 +228,24 @@ class Resources:
                 f"dataset={self.dataset} takes no hf_columns or hf_splits; give dataset=hf:NAME, or leave them"
             )
         check_model(self.encoder_folder, "clip")
-        check_model(self.language_model.folder, "qwen2_5_vl")
+        if isinstance(model := self.language_model, ServerVLM):
+            _ = model.card
+        else:
+            check_model(model.folder, "qwen2_5_vl")
         _ = self.dataset_digest
 
     @property
     def label(self) -> str:
         """Data set and VLM in a form fit for the names of registered models, such as ``mini-mini``."""
-        return "-".join(re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-").lower() for name in (self.dataset, self.vlm))
+        names = (self.dataset, self.vlm_name)
+        return "-".join(re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-").lower() for name in names)
+
+    @property
+    def vlm_name(self) -> str:
+        """What the VLM is called: on a server, its name there."""
+        if self.served is None:
+            return self.vlm
+        return self.served.model if self.vlm_model == AUTO else self.vlm_model
 
 
 def _answer_along(resources: Resources, prompts: Sequence[Prompt]) -> None:

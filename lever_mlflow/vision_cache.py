@@ -9,13 +9,12 @@ from typing import Any
 
 import psutil
 from cachetools import LRUCache
-from PIL import Image
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.images import image_digest, image_size, read_image
+from lever_mlflow.images import fitted_image, image_digest, image_size
 from lever_mlflow.prompt import PromptProfile
 
-__all__ = ["VisionCache", "resized_image", "visual_tokens"]
+__all__ = ["VisionCache", "visual_tokens"]
 
 _PIXELS_PER_TOKEN_SIDE = 28  # 2 x 2 patches of 14 x 14 pixels become one token
 _BATCH = 16
@@ -57,7 +56,8 @@ class VisionCache:
         import torch
 
         pixels = self.processor.image_processor(
-            images=[resized_image(path, self.profile) for _, path in images], return_tensors="pt"
+            images=[fitted_image(path, self.profile.min_pixels, self.profile.max_pixels) for _, path in images],
+            return_tensors="pt",
         ).to(self.model.device)
         with torch.inference_mode():
             output = self.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"], return_dict=True)
@@ -82,24 +82,5 @@ def visual_tokens(path: Path, profile: PromptProfile) -> int:
             height, width, factor=_PIXELS_PER_TOKEN_SIDE, min_pixels=profile.min_pixels, max_pixels=profile.max_pixels
         )
     except ValueError as error:
-        raise _unfit(path, error) from None
+        raise DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image") from None
     return (rows // _PIXELS_PER_TOKEN_SIDE) * (columns // _PIXELS_PER_TOKEN_SIDE)
-
-
-def resized_image(path: Path, profile: PromptProfile) -> Image.Image:
-    """The decoded image within the profile's limits on pixels, sides multiples of 28.
-
-    Raises:
-        DataError: as ``visual_tokens``.
-    """
-    from qwen_vl_utils.vision_process import fetch_image
-
-    limits = {"min_pixels": profile.min_pixels, "max_pixels": profile.max_pixels}
-    try:
-        return fetch_image({"image": read_image(path), **limits})
-    except ValueError as error:
-        raise _unfit(path, error) from None
-
-
-def _unfit(path: Path, error: ValueError) -> DataError:
-    return DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image")

@@ -114,14 +114,19 @@ def learnable_groups(n_queries: int = 40, pool: int = 12, shots: int = 2, trials
     return features_SD, groups
 
 
+def free_port():
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Server:
     """``mlflow server`` with a sqlite store and its artifacts behind its proxy, in a folder."""
 
     def __init__(self, folder):
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.store = f"sqlite:///{folder / 'mlflow.db'}"
         self.process = None

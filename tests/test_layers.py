@@ -12,7 +12,7 @@ LAYERS = [
         "distributed", "folders", "hub_dataset", "images", "json_files", "okvqa", "mini", "rl_data", "model_files", "features",
         "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
-        "vision_cache", "vlm", "answer_cache", "checkpoint", "overlap",
+        "vision_cache", "vlm", "vlm_server", "answer_cache", "checkpoint", "overlap",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
     {"compare", "report", "tracking", "registry", "serving"},
@@ -24,6 +24,7 @@ ONLY_IN = {
     "great_expectations": {"gate"},
     "accelerate": {"distributed"},
     "transformers": {"features", "vlm", "model_files", "mini"},
+    "openai": {"vlm_server"},
     "click": {"mini"},
     "datasets": {"hub_dataset"},
 }

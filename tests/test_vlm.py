@@ -9,12 +9,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lever_mlflow import mini, prompt, vlm
 from lever_mlflow.exceptions import DataError, LeverError
+from lever_mlflow.images import fitted_image
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.okvqa import load_split
 from lever_mlflow.prompt import PROFILES, build_messages
 from lever_mlflow.types import Prompt
-from lever_mlflow.vision_cache import VisionCache, resized_image, visual_tokens
+from lever_mlflow.vision_cache import VisionCache, visual_tokens
 from lever_mlflow.vlm import LocalVLM, token_batches
 
 
@@ -40,6 +41,10 @@ def confused(tmp_path_factory):
     return folder
 
 
+def fitted(path, profile):
+    return fitted_image(path, profile.min_pixels, profile.max_pixels)
+
+
 def answers(prompts, batch_tokens=0, folder=mini.VLM_PATH, profile="mini"):
     model = LocalVLM(folder, "digest", profile, batch_tokens=batch_tokens)
     return [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)]
@@ -50,7 +55,7 @@ def plain_answers(prompts, folder, profile):
     model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, folder, padding_side="left")
     texts = [build_messages(*prompt, profile) for prompt in prompts]
     texts = processor.apply_chat_template(texts, tokenize=False, add_generation_prompt=True)
-    images = [resized_image(s.image_path, profile) for p in prompts for s in (*p.demonstrations, p.query)]
+    images = [fitted(s.image_path, profile) for p in prompts for s in (*p.demonstrations, p.query)]
     inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     beams = {"num_beams": profile.num_beams, "length_penalty": profile.length_penalty} if profile.num_beams > 1 else {}
     with torch.inference_mode():
@@ -124,7 +129,7 @@ def test_each_image_is_encoded_once_within_bounded_memory(prompts):
     distinct = len({path.read_bytes() for path in paths})
     assert large.encoded == distinct < len(paths)
     small = VisionCache(model, processor, PROFILES["mini"], max_bytes=3 * first[0][0].nbytes)
-    pixels = processor.image_processor(images=[resized_image(path, PROFILES["mini"]) for path in paths], return_tensors="pt")
+    pixels = processor.image_processor(images=[fitted(path, PROFILES["mini"]) for path in paths], return_tensors="pt")
     with torch.inference_mode():
         at_once = model.get_image_features(**pixels, return_dict=True).pooler_output
     for cached, repeated, recomputed, expected in zip(first, again, small.features(paths), at_once, strict=True):
@@ -139,14 +144,14 @@ def test_each_image_is_encoded_once_within_bounded_memory(prompts):
 def test_visual_tokens_are_those_of_the_resized_image(tmp_path, name, size):
     path = tmp_path / "image.png"
     Image.new("RGB", size).save(path)
-    width, height = resized_image(path, PROFILES[name]).size
+    width, height = fitted(path, PROFILES[name]).size
     assert visual_tokens(path, PROFILES[name]) == (width // 28) * (height // 28)
 
 
 def test_an_image_too_long_for_the_model_is_named(tmp_path):
     path = tmp_path / "long.png"
     Image.new("RGB", (2010, 10)).save(path)
-    for read in (visual_tokens, resized_image):
+    for read in (visual_tokens, fitted):
         with pytest.raises(DataError, match=r"long\.png: cannot be shown to the VLM \(absolute aspect ratio"):
             read(path, PROFILES["mini"])
 

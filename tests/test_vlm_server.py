@@ -1,0 +1,458 @@
+"""A VLM behind a server: transformers' own on the embedded model, and small ones that fail in known ways."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, error_lines, free_port, run_step
+from PIL import Image
+
+from lever_mlflow import mini
+from lever_mlflow.exceptions import DataError, ParameterError, ServerError
+from lever_mlflow.mini.dataset import ensure_dataset
+from lever_mlflow.okvqa import load_split
+from lever_mlflow.pipeline import Pipeline
+from lever_mlflow.resources import Resources
+from lever_mlflow.types import Prompt, RolloutSettings, Sample
+from lever_mlflow.vlm import LocalVLM
+from lever_mlflow.vlm_server import ServerVLM, is_server
+
+NAME = "lever/mini-vlm"
+
+
+class TransformersServe:
+    """``transformers serve`` on the embedded model, which it finds in a hub cache of its own."""
+
+    def __init__(self, folder):
+        snapshots = folder / "hub" / f"models--{NAME.replace('/', '--')}"
+        shutil.copytree(mini.VLM_PATH, snapshots / "snapshots" / "1")
+        (snapshots / "refs").mkdir()
+        (snapshots / "refs" / "main").write_text("1")
+        self.log, port = folder / "server.log", free_port()
+        self.url = f"http://127.0.0.1:{port}/v1"
+        command = [str(Path(sys.executable).parent / "transformers"), "serve", "--host", "127.0.0.1", "--port", str(port)]
+        self.process = subprocess.Popen(
+            [*command, "--device", "cpu", "--dtype", "float32"],
+            env={**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"},
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.2)
+
+    @property
+    def answered(self):
+        """How many prompts it has answered, by its own account."""
+        return self.log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = TransformersServe(tmp_path_factory.mktemp("served"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def prompts(cache_dir):
+    """24 prompts of 0, 1 and 3 demonstrations."""
+    root = ensure_dataset(cache_dir)
+    train, val = load_split(root, "train"), load_split(root, "val")
+    return [Prompt(tuple(train[7 * i + j] for j in range(shots)), val[i]) for i in range(8) for shots in (0, 1, 3)]
+
+
+def texts(batches):
+    """Answers in the order of the prompts, each of which has exactly one."""
+    answers = [item for batch in batches for item in batch]
+    assert sorted(position for position, _ in answers) == list(range(len(answers)))
+    return [text for _, text in sorted(answers)]
+
+
+def test_a_server_answers_as_the_local_model_does(served, prompts):
+    server = ServerVLM(served.url)
+    assert server.model == NAME
+    answers = texts(server.generate(prompts))
+    local = texts(LocalVLM(mini.VLM_PATH, "digest", "openai").generate(prompts))
+    assert answers == [text.strip() for text in local]  # this server strips what it answers
+    assert len(set(answers)) > 8
+
+
+def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
+    settings = RolloutSettings(n_queries=5)
+
+    def run():
+        return run_step(lambda: Pipeline(Resources(vlm=served.url, cache_dir=tmp_path / "cache")).rollout(settings))
+
+    before = served.answered
+    first = run()
+    asked = served.answered - before
+    assert 5 * 5 <= asked <= first.data.metrics["data/n_trials"]
+    second = run()
+    assert served.answered - before == asked
+    assert second.data.tags["lever.rl_data_digest"] == first.data.tags["lever.rl_data_digest"]
+    assert first.data.tags["lever.vlm_digest"].startswith("mini-vlm-")
+    assert {name: first.data.params[name] for name in ("vlm", "vlm_model")} == {"vlm": served.url, "vlm_model": "auto"}
+
+
+def completion(text):
+    return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+
+
+def cards(*names, **entries):
+    return {"object": "list", "data": [{"id": name, "object": "model", "created": time.time(), **entries} for name in names]}
+
+
+class Script(ThreadingHTTPServer):
+    """A server that answers with what ``models`` and ``chat(body, number of the request)`` give: a JSON value or text, or a
+    status and such; or with these and headers."""
+
+    daemon_threads = True
+
+    def __init__(self, chat, models):
+        self.chat, self.models, self.bodies, self.headers = chat, models, [], []
+        super().__init__(("127.0.0.1", 0), ScriptHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address):
+        """A client that has gone away is part of the tests."""
+
+
+class ScriptHandler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        assert self.path == "/v1/models"
+        self.reply(self.server.models)
+
+    def do_POST(self):
+        assert self.path == "/v1/chat/completions"
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        self.server.headers.append(self.headers)
+        self.reply(self.server.chat(body, len(self.server.bodies)))
+
+    def reply(self, what):
+        status, content, headers = (*what, {})[:3] if isinstance(what, tuple) else (200, what, {})
+        kind = "text/html" if isinstance(content, str) else "application/json"
+        content = (content if isinstance(content, str) else json.dumps(content)).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def script():
+    """script(chat, models) is a running server."""
+    servers = []
+
+    def start(chat=lambda body, number: completion("yes"), models=cards("m")):  # noqa: B008
+        server = Script(chat, models)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A sample with an image of 1,000 x 710 pixels of noise."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (710, 1000, 3), dtype=np.uint8)).save(path)
+    return Sample(0, 1, 1, "what is it?", path, ("noise",) * 10)
+
+
+def ask(server, *samples, **choices):
+    """Answers to a zero-shot prompt for each sample."""
+    return texts(ServerVLM(server.url, **choices).generate([Prompt((), sample) for sample in samples]))
+
+
+def failure(server, *samples, **choices):
+    with pytest.raises(ServerError) as caught:
+        ask(server, *samples, **choices)
+    message = str(caught.value)
+    assert message.startswith(f"{server.url}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{server.url}: ")
+
+
+def test_what_is_sent(script, picture, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    server = script()
+    prompt = Prompt((replace(picture, question="and this?"),), picture)
+    assert texts(ServerVLM(server.url + "/").generate([prompt])) == ["yes"]
+    (body,) = server.bodies
+    assert {name: body[name] for name in body if name != "messages"} == {"model": "m", "temperature": 0, "max_tokens": 5}
+    system, user = body["messages"]
+    assert system == {
+        "role": "system",
+        "content": [{"type": "text", "text": "Answer the last question in a few words, after 1 solved example."}],
+    }
+    assert user["role"] == "user"
+    assert [part.get("text") for part in user["content"]] == [
+        None,
+        "Question: and this? Short answer: noise\n",
+        None,
+        "Question: what is it? Short answer:",
+    ]
+    # 36 x 25 patches of 28 pixels are nearest to the image, and within the 256 to 1,280 that are allowed.
+    expected = np.asarray(Image.open(picture.image_path).resize((36 * 28, 25 * 28)))
+    for part in user["content"][::2]:
+        head, data = part["image_url"]["url"].split(",")
+        assert head == "data:image/png;base64"
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), expected)
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_no_key_is_needed(script, picture, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = script()
+    assert ask(server, picture) == ["yes"]
+    assert server.headers[0]["Authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"content": ""}, {"content": None}, {"content": None, "refusal": "I cannot"}, {"role": "assistant"}],
+)
+def test_no_text_is_an_empty_answer(script, picture, message):
+    assert ask(script(lambda body, number: {"choices": [{"index": 0, "message": message}]}), picture) == [""]
+
+
+def test_as_many_requests_as_allowed_at_a_time(script, picture):
+    lock, gate, under_way, most = threading.Lock(), threading.Barrier(4, timeout=30), [0], [0]
+
+    def chat(body, number):
+        with lock:
+            under_way[0] += 1
+            most[0] = max(most[0], under_way[0])
+        gate.wait()  # breaks unless four requests come together
+        time.sleep(0.2)  # a fifth would be seen
+        with lock:
+            under_way[0] -= 1
+        return completion("yes")
+
+    assert ask(script(chat), *[picture] * 12, concurrency=4) == ["yes"] * 12
+    assert most == [4]
+
+
+def test_answers_come_while_others_are_waited_for(script, picture):
+    go_on = threading.Event()
+
+    def chat(body, number):
+        slow = "slow" in str(body["messages"][1]["content"][1])
+        assert not slow or go_on.wait(30)
+        return completion("slow" if slow else "quick")
+
+    samples = [replace(picture, question=f"{'slow' if i == 0 else 'quick'}?") for i in range(4)]
+    batches = ServerVLM(script(chat).url, concurrency=2).generate([Prompt((), sample) for sample in samples])
+    assert [next(batches) for _ in range(3)] == [[(1, "quick")], [(2, "quick")], [(3, "quick")]]
+    go_on.set()
+    assert list(batches) == [[(0, "slow")]]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_passing_fault_is_waited_out(script, picture, status):
+    server = script(lambda body, number: (status, {}, {"retry-after-ms": "1"}) if number < 3 else completion("yes"))
+    assert ask(server, picture) == ["yes"]
+    assert len(server.bodies) == 3
+
+
+def test_a_fault_that_stays_ends_in_one_line(script, picture):
+    server = script(lambda body, number: (500, {"error": {"message": "out of\nmemory"}}, {"retry-after-ms": "1"}))
+    said = "status 500: out of memory; look at the server's log and start again: answers so far are kept"
+    assert failure(server, picture, retries=2) == said
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (
+            400,
+            {"error": {"message": "prompt is too long"}},
+            "status 400: prompt is too long; the server does not take",
+        ),
+        (422, {"detail": "no images"}, "status 422: no images; the server does not take the request"),
+        (404, "<html>nothing here</html>", "status 404: <html>nothing here</html>; give the URL of"),
+        (
+            401,
+            {"error": {"message": "wrong key secret"}},
+            "status 401, the key is refused; set OPENAI_API_KEY",
+        ),
+    ],
+)
+def test_a_request_that_is_refused_ends_at_once(script, picture, status, body, said):
+    server = script(lambda _, number: (status, body))
+    message = failure(server, picture)
+    assert message.startswith(said)
+    assert "secret" not in message
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["<html>welcome</html>", "", "{", [], 7, {"error": "none"}, {"choices": []}, {"choices": [{"message": {"content": 7}}]}],
+)
+def test_a_server_that_does_not_speak_the_protocol(script, picture, reply):
+    said = reply if isinstance(reply, str) else json.dumps(reply)
+    expected = f"does not speak the OpenAI protocol (it said {said!r}); give the URL of an OpenAI-compatible server, such as"
+    assert failure(script(lambda body, number: reply), picture).startswith(expected)
+    if reply != {"choices": []}:
+        assert failure(script(models=reply), picture).startswith(expected)
+
+
+def test_answers_that_came_with_a_failure_are_given_first(script, picture):
+    last = threading.Event()
+
+    def chat(body, number):
+        text = str(body["messages"][1]["content"][1])
+        assert "first" in text or last.wait(30)
+        return (400, {}) if "bad" in text else completion("yes")
+
+    samples = [replace(picture, question=question) for question in ("first?", "bad?", "good?", "good?")]
+    batches = ServerVLM(script(chat).url, concurrency=4).generate([Prompt((), sample) for sample in samples])
+    assert next(batches) == [(0, "yes")]
+    last.set()
+    time.sleep(1)  # the other three have been answered when the next are asked for
+    assert sorted(next(batches)) == [(2, "yes"), (3, "yes")]
+    with pytest.raises(ServerError, match="status 400"):
+        next(batches)
+
+
+def test_an_image_that_does_not_decode(script, picture, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"broken\.png: does not decode as an image"):
+        ask(script(), picture, replace(picture, image_path=tmp_path / "broken.png"))
+
+
+def test_the_model_is_named_or_the_only_one(script):
+    one, two = script(), script(models=cards("b", "a"))
+    assert ServerVLM(one.url).model == ServerVLM(one.url, "m").model == "m"
+    assert ServerVLM(two.url, "b").model == "b"
+    with pytest.raises(ParameterError, match=f"^{two.url}: has several models; choose by vlm_model: a, b$"):
+        _ = ServerVLM(two.url).model
+    with pytest.raises(ParameterError, match=f"^vlm_model=c: {two.url} has no such model, only a, b$"):
+        _ = ServerVLM(two.url, "c").model
+    with pytest.raises(ParameterError, match="lists no model; start the server with one"):
+        _ = ServerVLM(script(models=cards()).url).model
+    with pytest.raises(ParameterError, match=r"choose by vlm_model: m00, m01, .* m19 and 5 more$"):
+        _ = ServerVLM(script(models=cards(*(f"m{i:02}" for i in range(25)))).url).model
+
+
+def test_the_digest_names_the_model_wherever_it_is_served(script, picture):
+    def digest(name, **entries):
+        return ServerVLM(script(models=cards(name, **entries)).url).digest
+
+    name = "Qwen/Qwen2.5-VL-3B-Instruct"
+    base = digest(name)
+    assert base.startswith("qwen2-5-vl-3b-instruct-")
+    assert digest(name, root=name, parent=None, max_model_len=32768, owned_by="vllm") == base
+    others = {digest("Other/Qwen2.5-VL-3B-Instruct"), digest(name, root="/models/7b"), digest(name, parent="base")}
+    assert len(others | {base}) == 4
+    prompt = Prompt((), picture)
+    one, other = (ServerVLM(script(models=cards(n)).url) for n in ("one", "other"))
+    assert one.key(prompt) != other.key(prompt)
+    assert one.profile.digest != LocalVLM(mini.VLM_PATH, "digest", "qwen2.5-vl").profile.digest
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://", "vlm=http://: not a URL; give the URL of"),
+        ("http://host:99999/v1", "vlm=http://host:99999/v1: not a URL"),
+        ("http://me:secret@host/v1", "a key goes into OPENAI_API_KEY"),
+        ("http://host/v1?key=secret", "a key goes into OPENAI_API_KEY"),
+    ],
+)
+def test_urls_that_cannot_be_used(url, message):
+    with pytest.raises(ParameterError) as caught:
+        ServerVLM(url)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_no_header_takes(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-schlüssel")
+    with pytest.raises(ParameterError, match=r"^OPENAI_API_KEY: holds characters that cannot be part of a key; set it again$"):
+        ServerVLM("http://127.0.0.1:1/v1")
+
+
+def test_resources_on_a_server(script, cache_dir):
+    server = script(models=cards("Qwen/Qwen2.5-VL-3B-Instruct", "b"))
+    resources = Resources(vlm=server.url, vlm_model="Qwen/Qwen2.5-VL-3B-Instruct", cache_dir=cache_dir)
+    resources.check()
+    assert resources.language_model.profile.num_beams == 1
+    assert resources.label == "mini-qwen2-5-vl-3b-instruct"
+    assert Resources(vlm=script().url).label == "mini-m"
+    assert Resources(vlm="http://127.0.0.1:1/v1", vlm_model="B").label == "mini-b"  # a known name needs no server
+    with pytest.raises(ParameterError, match="has several models"):
+        Resources(vlm=server.url, cache_dir=cache_dir).check()
+    with pytest.raises(ParameterError, match=r"^vlm_model=b: vlm=mini is not the URL of a server; leave vlm_model=auto$"):
+        Resources(vlm_model="b")
+
+
+def test_no_server_ends_a_run_before_any_work(mlflow_store, cache_dir):
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    result = subprocess.run(
+        [sys.executable, "-m", "entrypoints.rollout", "--vlm", url],
+        cwd=ROOT,
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow_store, "LEVER_MLFLOW_CACHE": str(cache_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    (line,) = error_lines(result)
+    assert line.startswith(f"error: {url}: cannot be reached (")
+    assert line.endswith(
+        "start the server, or give the URL of an OpenAI-compatible server, such as vlm=http://127.0.0.1:8000/v1"
+    )
+
+
+def test_an_interrupted_run_does_not_wait_for_its_requests(script, picture):
+    go_on = threading.Event()
+    server = script(lambda body, number: go_on.wait(60) and completion("yes") if number > 1 else completion("yes"))
+    batches = ServerVLM(server.url, concurrency=4).generate([Prompt((), picture)] * 8)
+    next(batches)
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 10
+    go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("HTTPS://host/v1", True), ("http://h", True), ("org/model", False), ("mini", False)]
+)
+def test_which_names_are_servers(name, answer):
+    assert is_server(name) is answer
