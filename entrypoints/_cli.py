@@ -12,12 +12,12 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import GateSettings, GrpoSettings, RceSettings
+from lever_mlflow.types import GateSettings, GrpoSettings, PoolSampler, RceSettings, RolloutSettings
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
@@ -35,6 +35,7 @@ __all__ = [
     "model_name_option",
     "on_bad_data_option",
     "option",
+    "pool_sampler_option",
     "resource_options",
     "reward_mode_option",
     "rl_data_options",
@@ -121,6 +122,9 @@ def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
 dataset_option = option("dataset", str, "mini", "mini, or the folder of the official OK-VQA files")
 vlm_option = option("vlm", str, "mini", "mini, or folder or hub name of a Qwen2.5-VL")
 model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
+pool_sampler_option = option(
+    "pool_sampler", click.Choice(get_args(PoolSampler)), RolloutSettings.pool_sampler, "how candidates are drawn"
+)
 reward_mode_option = option(
     "reward_mode",
     click.Choice(["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]),

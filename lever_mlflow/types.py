@@ -8,10 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["EvalSettings", "Fusion", "GateSettings", "GrpoSettings", "Prompt", "RceSettings", "RolloutSettings", "Sample"]
+__all__ = [
+    "EvalSettings",
+    "Fusion",
+    "GateSettings",
+    "GrpoSettings",
+    "PoolSampler",
+    "Prompt",
+    "RceSettings",
+    "RolloutSettings",
+    "Sample",
+]
 
 
 Fusion = Literal["mean", "concat"]  # of image and text features
+PoolSampler = Literal["random", "image-similarity", "text-similarity", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +60,22 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How trials are recorded: pointers per query by generator (duplicates are removed) and the candidate pool."""
+    """How trials are recorded: the candidate pool, and pointers per query by generator, of which 0 turns one off.
+
+    Equal pointers are kept once. ``retrieval_per_feature`` pointers are taken by each of fused, image and text feature.
+    Queries without a positive trial get up to ``mine_positives`` more.
+    """
 
     n_queries: int = 600
     shots: int = 2
     pool_size: int = 64
+    pool_sampler: PoolSampler = "random"
     beam_width: int = 5
     temperatures: tuple[float, ...] = (1.0, 1.3)
     samples_per_temperature: int = 2
+    retrieval_per_feature: int = 1
     random_pointers: int = 2
+    mine_positives: int = 0
 
 
 @dataclass(frozen=True)
