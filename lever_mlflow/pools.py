@@ -147,7 +147,7 @@ def _nearest_of_block(queries_BD: np.ndarray, items_SD: np.ndarray, k: int, excl
         error_B = _rounding_error(queries_BD, items_CD)
         floor_B = scores_BK[:, -1]
         if start == 0 and k < len(items_CD):  # a first bound, or the whole first slice would be scored again
-            floor_B = np.partition(rough_BC, len(items_CD) - k, axis=1)[:, len(items_CD) - k] - error_B
+            floor_B = np.partition(rough_BC, len(items_CD) - k, axis=1)[:, len(items_CD) - k]
         floor_B = np.maximum(floor_B - error_B, np.finfo(np.float32).min).astype(np.float32)  # above -inf, the excluded
         rows, columns = np.nonzero(rough_BC >= floor_B[:, None])
         best_BK, scores_BK = _merge(best_BK, scores_BK, rows, columns + start, _inner(queries_BD, items_CD, rows, columns))
