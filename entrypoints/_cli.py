@@ -13,12 +13,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import DataSettings, GateSettings, GrpoSettings, RceSettings
+from lever_mlflow.types import DataSettings, GateSettings, GrpoSettings, PoolSampler, RceSettings, RolloutSettings
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
@@ -37,6 +37,7 @@ __all__ = [
     "model_name_option",
     "on_bad_data_option",
     "option",
+    "pool_sampler_option",
     "resource_options",
     "reward_mode_option",
     "rl_data_options",
@@ -153,6 +154,9 @@ vlm_option = _grouped(
     option("vlm_model", str, AUTO, "the model on that server; auto: the only one it has"),
 )
 model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
+pool_sampler_option = option(
+    "pool_sampler", click.Choice(get_args(PoolSampler)), RolloutSettings.pool_sampler, "how candidates are drawn"
+)
 reward_mode_option = option(
     "reward_mode",
     click.Choice(["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]),

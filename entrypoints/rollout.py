@@ -4,7 +4,16 @@ from typing import Any
 
 import click
 
-from entrypoints._cli import NumberList, Positive, in_processes, launch, make_pipeline, option, resource_options
+from entrypoints._cli import (
+    NumberList,
+    Positive,
+    in_processes,
+    launch,
+    make_pipeline,
+    option,
+    pool_sampler_option,
+    resource_options,
+)
 from lever_mlflow.types import RolloutSettings
 
 
@@ -14,10 +23,13 @@ from lever_mlflow.types import RolloutSettings
 @option("n_queries", Positive(int, 2), RolloutSettings.n_queries, "training items used as RL queries")
 @option("shots", Positive(int, 1), RolloutSettings.shots, "demonstrations of a pointer")
 @option("pool_size", Positive(int, 2), RolloutSettings.pool_size, "candidates per query")
-@option("beam_width", Positive(int, 1), RolloutSettings.beam_width, "pointers by beam search")
+@pool_sampler_option
+@option("beam_width", Positive(int), RolloutSettings.beam_width, "pointers by beam search; 0: none")
 @option("temperatures", NumberList(Positive(minimum=0.05)), RolloutSettings.temperatures, "of sampled pointers")
-@option("samples_per_temperature", Positive(int), RolloutSettings.samples_per_temperature, "pointers sampled at each")
-@option("random_pointers", Positive(int), RolloutSettings.random_pointers, "pointers drawn at random")
+@option("samples_per_temperature", Positive(int), RolloutSettings.samples_per_temperature, "pointers sampled at each; 0: none")
+@option("retrieval_per_feature", Positive(int), RolloutSettings.retrieval_per_feature, "pointers by each feature; 0: none")
+@option("random_pointers", Positive(int), RolloutSettings.random_pointers, "pointers drawn at random; 0: none")
+@option("mine_positives", Positive(int), RolloutSettings.mine_positives, "most further trials of a query without a right one")
 @in_processes
 def main(init: str, **values: Any) -> None:
     """Record RL data: an MLflow run with rl_data.json."""

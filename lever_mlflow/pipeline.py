@@ -24,11 +24,10 @@ from lever_mlflow import gate, report, steps, tracking
 from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.evaluate import split_questions
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, ParameterError
-from lever_mlflow.pools import check_pool_size
 from lever_mlflow.resources import Resources
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import RLData, load_rl_data
-from lever_mlflow.rollout import choose_queries
+from lever_mlflow.rollout import check_settings, choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
 from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
@@ -63,7 +62,12 @@ class Pipeline:
     # rollout
 
     def rollout(self, settings: RolloutSettings, init: str = RANDOM_INIT) -> Step:
-        """Records trials of a starting policy: ``init`` is ``random`` (an untrained selector) or a checkpoint."""
+        """Records trials of a starting policy: ``init`` is ``random`` (an untrained selector) or a checkpoint.
+
+        Raises:
+            ParameterError: the settings do not fit together.
+        """
+        check_settings(settings)
         selector = self._initial_selector(init)
         inputs = {**self.context.identity(), "start_digest": selector_digest(selector)}
         return self._step(
@@ -310,7 +314,7 @@ class Pipeline:
         Raises:
             ParameterError: questions or pools do not suffice for the settings, found out before any work.
         """
-        check_pool_size(rollout.pool_size, rollout.shots)
+        check_settings(rollout)
         choose_queries(self.resources.train, rollout.n_queries, self.context.seed)
         split_questions(self.resources.val, evaluation, self.context.seed)
 

@@ -2,11 +2,13 @@
 
 Generators per query: beam search, sampling at several temperatures, similarity retrieval (the most similar candidates by
 fused, image and text feature) and random. A pointer that several generators propose is kept once, under the first.
+Then, if asked for, queries without a positive trial are mined: given further pointers until one is positive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,21 +16,58 @@ import torch
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.features import FeatureTable
-from lever_mlflow.pools import check_pool_size, random_pool, top_k
+from lever_mlflow.pools import candidate_pools, check_pool_size, top_k
 from lever_mlflow.prompt import clean_generation
 from lever_mlflow.rl_data import Group, Trial
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import Prompt, RolloutSettings, Sample
 from lever_mlflow.vqa_accuracy import normalize_answer, vqa_accuracy
 
-__all__ = ["CORRECT_FROM", "choose_queries", "rollout"]
+__all__ = [
+    "CORRECT_FROM",
+    "MINING_TEMPERATURE",
+    "check_settings",
+    "choose_queries",
+    "is_mined",
+    "positive_query_rate",
+    "rollout",
+]
 
 CORRECT_FROM = 0.5  # vqa_correct = 1 from this accuracy on: at least two annotators gave the answer
+MINING_TEMPERATURE = 2.0  # above what an ordinary rollout samples at: those pointers were tried and failed
+_BATCH = 256  # queries that go through the selector at once
 
 
 class _Proposal(NamedTuple):
     pointer: tuple[int, ...]
     record: dict[str, Any]  # gen_method and the scores of its generator
+
+
+class _Batch(NamedTuple):
+    """Queries with their pools, and the features that the selector is fed of both."""
+
+    queries: Sequence[Sample]
+    pools_BN: np.ndarray
+    query_BD: torch.Tensor
+    candidates_BND: torch.Tensor
+
+
+def check_settings(settings: RolloutSettings) -> None:
+    """What can be said of the settings before any work.
+
+    Raises:
+        ParameterError: the pool is not larger than the shots or too small for the retrieval, or no generator is on.
+    """
+    check_pool_size(settings.pool_size, settings.shots)
+    retrieved = settings.retrieval_per_feature * settings.shots
+    if retrieved > settings.pool_size:
+        raise ParameterError(
+            f"retrieval_per_feature={settings.retrieval_per_feature} with {settings.shots} shots needs {retrieved} candidates, "
+            f"but pool_size={settings.pool_size}; choose fewer or a larger pool"
+        )
+    generators = ("beam_width", "samples_per_temperature", "retrieval_per_feature", "random_pointers")
+    if not any(getattr(settings, name) for name in generators):
+        raise ParameterError(f"{', '.join(generators)}: all 0, which leaves nothing to try; turn one on")
 
 
 def choose_queries(train: Sequence[Sample], count: int, seed: int) -> list[Sample]:
@@ -53,76 +92,196 @@ def rollout(
     *,
     seed: int,
 ) -> list[Group]:
-    """One group per query.
+    """One group per query. What is tried for a query depends on ``seed`` and its question id, not on the other queries.
 
     Args:
         features: of ``train``, in its order.
         selector: the policy that beam search and sampling draw from.
-        answer: raw generations for prompts, in their order.
+        answer: raw generations for prompts, in their order; asked once, and once more in each round of mining.
 
     Raises:
-        ParameterError: a pool smaller than the shots, or fewer training items than the pool needs.
+        ParameterError: as ``check_settings``; or fewer training items than the pool needs.
     """
-    check_pool_size(settings.pool_size, settings.shots)
-    pools = [random_pool(train, query, settings.pool_size, seed) for query in queries]
-    proposals = [_propose(query, pool, features, selector, settings, seed) for query, pool in zip(queries, pools, strict=True)]
-    prompts = [
-        Prompt(tuple(train[pool[position]] for position in proposal.pointer), query)
-        for query, pool, group in zip(queries, pools, proposals, strict=True)
-        for proposal in group
+    check_settings(settings)
+    pools_QN = candidate_pools(queries, train, settings.pool_sampler, settings.pool_size, seed, features, features)
+    proposals = [
+        proposed
+        for batch in _batches(queries, pools_QN, features, selector)
+        for proposed in _propose(batch, features, selector, settings, seed)
     ]
-    texts = iter(answer(prompts))
+    trials = _try_out(queries, pools_QN, proposals, train, answer)
+    if settings.mine_positives:
+        _mine(trials, queries, pools_QN, train, features, selector, answer, settings, seed)
     return [
-        Group(
-            query_id=query.index,
-            pool=tuple(pool.tolist()),
-            trials=tuple(_trial(proposal, next(texts), query) for proposal in group),
-            query=_query_record(query),
-        )
-        for query, pool, group in zip(queries, pools, proposals, strict=True)
+        Group(query_id=query.index, pool=tuple(pool), trials=tuple(recorded), query=_query_record(query))
+        for query, pool, recorded in zip(queries, pools_QN.tolist(), trials, strict=True)
     ]
+
+
+def positive_query_rate(groups: Sequence[Group], *, mined: bool = True) -> float:
+    """Share of the groups with a positive trial; without ``mined``, with one that the generators found."""
+    found = [_is_positive(trial for trial in group.trials if mined or not is_mined(trial)) for group in groups]
+    return sum(found) / len(found)
+
+
+def is_mined(trial: Trial) -> bool:
+    """Whether a trial, if it has its record, comes from mining."""
+    return trial.record is not None and bool(trial.record.get("mined", False))
+
+
+def _is_positive(trials: Iterable[Trial]) -> bool:
+    return any(trial.correct == 1.0 for trial in trials)
+
+
+def _batches(
+    queries: Sequence[Sample], pools_QN: np.ndarray, features: FeatureTable, selector: PointerSelector
+) -> Iterator[_Batch]:
+    fed_SD = features.of(selector.fusion)
+    for start in range(0, len(queries), _BATCH):
+        samples, pools_BN = queries[start : start + _BATCH], pools_QN[start : start + _BATCH]
+        query_BD = torch.from_numpy(fed_SD[[sample.index for sample in samples]])
+        yield _Batch(samples, pools_BN, query_BD, torch.from_numpy(fed_SD[pools_BN]))
 
 
 def _propose(
-    query: Sample,
-    pool_N: np.ndarray,
-    features: FeatureTable,
-    selector: PointerSelector,
-    settings: RolloutSettings,
-    seed: int,
-) -> list[_Proposal]:
+    batch: _Batch, features: FeatureTable, selector: PointerSelector, settings: RolloutSettings, seed: int
+) -> list[list[_Proposal]]:
+    """What the generators propose for each query."""
+    generated = (
+        _by_beam(batch, selector, settings),
+        _by_sampling(batch, selector, settings.shots, settings.temperatures, settings.samples_per_temperature, seed, stream=4),
+        _by_similarity(batch, features, settings),
+        _at_random(batch, settings.shots, settings.random_pointers, seed, stream=2),
+    )
+    return [_different(chain.from_iterable(parts)) for parts in zip(*generated, strict=True)]
+
+
+def _different(proposals: Iterable[_Proposal]) -> list[_Proposal]:
+    """A pointer that is proposed twice is kept as it came first."""
     by_pointer: dict[tuple[int, ...], _Proposal] = {}
-    for proposal in _generate(query, pool_N, features, selector, settings, seed):
+    for proposal in proposals:
         by_pointer.setdefault(proposal.pointer, proposal)
     return list(by_pointer.values())
 
 
-def _generate(
-    query: Sample,
-    pool_N: np.ndarray,
+def _by_beam(batch: _Batch, selector: PointerSelector, settings: RolloutSettings) -> list[list[_Proposal]]:
+    if not settings.beam_width:
+        return [[] for _ in batch.queries]
+    beam = selector.beam(batch.query_BD, batch.candidates_BND, settings.shots, settings.beam_width)
+    return [
+        [
+            _Proposal(tuple(pointer), {"gen_method": "beam", "beam_rank": rank, "beam_score": score})
+            for rank, (pointer, score) in enumerate(zip(pointers, scores, strict=True))
+        ]
+        for pointers, scores in zip(beam.pointers_BWK.tolist(), beam.logprobs_BW.tolist(), strict=True)
+    ]
+
+
+@torch.no_grad()
+def _by_sampling(
+    batch: _Batch,
+    selector: PointerSelector,
+    shots: int,
+    temperatures: Sequence[float],
+    count: int,
+    seed: int,
+    *,
+    stream: int,
+) -> list[list[_Proposal]]:
+    """``count`` pointers at each temperature, drawn from each query's own ``stream`` of random numbers."""
+    if not count:
+        return [[] for _ in batch.queries]
+    states = [np.random.SeedSequence([seed, query.question_id, stream]).generate_state(1) for query in batch.queries]
+    generators = [torch.Generator().manual_seed(int(state[0])) for state in states]
+    inputs = batch.query_BD, batch.candidates_BND
+    pointers_BGK = torch.cat([selector.sample(*inputs, shots, count, t, generators) for t in temperatures], dim=1)
+    logprobs_BG = selector.logprobs(*inputs, pointers_BGK)
+    used_G = [temperature for temperature in temperatures for _ in range(count)]
+    return [
+        [
+            _Proposal(tuple(pointer), {"gen_method": "sample", "temperature": temperature, "logprob_score": score})
+            for pointer, temperature, score in zip(pointers, used_G, scores, strict=True)
+        ]
+        for pointers, scores in zip(pointers_BGK.tolist(), logprobs_BG.tolist(), strict=True)
+    ]
+
+
+def _by_similarity(batch: _Batch, features: FeatureTable, settings: RolloutSettings) -> list[list[_Proposal]]:
+    """By each feature the most similar candidates, then the next most similar ones, as often as asked for."""
+    per_feature, shots = settings.retrieval_per_feature, settings.shots
+    tables = (features.fused_SD, features.image_SD, features.text_SD) if per_feature else ()
+    return [
+        [
+            _Proposal(tuple(pointer), {"gen_method": "retrieval"})
+            for table in tables
+            for pointer in top_k(table[query.index], table[pool_N], per_feature * shots).reshape(per_feature, shots).tolist()
+        ]
+        for query, pool_N in zip(batch.queries, batch.pools_BN, strict=True)
+    ]
+
+
+def _at_random(batch: _Batch, shots: int, count: int, seed: int, *, stream: int) -> list[list[_Proposal]]:
+    """``count`` pointers, uniform, drawn from each query's own ``stream`` of random numbers."""
+    size = batch.pools_BN.shape[1]
+    generators = [np.random.default_rng([seed, query.question_id, stream]) for query in batch.queries]
+    return [
+        [_Proposal(tuple(rng.choice(size, shots, replace=False).tolist()), {"gen_method": "random"}) for _ in range(count)]
+        for rng in generators
+    ]
+
+
+def _mine(
+    trials: list[list[Trial]],
+    queries: Sequence[Sample],
+    pools_QN: np.ndarray,
+    train: Sequence[Sample],
     features: FeatureTable,
     selector: PointerSelector,
+    answer: Callable[[Sequence[Prompt]], list[str]],
     settings: RolloutSettings,
     seed: int,
-) -> Iterator[_Proposal]:
-    shots = settings.shots
-    fed_SD = features.of(selector.fusion)
-    inputs = torch.from_numpy(fed_SD[[query.index]]), torch.from_numpy(fed_SD[pool_N])[None]
-    beam = selector.beam(*inputs, shots, settings.beam_width)
-    for rank, (pointer, score) in enumerate(zip(beam.pointers_BWK[0].tolist(), beam.logprobs_BW[0].tolist(), strict=True)):
-        yield _Proposal(tuple(pointer), {"gen_method": "beam", "beam_rank": rank, "beam_score": score})
-    state = np.random.SeedSequence([seed, query.question_id, 4]).generate_state(1)
-    generator = torch.Generator().manual_seed(int(state[0]))
-    for temperature in settings.temperatures:
-        pointers_BGK = selector.sample(*inputs, shots, settings.samples_per_temperature, temperature, generator)
-        logprobs_BG = selector.logprobs(*inputs, pointers_BGK).detach()
-        for pointer, score in zip(pointers_BGK[0].tolist(), logprobs_BG[0].tolist(), strict=True):
-            yield _Proposal(tuple(pointer), {"gen_method": "sample", "temperature": temperature, "logprob_score": score})
-    for table in (features.fused_SD, features.image_SD, features.text_SD):
-        yield _Proposal(tuple(top_k(table[query.index], table[pool_N], shots).tolist()), {"gen_method": "retrieval"})
-    rng = np.random.default_rng([seed, query.question_id, 2])
-    for _ in range(settings.random_pointers):
-        yield _Proposal(tuple(rng.choice(len(pool_N), shots, replace=False).tolist()), {"gen_method": "random"})
+) -> None:
+    """Adds to the ``trials`` of queries without a positive one: each round one, until a query's first positive one.
+
+    A query's pointers are decided beforehand: by turns sampled from the policy at ``MINING_TEMPERATURE`` and uniform, none
+    twice and none that was tried before, ``mine_positives`` of them.
+    """
+    rows, budget = [q for q, recorded in enumerate(trials) if not _is_positive(recorded)], settings.mine_positives
+    further: list[list[_Proposal]] = []
+    for batch in _batches([queries[q] for q in rows], pools_QN[rows], features, selector):
+        sampled = _by_sampling(batch, selector, settings.shots, (MINING_TEMPERATURE,), budget, seed, stream=5)
+        uniform = _at_random(batch, settings.shots, budget, seed, stream=6)
+        further += [_different(chain.from_iterable(zip(*both, strict=True))) for both in zip(sampled, uniform, strict=True)]
+    left = {}
+    for q, proposals in zip(rows, further, strict=True):
+        tried = {trial.pointer for trial in trials[q]}
+        left[q] = [proposal for proposal in proposals if proposal.pointer not in tried][:budget]
+    for turn in range(budget):
+        rows = [q for q in rows if turn < len(left[q]) and not _is_positive(trials[q])]
+        if not rows:
+            return
+        now = [[left[q][turn]._replace(record={**left[q][turn].record, "mined": True})] for q in rows]
+        for q, found in zip(rows, _try_out([queries[q] for q in rows], pools_QN[rows], now, train, answer), strict=True):
+            trials[q] += found
+
+
+def _try_out(
+    queries: Sequence[Sample],
+    pools_QN: np.ndarray,
+    proposals: Sequence[Sequence[_Proposal]],
+    train: Sequence[Sample],
+    answer: Callable[[Sequence[Prompt]], list[str]],
+) -> list[list[Trial]]:
+    """Each query's proposals, answered in one call for all, and scored."""
+    prompts = [
+        Prompt(tuple(train[pool_N[position]] for position in proposal.pointer), query)
+        for query, pool_N, group in zip(queries, pools_QN, proposals, strict=True)
+        for proposal in group
+    ]
+    texts = iter(answer(prompts))
+    return [
+        [_trial(proposal, next(texts), query) for proposal in group] for query, group in zip(queries, proposals, strict=True)
+    ]
 
 
 def _trial(proposal: _Proposal, raw: str, query: Sample) -> Trial:

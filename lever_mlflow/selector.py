@@ -9,6 +9,7 @@ query's hidden state: h_q + W_s (h of the picks before), a departure from the pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -190,20 +191,22 @@ class PointerSelector(nn.Module):
         shots: int,
         count: int,
         temperature: float,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """``count`` pointers per query drawn shot by shot at ``temperature``, [B, count, K]; errors as ``greedy``."""
+        """``count`` pointers per query drawn shot by shot at ``temperature``, [B, count, K]; errors as ``greedy``.
+
+        Each query has a generator of its own, so that its draws do not depend on the other queries.
+        """
         encoding = self.encode(query_BD, candidates_BND)
         _check_shots(shots, encoding)
-        B = len(encoding.hidden_BH)
         pointers_BCK = _no_picks(encoding).expand(-1, count, -1)
         # multinomial without replacement draws in order from the renormalised rest: without state update, the policy's own law
         draws = 1 if self.state_proj is not None else shots
         for _ in range(0, shots, draws):
             logits_BCN = self.pick_logits(encoding, pointers_BCK).scatter(2, pointers_BCK, -torch.inf)
-            probs_XN = (logits_BCN / temperature).softmax(-1).flatten(0, 1)
-            drawn_BCK = torch.multinomial(probs_XN, draws, generator=generator).view(B, count, draws)
-            pointers_BCK = torch.cat([pointers_BCK, drawn_BCK], dim=2)
+            probs_BCN = (logits_BCN / temperature).softmax(-1)
+            drawn = [torch.multinomial(probs_CN, draws, generator=g) for probs_CN, g in zip(probs_BCN, generators, strict=True)]
+            pointers_BCK = torch.cat([pointers_BCK, torch.stack(drawn)], dim=2)
         return pointers_BCK
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ __all__ = [
     "Fusion",
     "GateSettings",
     "GrpoSettings",
+    "PoolSampler",
     "Prompt",
     "RceSettings",
     "RolloutSettings",
@@ -22,6 +23,7 @@ __all__ = [
 
 
 Fusion = Literal["mean", "concat"]  # of image and text features
+PoolSampler = Literal["random", "image-similarity", "text-similarity", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,22 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How trials are recorded: pointers per query by generator (duplicates are removed) and the candidate pool."""
+    """How trials are recorded: the candidate pool, and pointers per query by generator, of which 0 turns one off.
+
+    Equal pointers are kept once. ``retrieval_per_feature`` pointers are taken by each of fused, image and text feature.
+    Queries without a positive trial get up to ``mine_positives`` more.
+    """
 
     n_queries: int = 600
     shots: int = 2
     pool_size: int = 64
+    pool_sampler: PoolSampler = "random"
     beam_width: int = 5
     temperatures: tuple[float, ...] = (1.0, 1.3)
     samples_per_temperature: int = 2
+    retrieval_per_feature: int = 1
     random_pointers: int = 2
+    mine_positives: int = 0
 
 
 @dataclass(frozen=True)

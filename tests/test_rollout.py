@@ -1,15 +1,23 @@
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
+from lever_mlflow import rollout as module
+from lever_mlflow.answer_cache import AnswerCache, cached_answers
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.features import FeatureTable
+from lever_mlflow.pools import candidate_pools
 from lever_mlflow.rl_data import load_rl_data, save_rl_data
-from lever_mlflow.rollout import choose_queries, rollout
+from lever_mlflow.rollout import choose_queries, is_mined, positive_query_rate, rollout
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import RolloutSettings
 
 SETTINGS = RolloutSettings(pool_size=10)
+OFF = RolloutSettings(pool_size=10, beam_width=0, samples_per_temperature=0, retrieval_per_feature=0, random_pointers=0)
+MINING = replace(OFF, random_pointers=1, mine_positives=8)
 
 
 @pytest.fixture
@@ -30,9 +38,18 @@ def answer_by_first_demonstration(prompts):
     return [f" {p.query.answer}" if p.demonstrations[0].index % 2 == 0 else " no idea, sorry" for p in prompts]
 
 
-def record(samples, features, selector, settings=SETTINGS, seed=0):
-    queries = choose_queries(samples, 6, seed)
-    return rollout(queries, samples, features, selector, answer_by_first_demonstration, settings, seed=seed)
+def answer_by_both_demonstrations(prompts):
+    """Right when both demonstrations have a low index: rarely."""
+    return [f" {p.query.answer}" if max(d.index for d in p.demonstrations) < 9 else " no idea" for p in prompts]
+
+
+def record(samples, features, selector, settings=SETTINGS, seed=0, answer=answer_by_first_demonstration, n_queries=6):
+    queries = choose_queries(samples, n_queries, seed)
+    return rollout(queries, samples, features, selector, answer, settings, seed=seed)
+
+
+def tried(groups):
+    return [[(trial.gen_method, trial.pointer) for trial in group.trials] for group in groups]
 
 
 def test_trials_are_scored_by_the_answer_to_their_own_prompt(samples, features, selector):
@@ -70,14 +87,13 @@ def test_beam_trials_are_the_policys_best(samples, features, selector):
 
 
 def test_retrieval_takes_the_most_similar_by_each_feature(samples, features, selector):
-    group = record(samples, features, selector, RolloutSettings(pool_size=10, beam_width=1, samples_per_temperature=0))[0]
+    group = record(samples, features, selector, replace(OFF, retrieval_per_feature=1))[0]
     pool = list(group.pool)
     expected = {
         tuple(np.argsort(-(table[pool] @ table[group.query_id]))[:2].tolist())
         for table in (features.fused_SD, features.image_SD, features.text_SD)
     }
-    found = {trial.pointer for trial in group.trials if trial.gen_method in ("retrieval", "beam")}
-    assert expected <= found
+    assert {trial.pointer for trial in group.trials} == expected
 
 
 def test_rollout_repeats_and_survives_the_file(samples, features, selector, tmp_path):
@@ -96,3 +112,150 @@ def test_a_pool_must_be_larger_than_the_shots(samples, features, selector):
         record(samples, features, selector, RolloutSettings(pool_size=2))
     with pytest.raises(ParameterError, match="n_queries=31, but the training split has 30"):
         choose_queries(samples, 31, 0)
+
+
+@pytest.mark.parametrize("state_update", [False, True])
+def test_many_queries_at_once_are_proposed_the_same_as_one_by_one(samples, features, monkeypatch, state_update):
+    torch.manual_seed(1)
+    selector = PointerSelector(feature_dim=8, hidden_dim=8, state_update=state_update).eval()
+    if state_update:
+        torch.nn.init.normal_(selector.state_proj.weight)
+    settings = replace(SETTINGS, mine_positives=3)
+    together = rollout(samples, samples, features, selector, answer_by_both_demonstrations, settings, seed=0)
+    alone = [
+        rollout([query], samples, features, selector, answer_by_both_demonstrations, settings, seed=0)[0] for query in samples
+    ]
+    monkeypatch.setattr(module, "_BATCH", 7)
+    in_batches = rollout(samples[::-1], samples, features, selector, answer_by_both_demonstrations, settings, seed=0)[::-1]
+    assert together == alone == in_batches
+    for one, other in zip(together, alone, strict=True):
+        for a, b in zip(one.trials, other.trials, strict=True):
+            assert a.record == pytest.approx(b.record, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("generator", "method", "few", "many"),
+    [
+        ("beam_width", "beam", (1, 1), (7, 7)),
+        ("samples_per_temperature", "sample", (1, 2), (20, 40)),
+        ("retrieval_per_feature", "retrieval", (1, 3), (5, 15)),
+        ("random_pointers", "random", (1, 1), (9, 9)),
+    ],
+)
+def test_each_generator_alone_gives_as_many_pointers_as_asked_for(samples, features, selector, generator, method, few, many):
+    for count, most in (few, many):
+        for group in record(samples, features, selector, replace(OFF, **{generator: count})):
+            assert {trial.gen_method for trial in group.trials} == {method}
+            assert len(group.trials) <= most
+            assert len(group.trials) == most or method != "beam"
+    without = record(samples, features, selector, replace(SETTINGS, **{generator: 0}))
+    assert {"beam", "sample", "retrieval", "random"} - {m for group in tried(without) for m, _ in group} == {method}
+
+
+def test_temperatures_are_recorded_and_make_a_difference(samples, features, selector):
+    settings = replace(OFF, temperatures=(0.05, 50.0), samples_per_temperature=30)
+    counts = {0.05: 0, 50.0: 0}
+    for group in record(samples, features, selector, settings):
+        for trial in group.trials:
+            counts[trial.record["temperature"]] += 1
+    assert counts[0.05] < counts[50.0] / 3  # cold: nearly always the same pointer, which is kept once
+
+
+def test_further_retrieval_goes_on_where_the_first_ended(samples, features, selector):
+    for group in record(samples, features, selector, replace(OFF, retrieval_per_feature=5)):
+        pool, pointers = list(group.pool), [trial.pointer for trial in group.trials]
+        order = np.argsort(-(features.fused_SD[pool] @ features.fused_SD[group.query_id])).tolist()
+        assert pointers[:5] == [tuple(order[i : i + 2]) for i in range(0, 10, 2)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "image-similarity", "text-similarity", "mixed"])
+def test_pools_are_those_of_the_sampler(samples, features, selector, sampler):
+    groups = record(samples, features, selector, replace(SETTINGS, pool_sampler=sampler))
+    queries = choose_queries(samples, 6, 0)
+    expected = candidate_pools(queries, samples, sampler, 10, 0, features, features)
+    assert [list(group.pool) for group in groups] == expected.tolist()
+
+
+def test_what_leaves_nothing_to_try_or_does_not_fit_is_refused(samples, features, selector):
+    with pytest.raises(ParameterError, match=r"beam_width, .*, random_pointers: all 0, which leaves nothing to try"):
+        record(samples, features, selector, OFF)
+    with pytest.raises(ParameterError, match="retrieval_per_feature=6 with 2 shots needs 12 candidates, but pool_size=10"):
+        record(samples, features, selector, replace(SETTINGS, retrieval_per_feature=6))
+
+
+def test_mining_goes_on_by_turns_until_the_first_positive_trial(samples, features, selector):
+    before = record(samples, features, selector, replace(MINING, mine_positives=0), 0, answer_by_both_demonstrations, 30)
+    after = record(samples, features, selector, MINING, 0, answer_by_both_demonstrations, 30)
+    assert not any(is_mined(trial) for group in before for trial in group.trials)
+    lengths = set()
+    for old, new in zip(before, after, strict=True):
+        mined = new.trials[len(old.trials) :]
+        assert new.trials[: len(old.trials)] == old.trials
+        assert [is_mined(trial) for trial in new.trials] == [False] * len(old.trials) + [True] * len(mined)
+        if any(trial.correct for trial in old.trials):
+            assert not mined
+            continue
+        assert not any(trial.correct for trial in mined[:-1])
+        assert len(mined) == 8 or mined[-1].correct == 1.0
+        assert len({trial.pointer for trial in new.trials}) == len(new.trials)
+        assert {trial.record["temperature"] for trial in mined if trial.gen_method == "sample"} <= {2.0}
+        lengths.add(len(mined))
+    assert len(lengths) > 3  # some found soon, some late, some never
+    rates = [positive_query_rate(before), positive_query_rate(after, mined=False), positive_query_rate(after)]
+    assert rates == [sum(any(t.correct for t in g.trials) for g in groups) / 30 for groups in (before, before, after)]
+    assert rates[0] == rates[1] < rates[2] < 1.0
+
+
+def test_mining_takes_turns_between_policy_and_chance(samples, features, selector):
+    wrong = record(samples, features, selector, MINING, answer=lambda prompts: ["no idea"] * len(prompts))
+    for group in wrong:
+        methods = [trial.gen_method for trial in group.trials]
+        assert len(methods) == 9
+        assert methods[1] == "sample"
+        assert set(methods[1:]) == {"sample", "random"}
+    longer = record(samples, features, selector, replace(MINING, mine_positives=500), answer=lambda p: ["no idea"] * len(p))
+    assert all(60 < len(group.trials) <= 90 for group in longer)  # of 10 * 9 pointers
+
+
+def test_mining_asks_each_round_at_once_and_never_twice(samples, features, selector):
+    asked = []
+
+    def answer(prompts):
+        asked.append([p.query.index for p in prompts])
+        return answer_by_both_demonstrations(prompts)
+
+    groups = record(samples, features, selector, MINING, 0, answer, 30)
+    assert len(asked) == 1 + 8
+    assert all(len(set(prompts)) == len(prompts) for prompts in asked[1:])
+    assert all(set(later) <= set(sooner) for sooner, later in pairwise(asked))
+    assert sum(map(len, asked)) == sum(len(group.trials) for group in groups)
+
+
+def test_a_killed_rollout_asks_only_for_what_is_missing(samples, features, selector, tmp_path):
+    generated, allowed = [], 40
+
+    def generate(prompts):
+        for position, prompt in enumerate(prompts):
+            if len(generated) == allowed:
+                raise KeyboardInterrupt
+            generated.append(prompt)
+            yield [(position, answer_by_both_demonstrations([prompt])[0])]
+
+    def answer(prompts):
+        with AnswerCache(tmp_path / "answers.sqlite") as cache:
+            return cached_answers(prompts, repr, generate, cache).texts
+
+    with pytest.raises(KeyboardInterrupt):  # in the middle of mining
+        record(samples, features, selector, MINING, 0, answer, 30)
+    allowed = 10_000
+    groups = record(samples, features, selector, MINING, 0, answer, 30)
+    assert groups == record(samples, features, selector, MINING, 0, answer_by_both_demonstrations, 30)
+    assert 40 < len(generated) == sum(len(group.trials) for group in groups)
+
+
+def test_mined_trials_say_so_in_the_file(samples, features, selector, tmp_path):
+    groups = record(samples, features, selector, MINING, 0, answer_by_both_demonstrations, 30)
+    save_rl_data(tmp_path / "a.json", groups, {})
+    read = load_rl_data(tmp_path / "a.json", keep_records=True).groups
+    assert [[is_mined(t) for t in group.trials] for group in read] == [[is_mined(t) for t in group.trials] for group in groups]
+    assert positive_query_rate(read, mined=False) == positive_query_rate(groups, mined=False)

@@ -100,7 +100,7 @@ def test_beam_wide_enough_finds_the_best_ordered_pairs(selector, inputs):
 def test_sampling_follows_the_policy(selector, inputs):
     query_BD, candidates_BND = inputs
     generator = torch.Generator().manual_seed(0)
-    draws = selector.sample(query_BD, candidates_BND, 2, 20_000, 1.0, generator)
+    draws = selector.sample(query_BD, candidates_BND, 2, 20_000, 1.0, [generator, generator])
     assert (draws[:, :, 0] != draws[:, :, 1]).all()
     pointer = draws[0].mode(0).values[None, None].expand(2, 1, 2)
     expected = selector.logprobs(query_BD, candidates_BND, pointer)[0, 0].exp().item()
@@ -183,7 +183,7 @@ def test_with_state_update_search_and_sampling_follow_the_policy(moving, inputs)
     firsts = moving.greedy(*inputs, 1)
     after = moving.pick_logits(moving.encode(*inputs), firsts[:, None])[:, 0].argmax(1)
     assert torch.equal(moving.greedy(*inputs, 2)[:, 1], after)
-    draws = moving.sample(*inputs, 2, 20_000, 1.0, torch.Generator().manual_seed(0))
+    draws = moving.sample(*inputs, 2, 20_000, 1.0, [torch.Generator().manual_seed(0)] * 2)
     pointer = draws[0].mode(0).values
     expected = moving.logprobs(*inputs, pointer[None, None].expand(2, 1, 2))[0, 0].exp().item()
     share = (draws[0] == pointer).all(1).double().mean().item()

@@ -1,6 +1,8 @@
 """Steps as runs, in this process on a fresh store: the gate before training, recorded verdicts, two data sets compared."""
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -10,7 +12,8 @@ from mlflow import MlflowClient
 
 from lever_mlflow import tracking
 from lever_mlflow.exceptions import DataError, GateError, MissingRunError
-from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings
+from lever_mlflow.rl_data import load_rl_data
+from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
 NAME = "lever-selector-mini-mini"
 
@@ -49,6 +52,25 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
     assert len(keys) == 3
     assert local().validate(replace(data, digest="0" * 32)).key not in keys
     assert local(reward_mode="hard_only").validate(data).key not in keys
+
+
+def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
+    line = local()
+    few = RolloutSettings(n_queries=40, beam_width=1, samples_per_temperature=0, retrieval_per_feature=1, random_pointers=2)
+    plain, mined = (run_step(partial(line.rollout, replace(few, mine_positives=budget))) for budget in (0, 4))
+    before, after = plain.data.metrics, mined.data.metrics
+    assert (before["data/mined_trials"], before["data/mined_queries"]) == (0, 0)
+    assert before["data/positive_query_rate_before"] == before["data/positive_query_rate"] < 1
+    assert after["data/positive_query_rate_before"] == before["data/positive_query_rate"] < after["data/positive_query_rate"]
+    assert after["data/n_trials"] - before["data/n_trials"] == after["data/mined_trials"]
+    assert after["data/mined_queries"] == round(40 * (1 - before["data/positive_query_rate"]))
+    assert after["data/mined_queries"] < after["data/mined_trials"] <= 4 * after["data/mined_queries"]
+    path = tracking.artifact(mined.info.run_id, "rl_data.json")
+    groups = load_rl_data(path, keep_records=True).groups
+    assert sum(bool(t.record.get("mined")) for group in groups for t in group.trials) == after["data/mined_trials"]
+    validation = run_step(lambda: line.validate(line.rl_data(mined.info.run_id)))
+    assert validation.data.metrics["data/positive_query_rate"] == after["data/positive_query_rate"]
+    assert json.loads(mined.data.tags["lever.settings"])["mine_positives"] == 4
 
 
 def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):

@@ -16,7 +16,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.gate import report as gate_report
 from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import RLData, load_rl_data, save_rl_data
-from lever_mlflow.rollout import choose_queries, rollout
+from lever_mlflow.rollout import choose_queries, is_mined, positive_query_rate, rollout
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import Context
 from lever_mlflow.tracking import TAG
@@ -39,7 +39,7 @@ def log_skipped(resources: Resources) -> None:
 
 
 def record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector) -> None:
-    """Rollout: logs ``rl_data.json`` and its digest."""
+    """Rollout: logs ``rl_data.json``, its digest and what mining changed."""
     train = context.resources.train
     queries = choose_queries(train, settings.n_queries, context.seed)
     answer = partial(context.resources.answer, description="rollout")
@@ -52,12 +52,16 @@ def record_trials(context: Context, settings: RolloutSettings, selector: Pointer
         data = load_rl_data(path)
         mlflow.log_artifact(str(path))
     mlflow.set_tag(f"{TAG}rl_data_digest", data.digest)
-    trials = [trial for group in data.groups for trial in group.trials]
+    trials = [trial for group in groups for trial in group.trials]
     mlflow.log_metrics(
         {
-            "data/n_queries": len(data.groups),
+            "data/n_queries": len(groups),
             "data/n_trials": len(trials),
             "data/positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
+            "data/positive_query_rate_before": positive_query_rate(groups, mined=False),
+            "data/positive_query_rate": positive_query_rate(groups),
+            "data/mined_trials": sum(map(is_mined, trials)),
+            "data/mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
     )
 
