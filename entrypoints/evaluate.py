@@ -14,6 +14,7 @@ from entrypoints._cli import (
     make_pipeline,
     model_name_option,
     option,
+    pool_sampler_option,
     resource_options,
     reward_mode_option,
 )
@@ -30,6 +31,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings
 @option("shots", NumberList(Positive(int, 1)), EvalSettings.shots, "numbers of demonstrations")
 @option("n_selection", Positive(int, 1), EvalSettings.n_selection, "questions that choose the epoch, apart from the others")
 @option("pool_size", Positive(int, 2), EvalSettings.pool_size, "candidates per question")
+@pool_sampler_option
 @option("random_draws", Positive(int, 1), EvalSettings.random_draws, "draws of the random baseline")
 @option("n_oracle", Positive(int, 0), EvalSettings.n_oracle, "questions on which every candidate is tried alone; 0: none")
 @in_processes

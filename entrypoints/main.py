@@ -14,6 +14,7 @@ from entrypoints._cli import (
     model_name_option,
     on_bad_data_option,
     option,
+    pool_sampler_option,
     resource_options,
     reward_mode_option,
     thresholds_option,
@@ -31,6 +32,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutS
 @option("sizes", NumberList(Positive(int, 1)), EvalSettings.sizes, "numbers of evaluation questions, nested")
 @option("shots", NumberList(Positive(int, 1)), EvalSettings.shots, "numbers of demonstrations at evaluation")
 @option("n_queries", Positive(int, 2), RolloutSettings.n_queries, "training items used as RL queries")
+@pool_sampler_option
 @option("n_selection", Positive(int, 1), EvalSettings.n_selection, "questions that choose the epoch, apart from the others")
 @option("rce_epochs", Positive(int, 1), RceSettings.epochs, "epochs of RCE")
 @option("rce_lr", Positive(strict=True), RceSettings.lr, "learning rate of RCE")
@@ -45,10 +47,12 @@ def main(**values: Any) -> None:
         pipeline = make_pipeline({**values, "max_shots": max(values["shots"])})
         step = pipeline.experiment(
             values["kl_betas"],
-            RolloutSettings(n_queries=values["n_queries"]),
+            RolloutSettings(n_queries=values["n_queries"], pool_sampler=values["pool_sampler"]),
             RceSettings(epochs=values["rce_epochs"], lr=values["rce_lr"]),
             GrpoSettings(epochs=values["grpo_epochs"], lr=values["grpo_lr"]),
-            EvalSettings(in_order(values["sizes"]), in_order(values["shots"]), values["n_selection"]),
+            EvalSettings(
+                in_order(values["sizes"]), in_order(values["shots"]), values["n_selection"], pool_sampler=values["pool_sampler"]
+            ),
         )
         run_here(step)
 

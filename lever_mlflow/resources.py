@@ -28,8 +28,8 @@ from lever_mlflow.images import image_digest
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.model_files import check_model, folder_digest, model_folder
 from lever_mlflow.okvqa import Split, SplitName, describe, read_split, tally
-from lever_mlflow.pools import random_pool
-from lever_mlflow.types import DataSettings, Prompt, Sample
+from lever_mlflow.pools import candidate_pools
+from lever_mlflow.types import DataSettings, EvalSettings, PoolSampler, Prompt, Sample
 from lever_mlflow.vlm import LocalVLM
 from lever_mlflow.vlm_server import AUTO, ServerVLM, is_server
 
@@ -182,9 +182,11 @@ class Resources:
         samples = self.train if split == "train" else self.val
         return sample_features(samples, self.encoder_folder, self.encoder_digest, self.cache_dir, self.torch_device)
 
-    def pools(self, queries: Sequence[Sample], size: int, seed: int) -> np.ndarray:
-        """Candidate pool of each query, train indices [Q, N]."""
-        return np.stack([random_pool(self.train, query, size, seed) for query in queries])
+    def pools(
+        self, queries: Sequence[Sample], size: int, seed: int, sampler: PoolSampler = EvalSettings.pool_sampler
+    ) -> np.ndarray:
+        """Candidate pool of each evaluation question, train indices [Q, N]."""
+        return candidate_pools(queries, self.train, sampler, size, seed, self.features("val"), self.features("train"))
 
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
         """Raw generations for prompts, in their order; equal prompts and prompts answered before cost nothing."""

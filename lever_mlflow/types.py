@@ -154,6 +154,7 @@ class EvalSettings:
     shots: tuple[int, ...] = (1, 2, 3, 4)
     n_selection: int = 400
     pool_size: int = 64
+    pool_sampler: PoolSampler = RolloutSettings.pool_sampler
     random_draws: int = 3
     n_oracle: int = 50
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import run_step
 from mlflow import MlflowClient
@@ -71,6 +73,28 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     validation = run_step(lambda: line.validate(line.rl_data(mined.info.run_id)))
     assert validation.data.metrics["data/positive_query_rate"] == after["data/positive_query_rate"]
     assert json.loads(mined.data.tags["lever.settings"])["mine_positives"] == 4
+
+
+def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good_rl_data):
+    line = local()
+    data = line.find_rl_data(good_rl_data)
+    rce = run_step(lambda: line.rce(data, RceSettings(epochs=1)))
+    start = rce.data.tags["lever.best_model"]
+    grpo = run_step(lambda: line.grpo(data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3, pool_size=4, pool_sampler="text-similarity")
+    evaluation = run_step(lambda: line.evaluate(grpo.info.run_id, small))
+    assert evaluation.data.params["pool_sampler"] == "text-similarity"
+    result = json.loads(tracking.artifact(evaluation.info.run_id, "evaluation.json").read_text())
+    assert result["settings"]["pool_sampler"] == "text-similarity"
+    records = pd.read_parquet(tracking.artifact(evaluation.info.run_id, "records.parquet"))
+    train, val = line.resources.train, {sample.question_id: sample for sample in line.resources.val}
+    train_SD, val_SD = (np.array(line.resources.features(split).text_SD) for split in ("train", "val"))
+    asked = records[records.shots == 1]
+    assert len(asked) > 5
+    for question, picks in zip(asked.question_id, asked.picks, strict=True):
+        order = np.argsort(-(train_SD @ val_SD[val[question].index]), kind="stable")[:50]
+        near = [train[i].question_id for i in order if train_SD[i] @ val_SD[val[question].index] > 0.999]
+        assert set(picks) <= set(near)
 
 
 def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):

@@ -33,6 +33,7 @@ from lever_mlflow.evaluate import (
 )
 from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.overlap import overlaps, why_identical
+from lever_mlflow.pools import nearest
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.tracking import TAG
@@ -150,18 +151,19 @@ def _baseline_picks(context: Context, samples: Sequence[Sample], settings: EvalS
     """Train indices that each baseline picks for each question, [Q, K]; [draws, Q, K] of the random one."""
     shots, train, val = max(settings.shots), context.resources.features("train"), context.resources.features("val")
     rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
-    all_QN = np.broadcast_to(np.arange(len(train.fused_SD)), (len(samples), len(train.fused_SD)))
+    images = np.array([sample.image_id for sample in context.resources.train])
+    own_images = [np.flatnonzero(images == sample.image_id) for sample in samples]
     draws = [random_picks(samples, pools_QN, shots, context.seed, draw) for draw in range(settings.random_draws)]
     picks = {ZERO_SHOT: pools_QN[:, :0], RANDOM: np.stack(draws)}
-    for suffix, candidates_QN in (("", pools_QN), (OF_ALL, all_QN)):
-        for kind in SIMILARITIES:
-            queries_SD, items_SD = getattr(val, f"{kind}_SD"), getattr(train, f"{kind}_SD")
-            picks[f"{kind}-similarity{suffix}"] = similarity_picks(queries_SD[rows], candidates_QN, items_SD, shots)
+    for kind in SIMILARITIES:
+        queries_QD, items_SD = getattr(val, f"{kind}_SD")[rows], getattr(train, f"{kind}_SD")
+        picks[f"{kind}-similarity"] = similarity_picks(queries_QD, pools_QN, items_SD, shots)
+        picks[f"{kind}-similarity{OF_ALL}"] = nearest(queries_QD, items_SD, shots, own_images)
     return picks
 
 
 def _pools(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> np.ndarray:
-    return context.resources.pools(samples, settings.pool_size, context.seed)
+    return context.resources.pools(samples, settings.pool_size, context.seed, settings.pool_sampler)
 
 
 def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
