@@ -30,6 +30,7 @@ from lever_mlflow.types import RolloutSettings
 @option("retrieval_per_feature", Positive(int), RolloutSettings.retrieval_per_feature, "pointers by each feature; 0: none")
 @option("random_pointers", Positive(int), RolloutSettings.random_pointers, "pointers drawn at random; 0: none")
 @option("mine_positives", Positive(int), RolloutSettings.mine_positives, "most further trials of a query without a right one")
+@option("gt_prob", bool, RolloutSettings.gt_prob, "record how probable the right answers were; reads all again")
 @in_processes
 def main(init: str, **values: Any) -> None:
     """Record RL data: an MLflow run with rl_data.json."""

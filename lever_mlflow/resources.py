@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ from lever_mlflow.vlm_server import AUTO, ServerVLM, is_server
 __all__ = ["MINI", "Resources", "default_cache_dir"]
 
 MINI, HUB = "mini", "hf:"
+_Ask = Literal["generate", "score"]
 
 log = logging.getLogger(__name__)
 
@@ -190,29 +191,48 @@ class Resources:
 
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
         """Raw generations for prompts, in their order; equal prompts and prompts answered before cost nothing."""
+        return self._asked("generate", prompts, description)
+
+    def score(self, prompts: Sequence[Prompt], description: str) -> list[float]:
+        """``LocalVLM.score`` of prompts, in their order, at the cost of ``answer``.
+
+        Raises:
+            ParameterError: the VLM is on a server, which does not tell.
+        """
+        if not isinstance(self.language_model, LocalVLM):
+            raise ParameterError(
+                f"gt_prob: {self.vlm} does not tell how probable answers are; use a local VLM or gt_prob=false"
+            )
+        return [float(text) for text in self._asked("score", prompts, description)]
+
+    def _asked(self, what: _Ask, prompts: Sequence[Prompt], description: str) -> list[str]:
         with self._answer_cache() as cache:
-            return cached_answers(prompts, self.language_model.key, self._generate, cache, description).texts
+            return cached_answers(prompts, self._key(what), partial(self._together, what), cache, description).texts
+
+    def _key(self, what: _Ask) -> Callable[[Prompt], str]:
+        model = self.language_model
+        return model.score_key if what == "score" and isinstance(model, LocalVLM) else model.key
 
     def _answer_cache(self) -> AnswerCache:
         """The machine's own file, as SQLite does not belong on a network share: that of the first one, or of its number."""
         machine = int(os.environ.get("GROUP_RANK", "0"))  # as torch.distributed's launchers number machines
         return AnswerCache(self.cache_dir / (f"answers-{machine}.sqlite" if machine else "answers.sqlite"), self.cache)
 
-    def _generate(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
-        """Batches of (position, raw generation), made by all processes of the run."""
+    def _together(self, what: _Ask, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """Batches of (position, text), made by all processes of the run."""
         if not prompts:
             return
         processes = distributed.join(self.torch_device)
-        distributed.call_followers(processes, _answer_along, replace(self), prompts)
+        distributed.call_followers(processes, _ask_along, replace(self), what, prompts)
         own: set[int] = set()
-        for batch in self._own_share(prompts):
+        for batch in self._own_share(what, prompts):
             own.update(position for position, _ in batch)
             yield batch
         yield [item for item in distributed.collect(processes, []) if item[0] not in own]
 
-    def _own_share(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+    def _own_share(self, what: _Ask, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         positions = distributed.share(distributed.join(self.torch_device), np.arange(len(prompts))).tolist()
-        for batch in self.language_model.generate([prompts[i] for i in positions]):
+        for batch in getattr(self.language_model, what)([prompts[i] for i in positions]):
             yield [(positions[i], text) for i, text in batch]
 
     def check(self) -> None:
@@ -250,15 +270,15 @@ class Resources:
         return self.served.model if self.vlm_model == AUTO else self.vlm_model
 
 
-def _answer_along(resources: Resources, prompts: Sequence[Prompt]) -> None:
-    """The part of the answers that a following process has; stored as they come, then handed to the leader."""
+def _ask_along(resources: Resources, what: _Ask, prompts: Sequence[Prompt]) -> None:
+    """The part of the answers or scores that a following process has; stored as they come, then handed to the leader."""
     own = _kept(resources)
-    answers: list[tuple[int, str]] = []
+    key, found = own._key(what), list[tuple[int, str]]()
     with own._answer_cache() as cache:
-        for batch in own._own_share(prompts):
-            cache.put([(own.language_model.key(prompts[position]), text) for position, text in batch])
-            answers += batch
-    distributed.collect(distributed.join(own.torch_device), answers)
+        for batch in own._own_share(what, prompts):
+            cache.put([(key(prompts[position]), text) for position, text in batch])
+            found += batch
+    distributed.collect(distributed.join(own.torch_device), found)
 
 
 def _kept(resources: Resources) -> Resources:

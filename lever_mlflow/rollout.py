@@ -8,6 +8,7 @@ Then, if asked for, queries without a positive trial are mined: given further po
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -91,6 +92,7 @@ def rollout(
     settings: RolloutSettings,
     *,
     seed: int,
+    score: Callable[[Sequence[Prompt]], list[float]] | None = None,
 ) -> list[Group]:
     """One group per query. What is tried for a query depends on ``seed`` and its question id, not on the other queries.
 
@@ -98,6 +100,7 @@ def rollout(
         features: of ``train``, in its order.
         selector: the policy that beam search and sampling draw from.
         answer: raw generations for prompts, in their order; asked once, and once more in each round of mining.
+        score: the probability of right answers after prompts, in their order; needed for ``gt_prob``.
 
     Raises:
         ParameterError: as ``check_settings``; or fewer training items than the pool needs.
@@ -112,6 +115,9 @@ def rollout(
     trials = _try_out(queries, pools_QN, proposals, train, answer)
     if settings.mine_positives:
         _mine(trials, queries, pools_QN, train, features, selector, answer, settings, seed)
+    if settings.gt_prob:
+        assert score is not None, "gt_prob needs a score"
+        trials = _scored(trials, queries, pools_QN, train, score)
     return [
         Group(query_id=query.index, pool=tuple(pool), trials=tuple(recorded), query=_query_record(query))
         for query, pool, recorded in zip(queries, pools_QN.tolist(), trials, strict=True)
@@ -273,14 +279,42 @@ def _try_out(
     answer: Callable[[Sequence[Prompt]], list[str]],
 ) -> list[list[Trial]]:
     """Each query's proposals, answered in one call for all, and scored."""
-    prompts = [
-        Prompt(tuple(train[pool_N[position]] for position in proposal.pointer), query)
-        for query, pool_N, group in zip(queries, pools_QN, proposals, strict=True)
-        for proposal in group
-    ]
-    texts = iter(answer(prompts))
+    pointers = [[proposal.pointer for proposal in group] for group in proposals]
+    texts = iter(answer(_prompts(queries, pools_QN, pointers, train)))
     return [
         [_trial(proposal, next(texts), query) for proposal in group] for query, group in zip(queries, proposals, strict=True)
+    ]
+
+
+def _scored(
+    trials: Sequence[Sequence[Trial]],
+    queries: Sequence[Sample],
+    pools_QN: np.ndarray,
+    train: Sequence[Sample],
+    score: Callable[[Sequence[Prompt]], list[float]],
+) -> list[list[Trial]]:
+    """The trials with ``vqa_gt_prob``, and ``vqa_rel_score``: by how much it is above that without any demonstration."""
+    pointers = [[trial.pointer for trial in recorded] for recorded in trials]
+    scores = iter(score([*(Prompt((), query) for query in queries), *_prompts(queries, pools_QN, pointers, train)]))
+    alone = [next(scores) for _ in queries]
+    return [
+        [_with_score(trial, next(scores), without) for trial in recorded]
+        for recorded, without in zip(trials, alone, strict=True)
+    ]
+
+
+def _with_score(trial: Trial, gt_prob: float, without: float) -> Trial:
+    return replace(trial, gt_prob=gt_prob, record={**(trial.record or {}), "vqa_rel_score": gt_prob - without})
+
+
+def _prompts(
+    queries: Sequence[Sample], pools_QN: np.ndarray, pointers: Sequence[Sequence[tuple[int, ...]]], train: Sequence[Sample]
+) -> list[Prompt]:
+    """The prompt of each pointer of each query, one behind the other."""
+    return [
+        Prompt(tuple(train[pool_N[position]] for position in pointer), query)
+        for query, pool_N, group in zip(queries, pools_QN, pointers, strict=True)
+        for pointer in group
     ]
 
 

@@ -77,7 +77,8 @@ class RolloutSettings:
     """How trials are recorded: the candidate pool, and pointers per query by generator, of which 0 turns one off.
 
     Equal pointers are kept once. ``retrieval_per_feature`` pointers are taken by each of fused, image and text feature.
-    Queries without a positive trial get up to ``mine_positives`` more.
+    Queries without a positive trial get up to ``mine_positives`` more. With ``gt_prob`` each trial says how probable the right
+    answers were.
     """
 
     n_queries: int = 600
@@ -90,6 +91,7 @@ class RolloutSettings:
     retrieval_per_feature: int = 1
     random_pointers: int = 2
     mine_positives: int = 0
+    gt_prob: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ A prompt costs what is new in it: each image goes through the vision tower once,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from lever_mlflow.model_files import load_pretrained
 from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key
 from lever_mlflow.types import Prompt
 from lever_mlflow.vision_cache import VisionCache, visual_tokens
+from lever_mlflow.vqa_accuracy import vqa_accuracy
 
 __all__ = ["LocalVLM", "token_batches"]
 
@@ -69,13 +72,32 @@ class LocalVLM:
             DataError: an image does not decode, or the folder is no Qwen2.5-VL model. LeverError: a single prompt does not fit
                 into memory.
         """
+        yield from self._in_batches(prompts, self._answers, [1] * len(prompts))
+
+    def score(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """How probable right answers are after each prompt, as ``gt_prob``; batches, order and errors as ``generate``.
+
+        ``gt_prob``, in [0, 1]: the sum over the annotators' different answers of VQA accuracy times teacher-forced
+        probability, end of turn included: the VQA accuracy to be expected of an answer drawn from the model, if all other
+        answers are wrong. As text, for the answer cache.
+        """
+        yield from self._in_batches(prompts, self._gt_probs, [len(set(prompt.query.answers)) for prompt in prompts])
+
+    def score_key(self, prompt: Prompt) -> str:
+        """Names the score of ``prompt``, as ``key`` does its answer."""
+        return hashlib.sha256(json.dumps(["gt_prob", self.key(prompt), sorted(prompt.query.answers)]).encode()).hexdigest()
+
+    def _in_batches(
+        self, prompts: Sequence[Prompt], work: Callable[[Sequence[Prompt]], list[str]], rows: Sequence[int]
+    ) -> Iterator[list[tuple[int, str]]]:
+        """What ``work`` makes of the prompts, each of which takes ``rows`` rows of a batch."""
         if not prompts:
             return
-        lengths = self._lengths(prompts)
+        lengths = [length * row for length, row in zip(self._lengths(prompts), rows, strict=True)]
         waiting = sorted(range(len(prompts)), key=lambda i: (-lengths[i], i))
         while waiting:
             batch = next(token_batches(waiting, lengths, self.batch_tokens))
-            texts = self._within_memory(self._answers, [prompts[i] for i in batch])
+            texts = self._within_memory(work, [prompts[i] for i in batch])
             if texts is None:
                 continue
             yield list(zip(batch, texts, strict=True))
@@ -123,6 +145,33 @@ class LocalVLM:
             output = model.generate(**inputs, past_key_values=read, do_sample=False, **settings)
         new_tokens = output[:, inputs["input_ids"].shape[1] :]
         return list(processor.batch_decode(new_tokens, skip_special_tokens=True))
+
+    def _gt_probs(self, prompts: Sequence[Prompt]) -> list[str]:
+        import torch
+
+        model, processor, _ = self._load()
+        tokenizer = processor.tokenizer
+        answers = [list(dict.fromkeys(prompt.query.answers)) for prompt in prompts]
+        row_R = torch.tensor([i for i, texts in enumerate(answers) for _ in texts], device=self.device)
+        # as in the demonstrations, an answer begins with a space; the turn ends behind it
+        texts = [f" {text}{tokenizer.eos_token}" for group in answers for text in group]
+        targets = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            inputs, read = self._read(prompts)
+            read.batch_select_indices(row_R)
+            before_RL = inputs["attention_mask"][row_R]
+            mask = torch.cat([before_RL, targets["attention_mask"][:, :-1]], dim=1)
+            ids_RT = torch.cat([inputs["input_ids"][row_R, -1:], targets["input_ids"][:, :-1]], dim=1)
+            places_RT = (mask.cumsum(1) - 1)[:, -ids_RT.shape[1] :] + model.model.rope_deltas[row_R]
+            places_3RT = places_RT.expand(3, -1, -1)
+            output = model(input_ids=ids_RT, attention_mask=mask, past_key_values=read, position_ids=places_3RT)
+            steps_RTV = output.logits.float().log_softmax(-1)
+        logprobs_RT = steps_RTV.gather(2, targets["input_ids"][..., None]).squeeze(2) * targets["attention_mask"]
+        probabilities = iter(logprobs_RT.sum(1).double().exp().tolist())
+        return [
+            repr(sum(next(probabilities) * vqa_accuracy(text, prompt.query.answers) for text in group))
+            for prompt, group in zip(prompts, answers, strict=True)
+        ]
 
     def _read(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], Any]:
         """Token ids and attention mask of the prompts, padded on the left, and the keys and values of all but the last token.

@@ -231,6 +231,22 @@ def test_mining_asks_each_round_at_once_and_never_twice(samples, features, selec
     assert sum(map(len, asked)) == sum(len(group.trials) for group in groups)
 
 
+def test_scores_are_those_of_each_trials_own_prompt(samples, features, selector):
+    def score(prompts):
+        return [0.5 + 0.001 * p.query.index + 0.01 * sum(d.index for d in p.demonstrations) for p in prompts]
+
+    settings = replace(SETTINGS, gt_prob=True, mine_positives=2)
+    groups = rollout(samples[:6], samples, features, selector, answer_by_both_demonstrations, settings, seed=0, score=score)
+    assert any(is_mined(trial) for group in groups for trial in group.trials)
+    for group in groups:
+        for trial in group.trials:
+            shown = 0.01 * sum(group.pool[position] for position in trial.pointer)
+            assert trial.gt_prob == pytest.approx(0.5 + 0.001 * group.query_id + shown)
+            assert trial.record["vqa_rel_score"] == pytest.approx(shown)
+    plain = record(samples, features, selector)
+    assert {trial.gt_prob for group in plain for trial in group.trials} == {None}
+
+
 def test_a_killed_rollout_asks_only_for_what_is_missing(samples, features, selector, tmp_path):
     generated, allowed = [], 40
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from lever_mlflow.prompt import PROFILES, build_messages
 from lever_mlflow.types import Prompt
 from lever_mlflow.vision_cache import VisionCache, visual_tokens
 from lever_mlflow.vlm import LocalVLM, token_batches
+from lever_mlflow.vqa_accuracy import vqa_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,44 @@ def test_answers_do_not_depend_on_batches_or_order(prompts, confused, batch_toke
     whole = answers(prompts, 10**6, confused)
     assert answers(prompts, batch_tokens, confused) == whole
     assert answers(prompts[::-1], batch_tokens, confused) == whole[::-1]
+
+
+def plain_gt_prob(model, processor, prompt):
+    """Each answer behind the prompt in a forward pass of its own."""
+    profile, total = PROFILES["mini"], 0.0
+    text = processor.apply_chat_template(build_messages(*prompt, profile), tokenize=False, add_generation_prompt=True)
+    images = [fitted(s.image_path, profile) for s in (*prompt.demonstrations, prompt.query)]
+    for answer in set(prompt.query.answers):
+        ending = processor.tokenizer(f" {answer}<|im_end|>")["input_ids"]
+        inputs = processor(text=[f"{text} {answer}<|im_end|>"], images=images, return_tensors="pt")
+        with torch.inference_mode():
+            steps_LV = model(**inputs).logits[0].double().log_softmax(-1)
+        assert inputs["input_ids"][0, -len(ending) :].tolist() == ending
+        places = range(len(steps_LV) - len(ending) - 1, len(steps_LV) - 1)
+        probability = np.exp(sum(float(steps_LV[place, token]) for place, token in zip(places, ending, strict=True)))
+        total += probability * vqa_accuracy(answer, prompt.query.answers)
+    return total
+
+
+@pytest.mark.parametrize("batch_tokens", [200, 20_000])
+def test_gt_prob_is_that_of_each_answer_alone(prompts, confused, batch_tokens):
+    annotators = ("red", "blue wall", "red", "tuesday", "blue wall", "red", "uno", "red", "x", "y")
+    asked = [Prompt(item.demonstrations, replace(item.query, answers=annotators)) for item in prompts[:12]] + prompts[12:20]
+    local = LocalVLM(confused, "digest", "mini", batch_tokens=batch_tokens)
+    got = [float(text) for _, text in sorted(item for batch in local.score(asked) for item in batch)]
+    model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, confused)
+    assert got == pytest.approx([plain_gt_prob(model.eval(), processor, item) for item in asked], rel=1e-4, abs=1e-12)
+    assert max(got) > 1e-4
+    keys = {local.score_key(item) for item in asked} | {local.key(item) for item in asked}
+    assert len(keys) == 2 * len(asked)
+
+
+def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
+    query = prompts[0].query
+    shown, alone = Prompt((query,), query), Prompt((), query)
+    local = LocalVLM(mini.VLM_PATH, "digest", "mini")
+    scores = dict(item for batch in local.score([alone, shown]) for item in batch)
+    assert float(scores[1]) > 0.9 > float(scores[0])
 
 
 def test_batches_are_cut_by_tokens_and_the_longest_come_first(prompts, monkeypatch):

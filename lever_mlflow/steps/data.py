@@ -43,7 +43,11 @@ def record_trials(context: Context, settings: RolloutSettings, selector: Pointer
     train = context.resources.train
     queries = choose_queries(train, settings.n_queries, context.seed)
     answer = partial(context.resources.answer, description="rollout")
-    groups = rollout(queries, train, context.resources.features("train"), selector, answer, settings, seed=context.seed)
+    score = partial(context.resources.score, description="rollout, right answers")
+    if settings.gt_prob:
+        score([])  # refused now, if at all, and not after all answers
+    features = context.resources.features("train")
+    groups = rollout(queries, train, features, selector, answer, settings, seed=context.seed, score=score)
     meta = {**context.identity(), **asdict(settings), "generation": asdict(context.resources.language_model.profile)}
     meta[_LEFT_OUT] = context.resources.left_out["train"]
     with tempfile.TemporaryDirectory() as folder:
