@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import bootstrap, permutation_test
 
 from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.overlap import overlaps
 
 __all__ = ["Evaluation", "compare", "differences", "paired_interval", "paired_p_value", "read_records"]
 
@@ -37,7 +38,7 @@ def read_records(path: Path) -> pd.DataFrame:
         DataError: the file is not readable as such.
     """
     try:
-        return pd.read_parquet(path, columns=["policy", "part", "position", "question_id", "shots", "accuracy"])
+        return pd.read_parquet(path, columns=["policy", "part", "position", "question_id", "shots", "picks", "accuracy"])
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not the records of an evaluation ({error}); evaluate again") from None
 
@@ -59,6 +60,7 @@ def compare(evaluations: Sequence[Evaluation], *, seed: int) -> dict[str, Any]:
         "comparable": not confounders,
         "confounders": confounders,
         "pairs": pairs,
+        "overlap": _overlap_of_best(evaluations),
         "evaluations": [{"run_id": evaluation.run_id, **evaluation.result} for evaluation in evaluations],
     }
 
@@ -138,10 +140,29 @@ def _paired_differences(evaluations: Sequence[Evaluation], seed: int) -> list[di
     return pairs
 
 
+def _overlap_of_best(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """How far the best epochs of each two betas pick the same, on all report questions that both answered."""
+    rows = []
+    for first, second in itertools.combinations(evaluations, 2):
+        merged = _best(first).merge(_best(second), on=["question_id", "shots"], suffixes=("_first", "_second"))
+        for shots, of_shots in merged.groupby("shots"):
+            picks = {f"beta {item.result['kl_beta']:g}": np.stack(of_shots[f"picks_{name}"].tolist())
+                     for name, item in (("first", first), ("second", second))}  # fmt: skip
+            (overlap,) = overlaps(picks, [int(shots)])
+            row = overlap._asdict()
+            if overlap.ordered == 1.0:
+                digests = {item.result["registration"]["checkpoint_digest"] for item in (first, second)}
+                row["reason"] = (
+                    "the weights are equal" if len(digests) == 1 else "the weights differ, but too little to change a pick"
+                )
+            rows.append(row)
+    return rows
+
+
 def _best(evaluation: Evaluation) -> pd.DataFrame:
     records = evaluation.records
     name = f"epoch {evaluation.result['best_epoch']}"
-    return records.loc[(records.policy == name) & (records.part == "report"), ["question_id", "shots", "accuracy"]]
+    return records.loc[(records.policy == name) & (records.part == "report"), ["question_id", "shots", "picks", "accuracy"]]
 
 
 def _verdict(betas: Sequence[float], confounders: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> str:

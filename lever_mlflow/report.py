@@ -45,11 +45,18 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     """The whole comparison as a Markdown page."""
     evaluations = comparison["evaluations"]
     betas = ", ".join(f"{item['kl_beta']:g}" for item in evaluations)
-    parts = [f"# Comparison of KL betas {betas}", comparison["verdict"], "## Data and fairness", _fairness(comparison)]
+    parts = [
+        f"# Comparison of KL betas {betas}",
+        comparison["verdict"],
+        "## Data and fairness",
+        _fairness(comparison),
+        _profile(evaluations[0]),
+    ]
     parts += ["## Training", *(_training(item) for item in evaluations)]
     parts += ["## Accuracy (percent)", *(_accuracy(item) for item in evaluations)]
     parts += ["\n".join(_oracle(evaluations[0]))] if _oracle(evaluations[0]) else []
-    parts += ["## Overlap of picks", *(_overlap(item) for item in evaluations)]
+    parts += ["## Overlap of picks", *([_overlap(comparison["overlap"])] if comparison["overlap"] else [])]
+    parts += [f"### beta {item['kl_beta']:g}\n\n{_overlap(item['overlap'])}" for item in evaluations]
     parts += ["## Differences between the best epochs", _pairs(comparison), "## Registered models", _registered(evaluations)]
     commands = [line for item in evaluations for line in _commands(item)]
     reproduce = "\n".join([*commands, f"mlflow run . -e compare -P kl_betas={betas.replace(' ', '')}"])
@@ -68,19 +75,25 @@ def _oracle(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _overlap(evaluation: Mapping[str, Any]) -> str:
-    """Share of questions with the same picks, for every pair of checkpoints; and why, where it is all of them."""
-    rows = [
+def _overlap(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Share of questions with the same picks, a row per pair; and why, where it is all of them."""
+    shown = [
         [row["first"], row["second"], row["shots"], f"{100 * row['ordered']:.1f}", f"{100 * row['unordered']:.1f}"]
-        for row in evaluation["overlap"]
+        for row in rows
     ]
     reasons = [
         f"- {row['first']} and {row['second']} pick the same at {row['shots']} shots for every question: {row['reason']}."
-        for row in evaluation["overlap"]
+        for row in rows
         if "reason" in row
     ]
-    table = _table(["first", "second", "shots", "same picks, %", "same in any order, %"], rows)
-    return "\n\n".join([f"### beta {evaluation['kl_beta']:g}", table, *(["\n".join(reasons)] if reasons else [])])
+    table = _table(["first", "second", "shots", "same picks, %", "same in any order, %"], shown)
+    return "\n\n".join([table, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _profile(evaluation: Mapping[str, Any]) -> str:
+    """How the VLM was asked."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in evaluation["profile"].items())
+    return f"The VLM's profile ({evaluation['inputs']['profile_digest']}): {settings}"
 
 
 def _label(evaluation: Mapping[str, Any], policy: str) -> str:

@@ -19,6 +19,7 @@ def evaluation(beta, right, **inputs):
             "position": range(100),
             "question_id": range(100),
             "shots": 2,
+            "picks": [[question % 7, 10 + (question < right)] for question in range(100)],
             "accuracy": accuracy,
         }
     )
@@ -30,6 +31,8 @@ def evaluation(beta, right, **inputs):
         "kl_beta": beta,
         "best_epoch": 1,
         "registered": {"name": "m", "version": "7", "alias": "kl"},
+        "registration": {"checkpoint_digest": f"c{right}"},
+        "profile": {"name": "mini", "num_beams": 1},
         "selection_accuracy": {"1": 0.5},
         "settings": {"sizes": [100], "shots": [2]},
         "training": {"kl_beta": beta, "lr": 5e-6},
@@ -37,6 +40,7 @@ def evaluation(beta, right, **inputs):
             "kl_beta": str(beta),
             "rl_data_digest": "d",
             "start_digest": "s",
+            "profile_digest": "p",
             "start_uri": "models:/m-1",
             "grpo_run": f"r{beta}",
             "seed": 0,
@@ -136,7 +140,18 @@ def test_report_has_every_cell_and_the_reproducing_commands():
     assert "mlflow run . -e compare -P kl_betas=0.12,0.15" in page
     assert "| start | epoch 1 | 2 | 100.0 | 100.0 |" in page
     assert "- start and epoch 1 pick the same at 2 shots for every question: equal weights." in page
+    assert "| beta 0.12 | beta 0.15 | 2 | 80.0 | 80.0 |" in page  # 20 of 100 questions have another second pick
+    assert "The VLM's profile (p): name='mini', num_beams=1" in page
     assert "?" not in page
+
+
+@pytest.mark.parametrize(("digest", "reason"), [("c40", "the weights are equal"), ("x", "the weights differ, but too little")])
+def test_best_epochs_that_pick_the_same_are_called_out(digest, reason):
+    other = evaluation(0.15, 40)
+    other.result["registration"]["checkpoint_digest"] = digest
+    (row,) = compare([evaluation(0.12, 40), other], seed=0)["overlap"]
+    assert (row["ordered"], row["unordered"]) == (1.0, 1.0)
+    assert row["reason"].startswith(reason)
 
 
 def test_summary_marks_the_registered_epochs():

@@ -102,6 +102,7 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
         "training": tracking.run_settings(grpo_run),
         "inputs": dict(inputs),
         "epochs": tracking.epoch_metrics(grpo_run),
+        "profile": asdict(context.resources.language_model.profile),
         "accuracy": rows,
         "overlap": overlap,
         "best_single": single,
