@@ -145,16 +145,16 @@ def _overlap_of_best(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     rows = []
     for first, second in itertools.combinations(evaluations, 2):
         merged = _best(first).merge(_best(second), on=["question_id", "shots"], suffixes=("_first", "_second"))
-        for shots, of_shots in merged.groupby("shots"):
-            picks = {f"beta {item.result['kl_beta']:g}": np.stack(of_shots[f"picks_{name}"].tolist())
-                     for name, item in (("first", first), ("second", second))}  # fmt: skip
-            (overlap,) = overlaps(picks, [int(shots)])
-            row = overlap._asdict()
+        names = [f"beta {evaluation.result['kl_beta']:g}" for evaluation in (first, second)]
+        digests = {evaluation.result["registration"]["checkpoint_digest"] for evaluation in (first, second)}
+        for shots in sorted(set(merged.shots.tolist())):
+            of_shots = merged[merged.shots == shots]
+            picks = [np.stack(of_shots[column].tolist()) for column in ("picks_first", "picks_second")]
+            (overlap,) = overlaps(dict(zip(names, picks, strict=True)), [shots])
+            row: dict[str, Any] = overlap._asdict()
             if overlap.ordered == 1.0:
-                digests = {item.result["registration"]["checkpoint_digest"] for item in (first, second)}
-                row["reason"] = (
-                    "the weights are equal" if len(digests) == 1 else "the weights differ, but too little to change a pick"
-                )
+                equal = len(digests) == 1
+                row["reason"] = "the weights are equal" if equal else "the weights differ, but too little to change a pick"
             rows.append(row)
     return rows
 
