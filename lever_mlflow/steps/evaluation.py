@@ -1,4 +1,4 @@
-"""Evaluation, registration, comparison and promotion."""
+"""Evaluation of a beta's epochs beside the baselines, and registration of the best."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 
-from lever_mlflow import compare, registry, report, tracking
+from lever_mlflow import registry, tracking
 from lever_mlflow.checkpoint import load_selector, selector_digest
 from lever_mlflow.evaluate import (
     RANDOM,
@@ -25,26 +24,18 @@ from lever_mlflow.evaluate import (
     best_single,
     choose_epoch,
     evaluate,
-    first_logits,
-    greedy_picks,
-    random_picks,
-    similarity_picks,
     split_questions,
 )
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.overlap import overlaps, why_identical
-from lever_mlflow.pools import nearest
-from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import OVERRIDES, Context
+from lever_mlflow.steps.picks import QuestionSet
 from lever_mlflow.tracking import TAG
 from lever_mlflow.types import EvalSettings, Prompt, Sample
 
-__all__ = ["COMPARISON_FILE", "compare_betas", "evaluate_epochs", "promote_beta", "read_evaluation", "register_best"]
+__all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation", "register_best"]
 
-RECORDS_FILE, RESULT_FILE, COMPARISON_FILE = "records.parquet", "evaluation.json", "comparison.json"
-ANSWERS_TABLE = "answers.json"
+RECORDS_FILE, RESULT_FILE, ANSWERS_TABLE = "records.parquet", "evaluation.json", "answers.json"
 START_POLICY = "start"
-SIMILARITIES, OF_ALL = ("image", "text", "fused"), " of all"
 _REGISTERED_INPUTS = ("gate", *OVERRIDES, "seed", "start")  # beside every digest, tags of a registered version
 
 log = logging.getLogger(__name__)
@@ -61,25 +52,26 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
             f"(digest {inputs['start_digest']}); restore it, or train again from the present one"
         )
     epochs = {epoch: f"epoch {epoch}" for epoch in models}
-    questions = split_questions(context.resources.val, settings, context.seed)
-    answer = partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
-    key = context.resources.language_model.key
-    checkpoints = {START_POLICY: start, **selectors}
-    picks = _learned_picks(context, questions.report, checkpoints, settings)
     parts = {
-        "report": {**_baseline_picks(context, questions.report, settings), **picks},
-        "selection": _learned_picks(context, questions.selection, selectors, settings),
+        part: QuestionSet(context, samples, settings)
+        for part, samples in split_questions(context.resources.val, settings, context.seed)._asdict().items()
     }
-    evaluated = [
-        evaluate(getattr(questions, part), part, found, settings.shots, context.resources.train, answer, key)
-        for part, found in parts.items()
-    ]
-    records = pd.concat(evaluated, ignore_index=True)
+    report = parts["report"]
+    checkpoints = {START_POLICY: start, **selectors}
+    learned = report.learned(checkpoints)
+    picks = {"report": {**report.baselines(), **learned}, "selection": parts["selection"].learned(selectors)}
+    train, answer = context.resources.train, partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
+    key = context.resources.language_model.key
+    records = pd.concat(
+        [evaluate(parts[part].samples, part, found, settings.shots, train, answer, key) for part, found in picks.items()],
+        ignore_index=True,
+    )
     best, selection = choose_epoch(records, epochs)
     table = accuracy_table(records, settings.sizes)
+    overlap = report.overlap(checkpoints, learned)
     _log_accuracies(table, epochs, models, selection)
-    overlap = _log_overlap(context, questions.report, checkpoints, picks, epochs, models, settings)
-    single = _log_best_single(context, questions.report[: settings.n_oracle], settings, answer)
+    _log_overlap(overlap, epochs, models)
+    _log_answers(report.samples, records, epochs[best])
     rows = table.to_dict("records")
     at_largest = {
         f"acc_n{row['size']}_shots{row['shots']}": f"{100 * row['accuracy']:.2f}"
@@ -105,7 +97,7 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
         "profile": asdict(context.resources.language_model.profile),
         "accuracy": rows,
         "overlap": overlap,
-        "best_single": single,
+        "best_single": _best_single(report, answer),
     }
     version = register_best(context, result)
     log.info("beta %g: epoch %d is %s version %s", kl_beta, best, context.registered_name, version)
@@ -114,7 +106,6 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
     mlflow.log_dict(result, RESULT_FILE)
     with tempfile.TemporaryDirectory() as folder:
         tracking.log_frame(records, Path(folder) / RECORDS_FILE)
-    _log_answers(questions.report, records, epochs[best])
 
 
 def register_best(context: Context, result: Mapping[str, Any]) -> str:
@@ -134,39 +125,6 @@ def read_evaluation(run_id: str) -> dict[str, Any]:
     return dict(json.loads(tracking.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
 
 
-def _learned_picks(
-    context: Context, samples: Sequence[Sample], selectors: Mapping[str, PointerSelector], settings: EvalSettings
-) -> dict[str, np.ndarray]:
-    """Train indices that each selector picks for each question, [Q, K]."""
-    train, queries = context.resources.features("train"), context.resources.features("val")
-    rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
-    return {
-        name: greedy_picks(
-            selector, queries.of(selector.fusion)[rows], pools_QN, train.of(selector.fusion), max(settings.shots)
-        )
-        for name, selector in selectors.items()
-    }
-
-
-def _baseline_picks(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> dict[str, np.ndarray]:
-    """Train indices that each baseline picks for each question, [Q, K]; [draws, Q, K] of the random one."""
-    shots, train, val = max(settings.shots), context.resources.features("train"), context.resources.features("val")
-    rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
-    images = np.array([sample.image_id for sample in context.resources.train])
-    own_images = [np.flatnonzero(images == sample.image_id) for sample in samples]
-    draws = [random_picks(samples, pools_QN, shots, context.seed, draw) for draw in range(settings.random_draws)]
-    picks = {ZERO_SHOT: pools_QN[:, :0], RANDOM: np.stack(draws)}
-    for kind in SIMILARITIES:
-        queries_QD, items_SD = getattr(val, f"{kind}_SD")[rows], getattr(train, f"{kind}_SD")
-        picks[f"{kind}-similarity"] = similarity_picks(queries_QD, pools_QN, items_SD, shots)
-        picks[f"{kind}-similarity{OF_ALL}"] = nearest(queries_QD, items_SD, shots, own_images)
-    return picks
-
-
-def _pools(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> np.ndarray:
-    return context.resources.pools(samples, settings.pool_size, context.seed, settings.pool_sampler)
-
-
 def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
     """Epochs as metrics ``acc/n{size}/shots{k}`` with the epoch as step, everything else as ``baseline/{policy}/...``."""
     metrics: dict[str, dict[str, float]] = {}
@@ -183,50 +141,21 @@ def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, 
         mlflow.log_metrics({f"baseline/{slug}/{cell}": value for cell, value in cells.items()})
 
 
-def _log_overlap(
-    context: Context,
-    samples: Sequence[Sample],
-    checkpoints: Mapping[str, PointerSelector],
-    picks: Mapping[str, np.ndarray],
-    epochs: Mapping[int, str],
-    models: Mapping[int, str],
-    settings: EvalSettings,
-) -> list[dict[str, Any]]:
-    """How far checkpoints pick the same, that with the start as ``overlap/shots{k}`` per epoch; why, where they always do."""
-    train, val = context.resources.features("train"), context.resources.features("val")
-    rows, pools_QN = [sample.index for sample in samples], _pools(context, samples, settings)
-
-    def logits(name: str) -> np.ndarray:
-        fusion = checkpoints[name].fusion
-        return first_logits(checkpoints[name], val.of(fusion)[rows], pools_QN, train.of(fusion))
-
-    found = []
-    for overlap in overlaps(picks, settings.shots):
-        row = overlap._asdict()
-        if overlap.ordered == 1.0:
-            digests = [selector_digest(checkpoints[name]) for name in (overlap.first, overlap.second)]
-            pair = logits(overlap.first), logits(overlap.second)
-            row["reason"] = why_identical(*pair, overlap.shots, equal_weights=digests[0] == digests[1])
-            log.info(
-                "%s and %s pick the same at %d shots for all %d questions: %s",
-                overlap.first, overlap.second, overlap.shots, len(samples), row["reason"],
-            )  # fmt: skip
-        found.append(row)
+def _log_overlap(rows: Sequence[Mapping[str, Any]], epochs: Mapping[int, str], models: Mapping[int, str]) -> None:
+    """The share of questions with the start's picks, in order, as ``overlap/shots{k}`` per epoch."""
     for epoch, name in epochs.items():
-        of_start = [row for row in found if (row["first"], row["second"]) == (START_POLICY, name)]
+        of_start = [row for row in rows if (row["first"], row["second"]) == (START_POLICY, name)]
         shares = {f"overlap/shots{row['shots']}": row["ordered"] for row in of_start}
         mlflow.log_metrics(shares, step=epoch, model_id=models[epoch])
-    return found
 
 
-def _log_best_single(
-    context: Context, samples: Sequence[Sample], settings: EvalSettings, answer: Callable[[Sequence[Prompt]], list[str]]
-) -> dict[str, Any] | None:
-    """What the best single demonstration of each pool would bring, as ``baseline/oracle/...``; None where not asked for."""
-    if not samples:
+def _best_single(questions: QuestionSet, answer: Callable[[Sequence[Prompt]], list[str]]) -> dict[str, Any] | None:
+    """What the best single demonstration of each pool would bring, logged as ``baseline/oracle/...``; None if not asked for."""
+    n = min(questions.settings.n_oracle, len(questions.samples))
+    if not n:
         return None
-    found = best_single(samples, _pools(context, samples, settings), context.resources.train, answer)
-    mlflow.log_metrics({f"baseline/oracle/n{len(samples)}/shots1": found["oracle"]})
+    found = best_single(questions.samples[:n], questions.pools_QN[:n], questions.context.resources.train, answer)
+    mlflow.log_metrics({f"baseline/oracle/n{n}/shots1": found["oracle"]})
     return found
 
 
@@ -244,24 +173,3 @@ def _log_answers(samples: Sequence[Sample], records: pd.DataFrame, best: str) ->
         ["question_id", "question", "annotators", "policy", "shots", "picks", "answer", "accuracy"]
     ]
     mlflow.log_table(table.assign(picks=table.picks.map(str)), ANSWERS_TABLE)
-
-
-def compare_betas(context: Context, evaluations: Sequence[str]) -> None:
-    """Comparison of finished evaluations, given as run ids: logs ``report.md`` and ``comparison.json``."""
-    results = []
-    for run_id in evaluations:
-        records = compare.read_records(tracking.artifact(run_id, RECORDS_FILE))
-        results.append(compare.Evaluation(run_id, read_evaluation(run_id), records))
-    comparison = compare.compare(results, seed=context.seed)
-    mlflow.log_dict(comparison, COMPARISON_FILE)
-    mlflow.log_text(report.markdown(comparison), "report.md")
-    mlflow.set_tag("mlflow.note.content", comparison["verdict"])
-
-
-def promote_beta(context: Context, kl_beta: float) -> None:
-    """Promotion of a beta's version to champion."""
-    version, former = registry.promote(context.registered_name, kl_beta)
-    log.info("%s: version %s (beta %g) is champion", context.registered_name, version, kl_beta)
-    if former is not None:
-        log.info("%s: version %s is previous-champion", context.registered_name, former)
-    mlflow.set_tag(f"{TAG}champion", version)
