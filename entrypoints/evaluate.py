@@ -6,6 +6,7 @@ import click
 
 from entrypoints._cli import (
     AUTO,
+    NONE,
     NumberList,
     Positive,
     in_order,
@@ -27,6 +28,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings
 @model_name_option
 @option("kl_beta", Positive(), GrpoSettings.kl_beta, "KL weight of the GRPO run")
 @option("grpo_run", str, AUTO, "id of a GRPO run, or auto (the newest of this beta)")
+@option("checkpoints", str, NONE, "others to evaluate beside, with commas: folders, .pt, .ckpt, model URIs")
 @option("sizes", NumberList(Positive(int, 1)), EvalSettings.sizes, "numbers of questions, nested")
 @option("shots", NumberList(Positive(int, 1)), EvalSettings.shots, "numbers of demonstrations")
 @option("n_selection", Positive(int, 1), EvalSettings.n_selection, "questions that choose the epoch, apart from the others")
@@ -35,14 +37,15 @@ from lever_mlflow.types import EvalSettings, GrpoSettings
 @option("random_draws", Positive(int, 1), EvalSettings.random_draws, "draws of the random baseline")
 @option("n_oracle", Positive(int, 0), EvalSettings.n_oracle, "questions on which every candidate is tried alone; 0: none")
 @in_processes
-def main(kl_beta: float, grpo_run: str, **values: Any) -> None:
+def main(kl_beta: float, grpo_run: str, checkpoints: str, **values: Any) -> None:
     """Evaluate one beta: accuracies per epoch, a registered version."""
     from lever_mlflow.tracking import project_run, run_here
 
     with project_run("evaluate"):
         pipeline = make_pipeline(values)
         settings = EvalSettings(**{**values, "sizes": in_order(values["sizes"]), "shots": in_order(values["shots"])})
-        run_here(pipeline.evaluate(pipeline.find_grpo(grpo_run, GrpoSettings(kl_beta=kl_beta)), settings))
+        others = [] if checkpoints == NONE else [reference.strip() for reference in checkpoints.split(",")]
+        run_here(pipeline.evaluate(pipeline.find_grpo(grpo_run, GrpoSettings(kl_beta=kl_beta)), settings, others))
 
 
 if __name__ == "__main__":

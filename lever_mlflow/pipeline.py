@@ -234,8 +234,11 @@ class Pipeline:
         data = self.find_rl_data(AUTO)
         return tracking.ensure(self.grpo(data, self.find_start(AUTO, data), settings))
 
-    def evaluate(self, grpo_run: str, settings: EvalSettings) -> Step:
-        """Evaluates every epoch of one GRPO run beside the baselines, chooses the best and registers it."""
+    def evaluate(self, grpo_run: str, settings: EvalSettings, checkpoints: Sequence[str] = ()) -> Step:
+        """Evaluates every epoch of one GRPO run beside the baselines, chooses the best and registers it.
+
+        ``checkpoints``: others to be evaluated beside them, each a path or a model URI; never registered.
+        """
         tags = tracking.run_tags(grpo_run, "grpo")
         for name, value in self.context.identity().items():
             if name != "seed" and tags[name] != str(value):
@@ -260,8 +263,14 @@ class Pipeline:
             "training_seed": tags["seed"],
             "grpo_run": grpo_run,
         }
+        others = {
+            f"checkpoint {number} ({reference})": load_selector(tracking.checkpoint_folder(reference))
+            for number, reference in enumerate(checkpoints, start=1)
+        }
+        if others:
+            inputs["checkpoints"] = json.dumps({name: selector_digest(selector) for name, selector in others.items()})
         kl_beta = float(inputs["kl_beta"])
-        execute = partial(steps.evaluate_epochs, self.context, grpo_run, kl_beta, settings, inputs)
+        execute = partial(steps.evaluate_epochs, self.context, grpo_run, kl_beta, settings, inputs, others)
         return self._step(
             "evaluate",
             f"evaluate beta {kl_beta:g}",

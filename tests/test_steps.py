@@ -9,12 +9,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import run_step
 from mlflow import MlflowClient
 
 from lever_mlflow import tracking
-from lever_mlflow.exceptions import DataError, GateError, MissingRunError
+from lever_mlflow.checkpoint import save_selector
+from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError
 from lever_mlflow.rl_data import load_rl_data
+from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
 NAME = "lever-selector-mini-mini"
@@ -95,6 +98,33 @@ def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good
         order = np.argsort(-(train_SD @ val_SD[val[question].index]), kind="stable")[:50]
         near = [train[i].question_id for i in order if train_SD[i] @ val_SD[val[question].index] > 0.999]
         assert set(picks) <= set(near)
+
+
+def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, tmp_path):
+    line = local()
+    data = line.find_rl_data(good_rl_data)
+    torch.manual_seed(0)
+    start = PointerSelector().eval()
+    save_selector(tmp_path / "same", start, {})
+    other = PointerSelector().eval()
+    torch.save({"model_state_dict": other.state_dict()}, tmp_path / "old.pt")
+    grpo = run_step(lambda: line.grpo(data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)))
+    small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
+    paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
+    run = run_step(lambda: line.evaluate(grpo.info.run_id, small, paths))
+    result = json.loads(tracking.artifact(run.info.run_id, "evaluation.json").read_text())
+    old, same = (f"checkpoint {i} ({path})" for i, path in enumerate(paths, start=1))
+    overlap = {(row["first"], row["second"]): row for row in result["overlap"]}
+    assert overlap["start", same]["reason"] == "the weights are equal"
+    assert overlap["start", "epoch 1"]["reason"].startswith("the order of the logits is unchanged: they moved by ")
+    assert overlap["start", old]["ordered"] < 1.0
+    accuracy = {row["policy"]: row["accuracy"] for row in result["accuracy"]}
+    assert accuracy["start"] == accuracy[same] == accuracy["epoch 1"]
+    assert old in accuracy
+    assert result["best_epoch"] == 1
+    assert result["best_single"] is None
+    with pytest.raises(CheckpointError, match=r"missing\.pt"):
+        line.evaluate(grpo.info.run_id, small, [str(tmp_path / "missing.pt")])
 
 
 def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):

@@ -27,6 +27,7 @@ from lever_mlflow.evaluate import (
     split_questions,
 )
 from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.steps.picks import QuestionSet
 from lever_mlflow.tracking import TAG
@@ -41,8 +42,15 @@ _REGISTERED_INPUTS = ("gate", *OVERRIDES, "seed", "start")  # beside every diges
 log = logging.getLogger(__name__)
 
 
-def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: EvalSettings, inputs: Mapping[str, Any]) -> None:
-    """Evaluation of a GRPO run's epochs and the baselines: logs accuracies and records, registers the best epoch."""
+def evaluate_epochs(
+    context: Context,
+    grpo_run: str,
+    kl_beta: float,
+    settings: EvalSettings,
+    inputs: Mapping[str, Any],
+    others: Mapping[str, PointerSelector],
+) -> None:
+    """Evaluation of a GRPO run's epochs, of other checkpoints and the baselines; registers the best epoch."""
     models = {int(epoch): model_id for epoch, model_id in json.loads(inputs["models"]).items()}
     selectors = {f"epoch {e}": load_selector(tracking.checkpoint_folder(f"models:/{m}")) for e, m in models.items()}
     start = load_selector(tracking.checkpoint_folder(inputs["start_uri"]))
@@ -57,7 +65,7 @@ def evaluate_epochs(context: Context, grpo_run: str, kl_beta: float, settings: E
         for part, samples in split_questions(context.resources.val, settings, context.seed)._asdict().items()
     }
     report = parts["report"]
-    checkpoints = {START_POLICY: start, **selectors}
+    checkpoints = {START_POLICY: start, **others, **selectors}
     learned = report.learned(checkpoints)
     picks = {"report": {**report.baselines(), **learned}, "selection": parts["selection"].learned(selectors)}
     train, answer = context.resources.train, partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
@@ -137,7 +145,7 @@ def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, 
         accuracies = {f"acc/{cell}": value for cell, value in metrics.pop(name).items()}
         mlflow.log_metrics({**accuracies, "selection/accuracy": selection[epoch]}, step=epoch, model_id=models[epoch])
     for policy, cells in metrics.items():
-        slug = re.sub(r"[^a-z]+", "_", policy)
+        slug = re.sub(r"[^a-z0-9]+", "_", policy.lower())
         mlflow.log_metrics({f"baseline/{slug}/{cell}": value for cell, value in cells.items()})
 
 
