@@ -41,7 +41,8 @@ class Answers(NamedTuple):
 class AnswerCache:
     """A table of prompt key -> raw generation; several processes of a machine may use one file.
 
-    A file that is damaged, or not an answer cache, is set aside under another name with a warning, and a new one is begun.
+    A file that is damaged, or not an answer cache, is set aside under another name with a warning, and a new one is begun; one
+    that is only read stays where it is and is not used.
 
     Args:
         mode: ``read`` stores nothing; ``off`` does not look up either, and touches no file.
@@ -53,7 +54,7 @@ class AnswerCache:
     def __init__(self, path: Path, mode: CacheMode = "on") -> None:
         self.path, self.mode = path, mode
         self._connection: sqlite3.Connection | None = None
-        if mode != "off":
+        if mode == "on" or (mode == "read" and path.exists()):
             self._open()
 
     def __enter__(self) -> AnswerCache:
@@ -126,6 +127,10 @@ class AnswerCache:
         """Renames the file, unless another process has done so, and begins a new one."""
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
+        if self.mode == "read":
+            log.warning("%s: %s; it is not used", self.path, reason)
+            return
         try:
             if self.path.stat().st_ino == self._inode:
                 aside = next(name for n in range(1, 1000) if not (name := Path(f"{self.path}.damaged-{n}")).exists())
@@ -150,8 +155,13 @@ def merge_answers(sources: Sequence[Path], target: Path) -> int:
     """Adds the answers of other caches to one, and returns how many were new; the first answer to a key stays.
 
     Raises:
-        DataError: a source is no answer cache; nothing of it is taken.
+        DataError: one of them is no answer cache, or a source holds no answers; then nothing is changed.
     """
+    for path in (*sources, *([target] if target.exists() else [])):
+        if not any(_stored(path)) and path != target:
+            raise DataError(
+                f"{path}: holds no answers; a file that was copied needs the {path.name}-wal beside it, if there is one"
+            )
     with AnswerCache(target) as cache:
         connection = cache._connection
         assert connection is not None, "a cache that is on has a file"
@@ -195,6 +205,7 @@ def cached_answers(
     unique = list(dict.fromkeys(keys))
     known = cache.get(unique)
     missing = [k for k in unique if k not in known]
+    log.info("%s: %d different prompts, %d of them cached", description, len(unique), len(known))
     hits = f"{len(known)} of {len(unique)} different prompts cached"
     with tqdm(total=len(missing), desc=description, unit="prompt", postfix=hits, disable=None) as bar:
         for batch in generate([first[k] for k in missing]):

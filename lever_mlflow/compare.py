@@ -19,7 +19,7 @@ __all__ = ["Evaluation", "compare", "differences", "paired_interval", "paired_p_
 RESAMPLES = 10_000
 _INTENDED = frozenset({"kl_beta"})
 _BOOKKEEPING = frozenset(
-    {"grpo_run", "models", "start", "start_uri", "checkpoints"}
+    {"grpo_run", "models", "start", "start_uri", "checkpoints", "n_oracle", "random_draws"}
 )  # name runs and models; their digests are compared instead
 
 

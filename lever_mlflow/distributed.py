@@ -42,12 +42,20 @@ def follow(processes: Accelerator) -> None:
     while (call := broadcast_object_list([None])[0]) is not None:
         function, arguments = call
         function(*arguments)
+    _part(processes)
 
 
 def release(processes: Accelerator) -> None:
     """Ends the followers, once nothing is left to do."""
     if processes.num_processes > 1:
         broadcast_object_list([None])
+        _part(processes)
+
+
+def _part(processes: Accelerator) -> None:
+    """Closes the connections in all processes together; one that ends while others still use them may be aborted."""
+    processes.wait_for_everyone()
+    torch.distributed.destroy_process_group()
 
 
 def wrapped(processes: Accelerator, model: nn.Module) -> nn.Module:

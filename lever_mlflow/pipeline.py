@@ -263,6 +263,8 @@ class Pipeline:
             "training_seed": tags["seed"],
             "grpo_run": grpo_run,
         }
+        if not all(checkpoints):
+            raise ParameterError("checkpoints: an empty name between commas; name each checkpoint, or give none")
         others = {
             f"checkpoint {number} ({reference})": load_selector(tracking.checkpoint_folder(reference))
             for number, reference in enumerate(checkpoints, start=1)

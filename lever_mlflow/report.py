@@ -38,7 +38,7 @@ def summary(comparison: Mapping[str, Any]) -> str:
         for item in comparison["evaluations"]
     ]
     title = f"VQA accuracy in percent on {size} questions"
-    return "\n".join([title, *(line.rstrip() for line in lines), *_oracle(first), *registered, comparison["verdict"]])
+    return "\n".join([title, *(line.rstrip() for line in lines), *_oracle(comparison), *registered, comparison["verdict"]])
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
@@ -54,7 +54,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     ]
     parts += ["## Training", *(_training(item) for item in evaluations)]
     parts += ["## Accuracy (percent)", *(_accuracy(item) for item in evaluations)]
-    parts += ["\n".join(_oracle(evaluations[0]))] if _oracle(evaluations[0]) else []
+    parts += ["\n".join(_oracle(comparison))] if _oracle(comparison) else []
     parts += ["## Overlap of picks", *([_overlap(comparison["overlap"])] if comparison["overlap"] else [])]
     parts += [f"### beta {item['kl_beta']:g}\n\n{_overlap(item['overlap'])}" for item in evaluations]
     parts += ["## Differences between the best epochs", _pairs(comparison), "## Registered models", _registered(evaluations)]
@@ -63,9 +63,9 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "## How to reproduce", f"```\n{reproduce}\n```"]) + "\n"
 
 
-def _oracle(evaluation: Mapping[str, Any]) -> list[str]:
-    """What there is to win with one demonstration, as a line; none where that was not measured."""
-    found = evaluation["best_single"]
+def _oracle(comparison: Mapping[str, Any]) -> list[str]:
+    """What there is to win with one demonstration, as a line; none where that was not measured. It does not depend on beta."""
+    found = next(filter(None, (evaluation["best_single"] for evaluation in comparison["evaluations"])), None)
     if found is None:
         return []
     return [
@@ -82,7 +82,8 @@ def _overlap(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     reasons = [
-        f"- {row['first']} and {row['second']} pick the same at {row['shots']} shots for every question: {row['reason']}."
+        f"- {row['first']} and {row['second']} pick the same for every question at {row['shots']} "
+        f"shot{'s' * (row['shots'] > 1)}: {row['reason']}."
         for row in rows
         if "reason" in row
     ]
@@ -170,7 +171,8 @@ def _commands(evaluation: Mapping[str, Any]) -> list[str]:
     inputs, training, settings = (evaluation[name] for name in ("inputs", "training", "settings"))
     train = {**training, "init": inputs["start_uri"], "seed": inputs["training_seed"], "reward_mode": inputs["reward_mode"]}
     lists = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
-    test = {"kl_beta": evaluation["kl_beta"], "grpo_run": inputs["grpo_run"], "seed": inputs["seed"], **lists}
+    others = {"checkpoints": ",".join(evaluation["checkpoints"])} if evaluation["checkpoints"] else {}
+    test = {"kl_beta": evaluation["kl_beta"], "grpo_run": inputs["grpo_run"], "seed": inputs["seed"], **lists, **others}
     return [
         f"# RL data {inputs['rl_data_digest']}",
         *(

@@ -111,6 +111,13 @@ def test_modes(tmp_path):
         assert cache.get(["a", "b"]) == {"a": "1"}
     with AnswerCache(path, "off") as cache:
         assert cache.get(["a"]) == {}
+    with AnswerCache(tmp_path / "none", "read") as cache:
+        assert cache.get(["a"]) == {}
+    assert not (tmp_path / "none").exists()
+    path.write_bytes(b"rubbish" * 1000)
+    with AnswerCache(path, "read") as cache:
+        assert cache.get(["a"]) == {}
+    assert path.read_bytes() == b"rubbish" * 1000
 
 
 WRITER = """
@@ -161,7 +168,16 @@ def test_caches_are_merged_and_the_first_answer_stays(tmp_path):
     damage_a_page(tmp_path / "e")
     for name in "def":
         with pytest.raises(DataError, match=rf"/{name}: not an answer cache"):
-            merge_answers([tmp_path / name], tmp_path / "a")
+            merge_answers([tmp_path / "a", tmp_path / name], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    foreign = (tmp_path / "d").read_bytes()
+    with pytest.raises(DataError, match="/d: not an answer cache"):
+        merge_answers([tmp_path / "a"], tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == foreign
+    with AnswerCache(tmp_path / "empty"):
+        pass
+    with pytest.raises(DataError, match="/empty: holds no answers; a file that was copied needs the empty-wal beside it"):
+        merge_answers([tmp_path / "empty"], tmp_path / "a")
 
 
 def test_many_keys_are_looked_up(tmp_path):

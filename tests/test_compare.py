@@ -60,6 +60,7 @@ def evaluation(beta, right, **inputs):
                 "reason": "equal weights",
             }
         ],
+        "checkpoints": ["old.pt", "models:/m@champion"],
         "best_single": {"questions": 50, "oracle": 0.9, "random": 0.4, "winnable": 0.62},
     }
     return Evaluation(f"run{beta}", result, records)
@@ -104,6 +105,16 @@ def test_training_settings_count_as_confounders_and_beta_does_not():
     assert [item["field"] for item in compare([evaluation(0.12, 40), other], seed=0)["confounders"]] == ["training.lr"]
 
 
+def test_what_was_measured_of_the_baselines_is_no_confounder():
+    first, second = evaluation(0.12, 40), evaluation(0.15, 60)
+    for result, n_oracle in ((first.result, 0), (second.result, 50)):
+        result["settings"] |= {"n_oracle": n_oracle, "random_draws": 1 + n_oracle}
+    first.result["best_single"] = None
+    comparison = compare([first, second], seed=0)
+    assert comparison["comparable"]
+    assert "oracle: 90.00" in report.summary(comparison)
+
+
 def test_the_same_beta_twice_is_an_error_and_one_alone_has_no_verdict():
     with pytest.raises(ParameterError, match="different betas"):
         compare([evaluation(0.12, 40), evaluation(0.12, 50)], seed=0)
@@ -136,10 +147,11 @@ def test_report_has_every_cell_and_the_reproducing_commands():
     assert "| 0.15 - 0.12 | 2 | +20.00 |" in page
     assert "No field but beta differs." in page
     assert "mlflow run . -e grpo -P kl_beta=0.12 -P lr=5e-06 -P init=models:/m-1 -P seed=0 -P reward_mode=hard_only" in page
-    assert "mlflow run . -e evaluate -P kl_beta=0.12 -P grpo_run=r0.12 -P seed=0 -P sizes=100 -P shots=2" in page
+    evaluated = "mlflow run . -e evaluate -P kl_beta=0.12 -P grpo_run=r0.12 -P seed=0 -P sizes=100 -P shots=2"
+    assert f"{evaluated} -P checkpoints=old.pt,models:/m@champion" in page
     assert "mlflow run . -e compare -P kl_betas=0.12,0.15" in page
     assert "| start | epoch 1 | 2 | 100.0 | 100.0 |" in page
-    assert "- start and epoch 1 pick the same at 2 shots for every question: equal weights." in page
+    assert "- start and epoch 1 pick the same for every question at 2 shots: equal weights." in page
     assert "| beta 0.12 | beta 0.15 | 2 | 80.0 | 80.0 |" in page  # 20 of 100 questions have another second pick
     assert "The VLM's profile (p): name='mini', num_beams=1" in page
     assert "?" not in page

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from lever_mlflow import tracking
 from lever_mlflow.checkpoint import save_selector
-from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError
+from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
 from lever_mlflow.rl_data import load_rl_data
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
@@ -123,6 +123,8 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     assert old in accuracy
     assert result["best_epoch"] == 1
     assert result["best_single"] is None
+    with pytest.raises(ParameterError, match="checkpoints: an empty name between commas"):
+        line.evaluate(grpo.info.run_id, small, ["a.pt", ""])
     with pytest.raises(CheckpointError, match=r"missing\.pt"):
         line.evaluate(grpo.info.run_id, small, [str(tmp_path / "missing.pt")])
 

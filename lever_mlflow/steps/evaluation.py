@@ -104,6 +104,7 @@ def evaluate_epochs(
         "epochs": tracking.epoch_metrics(grpo_run),
         "profile": asdict(context.resources.language_model.profile),
         "accuracy": rows,
+        "checkpoints": [name.partition("(")[2].removesuffix(")") for name in others],
         "overlap": overlap,
         "best_single": _best_single(report, answer),
     }
