@@ -14,6 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -38,12 +39,12 @@ NOISE = 0.0015  # added to the weights of each policy, chosen for the share of p
 class PlainVLM:
     """The library's own way, batch by batch: processor, then ``generate``; nothing is kept between batches."""
 
-    def __init__(self, profile: PromptProfile) -> None:
+    def __init__(self, profile: PromptProfile, folder: Path = mini.VLM_PATH, device: str = "cpu") -> None:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         self.profile = profile
-        model, self.processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH, padding_side="left")
-        self.model = model.eval()
+        model, self.processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, folder, padding_side="left")
+        self.model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
         """Raw generations of one batch."""
@@ -52,7 +53,7 @@ class PlainVLM:
         texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
         paths = [s.image_path for item in prompts for s in (*item.demonstrations, item.query)]
         images = [fitted_image(path, profile.min_pixels, profile.max_pixels) for path in paths]
-        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.model.device)
         beams = {"num_beams": profile.num_beams, "length_penalty": 0.0} if profile.num_beams > 1 else {}
         with torch.inference_mode():
             output = self.model.generate(**inputs, do_sample=False, max_new_tokens=profile.max_new_tokens, **beams)

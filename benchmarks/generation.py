@@ -1,0 +1,140 @@
+"""Prompts per second of a Qwen2.5-VL at real sizes against plain generation, one prompt at a time; meant for a GPU.
+
+Weights are random, as speed does not depend on them. ``3b`` has the sizes of Qwen2.5-VL-3B-Instruct (its config.json),
+``tiny`` those of the embedded VLM, to try the script on a CPU. Images are 640x480, as most of COCO are; a prompt of k shots has
+k + 1 of them. Both sides run the profile of a Qwen2.5-VL (3 beams, 5 new tokens) on the same prompts; plainly, each prompt is a
+batch of its own and every image is encoded each time. Arithmetic: 2 operations per weight and token, of the language model for
+every token of the prompts, and of the vision tower for every patch of each different image.
+
+    python -m benchmarks.generation [--size tiny] [--prompts 64] [--peak_tflops 989]
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.evaluation_grid import PlainVLM, ordered
+from lever_mlflow import mini
+from lever_mlflow.prompt import PROFILES
+from lever_mlflow.types import Prompt, Sample
+from lever_mlflow.vision_cache import visual_tokens
+from lever_mlflow.vlm import LocalVLM
+
+PROFILE, IMAGES, SEED, PATCHES_PER_TOKEN = "qwen2.5-vl", 48, 0, 4
+TEXT_3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "layer_types": ["full_attention"] * 36,
+    "max_window_layers": 36,
+}
+VISION_3B = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+
+
+def write_model(folder: Path, size: str) -> None:
+    """A model folder with random weights, and the embedded VLM's tokenizer with real limits on images."""
+    from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    config = AutoConfig.from_pretrained(mini.VLM_PATH)
+    if size == "3b":
+        for part, values in ((config.text_config, TEXT_3B), (config.vision_config, VISION_3B)):
+            for name, value in values.items():
+                setattr(part, name, value)
+        config.text_config.rope_parameters = {**config.text_config.rope_parameters, "mrope_section": [16, 24, 24]}
+    torch.manual_seed(SEED)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(mini.VLM_PATH)
+    profile = PROFILES[PROFILE]
+    processor.image_processor.size = {"shortest_edge": profile.min_pixels, "longest_edge": profile.max_pixels}
+    processor.save_pretrained(folder)
+
+
+def make_samples(folder: Path) -> list[Sample]:
+    """Samples with noisy images of their own."""
+    rng, samples = np.random.default_rng(SEED), []
+    for i in range(IMAGES):
+        path = folder / f"{i}.jpg"
+        Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(path)
+        samples.append(Sample(i, i, i, f"what is thing {i}?", path, ("a thing",) * 10))
+    return samples
+
+
+def weights(model: Any) -> tuple[int, int]:
+    """Weights of the language model, embeddings apart, and of the vision tower."""
+    vision = sum(parameter.numel() for parameter in model.model.visual.parameters())
+    language = sum(p.numel() for name, p in model.model.language_model.named_parameters() if "embed" not in name)
+    return language, vision
+
+
+def seconds(device: str, started: float) -> float:
+    """Since ``started``, with what the device has still to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@click.command()
+@click.option("--size", type=click.Choice(["3b", "tiny"]), default="3b", show_default=True)
+@click.option("--prompts", "n_prompts", default=64, show_default=True, help="per number of demonstrations")
+@click.option("--plain", "n_plain", default=8, show_default=True, help="of them, for the plain way")
+@click.option(
+    "--peak_tflops", default=0.0, help="of the device in bfloat16, dense, such as 989 for an H100 SXM (its data sheet)"
+)
+def main(size: str, n_prompts: int, n_plain: int, peak_tflops: float) -> None:
+    """Print prompts per second for 0 to 4 demonstrations."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_model(folder, size)
+        samples = make_samples(folder)
+        plain, ours = PlainVLM(PROFILES[PROFILE], folder, device), LocalVLM(folder, "digest", PROFILE, device)
+        rng = np.random.default_rng(SEED)
+        head = ("shots", "tokens of a prompt", "plain, prompts/s", "ours, prompts/s", "times as fast", "TFLOP/s", "of peak")
+        print(f"{size} on {name}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
+        for shots in range(5):
+            drawn = [rng.choice(IMAGES, shots + 1, replace=False).tolist() for _ in range(n_prompts)]
+            prompts = [Prompt(tuple(samples[i] for i in rest), samples[query]) for query, *rest in drawn]
+            plain.answers(prompts[:1])
+            ordered(ours.generate(prompts[:1]))
+            ours._load().vision._features.clear()
+            started = time.perf_counter()
+            for prompt in prompts[:n_plain]:
+                plain.answers([prompt])
+            plain_rate = n_plain / seconds(device, started)
+            tokens = sum(ours._lengths(prompts))
+            started = time.perf_counter()
+            ordered(ours.generate(prompts))
+            spent = seconds(device, started)
+            language, vision = weights(ours._load().model)
+            different = {s.image_path for prompt in prompts for s in (*prompt.demonstrations, prompt.query)}
+            patches = PATCHES_PER_TOKEN * sum(visual_tokens(path, ours.profile) for path in different)
+            tflops = 2e-12 * (language * tokens + vision * patches) / spent
+            rate = n_prompts / spent
+            cells = (str(shots), f"{tokens / n_prompts:.0f}", f"{plain_rate:.2f}", f"{rate:.2f}", f"{rate / plain_rate:.1f}")
+            share = f"{tflops / peak_tflops:.1%}" if peak_tflops else "-"
+            print(f"| {' | '.join((*cells, f'{tflops:.2f}', share))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
