@@ -349,8 +349,7 @@ def test_answers_that_came_before_a_failure_are_given_first(script, picture):
     last.set()
     found = []
     with pytest.raises(ServerError, match="status 400"):
-        for batch in batches:
-            found += batch
+        found.extend(item for batch in batches for item in batch)
     assert sorted(found) == [(2, "yes"), (3, "yes")]
 
 
