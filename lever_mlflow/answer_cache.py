@@ -134,8 +134,9 @@ class AnswerCache:
         try:
             if self.path.stat().st_ino == self._inode:
                 aside = next(name for n in range(1, 1000) if not (name := Path(f"{self.path}.damaged-{n}")).exists())
-                for suffix in ("-wal", "-shm"):  # belong to the damaged file; another one must not find them
-                    Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+                for suffix in ("-wal", "-shm"):  # belong to this file: it keeps them, and the new one must not find them
+                    if Path(f"{self.path}{suffix}").exists():
+                        os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
                 os.replace(self.path, aside)
                 log.warning("%s: %s; set aside as %s, and a new answer cache begun", self.path, reason, aside.name)
             self._connect()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,11 +30,8 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         DataError: the file is missing, does not decode, or is a decompression bomb.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # which exceptions damaged files raise is up to Pillow's many decoders
-        raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
+    with _opened(path) as image:
+        return image.convert("RGB")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -42,10 +40,16 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing or no image.
     """
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            yield image
+    except Exception as error:  # which exceptions damaged files raise is up to Pillow's many decoders
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 
 

@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -90,6 +91,21 @@ def test_a_damaged_or_foreign_file_is_set_aside_and_never_trusted(tmp_path, capl
         assert f"set aside as a.sqlite.damaged-{round_}, and a new answer cache begun" in caplog.text
         assert (tmp_path / f"a.sqlite.damaged-{round_}").read_bytes() == content
         path.unlink()
+
+
+def test_a_foreign_database_keeps_what_is_in_its_log(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "theirs")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE notes (text TEXT)")
+        connection.execute("INSERT INTO notes VALUES ('precious')")
+        connection.commit()
+        for suffix in ("", "-wal"):  # while it is open, the note is in the log alone
+            shutil.copy(tmp_path / f"theirs{suffix}", tmp_path / f"a.sqlite{suffix}")
+    with AnswerCache(tmp_path / "a.sqlite") as cache:
+        cache.put([("1", "ours")])
+        assert cache.get(["1"]) == {"1": "ours"}
+    with closing(sqlite3.connect(tmp_path / "a.sqlite.damaged-1")) as connection:
+        assert connection.execute("SELECT text FROM notes").fetchall() == [("precious",)]
 
 
 def test_a_place_that_cannot_hold_the_cache_is_named(tmp_path):

@@ -90,6 +90,25 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     assert resumed.data.tags["mlflow.note.content"] == resumed.data.tags["lever.diagnosis"]
 
 
+def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
+    command = [sys.executable, "-m", "entrypoints.rce", "--rl_data", good_rl_data, "--epochs", "40", "--lr", "2e-3"]
+    environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (states := project.runs(lever_step="rce", lever_state_epoch="2")):
+        assert process.poll() is None, "it ended before it could be terminated"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "error: terminated"
+    (run,) = states
+    assert project.client.get_run(run.info.run_id).info.status == "FAILED"
+    assert int(project.client.get_run(run.info.run_id).data.tags["lever.state_epoch"]) >= 2
+
+
 def failing_from(monkeypatch, name, call):
     """Makes an MLflow function fail from its n-th call with an epoch on, as when the server has gone."""
     function, calls = getattr(mlflow, name), []
