@@ -13,6 +13,7 @@ LAYERS = [
         "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
         "vision_cache", "vlm", "vlm_server", "answer_cache", "checkpoint", "overlap",
+    "paired",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
     {"compare", "report", "tracking", "registry", "serving"},

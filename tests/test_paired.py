@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest, bootstrap, norm, permutation_test, ttest_1samp
+
+from lever_mlflow.paired import difference_shown, holm, mean_interval, questions_needed, sign_flip_p_value
+
+ACCURACIES = np.array([0.0, 0.3, 0.6, 0.9, 1.0])
+
+
+def answers(questions, seed, shift=0.0):
+    """Paired differences of VQA accuracies, most of them 0, in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.choice(ACCURACIES, (2, questions))
+    second = np.where(rng.random(questions) < shift, 1.0, second)
+    return np.where(rng.random(questions) < 0.3, second - first, 0.0)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 1 - 0.05 / 16])
+def test_interval_is_that_of_scipys_bootstrap(confidence):
+    differences = answers(400, 1)
+    theirs = bootstrap(
+        (differences,),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        confidence_level=confidence,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert mean_interval(differences, confidence, 0) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+
+
+def test_interval_of_equal_values_is_that_value():
+    assert mean_interval(np.full(50, 0.3), 0.95, 0) == (0.3, 0.3)
+
+
+def test_interval_depends_on_its_seed_alone():
+    differences = answers(100, 2)
+    assert mean_interval(differences, 0.95, 7) == mean_interval(differences[::-1], 0.95, 7)
+    assert mean_interval(differences, 0.95, 7) != mean_interval(differences, 0.95, 8)
+
+
+def test_95_percent_intervals_cover_the_truth_in_93_to_97_percent_of_experiments():
+    """400 questions, of which 30 % differ, some of them for the better: 2,000 experiments with a known mean."""
+    better, differing = 0.2, 0.3
+    gain = (1.0 - ACCURACIES.mean()) * better  # of a question that differs: its second answer becomes right
+    covered = 0
+    for seed in range(2000):
+        low, high = mean_interval(answers(400, seed, better), 0.95, seed)
+        covered += low <= differing * gain <= high
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+@pytest.mark.parametrize("questions", [8, 12])
+def test_p_value_of_few_questions_is_scipys_exact_one(questions):
+    for seed in range(5):
+        differences = answers(questions, seed)
+        nonzero = differences[differences != 0]
+        if len(nonzero) > 1:
+            theirs = permutation_test((nonzero,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+            assert sign_flip_p_value(differences) == pytest.approx(theirs)
+
+
+def test_p_value_of_many_questions_is_scipys_drawn_one():
+    differences = answers(400, 3, 0.15)
+    nonzero = differences[differences != 0]
+    theirs = permutation_test(
+        (nonzero,), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    ).pvalue
+    assert 0.001 < sign_flip_p_value(differences) < 0.5
+    assert sign_flip_p_value(differences) == pytest.approx(theirs, abs=0.01)
+
+
+def test_p_value_of_right_or_wrong_answers_is_mcnemars():
+    differences = np.repeat([1.0, -1.0, 0.0], [30, 14, 756])
+    assert sign_flip_p_value(differences) == pytest.approx(binomtest(14, 44).pvalue)
+
+
+@pytest.mark.parametrize(("values", "p_value"), [([], 1.0), ([0.0] * 9, 1.0), ([1.0], 1.0), ([0.3] * 6, 2 / 2**6)])
+def test_p_value_at_the_edges(values, p_value):
+    assert sign_flip_p_value(np.array(values)) == pytest.approx(p_value)
+
+
+def test_p_value_of_means_of_three_draws_and_of_values_off_every_grid():
+    differences = np.array([0.1 / 3, -0.2 / 3, 0.1, 0.5, 0.7 / 3, 0.9])
+    theirs = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip_p_value(differences) == pytest.approx(theirs)
+    uneven = np.random.default_rng(0).normal(0.2, 0.3, 12)
+    theirs = permutation_test((uneven,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip_p_value(uneven) == pytest.approx(theirs, abs=0.002)
+
+
+def test_holm_by_hand():
+    """Sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.5."""
+    adjusted, levels = holm([0.03, 0.01, 0.5, 0.02])
+    assert adjusted == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert levels == pytest.approx([0.05 / 2, 0.05 / 4, 0.05, 0.05 / 3])
+    assert holm([0.02, 0.021])[0] == pytest.approx([0.04, 0.04])  # never below the one before
+    assert holm([0.6, 0.9])[0] == [1.0, 1.0]
+    assert holm([]) == ([], [])
+
+
+def test_questions_needed_by_hand_and_in_use():
+    # (1.95996 + 0.84162) ** 2 * (20 / 2) ** 2 = 7.84887 * 100
+    assert questions_needed(2.0, 20.0) == questions_needed(-2.0, 20.0) == 785
+    assert questions_needed(0.0, 20.0) is None
+    assert questions_needed(50.0, 1.0) == 2
+    rng = np.random.default_rng(0)
+    shown = [ttest_1samp(rng.normal(2.0, 20.0, 785), 0.0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_difference_that_is_shown_is_the_inverse_of_the_questions_needed():
+    shown = difference_shown(800, 20.0, level=0.01)
+    assert shown == pytest.approx((norm.isf(0.005) + norm.isf(0.2)) * 20 / 800**0.5)
+    assert questions_needed(shown * 1.0001, 20.0, level=0.01) == 800
