@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import DataSettings, GateSettings, GrpoSettings, PoolSampler, RceSettings, RolloutSettings
+from lever_mlflow.types import DataSettings, GateSettings, GrpoSettings, Language, PoolSampler, RceSettings, RolloutSettings
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
@@ -32,6 +32,7 @@ __all__ = [
     "gate_options",
     "in_order",
     "in_processes",
+    "language_option",
     "launch",
     "make_pipeline",
     "model_name_option",
@@ -153,6 +154,7 @@ vlm_option = _grouped(
     option("vlm", str, "mini", "mini, folder or hub name of a Qwen2.5-VL, or URL of an OpenAI-compatible server"),
     option("vlm_model", str, AUTO, "the model on that server; auto: the only one it has"),
 )
+language_option = option("lang", click.Choice(get_args(Language)), "en", "language of the report")
 model_name_option = option("model_name", str, AUTO, "registered model; auto names it after data set and VLM")
 pool_sampler_option = option(
     "pool_sampler", click.Choice(get_args(PoolSampler)), RolloutSettings.pool_sampler, "how candidates are drawn"

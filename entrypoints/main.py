@@ -9,6 +9,7 @@ from entrypoints._cli import (
     Positive,
     in_order,
     in_processes,
+    language_option,
     launch,
     make_pipeline,
     model_name_option,
@@ -38,6 +39,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutS
 @option("rce_lr", Positive(strict=True), RceSettings.lr, "learning rate of RCE")
 @option("grpo_epochs", Positive(int, 1), GrpoSettings.epochs, "epochs of GRPO")
 @option("grpo_lr", Positive(strict=True), GrpoSettings.lr, "learning rate of GRPO")
+@language_option
 @in_processes
 def main(**values: Any) -> None:
     """Run every step as a child run; finished steps with the same inputs are reused."""
@@ -53,6 +55,7 @@ def main(**values: Any) -> None:
             EvalSettings(
                 in_order(values["sizes"]), in_order(values["shots"]), values["n_selection"], pool_sampler=values["pool_sampler"]
             ),
+            values["lang"],
         )
         run_here(step)
 

@@ -7,6 +7,7 @@ running that step first, as a child of the active run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -25,12 +26,13 @@ from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.evaluate import split_questions
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, ParameterError
 from lever_mlflow.resources import Resources
+from lever_mlflow.results import read_results
 from lever_mlflow.rewards import RewardMode
 from lever_mlflow.rl_data import RLData, load_rl_data
 from lever_mlflow.rollout import check_settings, choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
-from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, Language, RceSettings, RolloutSettings
 
 __all__ = ["AUTO", "NONE", "Pipeline"]
 
@@ -299,10 +301,43 @@ class Pipeline:
         steps.register_best(self.context, steps.read_evaluation(run_id))
         return run_id
 
-    def compare(self, evaluations: Sequence[str]) -> Step:
-        """Compares evaluated betas: a Markdown report and ``comparison.json``."""
-        execute = partial(steps.compare_betas, self.context, evaluations)
-        return self._step("compare", "compare", {}, {**self.context.identity(), "evaluations": ",".join(evaluations)}, execute)
+    def given_evaluations(self, references: Sequence[str]) -> list[str]:
+        """Ids of finished evaluations of different betas, each given by its id or the beginning of it.
+
+        Raises:
+            ParameterError: a beginning that several evaluations share, or two of the same beta; the message lists them.
+            MissingRunError: no such finished evaluation in this experiment.
+        """
+        runs = tracking.find_runs("evaluate", {})
+        chosen: dict[str, str] = {}
+        for reference in references:
+            found = [run for run in runs if reference and run.info.run_id.startswith(reference)]
+            if len(found) > 1:
+                named = "; ".join(map(tracking.describe, found))
+                raise ParameterError(f"evaluations={reference}: several begin so: {named}; give more of the id")
+            run_id = found[0].info.run_id if found else reference
+            beta = tracking.run_tags(run_id, "evaluate")["kl_beta"]
+            if beta in chosen:
+                raise ParameterError(f"evaluations: {chosen[beta]} and {run_id} are both of beta {beta}; give one of them")
+            chosen[beta] = run_id
+        return list(chosen.values())
+
+    def compare(self, evaluations: Sequence[str], language: Language) -> Step:
+        """Compares evaluated betas: a report as a page and as Markdown, its figures and ``comparison.json``."""
+        execute = partial(steps.compare_betas, self.context, evaluations, language)
+        inputs = {**self.context.identity(), "evaluations": ",".join(evaluations)}
+        return self._step("compare", "compare", {"lang": language}, inputs, execute)
+
+    def compare_results(self, path: Path, language: Language) -> Step:
+        """Compares the runs in a results file, in the same way; nothing else is read.
+
+        Raises:
+            DataError: the file is not there or not of that shape.
+        """
+        results = read_results(path)
+        inputs = {"results_digest": hashlib.sha256(json.dumps(results.to_json(), sort_keys=True).encode()).hexdigest()[:32]}
+        execute = partial(steps.compare_results, results, str(path), language, self.context.seed)
+        return Step("compare", "compare", {"lang": language, "results": str(path)}, inputs, execute)
 
     def summary(self, comparison_run: str) -> str:
         """A comparison as a table for the terminal, and the line that opens the active run in the UI, whose note it becomes."""
@@ -319,6 +354,7 @@ class Pipeline:
         rce: RceSettings,
         grpo: GrpoSettings,
         evaluation: EvalSettings,
+        language: Language,
     ) -> Step:
         """Every step in turn as a child run; those that finished before with the same inputs are reused.
 
@@ -337,7 +373,7 @@ class Pipeline:
             for kl_beta in kl_betas:
                 grpo_run = tracking.ensure(self.grpo(data, start, replace(grpo, kl_beta=kl_beta)))
                 evaluations.append(self.evaluated(grpo_run, evaluation))
-            log.info("\n%s", self.summary(tracking.ensure(self.compare(evaluations))))
+            log.info("\n%s", self.summary(tracking.ensure(self.compare(evaluations, language))))
 
         settings = {
             "kl_betas": tuple(kl_betas),
@@ -345,6 +381,7 @@ class Pipeline:
             **{f"rce_{name}": value for name, value in asdict(rce).items()},
             **{f"grpo_{name}": value for name, value in asdict(grpo).items() if name != "kl_beta"},
             **{f"evaluation_{name}": value for name, value in asdict(evaluation).items()},
+            "lang": language,
         }
         return self._step("main", "experiment", settings, self._common(), execute)
 

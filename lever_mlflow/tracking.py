@@ -43,6 +43,7 @@ __all__ = [
     "ensure",
     "epoch_metrics",
     "find_run",
+    "find_runs",
     "finite",
     "list_artifacts",
     "log_checkpoint",
@@ -160,26 +161,35 @@ def ensure(step: Step) -> str:
 
 
 def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None, unfinished: bool = False) -> Run | None:
-    """The newest finished run of a step in the active run's experiment whose ``lever.*`` tags have these values.
+    """The newest of ``find_runs``."""
+    runs = find_runs(step, tags, having=having, unfinished=unfinished, most=1)
+    return runs[0] if runs else None
 
-    With ``having``, the newest one that has this tag, whether it finished or not; with ``unfinished``, that did not finish.
+
+def find_runs(
+    step: str, tags: Mapping[str, Any], *, having: str | None = None, unfinished: bool = False, most: int = 10_000
+) -> list[Run]:
+    """The finished runs of a step in the active run's experiment whose ``lever.*`` tags have these values, newest first.
+
+    With ``having``, those that have this tag, whether they finished or not; with ``unfinished``, that did not finish.
     """
     active = mlflow.active_run()
-    assert active is not None, "find_run needs an active run"
+    assert active is not None, "find_runs needs an active run"
     wanted = {"step": step, **tags}
     conditions = [f"tags.`{TAG}{key}` = '{_plain(value)}'" for key, value in wanted.items()]
     if having:
         conditions.append(f"tags.`{TAG}{having}` LIKE '%'")
     if unfinished or not having:
         conditions.append(f"attributes.status {'!=' if unfinished else '='} 'FINISHED'")
-    runs = mlflow.search_runs(
-        experiment_ids=[active.info.experiment_id],
-        filter_string=" and ".join(conditions),
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-        output_format="list",
+    return list(
+        mlflow.search_runs(
+            experiment_ids=[active.info.experiment_id],
+            filter_string=" and ".join(conditions),
+            order_by=["attributes.start_time DESC"],
+            max_results=most,
+            output_format="list",
+        )
     )
-    return runs[0] if runs else None
 
 
 def any_run_tags(run_id: str) -> dict[str, str]:

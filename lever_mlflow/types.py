@@ -14,6 +14,7 @@ __all__ = [
     "Fusion",
     "GateSettings",
     "GrpoSettings",
+    "Language",
     "PoolSampler",
     "Prompt",
     "RceSettings",
@@ -23,6 +24,7 @@ __all__ = [
 
 
 Fusion = Literal["mean", "concat"]  # of image and text features
+Language = Literal["en", "zh"]  # of a report
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "mixed"]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable
-from html import escape
 from typing import TYPE_CHECKING
 
 from lever_mlflow.gate.result import Check, GateResult
 from lever_mlflow.gate.suites import SEVERITIES
+from lever_mlflow.html_page import figure, page, table, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,12 +22,9 @@ _STRUCTURE = ("_columns", "_type", "_not_null", "_known")  # what passes unless 
 _COLOURS = {"pass": "#1a7f37", "info": "#0969da", "warning": "#9a6700", "critical": "#cf222e"}
 _DATA, _REFERENCE, _POSITIVE, _REST = "#0969da", "#bc4c00", "#1a7f37", "#d0d7de"
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100%; margin-bottom: 1rem } th, td { text-align: left; vertical-align: top;
-padding: .3rem .6rem; border-bottom: 1px solid #d1d9e0; overflow-wrap: anywhere } td:nth-child(4) { overflow-wrap: normal }
-.verdict { color: #fff; border-radius: .3rem; padding: .1rem .5rem } .scroll { overflow-x: auto } small { color: #59636e }
-.source { overflow-wrap: anywhere; color: #59636e } .comparison { font-size: 1.1rem; border-left: .3rem solid #bc4c00;
-padding-left: .8rem; overflow-wrap: anywhere } img { max-width: 100%; height: auto } summary { cursor: pointer }
+table { width: 100% } td:nth-child(4) { overflow-wrap: normal }
+.verdict { color: #fff; border-radius: .3rem; padding: .1rem .5rem } .source { overflow-wrap: anywhere; color: #59636e }
+.comparison { font-size: 1.1rem; border-left: .3rem solid #bc4c00; padding-left: .8rem; overflow-wrap: anywhere }
 """
 
 
@@ -49,25 +45,19 @@ def format_table(result: GateResult) -> str:
 
 def report_html(result: GateResult) -> str:
     """A page that loads nothing from anywhere; every text from the data or the suites is escaped."""
-    metrics = "".join(f"<tr><td>{_text(name)}</td><td>{value:.4f}</td></tr>" for name, value in result.metrics.items())
-    head = "".join(f"<th>{title}</th>" for title in _HEADER)
-    comparison = f'<p class="comparison">{_text(result.comparison)}</p>' if result.comparison else ""
-    image = base64.b64encode(figures_png(result)).decode()
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Data gate: {result.verdict}</title><style>{_STYLE}</style></head><body>
-<h1>Data gate: {_badge(result.verdict, result.verdict)}</h1>
-<p class="source">{_text(summary(result))}<br>data {_text(result.digest)}, suites {_text(result.suite_digest)}</p>
+    metrics = [(text(name), f"{value:.4f}") for name, value in result.metrics.items()]
+    comparison = f'<p class="comparison">{text(result.comparison)}</p>' if result.comparison else ""
+    methods = ("method", "trials", "share", "positive", f"mean reward ({result.reward_mode})")
+    body = f"""<h1>Data gate: {_badge(result.verdict, result.verdict)}</h1>
+<p class="source">{text(summary(result))}<br>data {text(result.digest)}, suites {text(result.suite_digest)}</p>
 {comparison}
-<img alt="{_text(_description(result))}" src="data:image/png;base64,{image}">
+{figure(figures_png(result), _description(result))}
 <h2>Expectations</h2>
-<div class="scroll"><table><tr>{head}</tr>{"".join(map(_html_row, _listed(result)))}</table></div>
+{table(_HEADER, map(_html_row, _listed(result)))}
 <h2>Rewards by generation method</h2>
-<table><tr><th>method</th><th>trials</th><th>share</th><th>positive</th><th>mean reward ({_text(result.reward_mode)})</th></tr>
-{_method_rows(result)}</table>
-<details><summary>All figures</summary><table>{metrics}</table></details>
-</body></html>
-"""
+{table(methods, _method_rows(result))}
+<details><summary>All figures</summary>{table((), metrics)}</details>"""
+    return page(f"Data gate: {result.verdict}", body, style=_STYLE)
 
 
 def figures_png(result: GateResult) -> bytes:
@@ -172,35 +162,24 @@ def _description(result: GateResult) -> str:
     return f"Rewards of the trials: {rewards or 'none'}. Positive trials per query: {positives or 'none'}."
 
 
-def _html_row(check: Check) -> str:
-    note = "" if check.passed else f"<br><small>{_text(check.note)}</small>"
+def _html_row(check: Check) -> list[str]:
+    note = "" if check.passed else f"<br><small>{text(check.note)}</small>"
     badge = _badge(_word(check), _word(check))
-    cells = [_text(check.name) + note, _text(check.observed), _text(check.required), badge, _text(_remedy(check))]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return [text(check.name) + note, text(check.observed), text(check.required), badge, text(_remedy(check))]
 
 
-def _method_rows(result: GateResult) -> str:
-    def row(values: tuple[str, ...]) -> str:
-        return "<tr>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>"
-
-    return "\n".join(
-        row(
-            (
-                _text(method.name),
-                str(method.n_trials),
-                f"{100 * method.share:.1f} %",
-                "-" if method.positive_rate is None else f"{100 * method.positive_rate:.1f} %",
-                "-" if method.reward_mean is None else f"{method.reward_mean:.4f}",
-            )
-        )
+def _method_rows(result: GateResult) -> list[list[str]]:
+    return [
+        [
+            text(method.name),
+            str(method.n_trials),
+            f"{100 * method.share:.1f} %",
+            "-" if method.positive_rate is None else f"{100 * method.positive_rate:.1f} %",
+            "-" if method.reward_mean is None else f"{method.reward_mean:.4f}",
+        ]
         for method in result.methods
-    )
+    ]
 
 
 def _badge(word: str, colour: str) -> str:
     return f'<span class="verdict" style="background: {_COLOURS.get(colour, "#59636e")}">{word}</span>'
-
-
-def _text(value: str) -> str:
-    """Escaped, and without lone surrogates, which no file could be written with."""
-    return escape(value.encode("utf-8", "replace").decode("utf-8"))

@@ -1,9 +1,10 @@
 """What each step does inside its MLflow run: call the stage, log what it yields, leave its artifacts."""
 
-from lever_mlflow.steps.comparison import COMPARISON_FILE, compare_betas, promote_beta
+from lever_mlflow.steps.comparison import COMPARISON_FILE, compare_betas, compare_results
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.steps.data import RL_DATA_FILE, check_data, log_skipped, read_verdict, record_trials
 from lever_mlflow.steps.evaluation import evaluate_epochs, read_evaluation, register_best
+from lever_mlflow.steps.promotion import promote_beta
 from lever_mlflow.steps.training import (
     STATE_TAG,
     Interrupted,
@@ -23,6 +24,7 @@ __all__ = [
     "Launch",
     "check_data",
     "compare_betas",
+    "compare_results",
     "evaluate_epochs",
     "find_state",
     "log_skipped",

@@ -1,40 +1,131 @@
-"""Comparison of evaluated betas, and promotion of one."""
+"""Comparison of evaluated betas, of MLflow's runs or of a results file."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import mlflow
 
-from lever_mlflow import compare, registry, report, tracking
+from lever_mlflow import compare, report, tracking
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.results import EpochResult, Results, RunResult
 from lever_mlflow.steps.context import Context
 from lever_mlflow.steps.evaluation import RECORDS_FILE, read_evaluation
-from lever_mlflow.tracking import TAG
+from lever_mlflow.types import Language
 
-__all__ = ["COMPARISON_FILE", "compare_betas", "promote_beta"]
+__all__ = ["COMPARISON_FILE", "compare_betas", "compare_results"]
 
 COMPARISON_FILE = "comparison.json"
-
-log = logging.getLogger(__name__)
-
-
-def compare_betas(context: Context, evaluations: Sequence[str]) -> None:
-    """Comparison of finished evaluations, given as run ids: logs ``report.md`` and ``comparison.json``."""
-    results = []
-    for run_id in evaluations:
-        records = compare.read_records(tracking.artifact(run_id, RECORDS_FILE))
-        results.append(compare.Evaluation(run_id, read_evaluation(run_id), records))
-    comparison = compare.compare(results, seed=context.seed)
-    mlflow.log_dict(comparison, COMPARISON_FILE)
-    mlflow.log_text(report.markdown(comparison), "report.md")
-    mlflow.set_tag("mlflow.note.content", comparison["verdict"])
+_NAMES = frozenset({"models", "grpo_run", "start_uri", "checkpoints"})  # of runs and models; their digests are compared
+_OF_DATA = "rl_data_digest"  # stands with what else is known of the RL data
+_MEASURED = frozenset({"n_oracle", "random_draws"})  # what was measured of the baselines decides nothing
+_CURVE_NAMES = {"adv_std": "advantage_std", "adv_max": "advantage_max"}
 
 
-def promote_beta(context: Context, kl_beta: float) -> None:
-    """Promotion of a beta's version to champion."""
-    version, former = registry.promote(context.registered_name, kl_beta)
-    log.info("%s: version %s (beta %g) is champion", context.registered_name, version, kl_beta)
-    if former is not None:
-        log.info("%s: version %s is previous-champion", context.registered_name, former)
-    mlflow.set_tag(f"{TAG}champion", version)
+def compare_betas(context: Context, evaluations: Sequence[str], language: Language) -> None:
+    """Comparison of finished evaluations, given as run ids; logs it as ``_log`` does."""
+    found = {run_id: read_evaluation(run_id) for run_id in evaluations}
+    runs = sorted((_result(run_id, evaluation) for run_id, evaluation in found.items()), key=lambda run: run.kl_beta)
+    records = {
+        found[run_id]["kl_beta"]: compare.read_records(tracking.artifact(run_id, RECORDS_FILE)) for run_id in evaluations
+    }
+    resources, settings = context.resources, next(iter(found.values()))["settings"]
+    results = Results(tuple(runs), resources.dataset, resources.vlm, settings["pool_sampler"], complete=True)
+    questions = {sample.question_id: sample.question for sample in resources.val}
+    _log(compare.compare(results, records, seed=context.seed, questions=questions), language)
+
+
+def compare_results(results: Results, file: str, language: Language, seed: int) -> None:
+    """Comparison of a results file's runs; logs it as ``_log`` does."""
+    facts = compare.compare(results, {}, seed=seed)
+    _log({**facts, "command": f"mlflow run . -e compare -P results={file}"}, language)
+
+
+def _log(facts: dict[str, Any], language: Language) -> None:
+    """Logs ``report.md``, ``report.html``, ``comparison.json`` and the figures; the verdict becomes the run's description."""
+    figures = report.figures(facts)
+    verdict = report.verdict(facts, language)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, png in figures.items():
+            (folder / file).write_bytes(png)
+        (folder / "report.md").write_text(report.markdown(facts, language, figures), encoding="utf-8")
+        (folder / "report.html").write_text(report.html(facts, language, figures), encoding="utf-8")
+        comparison = json.dumps({"verdict": verdict, **facts}, indent=2, ensure_ascii=False)
+        (folder / COMPARISON_FILE).write_text(comparison, encoding="utf-8")
+        mlflow.log_artifacts(name)
+    mlflow.set_tag("mlflow.note.content", verdict)
+
+
+def _result(run_id: str, evaluation: Mapping[str, Any]) -> RunResult:
+    try:
+        return _run(run_id, evaluation)
+    except KeyError as error:
+        raise DataError(f"run {run_id}: its evaluation has no {error}, it is of an older version; evaluate again") from None
+
+
+def _run(run_id: str, evaluation: Mapping[str, Any]) -> RunResult:
+    """An evaluation as one beta's results: accuracies in percent, epochs apart from baselines."""
+    inputs = evaluation["inputs"]
+    sections = {"training": evaluation["training"], "evaluation": evaluation["settings"]}
+    config = {name: _scalar(value) for name, value in inputs.items() if name not in _NAMES and name != _OF_DATA}
+    config |= {
+        f"{section}.{name}": _scalar(value)
+        for section, settings in sections.items()
+        for name, value in settings.items()
+        if name not in _MEASURED
+    }
+    cells: dict[str, dict[tuple[int, int], float]] = {}
+    for row in evaluation["accuracy"]:
+        cells.setdefault(row["policy"], {})[row["size"], row["shots"]] = 100.0 * row["accuracy"]
+    epochs = tuple(
+        EpochResult(
+            int(metrics["epoch"]),
+            {_CURVE_NAMES.get(name, name): value for name, value in metrics.items() if name != "epoch"},
+            cells.pop(f"epoch {int(metrics['epoch'])}"),
+        )
+        for metrics in evaluation["epochs"]
+    )
+    return RunResult(
+        evaluation["kl_beta"],
+        config,
+        {"digest": inputs[_OF_DATA], **evaluation["rl_data"]},
+        epochs,
+        baselines=cells,
+        best_epoch=evaluation["best_epoch"],
+        selection={int(epoch): 100.0 * value for epoch, value in evaluation["selection_accuracy"].items()},
+        registered=evaluation["registered"],
+        overlap=tuple(evaluation["overlap"]),
+        best_single=evaluation["best_single"],
+        best_digest=evaluation["registration"]["checkpoint_digest"],
+        profile=", ".join(f"{name}={value!r}" for name, value in evaluation["profile"].items()),
+        run_id=run_id,
+        commands=tuple(_commands(evaluation)),
+    )
+
+
+def _scalar(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _commands(evaluation: Mapping[str, Any]) -> list[str]:
+    """The commands that train and evaluate one beta again, on the RL data and with the names given then."""
+    inputs, training = evaluation["inputs"], evaluation["training"]
+    settings = {name: _scalar(value) for name, value in evaluation["settings"].items()}
+    others = {"checkpoints": ",".join(evaluation["checkpoints"])} if evaluation["checkpoints"] else {}
+    train = {
+        "rl_data": evaluation["rl_data"]["source"],
+        **training,
+        "init": inputs["start_uri"],
+        "seed": inputs["training_seed"],
+        "reward_mode": inputs["reward_mode"],
+    }
+    test = {"kl_beta": evaluation["kl_beta"], "grpo_run": inputs["grpo_run"], "seed": inputs["seed"], **settings, **others}
+    return [
+        f"mlflow run . -e {step} " + " ".join(f"-P {name}={value}" for name, value in parameters.items())
+        for step, parameters in (("grpo", train), ("evaluate", test))
+    ]

@@ -101,6 +101,7 @@ def evaluate_epochs(
         "settings": asdict(settings),
         "training": tracking.run_settings(grpo_run),
         "inputs": dict(inputs),
+        "rl_data": _rl_data(grpo_run),
         "epochs": tracking.epoch_metrics(grpo_run),
         "profile": asdict(context.resources.language_model.profile),
         "accuracy": rows,
@@ -132,6 +133,18 @@ def register_best(context: Context, result: Mapping[str, Any]) -> str:
 def read_evaluation(run_id: str) -> dict[str, Any]:
     """The ``evaluation.json`` of a finished evaluation."""
     return dict(json.loads(tracking.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
+
+
+def _rl_data(grpo_run: str) -> dict[str, Any]:
+    """What a GRPO run was trained on: where it was read, its size and how much there was to learn from."""
+    metrics = mlflow.get_run(grpo_run).data.metrics
+    queries = int(metrics["data/n_queries"])
+    return {
+        "source": tracking.run_tags(grpo_run, "grpo")["rl_data_source"],
+        "n_queries": queries,
+        "n_positive_queries": round(metrics["data/positive_query_rate"] * queries),
+        "mean_reward": metrics["data/reward_mean"],
+    }
 
 
 def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
