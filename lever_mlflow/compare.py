@@ -23,7 +23,7 @@ from scipy.stats import norm
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.findings import change, choice, findings, trend
 from lever_mlflow.overlap import overlaps
-from lever_mlflow.paired import holm, mean_interval, questions_needed, sign_flip_p_value
+from lever_mlflow.paired import holm, interval, questions_needed, resampled_means, sign_flip_p_value
 from lever_mlflow.results import Accuracies, EpochResult, Results, RunResult
 
 __all__ = ["BEST", "CURVES", "TIE", "Records", "compare", "read_records"]
@@ -31,6 +31,7 @@ __all__ = ["BEST", "CURVES", "TIE", "Records", "compare", "read_records"]
 TIE = 0.25  # points; a smaller difference is a tie whatever its interval
 LEVEL = 0.05
 BEST = "best"
+DIGITS = 6  # of a metric that are shown; what these do not show is no change
 CURVES = ("train_loss", "val_loss", "ppo_loss", "kl", "advantage_std", "advantage_max", "beta")
 _INTENDED = frozenset({"kl_beta", "training.kl_beta"})
 _EXAMPLES = 5  # questions lost, and as many won
@@ -43,31 +44,38 @@ class Records:
         self._frame = frame[frame.part == "report"]
 
     @cached_property
-    def accuracies(self) -> pd.DataFrame:
-        """A row per question (position, question_id), a column per (policy, shots); several draws are averaged."""
-        return self._frame.pivot_table(
+    def _table(self) -> tuple[np.ndarray, dict[tuple[str, int], np.ndarray]]:
+        """Question ids in the seeded order, and accuracies by (policy, shots); several draws are averaged."""
+        table = self._frame.pivot_table(
             index=["position", "question_id"], columns=["policy", "shots"], values="accuracy", aggfunc="mean"
         )
+        names: list[tuple[str, int]] = table.columns.to_flat_index().tolist()
+        columns = {name: table.iloc[:, i].to_numpy() for i, name in enumerate(names)}
+        return table.index.get_level_values("question_id").to_numpy(), columns
 
     def of(self, policy: str, shots: int, size: int) -> pd.Series | None:
-        """Accuracies in [0, 1] on the first ``size`` questions, by position and question; None where not all are there."""
-        if (policy, shots) not in self.accuracies:
-            return None
-        column = self.accuracies[policy, shots].iloc[:size].dropna()
-        return column if len(column) == size else None
+        """Accuracies in [0, 1] on the first ``size`` questions, by question id; None where not all are there."""
+        ids, columns = self._table
+        found = columns.get((policy, shots))
+        return None if found is None else _whole(ids, [found], size)
 
     def mean_of(self, policy: str, size: int) -> pd.Series | None:
         """As ``of``, mean over the shot counts that the policy was evaluated at."""
-        policies = self.accuracies.columns.get_level_values("policy")
-        if policy not in policies:
-            return None
-        column = self.accuracies.loc[:, policies == policy].iloc[:size].mean(axis="columns").dropna()
-        return column if len(column) == size else None
+        ids, columns = self._table
+        return _whole(ids, [column for (name, _), column in columns.items() if name == policy], size)
 
     def shown(self, policy: str) -> pd.DataFrame:
         """Picks and answers of a policy: columns ``question_id``, ``shots``, ``picks``, ``answer``, ``accuracy``."""
         rows = self._frame[self._frame.policy == policy]
         return rows[["question_id", "shots", "picks", "answer", "accuracy"]]
+
+
+def _whole(ids: np.ndarray, columns: Sequence[np.ndarray], size: int) -> pd.Series | None:
+    """The mean of columns on the first questions; None where one of them lacks any."""
+    if not columns or len(ids) < size:
+        return None
+    mean = np.mean([column[:size] for column in columns], axis=0)
+    return None if np.isnan(mean).any() else pd.Series(mean, index=ids[:size])
 
 
 class _Pair(NamedTuple):
@@ -91,13 +99,19 @@ def read_records(path: Path) -> Records:
 
 
 def compare(
-    results: Results, records: Mapping[float, Records], *, seed: int, questions: Mapping[int, str] | None = None
+    results: Results,
+    records: Mapping[float, Records],
+    *,
+    seed: int,
+    questions: Mapping[int, str] | None = None,
+    project: str = "mlflow run .",
 ) -> dict[str, Any]:
     """Everything that a report says, as JSON: the results and what follows from them.
 
     Args:
         records: by beta, where there are any; without them only a bound on the error of a difference is known.
         questions: texts by question id, for the examples.
+        project: how the commands that the report names begin.
 
     Raises:
         ParameterError: no run, or two of the same beta.
@@ -126,10 +140,10 @@ def compare(
         "overlap_of_best": [row for pair in pairs for row in _overlap_of_best(pair, records)],
         "against_baselines": against,
         "ranking": _ranking(runs, records, sizes, seed),
-        "missing": _missing(runs, sizes, shots),
+        "missing": _missing(runs, sizes, shots, project),
         "examples": _examples(pairs[0], records, max(shots, default=0), questions) if len(pairs) == 1 and questions else [],
     }
-    facts["command"] = f"mlflow run . -e compare -P kl_betas={','.join(f'{beta:g}' for beta in betas)}"
+    facts["command"] = f"{project} -e compare -P kl_betas={','.join(f'{beta:g}' for beta in betas)}"
     facts["choice"] = choice(runs, reference, facts)
     facts["findings"] = list(findings(runs, facts))
     return facts
@@ -172,7 +186,7 @@ def _grid(runs: Sequence[RunResult]) -> tuple[list[int], list[int]]:
 
 
 def _curves(run: RunResult) -> dict[str, Any]:
-    """Metrics by epoch, each with its changes in percent and its trend."""
+    """Metrics by epoch, as they are shown, each with its changes in percent and its trend."""
     names = [*CURVES, *sorted({name for epoch in run.epochs for name in epoch.metrics} - set(CURVES))]
     values = {name: [_metric(run, epoch, name) for epoch in run.epochs] for name in names}
     return {
@@ -187,7 +201,8 @@ def _curves(run: RunResult) -> dict[str, Any]:
 def _metric(run: RunResult, epoch: EpochResult, name: str) -> float | None:
     """A metric of an epoch; beta, where it was not logged, is the run's own."""
     fixed = run.kl_beta if name == "beta" and epoch.metrics and not run.config.get("adaptive_beta") else None
-    return epoch.metrics.get(name, fixed)
+    value = epoch.metrics.get(name, fixed)
+    return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
 def _differences(
@@ -261,17 +276,25 @@ def _test(rows: Sequence[dict[str, Any]], seed: int) -> None:
         else:
             error = row["deviation"] / np.sqrt(row["size"])
             row["kind"], row["p"] = "bound", float(2.0 * norm.sf(abs(row["points"]) / error)) if error else 1.0
-    for row, adjusted, level in zip(rows, *holm([row["p"] for row in rows]), strict=True):
-        row["interval"], row["interval_holm"] = (_interval(row, 1.0 - share, seed) for share in (LEVEL, level))
+    means = dict(zip(*_resampled(rows, seed), strict=True))
+    for i, (row, adjusted, level) in enumerate(zip(rows, *holm([row["p"] for row in rows]), strict=True)):
+        row["interval"], row["interval_holm"] = (_interval(row, means.get(i), 1.0 - share) for share in (LEVEL, level))
         low, high = row["interval_holm"]
         row["p_holm"] = adjusted
         row["significant"] = row["direction"] != "tie" and adjusted < LEVEL and (low > 0.0 or high < 0.0)
         row["questions_needed"] = questions_needed(row["points"], row["deviation"], level)
 
 
-def _interval(row: Mapping[str, Any], confidence: float, seed: int) -> list[float]:
-    if row["paired_Q"] is not None:
-        return [100.0 * end for end in mean_interval(row["paired_Q"], confidence, seed)]
+def _resampled(rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[list[int], list[np.ndarray]]:
+    """Places of the rows with paired differences, and their resampled means."""
+    paired = [i for i, row in enumerate(rows) if row["paired_Q"] is not None]
+    return paired, resampled_means([rows[i]["paired_Q"] for i in paired], seed)
+
+
+def _interval(row: Mapping[str, Any], means_R: np.ndarray | None, confidence: float) -> list[float]:
+    """In points: of the resampled means, else a bound."""
+    if means_R is not None:
+        return [100.0 * end for end in interval(means_R, confidence)]
     reach = float(norm.isf((1.0 - confidence) / 2.0)) * row["deviation"] / float(np.sqrt(row["size"]))
     return [row["points"] - reach, row["points"] + reach]
 
@@ -325,7 +348,7 @@ def _epochs_compared(run: RunResult) -> list[dict[str, Any]]:
                 "equal": sum(first.accuracy[cell] == second.accuracy[cell] for cell in cells),
                 "largest": max((abs(second.accuracy[cell] - first.accuracy[cell]) for cell in cells), default=None),
                 "overlap": {str(row["shots"]): row["ordered"] for row in picks},
-                "reasons": sorted({row["reason"] for row in picks if "reason" in row}),
+                "reason": max(picks, key=lambda row: int(row["shots"])).get("reason") if picks else None,
             }
         )
     return rows
@@ -387,45 +410,45 @@ def _ranking(
     runs: Sequence[RunResult], records: Mapping[float, Records], sizes: Sequence[int], seed: int
 ) -> list[dict[str, Any]]:
     """Best epochs, by accuracy on the selection questions where all have one, else by the mean of the largest size."""
-    rows = []
-    for run in runs:
-        if run.best_epoch is None:
-            continue
+    rows: list[dict[str, Any]] = []
+    means: dict[int, np.ndarray] = {}
+    for run in (run for run in runs if run.best_epoch is not None):
         cells = [value for (size, _), value in _accuracies(run, run.best_epoch).items() if size == sizes[-1]]
-        means_Q = records[run.kl_beta].mean_of(f"epoch {run.best_epoch}", sizes[-1]) if run.kl_beta in records else None
+        mean_Q = records[run.kl_beta].mean_of(f"epoch {run.best_epoch}", sizes[-1]) if run.kl_beta in records else None
+        if mean_Q is not None:
+            means[len(rows)] = mean_Q.to_numpy()
         (epoch,) = [epoch for epoch in run.epochs if epoch.epoch == run.best_epoch]
         rows.append(
             {
                 "beta": run.kl_beta,
                 "epoch": run.best_epoch,
-                "selection": run.selection.get(run.best_epoch),
+                "selection": run.selection.get(run.best_epoch or 0),
                 "accuracy": float(np.mean(cells)) if cells else None,
-                "interval": None
-                if means_Q is None
-                else [100.0 * end for end in mean_interval(means_Q.to_numpy(), 1.0 - LEVEL, seed)],
+                "interval": None,
                 "kl": epoch.metrics.get("kl"),
                 "size": sizes[-1] if sizes else None,
                 "registered": run.registered and dict(run.registered),
             }
         )
+    for place, means_R in zip(means, resampled_means(list(means.values()), seed), strict=True):
+        rows[place]["interval"] = [100.0 * end for end in interval(means_R, 1.0 - LEVEL)]
     key = "selection" if all(row["selection"] is not None for row in rows) else "accuracy"
     return sorted(rows, key=lambda row: -1.0 if row[key] is None else row[key], reverse=True)
 
 
-def _missing(runs: Sequence[RunResult], sizes: Sequence[int], shots: Sequence[int]) -> list[dict[str, Any]]:
+def _missing(runs: Sequence[RunResult], sizes: Sequence[int], shots: Sequence[int], project: str) -> list[dict[str, Any]]:
     """Cells and curves that a report has a place for and nothing to put there, with the command that would fill them."""
     rows = []
     grid = f"-P sizes={','.join(map(str, sizes))} -P shots={','.join(map(str, shots))}"
     for run in runs:
-        trained = f" -P grpo_run={run.config['grpo_run']}" if "grpo_run" in run.config else ""
-        evaluate = f"mlflow run . -e evaluate -P kl_beta={run.kl_beta:g}{trained} {grid}"
+        evaluate = f"{project} -e evaluate -P kl_beta={run.kl_beta:g} {grid}"
         for epoch in run.epochs:
             cells = [f"{n}/{k}" for n in sizes for k in shots if (n, k) not in epoch.accuracy]
             if cells:
                 rows.append({"beta": run.kl_beta, "epoch": epoch.epoch, "what": cells, "command": evaluate})
             curves = [name for name in CURVES if _metric(run, epoch, name) is None]
             if curves:
-                train = f"mlflow run . -e grpo -P kl_beta={run.kl_beta:g}"
+                train = f"{project} -e grpo -P kl_beta={run.kl_beta:g}"
                 rows.append({"beta": run.kl_beta, "epoch": epoch.epoch, "what": curves, "command": train})
     return rows
 

@@ -1,8 +1,7 @@
 """Statistics of paired differences: what the same questions say about two policies.
 
-Accuracies take few values, so questions with the same difference are taken together: counts of a bootstrap resample are
-multinomial, positive signs among equal sizes are binomial. That is what ``scipy.stats.bootstrap`` and
-``scipy.stats.permutation_test`` do question by question, in a hundredth of the time; tests hold the two against each other.
+They are those of ``scipy.stats.bootstrap`` and ``scipy.stats.permutation_test``, which tests hold them against, for hundreds
+of comparisons at once: all share their resamples, and signs are counted through instead of drawn.
 """
 
 from __future__ import annotations
@@ -12,28 +11,54 @@ from math import ceil
 
 import numpy as np
 from scipy.signal import fftconvolve
-from scipy.stats import binom, multinomial, norm
+from scipy.stats import binom, norm
 
-__all__ = ["RESAMPLES", "difference_shown", "holm", "mean_interval", "questions_needed", "sign_flip_p_value"]
+__all__ = [
+    "RESAMPLES",
+    "difference_shown",
+    "holm",
+    "interval",
+    "mean_interval",
+    "questions_needed",
+    "resampled_means",
+    "sign_flip_p_value",
+]
 
 RESAMPLES = 10_000
+_AT_ONCE = 1_000  # resamples in memory
 _GRIDS = np.arange(1, 1001)
 
 
-def mean_interval(values_Q: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, 10,000 resamples (Efron 1979); (m, m) where all values are equal m.
+def resampled_means(values: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Means of 10,000 bootstrap resamples of each array (Efron 1979); arrays of one length share the resampled questions.
 
     Args:
-        values_Q: a value per question: accuracies, or paired differences of them.
+        values: a value per question in each: accuracies, or paired differences of them.
     """
-    values, counts = np.unique(values_Q, return_counts=True)
-    if len(values) == 1:
-        return float(values[0]), float(values[0])
-    n = len(values_Q)
-    resamples = multinomial(n, counts / n).rvs(RESAMPLES, random_state=np.random.default_rng(seed))
+    means: dict[int, np.ndarray] = {}
+    for n in {len(values_Q) for values_Q in values}:
+        cells = [i for i, values_Q in enumerate(values) if len(values_Q) == n]
+        values_QC = np.stack([values[i] for i in cells], axis=1)
+        rng = np.random.default_rng([seed, n])
+        parts = []
+        for _ in range(RESAMPLES // _AT_ONCE):
+            drawn_RQ = rng.integers(n, size=(_AT_ONCE, n)) + n * np.arange(_AT_ONCE)[:, None]
+            counts_RQ = np.bincount(drawn_RQ.ravel(), minlength=_AT_ONCE * n).reshape(_AT_ONCE, n)
+            parts.append(counts_RQ @ values_QC / n)
+        means |= dict(zip(cells, np.concatenate(parts).T, strict=True))
+    return [means[i] for i in range(len(values))]
+
+
+def interval(means_R: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Percentile interval of resampled means."""
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(resamples @ values / n, [tail, 1.0 - tail])
+    low, high = np.quantile(means_R, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def mean_interval(values_Q: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 10,000 resamples."""
+    return interval(resampled_means([values_Q], seed)[0], confidence)
 
 
 def sign_flip_p_value(differences_Q: np.ndarray) -> float:

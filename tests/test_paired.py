@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, ttest_1samp
 
-from lever_mlflow.paired import difference_shown, holm, mean_interval, questions_needed, sign_flip_p_value
+from lever_mlflow.paired import (
+    difference_shown,
+    holm,
+    interval,
+    mean_interval,
+    questions_needed,
+    resampled_means,
+    sign_flip_p_value,
+)
 
 ACCURACIES = np.array([0.0, 0.3, 0.6, 0.9, 1.0])
 
@@ -30,12 +38,16 @@ def test_interval_is_that_of_scipys_bootstrap(confidence):
 
 
 def test_interval_of_equal_values_is_that_value():
-    assert mean_interval(np.full(50, 0.3), 0.95, 0) == (0.3, 0.3)
+    assert mean_interval(np.full(50, 0.3), 0.95, 0) == pytest.approx((0.3, 0.3))
 
 
-def test_interval_depends_on_its_seed_alone():
+def test_interval_depends_on_its_seed_and_not_on_what_else_is_asked():
     differences = answers(100, 2)
-    assert mean_interval(differences, 0.95, 7) == mean_interval(differences[::-1], 0.95, 7)
+    (alone,) = resampled_means([differences], 7)
+    beside = resampled_means([answers(50, 3), differences, answers(100, 4)], 7)
+    assert [len(means) for means in beside] == [10_000] * 3
+    assert beside[1] == pytest.approx(alone, abs=1e-12)
+    assert mean_interval(differences, 0.95, 7) == mean_interval(differences, 0.95, 7)
     assert mean_interval(differences, 0.95, 7) != mean_interval(differences, 0.95, 8)
 
 
@@ -44,9 +56,10 @@ def test_95_percent_intervals_cover_the_truth_in_93_to_97_percent_of_experiments
     better, differing = 0.2, 0.3
     gain = (1.0 - ACCURACIES.mean()) * better  # of a question that differs: its second answer becomes right
     covered = 0
-    for seed in range(2000):
-        low, high = mean_interval(answers(400, seed, better), 0.95, seed)
-        covered += low <= differing * gain <= high
+    for batch in range(8):
+        experiments = [answers(400, seed, better) for seed in range(250 * batch, 250 * (batch + 1))]
+        ends = [interval(means, 0.95) for means in resampled_means(experiments, batch)]
+        covered += sum(low <= differing * gain <= high for low, high in ends)
     assert 0.93 <= covered / 2000 <= 0.97
 
 

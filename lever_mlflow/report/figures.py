@@ -92,7 +92,7 @@ def _differences(facts: Facts) -> Figure | None:
     panel.axvline(0.0, color="0.4", linewidth=1.0, linestyle="--")
     same = len({row["beta"] for row in rows}) == 1
     betas = ["" if same else f"β {row['beta']:g}, " for row in rows]
-    labels = [f"{b}{_label(row)}{row['size']} questions, {row['shots']} shots" for b, row in zip(betas, rows, strict=True)]
+    labels = [f"{b}{_label(row)}{row['size']} questions, {_shots(row['shots'])}" for b, row in zip(betas, rows, strict=True)]
     panel.set_yticks(range(len(rows)), labels, fontsize=8)
     panel.invert_yaxis()
     beta = f"β {rows[0]['beta']:g}" if same else "each β"
@@ -156,7 +156,7 @@ def _baselines(facts: Facts) -> Figure | None:
     for name, row in series.items():
         if "0" in row:
             panel.axhline(row["0"], color="0.2", linestyle="--", linewidth=1.2, label=f"{name} (0 shots)")
-    panel.set_xticks(range(len(shots)), [f"{k} shot{'s' * (k != 1)}" for k in shots])
+    panel.set_xticks(range(len(shots)), [_shots(k) for k in shots])
     panel.set_ylabel(f"accuracy on {size} questions, %")
     panel.set_title("Baselines and best epochs")
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -193,9 +193,14 @@ def _line(i: int, count: int) -> dict[str, Any]:
 
 
 def _best(run: Facts) -> Facts:
-    """The best epoch, or the last one where none was chosen."""
+    """The best epoch, or where none was chosen the last one that was evaluated."""
     epochs: Sequence[Facts] = run["epochs"]
-    return next((epoch for epoch in epochs if epoch["epoch"] == run.get("best_epoch")), epochs[-1])
+    evaluated = [epoch for epoch in epochs if epoch["accuracy"]] or epochs
+    return next((epoch for epoch in epochs if epoch["epoch"] == run.get("best_epoch")), evaluated[-1])
+
+
+def _shots(count: int) -> str:
+    return f"{count} shot{'s' * (count != 1)}"
 
 
 def _label(row: Facts) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from lever_mlflow.compare import BEST, CURVES, TIE
+from lever_mlflow.compare import BEST, CURVES, DIGITS, TIE
 from lever_mlflow.findings import FEW_POSITIVE, LITTLE_CONTRAST, primary
 from lever_mlflow.report.blocks import Block, Bullets, Code, Figure, Heading, Paragraph, Table, to_html, to_markdown
 from lever_mlflow.report.words import WORDS
@@ -54,6 +54,7 @@ class _Page:
         self.facts, self.words, self.figures = facts, WORDS[language], figures
         self.runs: Sequence[Facts] = facts["runs"]
         self.betas = [run["kl_beta"] for run in self.runs]
+        self.told = ""  # the last note under a table of differences, which is not repeated
         self.epochs = sorted({epoch["epoch"] for run in self.runs for epoch in run["epochs"]})
 
     def blocks(self) -> list[Block]:
@@ -222,8 +223,7 @@ class _Page:
         rows = [row for row in self.facts["differences"] if row["label"] == BEST]
         if not rows:
             return []
-        blocks: list[Block] = [Heading(2, self.words["differences_best"]), *self.figure("differences.png", "differences")]
-        blocks += self.figure("accuracy.png", "heatmap")
+        blocks: list[Block] = [Heading(2, self.words["differences_best"])]
         for beta in dict.fromkeys(row["beta"] for row in rows):
             blocks += self.differences([row for row in rows if row["beta"] == beta])
         return blocks
@@ -253,14 +253,18 @@ class _Page:
             )
         tests = [row for row in self.facts["differences"] if row["points"] is not None]
         counts = {flag: sum(row["primary"] is flag for row in tests) for flag in (True, False)}
-        told = " + ".join(str(counts[flag]) for flag in (True, False) if any(row["primary"] is flag for row in rows))
+        tested = " + ".join(str(counts[flag]) for flag in (True, False) if any(row["primary"] is flag for row in rows))
         known = [row for row in rows if row["points"] is not None]
-        note = self.say("differences_note", beta=f"{beta:g}", reference=f"{reference:g}", tie=TIE, tests=told)
-        bound = self.say("bound_note", tests=told)
-        return [Table(head, cells), *([Paragraph(bound if _kind(known) == "bound" else note)] if known else [])]
+        note = self.say("differences_note", beta=f"{beta:g}", reference=f"{reference:g}", tie=TIE, tests=tested)
+        bound = self.say("bound_note", tests=tested)
+        told = bound if _kind(known) == "bound" else note
+        new = bool(known) and told != self.told
+        self.told = told
+        return [Table(head, cells), *([Paragraph(told)] if new else [])]
 
     def statistics(self) -> list[Block]:
-        blocks: list[Block] = [Heading(2, self.words["statistics"])] if self.facts["statistics"] else []
+        blocks: list[Block] = [Heading(2, self.words["statistics"]), *self.figure("accuracy.png", "heatmap")]
+        blocks += self.figure("differences.png", "differences")
         for pair in self.facts["statistics"]:
             by_label = pair["by_label"]
             names = [self.label(label) for label in by_label]
@@ -312,8 +316,8 @@ class _Page:
             return self.words["epochs_none"]
         if row["equal"] < row["cells"]:
             return self.say("epochs_some", largest=self.percent(row["largest"]))
-        if row["reasons"]:
-            why = self.say("why_records", reasons="; ".join(row["reasons"]))
+        if row["reason"]:
+            why = self.say("why_records", reason=row["reason"])
         elif row["overlap"]:
             why = self.say("why_answers", share=self.percent(100.0 * min(row["overlap"].values()), digits=1))
         else:
@@ -443,6 +447,8 @@ class _Page:
         if rule == "no_difference":
             name = "needed_nothing" if finding["questions_needed"] is None else "needed_sentence"
             values["needed"] = self.say(name, **values)
+        if rule in ("baseline_up", "baseline_down"):
+            values["points"] = self.percent(abs(finding["points"]))
         if rule.startswith("kl_"):
             values["values"] = " → ".join(map(self.number, finding["values"]))
         limits = {"few": self.percent(100.0 * FEW_POSITIVE, digits=1), "little": f"{LITTLE_CONTRAST:g}"}
@@ -539,7 +545,7 @@ class _Page:
         return self.words["unknown"] if ends is None else f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
     def number(self, value: float | None) -> str:
-        return self.words["missing"] if value is None else f"{value:.6g}"
+        return self.words["missing"] if value is None else f"{value:.{DIGITS}g}"
 
     def value(self, value: Any) -> str:
         if value is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import mlflow
 
 from lever_mlflow import compare, report, tracking
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.resources import Resources
 from lever_mlflow.results import EpochResult, Results, RunResult
 from lever_mlflow.steps.context import Context
 from lever_mlflow.steps.evaluation import RECORDS_FILE, read_evaluation
@@ -29,14 +32,18 @@ _CURVE_NAMES = {"adv_std": "advantage_std", "adv_max": "advantage_max"}
 def compare_betas(context: Context, evaluations: Sequence[str], language: Language) -> None:
     """Comparison of finished evaluations, given as run ids; logs it as ``_log`` does."""
     found = {run_id: read_evaluation(run_id) for run_id in evaluations}
-    runs = sorted((_result(run_id, evaluation) for run_id, evaluation in found.items()), key=lambda run: run.kl_beta)
+    runs = sorted(
+        (_result(run_id, evaluation, _project(context.resources)) for run_id, evaluation in found.items()),
+        key=lambda run: run.kl_beta,
+    )
     records = {
         found[run_id]["kl_beta"]: compare.read_records(tracking.artifact(run_id, RECORDS_FILE)) for run_id in evaluations
     }
     resources, settings = context.resources, next(iter(found.values()))["settings"]
     results = Results(tuple(runs), resources.dataset, resources.vlm, settings["pool_sampler"], complete=True)
     questions = {sample.question_id: sample.question for sample in resources.val}
-    _log(compare.compare(results, records, seed=context.seed, questions=questions), language)
+    project = _project(resources)
+    _log(compare.compare(results, records, seed=context.seed, questions=questions, project=project), language)
 
 
 def compare_results(results: Results, file: str, language: Language, seed: int) -> None:
@@ -61,14 +68,28 @@ def _log(facts: dict[str, Any], language: Language) -> None:
     mlflow.set_tag("mlflow.note.content", verdict)
 
 
-def _result(run_id: str, evaluation: Mapping[str, Any]) -> RunResult:
+def _project(resources: Resources) -> str:
+    """How a command of this experiment begins, with the names that are not defaults."""
+    active = mlflow.active_run()
+    assert active is not None, "a comparison needs an active run"
+    experiment = mlflow.get_experiment(active.info.experiment_id).name
+    defaults = Resources()
+    names = {name: getattr(resources, name) for name in ("dataset", "vlm", "vlm_model", "encoder")}
+    names = {name: value for name, value in names.items() if value != getattr(defaults, name)}
+    choices = asdict(resources.data)
+    names |= {name: _scalar(value) for name, value in choices.items() if value != asdict(defaults.data)[name]}
+    given = [f"-P {shlex.quote(f'{name}={value}')}" for name, value in names.items()]
+    return " ".join(["mlflow run .", f"--experiment-name {shlex.quote(experiment)}", *given])
+
+
+def _result(run_id: str, evaluation: Mapping[str, Any], project: str) -> RunResult:
     try:
-        return _run(run_id, evaluation)
+        return _run(run_id, evaluation, project)
     except KeyError as error:
         raise DataError(f"run {run_id}: its evaluation has no {error}, it is of an older version; evaluate again") from None
 
 
-def _run(run_id: str, evaluation: Mapping[str, Any]) -> RunResult:
+def _run(run_id: str, evaluation: Mapping[str, Any], project: str) -> RunResult:
     """An evaluation as one beta's results: accuracies in percent, epochs apart from baselines."""
     inputs = evaluation["inputs"]
     sections = {"training": evaluation["training"], "evaluation": evaluation["settings"]}
@@ -104,15 +125,18 @@ def _run(run_id: str, evaluation: Mapping[str, Any]) -> RunResult:
         best_digest=evaluation["registration"]["checkpoint_digest"],
         profile=", ".join(f"{name}={value!r}" for name, value in evaluation["profile"].items()),
         run_id=run_id,
-        commands=tuple(_commands(evaluation)),
+        commands=tuple(_commands(evaluation, project)),
     )
 
 
 def _scalar(value: Any) -> Any:
+    """A setting as the command line takes it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={item}" for name, item in value.items()) or "none"
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _commands(evaluation: Mapping[str, Any]) -> list[str]:
+def _commands(evaluation: Mapping[str, Any], project: str) -> list[str]:
     """The commands that train and evaluate one beta again, on the RL data and with the names given then."""
     inputs, training = evaluation["inputs"], evaluation["training"]
     settings = {name: _scalar(value) for name, value in evaluation["settings"].items()}
@@ -126,6 +150,6 @@ def _commands(evaluation: Mapping[str, Any]) -> list[str]:
     }
     test = {"kl_beta": evaluation["kl_beta"], "grpo_run": inputs["grpo_run"], "seed": inputs["seed"], **settings, **others}
     return [
-        f"mlflow run . -e {step} " + " ".join(f"-P {name}={value}" for name, value in parameters.items())
+        f"{project} -e {step} " + " ".join(f"-P {shlex.quote(f'{name}={value}')}" for name, value in parameters.items())
         for step, parameters in (("grpo", train), ("evaluate", test))
     ]
