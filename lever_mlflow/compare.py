@@ -49,8 +49,7 @@ class Records:
         table = self._frame.pivot_table(
             index=["position", "question_id"], columns=["policy", "shots"], values="accuracy", aggfunc="mean"
         )
-        names: list[tuple[str, int]] = table.columns.to_flat_index().tolist()
-        columns = {name: table.iloc[:, i].to_numpy() for i, name in enumerate(names)}
+        columns = {(policy, shots): table[policy, shots].to_numpy() for policy, shots in table.columns.to_numpy().tolist()}
         return table.index.get_level_values("question_id").to_numpy(), columns
 
     def of(self, policy: str, shots: int, size: int) -> pd.Series | None:

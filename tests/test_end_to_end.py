@@ -101,15 +101,70 @@ def test_comparison_has_every_cell(project, experiment):
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     comparison = json.loads((folder / "comparison.json").read_text())
     assert comparison["comparable"]
-    for evaluation in comparison["evaluations"]:
-        cells = {(row["policy"], row["size"], row["shots"]) for row in evaluation["accuracy"]}
-        similar = [f"{kind}-similarity{of}" for kind in ("image", "text", "fused") for of in ("", " of all")]
-        policies = ["random", *similar, "start", "epoch 1", "epoch 2"]
-        expected = {(policy, size, shots) for policy in policies for size in (20, 40) for shots in (1, 2)}
-        assert cells == expected | {("zero-shot", 20, 0), ("zero-shot", 40, 0)}
+    assert comparison["missing"] == []
+    grid = {(size, shots) for size in ("20", "40") for shots in ("1", "2")}
+    for found in comparison["runs"]:
+        similar = {f"{kind}-similarity{of}" for kind in ("image", "text", "fused") for of in ("", " of all")}
+        assert found["baselines"].keys() == similar | {"zero-shot", "random", "start"}
+        assert cells_of(found["baselines"].pop("zero-shot")) == {("20", "0"), ("40", "0")}
+        assert all(cells_of(accuracy) == grid for accuracy in found["baselines"].values())
+        assert [cells_of(epoch["accuracy"]) for epoch in found["epochs"]] == [grid, grid]
+        assert found["rl_data"]["n_queries"] == 60
+    assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 12
     page = (folder / "report.md").read_text()
-    assert "?" not in page
-    assert "nan" not in page
+    assert not re.search(r"\| (\?|missing|nan) \|", page)
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 4
+    assert run.data.tags["mlflow.note.content"] == comparison["verdict"]
+
+
+def cells_of(accuracy):
+    return {(size, shots) for size, row in accuracy.items() for shots in row}
+
+
+def test_comparison_in_chinese_of_given_evaluations(project, experiment):
+    evaluations = project.runs(lever_step="evaluate")
+    given = [run.info.run_id for run in evaluations]
+    result = project.run("compare", evaluations=f"{given[0][:12]},{given[1]}", lang="zh")
+    assert result.returncode == 0, result.stderr
+    run = project.newest()
+    assert "KL_BETA=0.12、0.15：可比较" in run.data.tags["mlflow.note.content"]
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
+    page = (folder / "report.md").read_text()
+    assert "## 关键发现" in page
+    assert (
+        f"mlflow run . --experiment-name small -e evaluate -P kl_beta=0.12 -P grpo_run={grpo_run(evaluations, '0.12')}" in page
+    )
+
+
+def grpo_run(evaluations, beta):
+    return next(run.data.tags["lever.grpo_run"] for run in evaluations if run.data.tags["lever.kl_beta"] == beta)
+
+
+def test_evaluations_that_are_not_told_apart(project, experiment):
+    given = [run.info.run_id for run in project.runs(lever_step="evaluate")]
+    result = project.run("compare", evaluations=f"{given[0]},{given[0]}")
+    assert result.returncode == 1
+    assert error_lines(result)[-1].startswith(f"error: evaluations: {given[0]} and {given[0]} are both of beta 0.1")
+    result = project.run("compare", evaluations="0123456789")
+    assert result.returncode == 1
+    assert error_lines(result)[-1].startswith("error: run 0123456789: ")
+
+
+def test_comparison_of_a_results_file(project):
+    path = ROOT / "tests" / "data" / "predecessor_results.json"
+    result = project.run("compare", results=path, lang="zh")
+    assert result.returncode == 0, result.stderr
+    run = project.newest()
+    assert run.data.tags["mlflow.note.content"].startswith("KL_BETA=0.12、0.15 不可比较")
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
+    assert sorted(found.name for found in folder.iterdir()) == [
+        "accuracy.png", "comparison.json", "differences.png", "report.html", "report.md", "training_curves.png",
+    ]  # fmt: skip
+    assert "| 200 | 1 | 58.8% | 57.0% | -1.8% | ⬇️ |" in (folder / "report.md").read_text()
+    result = project.run("compare", results=ROOT / "pyproject.toml")
+    assert result.returncode == 1
+    assert "pyproject.toml: not valid JSON at line 1" in error_lines(result)[-1]
+    assert project.newest().info.status == "FAILED"
 
 
 def test_summary_and_the_line_that_opens_the_ui(experiment, project):

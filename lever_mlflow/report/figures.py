@@ -81,23 +81,26 @@ def _accuracy(facts: Facts) -> Figure | None:
 
 def _differences(facts: Facts) -> Figure | None:
     known = [row for row in facts["differences"] if row["points"] is not None]
-    rows = ([row for row in known if row["label"] == "best"] or known)[:_MOST_ROWS]
+    several = len({row["beta"] for row in known}) > 1
+    wanted = [row for row in known if row["primary"]] if several else [row for row in known if row["label"] == "best"]
+    rows = (wanted or known)[:_MOST_ROWS]
     if not rows:
         return None
+    left = len(wanted or known) - len(rows)
     figure, (panel,) = _panels(1, 1, width=8.0, height=1.2 + 0.28 * len(rows))
     for i, row in enumerate(rows):
         panel.plot(row["interval_holm"], [i, i], color="0.65", linewidth=1.5, solid_capstyle="butt")
         panel.plot(row["interval"], [i, i], color="0.1", linewidth=3.0, solid_capstyle="butt")
         panel.plot(row["points"], i, marker="D" if row["significant"] else "o", color="white", markeredgecolor="black")
     panel.axvline(0.0, color="0.4", linewidth=1.0, linestyle="--")
-    same = len({row["beta"] for row in rows}) == 1
-    betas = ["" if same else f"β {row['beta']:g}, " for row in rows]
+    betas = ["" if not several else f"β {row['beta']:g}, " for row in rows]
     labels = [f"{b}{_label(row)}{row['size']} questions, {_shots(row['shots'])}" for b, row in zip(betas, rows, strict=True)]
     panel.set_yticks(range(len(rows)), labels, fontsize=8)
     panel.invert_yaxis()
-    beta = f"β {rows[0]['beta']:g}" if same else "each β"
+    beta = "each β" if several else f"β {rows[0]['beta']:g}"
     panel.set_xlabel(f"{beta} minus β {rows[0]['reference']:g}, points")
-    panel.set_title("Differences: 95 % interval (black), corrected (grey); diamond: significant", fontsize=10)
+    more = f" ({left} more are in the tables)" if left else ""
+    panel.set_title(f"Differences: 95 % interval (black), corrected (grey); diamond: significant{more}", fontsize=10)
     return figure
 
 

@@ -32,7 +32,7 @@ def summary(facts: Facts) -> str:
         f"* beta {run['kl_beta']:g}: epoch {run['best_epoch']}, chosen on selection questions, is "
         f"{run['registered']['name']} version {run['registered']['version']}, alias {run['registered']['alias']}"
         for run in runs
-        if "registered" in run
+        if "registered" in run and "best_epoch" in run
     ]
     title = f"VQA accuracy in percent on {size} questions"
     return "\n".join([title, *_aligned(rows), *_oracle(runs), *registered, verdict(facts, "en")])

@@ -1,0 +1,271 @@
+import io
+import os
+import re
+import string
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparisons import results, right, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_results import PREDECESSOR
+
+from lever_mlflow import report
+from lever_mlflow.compare import compare
+from lever_mlflow.exceptions import LeverError
+from lever_mlflow.report.blocks import Bullets, Code, Heading, Paragraph, Table, to_html, to_markdown
+from lever_mlflow.report.words import WORDS
+from lever_mlflow.results import _Misfit, _results, read_results
+
+FUZZ_EXAMPLES = int(os.environ.get("LEVER_FUZZ_EXAMPLES", "60"))
+GOLDEN = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def predecessor():
+    return compare(read_results(PREDECESSOR), {}, seed=0)
+
+
+def facts_of(*pairs, **options):
+    found, records = results(*pairs)
+    return compare(found, records, seed=0, **options)
+
+
+def row(page, *cells):
+    """Whether a table of a Markdown page has a row that begins with these cells."""
+    return "| " + " | ".join(cells) + " |" in page
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_golden_report(predecessor, language):
+    """Delete the file and run this to write it anew; then read it."""
+    path = GOLDEN / f"predecessor_report_{language}.md"
+    page = report.markdown(predecessor, language, ["training_curves.png", "accuracy.png", "differences.png"])
+    if not path.exists():
+        path.write_text(page, encoding="utf-8")
+        pytest.fail(f"{path} is written anew: read it")
+    assert page == path.read_text(encoding="utf-8")
+
+
+def test_the_chinese_report_has_the_predecessors_rows_and_not_its_wrong_reading(predecessor):
+    page = report.markdown(predecessor, "zh")
+    assert "### KL_BETA=0.12 训练指标" in page
+    assert row(page, "Epoch", "Train Loss", "Val Loss", "PPO Loss", "KL", "Adv Std", "Adv Max", "Beta")
+    assert row(page, "样本数", "Shot 1", "Shot 2", "Shot 3", "Shot 4")
+    assert row(page, "200", "57.0%", "56.1%", "55.1%", "55.2%")
+    assert row(page, "800", "49.75%", "47.8%", "47.15%", "47.83%")
+    for shots, reference, beta, difference, arrow in (
+        (1, "58.8%", "57.0%", "-1.8%", "⬇️"),
+        (2, "56.6%", "56.1%", "-0.5%", "⬇️"),
+        (3, "53.9%", "55.1%", "+1.2%", "⬆️"),
+        (4, "55.2%", "55.2%", "0.0%", "➡️"),
+    ):
+        assert f"| 200 | {shots} | {reference} | {beta} | {difference} | {arrow} |" in page
+    assert row(page, "平均差异", "-0.28%", "-0.28%")
+    assert row(page, "提升的配置数", "1/16", "1/16")
+    assert "0.08131 (-13.5%) | 0.07414 (-8.8%)" in page
+    assert "策略向初始策略回退" in page
+    assert "远离初始策略" not in page
+    assert "5/800 (0.6%)" in page
+    assert "664/800 (83.0%)" in page
+    assert "KL_BETA=0.12、0.15 不可比较" in page
+    assert row(page, "start_checkpoint", "RCE epoch 5", "RCE epoch 2", "混淆因素")
+    assert "KL_BETA=0.12：Epoch 1、2 的 4 个配置结果完全相同。" in page
+    assert "?" not in page
+    assert "待填充" not in page
+
+
+def test_both_vocabularies_have_the_same_keys_and_fields():
+    fields = [
+        {key: {name for _, name, _, _ in string.Formatter().parse(text) if name} for key, text in words.items()}
+        for words in WORDS.values()
+    ]
+    assert fields[0] == fields[1]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_no_word_is_left_in_the_other_language(predecessor, language):
+    page = report.markdown(predecessor, language)
+    if language == "en":
+        assert not re.search("[\u4e00-\u9fff]", page)
+    else:
+        titles = [line for line in page.splitlines() if line.startswith("#")]
+        assert all(re.search("[\u4e00-\u9fff]", title) for title in titles)
+
+
+def test_verdicts():
+    better, worse, other = run(0.12, right(60)), run(0.15, right(40)), run(0.15, right(61))
+    assert report.verdict(facts_of(better, worse), "en") == (
+        "Betas 0.12, 0.15: comparable; 0.12 better than 0.15 at 2 shot(s) by 20.0 points (paired on the same questions, "
+        "corrected for 1 comparisons)."
+    )
+    assert "0.15 better than 0.12" in report.verdict(facts_of(run(0.12, right(40)), run(0.15, right(60))), "en")
+    assert report.verdict(facts_of(better, other), "en") == (
+        "Betas 0.12, 0.15: comparable; no difference at any shot count that these 100 questions can show."
+    )
+    confounded = facts_of(better, run(0.15, right(40), config={"lr": 1.0, "start": "rce epoch 4"}))
+    assert report.verdict(confounded, "en") == "Betas 0.12, 0.15 are not comparable: the runs also differ in lr."
+    assert report.verdict(facts_of(better), "en") == "Beta 0.12 alone: nothing to compare it with."
+
+
+def test_words_of_superiority_need_significance():
+    page = report.markdown(facts_of(run(0.12, right(51)), run(0.15, right(50))), "en")
+    assert "better" not in page.replace("nothing shows another one to be better", "")
+    assert "no difference that these 100 questions can show (paired on the same questions). The largest is +1.0 %" in page
+    assert "to see a difference this small takes about 785 questions." in page
+
+
+def test_the_way_of_the_kl_is_read_off_the_numbers():
+    page = report.markdown(facts_of(run(0.12, right(51), right(51)), run(0.15, right(50))), "en")
+    reading = "rises throughout, from 0.01 to 0.02 (+100.0 %); the policy moves further away from the start policy"
+    assert row(page, "kl", "0.01", "0.02 (+100.0 %)", reading)
+
+
+def test_missing_cells_are_shown_with_the_command_that_fills_them():
+    first, second = run(0.12, right(51), sizes=(50,)), run(0.15, right(50), sizes=(50, 100))
+    page = report.markdown(facts_of(first, second, project="mlflow run . --experiment-name demo"), "en")
+    assert row(page, "100", "2", "50.0 %", "missing", "missing", "missing", "missing", "missing", "missing", "missing")
+    command = "mlflow run . --experiment-name demo -e evaluate -P kl_beta=0.12 -P sizes=50,100 -P shots=2"
+    assert row(page, "0.12", "1", "100/2", command)
+
+
+def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
+    facts = facts_of(*(run(b, right(n), selection=s) for b, n, s in ((0.05, 90, 40.0), (0.12, 60, 70.0), (0.3, 30, 50.0))))
+    figures = report.figures(facts)
+    page = report.markdown(facts, "en", figures)
+    assert "beta_curve.png" in figures
+    assert row(page, "1", "0.12", "1", "70.0 %", "60.0 %", "[+50.00, +70.00]", "0.01", "m version 7 (alias kl-0.12)")
+    assert page.index("Differences are KL_BETA=0.05 minus KL_BETA=0.12") < page.index("Differences are KL_BETA=0.3 minus")
+
+
+def test_markup_is_text_in_both_formats():
+    text = '<script>alert("x")</script> | a_b *c* [d](http://e) `f`\n# g & h'
+    blocks = [Heading(1, text), Paragraph(text), Bullets([text]), Table([text], [[text]]), Code([text])]
+    page = to_html(blocks, {}, "en")
+    assert "<script>" not in page
+    escaped = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; | a_b *c* [d](http://e) `f` # g &amp; h"
+    assert " ".join(page.split()).count(escaped) == 7  # title, heading, paragraph, bullet, head and cell of the table, code
+    plain = '&lt;script>alert("x")&lt;/script> \\| a_b \\*c\\* [d]\\(http://e) \\`f\\` # g &amp; h'
+    assert to_markdown(blocks) == (
+        f"# {plain}\n\n{plain}\n\n- {plain}\n\n| {plain} |\n| --- |\n| {plain} |\n\n"
+        '```\n<script>alert("x")</script> | a_b *c* [d](http://e) `f` # g & h\n```\n'
+    )
+
+
+def test_questions_and_answers_are_escaped():
+    texts = {1000 + i: f"<img src=x onerror=alert({i})> | [a](b)?" for i in range(100)}
+    facts = facts_of(run(0.12, right(60)), run(0.15, right(40)), questions=texts)
+    assert facts["examples"]
+    assert "<img src=x" not in report.markdown(facts, "en")
+    page = report.html(facts, "en", report.figures(facts))
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(40)&gt;" in page
+
+
+class Links(HTMLParser):
+    """Collects what a page would load, and the tags that are open."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_is_whole_and_loads_nothing(predecessor, language):
+    figures = report.figures(predecessor)
+    parser = Links()
+    page = report.html(predecessor, language, figures)
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.links) == len(figures) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in parser.links)
+    assert f'<html lang="{language}">' in page
+    assert WORDS[language]["percent"].format(value="58.8") in page
+
+
+def test_figures_are_drawn_and_read_in_grey():
+    figures = report.figures(facts_of(*(run(b, right(50), right(60)) for b in (0.05, 0.12, 0.3))))
+    assert set(figures) == {"training_curves.png", "accuracy.png", "differences.png", "beta_curve.png", "baselines.png"}
+    for png in figures.values():
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        assert np.ptp(pixels, axis=2).max() <= 8  # grey, but for rounding
+        assert pixels.std() > 5
+
+
+def test_fifty_betas_of_three_epochs():
+    rng = np.random.default_rng(0)
+    pairs = [run(round(0.01 * i, 2), *(rng.integers(0, 2, 100).astype(float) for _ in range(3))) for i in range(1, 51)]
+    facts = facts_of(*pairs)
+    page = report.html(facts, "en", report.figures(facts))
+    assert len([row for row in facts["differences"] if row["primary"]]) == 49
+    assert page.count("<h3>KL_BETA=0.5: accuracy</h3>") == 3
+
+
+def test_summary_for_the_terminal():
+    first, second = (
+        run(0.12, right(40)),
+        run(0.15, right(60), best_single={"questions": 50, "oracle": 0.9, "random": 0.4, "winnable": 0.62}),
+    )
+    lines = report.summary(facts_of(first, second)).splitlines()
+    assert lines[0] == "VQA accuracy in percent on 100 questions"
+    assert lines[1].split() == ["0", "shots", "2", "shots"]
+    assert ["zero-shot", "30.00", "-"] in [line.split() for line in lines]
+    assert ["beta", "0.15", "epoch", "1", "*", "-", "60.00"] in [line.split() for line in lines]
+    assert "* beta 0.12: epoch 1, chosen on selection questions, is m version 7, alias kl-0.12" in lines
+    assert (
+        "oracle: 90.00 with the best single demonstration of each pool, on the first 50 questions (40.00 with the mean one; "
+        "it matters on 62 % of them)"
+    ) in lines
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.floats(), st.text(max_size=8))
+cells = st.dictionaries(
+    st.sampled_from(["100", "200", "0", "x"]),
+    st.dictionaries(st.sampled_from(["1", "2", "4"]), st.one_of(st.none(), st.floats(0, 100), scalars), max_size=3),
+    max_size=3,
+)
+epochs = st.fixed_dictionaries(
+    {"epoch": st.integers(1, 4)},
+    optional={
+        "accuracy": cells,
+        "kl": st.one_of(st.floats(-1, 10), scalars),
+        "advantage_std": st.floats(0, 1),
+        "val_loss": st.just(0.0),
+    },
+)
+runs = st.fixed_dictionaries(
+    {"kl_beta": st.sampled_from([0, 0.05, 0.12, 0.15]), "epochs": st.lists(epochs, min_size=1, max_size=3)},
+    optional={
+        "config": st.dictionaries(st.text(max_size=6), scalars, max_size=3),
+        "rl_data": st.dictionaries(st.sampled_from(["n_queries", "n_positive_queries", "mean_reward", "digest"]), scalars),
+        "best_epoch": st.integers(1, 3),
+        "selection_accuracy": st.dictionaries(st.sampled_from(["1", "2"]), st.floats(0, 100)),
+        "baselines": st.dictionaries(st.text(max_size=6), cells, max_size=2),
+        "registered": st.fixed_dictionaries({"name": st.text(), "version": st.text(), "alias": st.text()}),
+    },
+)
+
+
+@settings(max_examples=FUZZ_EXAMPLES, deadline=None)
+@given(st.fixed_dictionaries({"unit": st.just("percent"), "runs": st.lists(runs, max_size=4)}), st.sampled_from(["en", "zh"]))
+def test_any_results_file_gives_a_report_or_a_one_line_error(content, language):
+    try:
+        facts = compare(_results(content), {}, seed=0)
+    except (_Misfit, LeverError):
+        return
+    figures = report.figures(facts)
+    pages = [report.markdown(facts, language, figures), report.html(facts, language, figures), report.summary(facts)]
+    for page in pages:
+        page.encode("utf-8")
+        assert not re.search(r"\bnan\b|\binf\b", page.replace("base64", ""))

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.results import read_results
+
+PREDECESSOR = Path(__file__).parent / "data" / "predecessor_results.json"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """written(change) is a results file of two runs after ``change`` was made to its content."""
+
+    def write(change=lambda content: None):
+        content = {
+            "unit": "percent",
+            "runs": [
+                {"kl_beta": beta, "config": {"lr": 5e-6}, "epochs": [{"epoch": 1, "kl": 0.1, "accuracy": {"100": {"1": 50.0}}}]}
+                for beta in (0.15, 0.12)
+            ],
+        }
+        change(content)
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_predecessors_numbers():
+    results = read_results(PREDECESSOR)
+    first, second = results.runs
+    assert (results.dataset, results.vlm, results.sampler) == ("OKVQA", "Qwen2.5-VL-3B-Instruct", "RandSampler")
+    assert not results.complete
+    assert (first.kl_beta, second.kl_beta) == (0.12, 0.15)
+    assert first.rl_data == {"n_queries": 800, "n_positive_queries": 5, "mean_reward": 0.002}
+    assert first.config["start_checkpoint"] == "RCE epoch 5"
+    assert [epoch.epoch for epoch in first.epochs] == [1, 2, 3]
+    assert first.epochs[1].metrics["kl"] == 0.08131
+    assert first.epochs[0].accuracy == {(200, 1): 57.0, (200, 2): 56.1, (200, 3): 55.1, (200, 4): 55.2}
+    assert len(second.epochs[1].accuracy) == 16
+    assert second.epochs[1].accuracy[800, 2] == 48.33
+
+
+def test_runs_are_sorted_and_written_as_they_are_read(written, tmp_path):
+    results = read_results(written())
+    assert [run.kl_beta for run in results.runs] == [0.12, 0.15]
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(results.to_json()), encoding="utf-8")
+    assert read_results(again) == results
+
+
+def test_null_is_missing(written):
+    results = read_results(
+        written(lambda content: content["runs"][1]["epochs"][0].update(kl=None, accuracy={"100": {"1": None}}))
+    )
+    assert results.runs[0].epochs[0].metrics == {}
+    assert results.runs[0].epochs[0].accuracy == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("unit"), "unit: missing, expected 'percent'"),
+        (lambda c: c.update(unit="fraction"), "unit: 'fraction', expected 'percent'"),
+        (lambda c: c.pop("runs"), "runs: missing, expected a list"),
+        (lambda c: c.update(runs=[]), "runs: empty, expected at least one"),
+        (lambda c: c["runs"][0].update(kl_beta=0.12), "runs: kl_beta 0.12, 0.12, expected each once"),
+        (lambda c: c["runs"][0].update(kl_beta="0.15"), r"runs\[0\].kl_beta: '0.15', expected a number from 0"),
+        (lambda c: c["runs"][0].update(kl_beta=True), r"runs\[0\].kl_beta: True, expected a number"),
+        (lambda c: c["runs"][0].update(kl_beta=-1), r"runs\[0\].kl_beta: -1, expected a number from 0"),
+        (lambda c: c["runs"][1].update(epochs=[]), r"runs\[1\].epochs: epochs \[\], expected at least one"),
+        (
+            lambda c: c["runs"][1].update(epochs=[{"epoch": 1}, {"epoch": 1}]),
+            r"epochs \[1, 1\], expected at least one, and each",
+        ),
+        (lambda c: c["runs"][1]["epochs"][0].update(epoch=0), r"runs\[1\].epochs\[0\].epoch: 0, expected a whole number of at"),
+        (lambda c: c["runs"][1]["epochs"][0].update(kl="low"), r"runs\[1\].epochs\[0\].kl: 'low', expected a number"),
+        (
+            lambda c: c["runs"][0]["epochs"][0].update(accuracy={"100": {"1": 101}}),
+            r"accuracy.100.1: 101, expected a .* to 100",
+        ),
+        (
+            lambda c: c["runs"][0]["epochs"][0].update(accuracy={"01": {"1": 1}}),
+            r"accuracy: size: '01', expected a whole number",
+        ),
+        (lambda c: c["runs"][0]["epochs"][0].update(accuracy={"100": 5}), r"accuracy.100: 5, expected an object"),
+        (lambda c: c["runs"][0].update(config={"lr": [1]}), r"runs\[0\].config.lr: \[1\], expected a text, a number"),
+        (lambda c: c["runs"][0].update(best_epoch=7), r"runs\[0\].best_epoch: 7, expected one of \[1\]"),
+        (lambda c: c["runs"][0].update(registered={"name": "m"}), r"runs\[0\].registered.version: missing, expected a text"),
+        (lambda c: c.update(dataset=5), "dataset: 5, expected a text"),
+        (lambda c: c.update(dataset="x" * 1001), "dataset: 'xxx.*, expected a text of at most 1000 characters"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_place(written, change, message):
+    path = written(change)
+    with pytest.raises(DataError, match=message) as error:
+        read_results(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).endswith("see docs/report.md for the shape of a results file")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.json: no such file; give the path of a results file"):
+        read_results(tmp_path / "nowhere.json")
