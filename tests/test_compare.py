@@ -135,6 +135,9 @@ def test_beta_itself_is_intended_and_the_same_data_may_be_read_elsewhere():
         "training.kl_beta": "intended",
         "kl_beta": "intended",
     }
+    others = [run(beta, right(50), rl_data={"digest": f"{beta}", "source": f"{beta}.json"}) for beta in (0.12, 0.15)]
+    marks = {item["field"]: item["mark"] for item in compared(*others)["fields"]}
+    assert (marks["rl_data.digest"], marks["rl_data.source"]) == ("confounding", "confounding")
 
 
 def test_best_epochs_that_pick_the_same_are_called_out_with_the_reason():
