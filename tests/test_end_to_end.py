@@ -110,6 +110,8 @@ def test_comparison_has_every_cell(project, experiment):
         assert all(cells_of(accuracy) == grid for accuracy in found["baselines"].values())
         assert [cells_of(epoch["accuracy"]) for epoch in found["epochs"]] == [grid, grid]
         assert found["rl_data"]["n_queries"] == 60
+        evaluation = project.client.get_run(found["run_id"]).data.metrics  # the last epoch's
+        assert found["epochs"][-1]["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["acc/n40/shots2"])
     assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 12
     page = (folder / "report.md").read_text()
     assert not re.search(r"\| (\?|missing|nan) \|", page)
