@@ -13,10 +13,10 @@ LAYERS = [
         "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
         "vision_cache", "vlm", "vlm_server", "answer_cache", "checkpoint", "overlap",
-    "paired",
+        "paired", "demonstration_pool", "served_queries",
     },
-    {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
-    {"compare", "report", "tracking", "registry", "serving"},
+    {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources", "retriever"},
+    {"compare", "report", "tracking", "registry", "serving", "served_retriever"},
     {"steps", "pipeline"},
 ]  # fmt: skip
 STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}
