@@ -61,9 +61,7 @@ class DemonstrationPool:
         try:
             content = (Path(folder) / name).read_bytes()
         except OSError:
-            raise DataError(
-                f"{POOL_IMAGES}: no readable {name} in that folder; give the folder of the training images"
-            ) from None
+            raise DataError(f"{POOL_IMAGES}: no readable {name} there; give the folder of the training images") from None
         if hashlib.sha256(content).hexdigest() != self.digests[name]:
             raise DataError(f"{POOL_IMAGES}: {name} there is not the training image; give the folder of the training images")
         return content
