@@ -26,6 +26,7 @@ ONLY_IN = {
     "accelerate": {"distributed"},
     "transformers": {"features", "vlm", "model_files", "mini"},
     "openai": {"vlm_server"},
+    "pydantic": {"served_queries", "served_retriever"},
     "click": {"mini"},
     "datasets": {"hub_dataset"},
 }

@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import free_port
+from conftest import ROOT, free_port
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -320,3 +320,18 @@ print(json.dumps([lever_mlflow.__file__, model.predict([json.load(open("row.json
     mlflow.set_tracking_uri(store)
     assert picks == mlflow.pyfunc.load_model(MODEL).predict([row(small.val[0])])[0].question_ids
     assert not np.array_equal(picks, [])
+
+
+def test_the_lines_of_the_documentation_work_as_they_are(served, model, small, tmp_path):
+    page = (ROOT / "docs" / "serving.md").read_text()
+    _, curl, _, python, refusal = (block.strip() for block in page.split("```")[1::2])
+    (tmp_path / "query.jpg").write_bytes(small.val[0].image_path.read_bytes())
+    line = curl.replace("http://127.0.0.1:5001", served.url)
+    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (answer,) = json.loads(result.stdout)["predictions"]
+    rows = [{**row(small.val[0]), "question": "what is the roman numeral for this number?"}]
+    assert answer["question_ids"] == model.predict(rows)[0].question_ids
+    names = {"image_base64": row(small.val[0])["image"]}
+    exec(python.replace("models:/lever-selector-mini-mini@champion", MODEL), names)
+    assert names["picks"] == model.predict([{**rows[0], "question": "what is this?"}])[0].question_ids
+    assert served.refused({"inputs": [{**rows[0], "question": "a" * 10_000}]}) == json.loads(refusal)["message"]
