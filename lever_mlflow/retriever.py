@@ -23,7 +23,6 @@ from PIL import Image
 from lever_mlflow import mini
 from lever_mlflow.checkpoint import load_selector
 from lever_mlflow.demonstration_pool import DemonstrationPool, load_pool, save_pool
-from lever_mlflow.evaluate import greedy_picks
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.features import Encoder, FeatureTable, fused_features, shared_encoder
 from lever_mlflow.images import decode_image, fit_image, png_data_url
@@ -143,21 +142,17 @@ class Retriever:
             samples, pool.samples, settings.pool_sampler, settings.pool_size, settings.seed, features, pool.features
         )
 
-    @torch.no_grad()
     def pick(self, features: FeatureTable, pools_QN: np.ndarray, shots: int) -> tuple[np.ndarray, np.ndarray]:
-        """The selector's picks from candidate pools as evaluation makes them [Q, K], and their log-probs [Q]."""
+        """The selector's greedy picks from candidate pools as evaluation makes them [Q, K], and their log-probs [Q]."""
         queries_QD, train_SD = features.of(self.selector.fusion), self.pool.features.of(self.selector.fusion)
-        picks_QK = greedy_picks(self.selector, queries_QD, pools_QN, train_SD, shots)
-        pointers_QK = (pools_QN[:, None] == picks_QK[:, :, None]).argmax(axis=2)
-        logprobs = [
-            self.selector.logprobs(
-                torch.from_numpy(queries_QD[rows]),
-                torch.from_numpy(train_SD[pools_QN[rows]]),
-                torch.from_numpy(pointers_QK[rows, None]),
-            )[:, 0].numpy()
-            for rows in (slice(start, start + _ROWS) for start in range(0, len(pools_QN), _ROWS))
-        ]
-        return picks_QK, np.concatenate(logprobs)
+        picks, logprobs = [], []
+        for start in range(0, len(pools_QN), _ROWS):
+            query_BD, pool_BN = queries_QD[start : start + _ROWS], pools_QN[start : start + _ROWS]
+            inputs = torch.from_numpy(query_BD), torch.from_numpy(train_SD[pool_BN])
+            pointers_BK, logprobs_B = self.selector.scored_greedy(*inputs, shots)
+            picks.append(np.take_along_axis(pool_BN, pointers_BK.numpy(), axis=1))
+            logprobs.append(logprobs_B.numpy())
+        return np.concatenate(picks), np.concatenate(logprobs)
 
     def messages(self, query: Query, demonstrations: Sequence[Sample]) -> list[dict[str, Any]]:
         """The prompt in the form of the OpenAI protocol, images as data URLs, fitted as the profile says.

@@ -168,7 +168,7 @@ def _too_large(name: str, limits: ServingSettings) -> ParameterError:
 def _features(name: str, features: Any, feature_dim: int) -> np.ndarray:
     """A feature vector, float32 [D]."""
     values = features.tolist() if isinstance(features, np.ndarray) else features
-    if not (isinstance(values, list) and all(type(value) in (int, float) for value in values)):
+    if not (isinstance(values, list) and set(map(type, values)) <= {int, float}):
         raise ParameterError(f"{name}: not a list of numbers; give the encoder's L2-normalised vector")
     if len(values) != feature_dim:
         raise ParameterError(f"{name}: {len(values)} numbers, expected {feature_dim}; give features of the model's encoder")
