@@ -132,7 +132,7 @@ def test_features_cannot_be_shown(retriever, small):
 def test_shots_that_the_pool_does_not_have(retriever, small):
     assert len(ids(retriever.retrieve(asked(small.val[:1]), 12))[0]) == 12
     for shots in (0, -1, 13):
-        with pytest.raises(ParameterError, match=f"shots={shots} with a pool of 12 candidates; choose 1 to 12"):
+        with pytest.raises(ParameterError, match=f"shots={shots} with a pool of 12 candidates; choose 1 to 12$"):
             retriever.retrieve(asked(small.val[:1]), shots)
 
 

@@ -259,6 +259,14 @@ def test_the_model_in_python(model, small, monkeypatch):
     assert [picks.question_ids for picks in mlflow.pyfunc.load_model(MODEL).predict(rows)] == expected
 
 
+def test_a_question_is_answered_before_the_server_is_ready(make_retriever, monkeypatch):
+    answered = []
+    monkeypatch.setattr(RetrieverModel, "_answer", lambda model, rows, params: answered.append((rows, params)))
+    RetrieverModel().load_context(type("Context", (), {"artifacts": {"checkpoint": str(make_retriever() / "checkpoint")}}))
+    (((asked,), params),) = answered
+    assert (asked.question, params) == ("what is this?", {"shots": 2, "as_messages": False})
+
+
 def test_what_fails_inside_tells_the_client_nothing(make_retriever, small, caplog):
     broken = RetrieverModel()
     broken.load_context(type("Context", (), {"artifacts": {"checkpoint": str(make_retriever() / "checkpoint")}}))
