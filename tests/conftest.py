@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
 
-SLOW = ("test_end_to_end.py", "test_faults.py", "test_server_outage.py", "test_distributed.py")
+SLOW = ("test_end_to_end.py", "test_faults.py", "test_serving.py", "test_server_outage.py", "test_distributed.py")
 
 
 def pytest_collection_modifyitems(items):
