@@ -87,7 +87,7 @@ class Encoder:
         self._model = model.to(device).eval()
         self._device = device
         self._max_length = model.config.text_config.max_position_embeddings
-        self._lock = threading.Lock()  # tokenizers refuse to be used by two threads at once
+        self._lock = threading.Lock()  # padding and truncation are settings of the one tokenizer, made anew by each call
 
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Features of one batch of RGB images."""

@@ -40,7 +40,7 @@ CHECKPOINT, POOL, SETTINGS_FILE = "checkpoint", "pool", "retriever.json"
 ENCODER = "LEVER_MLFLOW_ENCODER"
 _IMAGES = 16  # decoded at a time: a large one takes 48 MB
 _ROWS = 32  # of the selector at a time: their pools fit into the caches of a processor
-_KEPT_URLS = 256
+_KEPT_URLS = 32  # of demonstrations, up to some MB each
 _SAME_FEATURE = 1e-5  # features of one image differ by less, whatever was encoded beside it
 
 
