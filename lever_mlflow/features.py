@@ -1,22 +1,25 @@
-"""CLIP features of samples, cached by content."""
+"""CLIP features: of samples, cached by content, and of single images and texts."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from lever_mlflow.exceptions import DataError
 from lever_mlflow.images import image_digest, read_image
-from lever_mlflow.model_files import load_pretrained
+from lever_mlflow.model_files import folder_digest, load_pretrained
 from lever_mlflow.types import Fusion, Sample
 
-__all__ = ["FeatureTable", "sample_features"]
+__all__ = ["Encoder", "FeatureTable", "fused_features", "sample_features", "shared_encoder"]
 
 _BATCH = 64
 
@@ -58,49 +61,96 @@ def sample_features(
         _write(files["image"], image_SD)
         _write(files["text"], text_SD)
     if not (files["fused"].is_file() and files["concat"].is_file()):
-        image_SD, text_SD = np.load(files["image"]), np.load(files["text"])
-        _write(files["fused"], _normalise(image_SD + text_SD))
-        _write(files["concat"], _normalise(np.concatenate([image_SD, text_SD], axis=1)))
+        table = fused_features(np.load(files["image"]), np.load(files["text"]), digest)
+        _write(files["fused"], table.fused_SD)
+        _write(files["concat"], table.concat_SD)
     return FeatureTable(**{f"{kind}_SD": np.load(path, mmap_mode="r") for kind, path in files.items()}, digest=digest)
 
 
-def _encode(samples: Sequence[Sample], encoder: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
-    from transformers import CLIPModel
+def fused_features(image_SD: np.ndarray, text_SD: np.ndarray, digest: str) -> FeatureTable:
+    """The table of these image and text features, in memory."""
+    fused_SD, concat_SD = _normalise(image_SD + text_SD), _normalise(np.concatenate([image_SD, text_SD], axis=1))
+    return FeatureTable(image_SD, text_SD, fused_SD, concat_SD, digest)
 
-    model, processor = load_pretrained(CLIPModel, encoder)
-    model = model.to(device).eval()
-    max_length = model.config.text_config.max_position_embeddings
 
-    def encode_images(paths: Sequence[Path]) -> Any:
-        pixels = processor(images=[read_image(path) for path in paths], return_tensors="pt")["pixel_values"]
-        return model.get_image_features(pixel_values=pixels.to(device))
+class Encoder:
+    """A CLIP model, for any number of threads. Its features are those of ``sample_features``: L2-normalised float32 [B, D].
 
-    def encode_texts(texts: Sequence[str]) -> Any:
-        tokens = processor(text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=max_length).to(
-            device
-        )
-        return model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    Raises:
+        DataError: the folder is no CLIP model.
+    """
 
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import CLIPModel
+
+        model, self._processor = load_pretrained(CLIPModel, folder)
+        self._model = model.to(device).eval()
+        self._device = device
+        self._max_length = model.config.text_config.max_position_embeddings
+        self._lock = threading.Lock()  # padding and truncation are settings of the one tokenizer, made anew by each call
+
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Features of one batch of RGB images."""
+        with self._lock:
+            pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+            return self._features(self._model.get_image_features, pixel_values=pixels)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Features of one batch of texts, each cut at the most tokens that the model takes."""
+        with self._lock:
+            tokens = self._processor(
+                text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._max_length
+            )
+            inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+            return self._features(self._model.get_text_features, **inputs)
+
+    def _features(self, encode: Callable[..., Any], **inputs: Any) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            output = encode(**{name: tensor.to(self._device) for name, tensor in inputs.items()})
+        features = output if isinstance(output, torch.Tensor) else output.pooler_output
+        return _normalise(features.float().cpu().numpy())
+
+
+def shared_encoder(folder: Path, digest: str) -> Encoder:
+    """The encoder with this digest on the CPU, loaded once per process.
+
+    Raises:
+        DataError: the folder holds another encoder, or no CLIP model.
+    """
+    with _sharing:
+        if digest not in _shared:
+            with tempfile.TemporaryDirectory() as memo_dir:  # read anew: nothing that was remembered vouches for the files
+                found = folder_digest(folder, Path(memo_dir))
+            if found != digest:
+                raise DataError(f"{folder}: an encoder of digest {found}, expected {digest}; give the folder of that one")
+            _shared[digest] = Encoder(folder)
+        return _shared[digest]
+
+
+_shared: dict[str, Encoder] = {}
+_sharing = threading.Lock()
+
+
+def _encode(samples: Sequence[Sample], folder: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
+    encoder = Encoder(folder, device)
+    paths, questions = [sample.image_path for sample in samples], [sample.question for sample in samples]
     return (
-        _encode_unique([sample.image_path for sample in samples], encode_images, "images"),
-        _encode_unique([sample.question for sample in samples], encode_texts, "questions"),
+        _encode_unique(paths, lambda batch: encoder.images([read_image(path) for path in batch]), "images"),
+        _encode_unique(questions, encoder.texts, "questions"),
     )
 
 
-def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], Any], what: str) -> np.ndarray:
-    """Features of each item, encoding every distinct one once; L2-normalised float32 [items, D]."""
-    import torch
+def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], what: str) -> np.ndarray:
+    """Features of each item, encoding every distinct one once, [items, D]."""
     from tqdm import tqdm
 
     unique = list(dict.fromkeys(items))
     row = {item: i for i, item in enumerate(unique)}
-    parts = []
-    for start in tqdm(range(0, len(unique), _BATCH), desc=f"CLIP {what}", unit="batch", disable=None):
-        with torch.inference_mode():
-            output = encode(unique[start : start + _BATCH])
-        features = output if isinstance(output, torch.Tensor) else output.pooler_output
-        parts.append(features.float().cpu().numpy())
-    return _normalise(np.concatenate(parts))[[row[item] for item in items]]
+    starts = tqdm(range(0, len(unique), _BATCH), desc=f"CLIP {what}", unit="batch", disable=None)
+    features = np.concatenate([encode(unique[start : start + _BATCH]) for start in starts])
+    return features[[row[item] for item in items]]
 
 
 def _normalise(array: np.ndarray) -> np.ndarray:

@@ -6,7 +6,9 @@ grey and palette images are converted.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,13 +17,23 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.folders import write_whole
 
-__all__ = ["fitted_image", "image_digest", "image_size", "image_sizes", "read_image"]
+__all__ = [
+    "decode_image",
+    "fit_image",
+    "fitted_image",
+    "header_size",
+    "image_digest",
+    "image_size",
+    "image_sizes",
+    "png_data_url",
+    "read_image",
+]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -32,6 +44,32 @@ def read_image(path: Path) -> Image.Image:
     """
     with _opened(path) as image:
         return image.convert("RGB")
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """The RGB image in a file's content, as ``read_image`` gives it.
+
+    Raises:
+        DataError: it does not decode, or is a decompression bomb.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except Exception as error:  # as in _opened
+        raise DataError(f"does not decode as an image ({_reason(error)})") from None
+
+
+def header_size(content: bytes, formats: tuple[str, ...]) -> tuple[int, int]:
+    """Width and height by the header of a file's content in one of Pillow's ``formats``; nothing is decoded.
+
+    Raises:
+        DataError: no such header, or that of a decompression bomb.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            return image.size
+    except Exception as error:  # as in _opened
+        raise DataError(f"is no {' or '.join(formats)} image ({_reason(error)})") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -54,17 +92,29 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def fitted_image(path: Path, min_pixels: int, max_pixels: int) -> Image.Image:
+    """The image in a file resized by ``fit_image``; errors as ``read_image`` and ``fit_image``."""
+    return fit_image(read_image(path), str(path), min_pixels, max_pixels)
+
+
+def fit_image(image: Image.Image, name: str, min_pixels: int, max_pixels: int) -> Image.Image:
     """The image resized as Qwen2.5-VL wants it: sides are multiples of 28, the area is within the bounds.
 
     Raises:
-        DataError: as ``read_image``, or the aspect ratio is beyond what the model takes.
+        DataError: the aspect ratio is beyond what the model takes.
     """
     from qwen_vl_utils.vision_process import fetch_image
 
     try:
-        return fetch_image({"image": read_image(path), "min_pixels": min_pixels, "max_pixels": max_pixels})
+        return fetch_image({"image": image, "min_pixels": min_pixels, "max_pixels": max_pixels})
     except ValueError as error:
-        raise DataError(f"{path}: cannot be shown to the VLM ({error}); crop or replace the image") from None
+        raise DataError(f"{name}: cannot be shown to the VLM ({error}); crop or replace the image") from None
+
+
+def png_data_url(image: Image.Image) -> str:
+    """The image as a ``data:`` URL, without loss."""
+    content = io.BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, tuple[int, int] | DataError]:
@@ -102,6 +152,11 @@ def image_digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: image cannot be read: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's words, without the memory address of what it could not identify."""
+    return "of an unknown format" if isinstance(error, UnidentifiedImageError) else str(error).strip().split("\n", 1)[0]
 
 
 def _remembered(memo: Path | None) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lever_mlflow.types import Prompt, Sample
 
-__all__ = ["PROFILES", "PromptProfile", "build_messages", "clean_generation", "prompt_key"]
+__all__ = ["PROFILES", "PromptProfile", "build_messages", "clean_generation", "prompt_key", "with_image_urls"]
 
 _COUNTS = {0: "no solved example", 1: "1 solved example"}
 
@@ -79,6 +79,20 @@ def build_messages(
     return [
         {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": content},
+    ]
+
+
+def with_image_urls(messages: list[dict[str, Any]], url: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The messages in the form of the OpenAI protocol, each image by the URL that ``url`` gives for its path."""
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image_url", "image_url": {"url": url(part["image"])}} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in messages
     ]
 
 

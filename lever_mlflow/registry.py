@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError
 
-__all__ = ["CHAMPION", "PREVIOUS_CHAMPION", "beta_alias", "promote", "register"]
+__all__ = ["CHAMPION", "PREVIOUS_CHAMPION", "beta_alias", "holds", "promote", "register"]
 
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 
@@ -20,6 +20,11 @@ CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 def beta_alias(kl_beta: float) -> str:
     """Alias of a beta's best version: ``kl-0-12`` for 0.12, since MLflow allows no dots in aliases."""
     return f"kl-{kl_beta:.12g}".replace(".", "-").replace("+", "")
+
+
+def holds(name: str, digest: str) -> bool:
+    """Whether a registered model has a version of this digest, so that ``register`` adds none."""
+    return _with_digest(MlflowClient(), name, digest) is not None
 
 
 def register(model_id: str, name: str, kl_beta: float, checkpoint_digest: str, tags: Mapping[str, Any]) -> str:

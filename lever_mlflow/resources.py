@@ -35,7 +35,7 @@ from lever_mlflow.vlm_server import AUTO, ServerVLM, is_server
 
 __all__ = ["MINI", "Resources", "default_cache_dir"]
 
-MINI, HUB = "mini", "hf:"
+MINI, HUB = mini.NAME, "hf:"
 _Ask = Literal["generate", "score"]
 
 log = logging.getLogger(__name__)

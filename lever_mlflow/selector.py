@@ -174,14 +174,24 @@ class PointerSelector(nn.Module):
         Raises:
             ParameterError: ``shots`` is below 1 or above the pool size.
         """
+        return self.scored_greedy(query_BD, candidates_BND, shots, pool_mask_BN)[0]
+
+    @torch.no_grad()
+    def scored_greedy(
+        self, query_BD: Tensor, candidates_BND: Tensor, shots: int, pool_mask_BN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The pointers [B, K] of ``greedy``, and their log-probs [B]; errors as ``greedy``."""
         encoding = self.encode(query_BD, candidates_BND, pool_mask_BN)
         _check_shots(shots, encoding)
         pointers_B1K = _no_picks(encoding)
+        logprobs_B = encoding.hidden_BH.new_zeros(len(query_BD))
         for _ in range(shots):
-            logits_B1N = self.pick_logits(encoding, pointers_B1K).scatter(2, pointers_B1K, -torch.inf)
-            first_B11 = logits_B1N.argsort(dim=-1, descending=True, stable=True)[:, :, :1]
+            logits_B1N = self.pick_logits(encoding, pointers_B1K)
+            allowed_B1N = logits_B1N.scatter(2, pointers_B1K, -torch.inf)
+            first_B11 = allowed_B1N.argsort(dim=-1, descending=True, stable=True)[:, :, :1]
+            logprobs_B = logprobs_B + logits_B1N.log_softmax(-1).gather(2, first_B11)[:, 0, 0]
             pointers_B1K = torch.cat([pointers_B1K, first_B11], dim=2)
-        return pointers_B1K[:, 0]
+        return pointers_B1K[:, 0], logprobs_B
 
     @torch.no_grad()
     def sample(

@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,7 +29,7 @@ from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow import __version__, serving
+from lever_mlflow import __version__, mini, served_retriever, serving
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, MissingRunError
 from lever_mlflow.gate.tables import trial_table
 from lever_mlflow.rl_data import RLData
@@ -48,6 +49,7 @@ __all__ = [
     "list_artifacts",
     "log_checkpoint",
     "log_frame",
+    "log_retriever",
     "project_run",
     "rl_dataset",
     "run_here",
@@ -59,6 +61,10 @@ __all__ = [
 TAG = "lever."
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _LOGGED_MODEL_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+_RETRIEVER_REQUIREMENTS = (
+    *_LOGGED_MODEL_REQUIREMENTS,
+    *("huggingface-hub", "pillow", "pydantic", "qwen-vl-utils", "torchvision", "tqdm", "transformers"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -288,8 +294,30 @@ def log_checkpoint(
         tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
         signature=serving.model_signature(),
         input_example=example,
-        pip_requirements=[f"{package}=={version(package)}" for package in _LOGGED_MODEL_REQUIREMENTS],
+        pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
     )
+    assert info.model_id is not None
+    return info.model_id
+
+
+def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+    """Logs the folder of a retriever as a LoggedModel of the active run, with this package's code, and returns its model id.
+
+    The code goes with the model, since no registry of packages offers it to whoever serves the model; that of the VLM does not.
+    """
+    with tempfile.TemporaryDirectory() as code:
+        package = Path(code) / "lever_mlflow"
+        shutil.copytree(Path(__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", mini.VLM_PATH.name))
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(served_retriever.__file__)),
+            code_paths=[str(package)],
+            artifacts={path.name: str(path) for path in folder.iterdir()},
+            params={key: str(value) for key, value in params.items()},
+            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            input_example=served_retriever.input_example(),
+            pip_requirements=_pinned(_RETRIEVER_REQUIREMENTS),
+        )
     assert info.model_id is not None
     return info.model_id
 
@@ -347,6 +375,10 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{name}={_plain(item)}" for name, item in value.items()) or "none"
     return ",".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
+
+
+def _pinned(packages: Iterable[str]) -> list[str]:
+    return [f"{package}=={version(package)}" for package in packages]
 
 
 def _first_line(error: Exception) -> str:

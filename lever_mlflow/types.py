@@ -20,6 +20,7 @@ __all__ = [
     "RceSettings",
     "RolloutSettings",
     "Sample",
+    "ServingSettings",
 ]
 
 
@@ -173,3 +174,19 @@ class GateSettings:
     thresholds: Mapping[str, float | str] = field(default_factory=dict)
     max_shots: int = max(EvalSettings.shots)
     on_bad_data: Literal["stop", "warn"] = "stop"
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """A served retriever: ``shots`` and ``as_messages`` where a request gives none, and the most that a request may hold.
+
+    ``max_pool_image_bytes``: up to this, the files of the pool's images are part of the model.
+    """
+
+    shots: int = RolloutSettings.shots
+    as_messages: bool = False
+    max_rows: int = 10_000
+    max_question_characters: int = 2_000
+    max_image_bytes: int = 10 * 2**20
+    max_image_pixels: int = 16_000_000
+    max_pool_image_bytes: int = 64 * 2**20

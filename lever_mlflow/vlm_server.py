@@ -7,9 +7,7 @@ that the server gives it.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -21,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lever_mlflow.exceptions import ParameterError, ServerError
-from lever_mlflow.images import fitted_image, image_digest
-from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key
+from lever_mlflow.images import fitted_image, image_digest, png_data_url
+from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key, with_image_urls
 from lever_mlflow.types import Prompt
 
 if TYPE_CHECKING:
@@ -183,21 +181,11 @@ class ServerVLM:
 
     def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The prompt in the protocol's form, images as data URLs."""
-        messages = build_messages(*prompt, self.profile)
-        for message in messages:
-            message["content"] = [
-                {"type": "image_url", "image_url": {"url": self._data_url(Path(part["image"]))}}
-                if part["type"] == "image"
-                else part
-                for part in message["content"]
-            ]
-        return messages
+        return with_image_urls(build_messages(*prompt, self.profile), lambda path: self._data_url(Path(path)))
 
     def _encoded_image(self, path: Path) -> str:
         """The image as the local VLM would show it, without loss."""
-        content = io.BytesIO()
-        fitted_image(path, self.profile.min_pixels, self.profile.max_pixels).save(content, "PNG", compress_level=1)
-        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+        return png_data_url(fitted_image(path, self.profile.min_pixels, self.profile.max_pixels))
 
 
 async def _stop(client: AsyncOpenAI, running: dict[asyncio.Task[str], int]) -> None:

@@ -13,12 +13,16 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
 from lever_mlflow import pipeline, tracking
+from lever_mlflow.checkpoint import save_selector, selector_digest
 from lever_mlflow.resources import Resources
+from lever_mlflow.retriever import RetrieverSettings, save_retriever
 from lever_mlflow.rl_data import Group, Trial, save_rl_data
+from lever_mlflow.selector import PointerSelector
 from lever_mlflow.types import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
 
-SLOW = ("test_end_to_end.py", "test_faults.py", "test_server_outage.py", "test_distributed.py")
+SLOW = ("test_end_to_end.py", "test_faults.py", "test_serving.py", "test_server_outage.py", "test_distributed.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -236,3 +240,41 @@ def good_rl_data(tmp_path_factory):
     ]
     save_rl_data(path, groups, {})
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The embedded models on 40 training questions on 20 images, and 8 evaluation questions on 4 others."""
+    root = tmp_path_factory.mktemp("small")
+    write_okvqa_split(root, "train", 40, first_image=1)
+    write_okvqa_split(root, "val", 8, first_image=101)
+    return Resources(dataset=str(root), cache_dir=tmp_path_factory.mktemp("small-cache"))
+
+
+@pytest.fixture(scope="session")
+def make_retriever(small, tmp_path_factory):
+    """make_retriever(**settings) is the folder of a retriever on ``small``, with 12 candidates for each query."""
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=512).eval()
+    for norm in selector.attn_norms:  # so that its picks are far from those by similarity
+        torch.nn.init.normal_(norm.weight)
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+    save_selector(checkpoint, selector, {})
+
+    def make(**settings):
+        folder = tmp_path_factory.mktemp("retriever")
+        given = {
+            "checkpoint_digest": selector_digest(selector),
+            "dataset_digest": small.dataset_digest,
+            "encoder": "mini",
+            "encoder_digest": small.encoder_digest,
+            "profile": small.language_model.profile,
+            "pool_sampler": "random",
+            "pool_size": 12,
+            "seed": 0,
+            **settings,
+        }
+        save_retriever(folder, RetrieverSettings(**given), checkpoint, small.train, small.features("train"))
+        return folder
+
+    return make

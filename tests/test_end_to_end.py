@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from conftest import ROOT, error_lines
 
-from lever_mlflow import pipeline, tracking
+from lever_mlflow import pipeline, served_retriever, tracking
 from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
 
 NAME = "lever-selector-mini-mini"
@@ -216,6 +216,9 @@ def test_promotion_and_an_unknown_beta(project, experiment):
     result = project.run("promote", kl_beta=0.12)
     assert result.returncode == 0, result.stderr
     assert str(project.client.get_model_version_by_alias(NAME, "champion").version) == "1"
+    mlflow.set_tracking_uri(project.uri)
+    (picks,) = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(*served_retriever.input_example())
+    assert len(set(picks.question_ids)) == 2
     unknown = project.run("promote", kl_beta=0.33)
     assert unknown.returncode != 0
     assert error_lines(unknown) == [

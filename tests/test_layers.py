@@ -13,10 +13,10 @@ LAYERS = [
         "pools", "selector",
         "group_batches", "validation", "training", "training_state", "diagnosis", "curves",
         "vision_cache", "vlm", "vlm_server", "answer_cache", "checkpoint", "overlap",
-    "paired", "results", "html_page",
+        "paired", "results", "html_page", "demonstration_pool", "served_queries",
     },
-    {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
-    {"compare", "findings", "report", "tracking", "registry", "serving"},
+    {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources", "retriever"},
+    {"compare", "findings", "report", "tracking", "registry", "serving", "served_retriever"},
     {"steps", "pipeline"},
 ]  # fmt: skip
 STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}
@@ -26,6 +26,7 @@ ONLY_IN = {
     "accelerate": {"distributed"},
     "transformers": {"features", "vlm", "model_files", "mini"},
     "openai": {"vlm_server"},
+    "pydantic": {"served_queries", "served_retriever"},
     "click": {"mini"},
     "datasets": {"hub_dataset"},
 }

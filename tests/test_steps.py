@@ -1,5 +1,6 @@
 """Steps as runs, in this process on a fresh store: the gate before training, recorded verdicts, two data sets compared."""
 
+import base64
 import json
 from dataclasses import replace
 from functools import partial
@@ -98,6 +99,31 @@ def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good
         order = np.argsort(-(train_SD @ val_SD[val[question].index]), kind="stable")[:50]
         near = [train[i].question_id for i in order if train_SD[i] @ val_SD[val[question].index] > 0.999]
         assert set(picks) <= set(near)
+    served_picks_are_the_recorded(records[records.policy == f"epoch {result['best_epoch']}"], val)
+    what_is_registered_again_is_not_logged_again(line, grpo.info.run_id, small)
+
+
+def served_picks_are_the_recorded(records, val):
+    """The registered model, asked the evaluation's questions, answers with the recorded picks: its pools hold no draws."""
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@kl-0-12")
+    files = [base64.b64encode(val[question].image_path.read_bytes()).decode() for question in records.question_id]
+    rows = pd.DataFrame({"question": [val[question].question for question in records.question_id], "image": files})
+    assert [found.question_ids for found in model.predict(rows, params={"shots": 1})] == [list(p) for p in records.picks]
+
+
+def what_is_registered_again_is_not_logged_again(line, grpo_run, settings):
+    def logged():
+        versions = MlflowClient().search_model_versions(f"name = '{NAME}'")
+        models = mlflow.search_logged_models(output_format="list")
+        return len(versions), len([model for model in models if model.name.startswith("retriever")])
+
+    assert logged() == (1, 1)
+    with tracking.project_run("test"):
+        line.find_evaluation(0.12, settings)
+    assert logged() == (1, 1)
+    run_step(lambda: line.evaluate(grpo_run, replace(settings, pool_size=5)))
+    assert logged() == (2, 2)  # the same checkpoint with another pool is another retriever
+    assert MlflowClient().get_model_version_by_alias(NAME, "kl-0-12").version in (2, "2")
 
 
 def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, tmp_path):

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-__all__ = ["CLIP_PATH", "VLM_PATH"]
+__all__ = ["CLIP_PATH", "NAME", "VLM_PATH"]
 
+NAME = "mini"  # what users call it
 VLM_PATH = Path(__file__).parent / "vlm"
 CLIP_PATH = Path(__file__).parent / "clip"

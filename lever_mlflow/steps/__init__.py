@@ -3,8 +3,9 @@
 from lever_mlflow.steps.comparison import COMPARISON_FILE, compare_betas, compare_results
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.steps.data import RL_DATA_FILE, check_data, log_skipped, read_verdict, record_trials
-from lever_mlflow.steps.evaluation import evaluate_epochs, read_evaluation, register_best
+from lever_mlflow.steps.evaluation import evaluate_epochs, read_evaluation
 from lever_mlflow.steps.promotion import promote_beta
+from lever_mlflow.steps.registration import register_best
 from lever_mlflow.steps.training import (
     STATE_TAG,
     Interrupted,

@@ -30,10 +30,11 @@ from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.steps.picks import QuestionSet
+from lever_mlflow.steps.registration import register_best
 from lever_mlflow.tracking import TAG
 from lever_mlflow.types import EvalSettings, Prompt, Sample
 
-__all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation", "register_best"]
+__all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation"]
 
 RECORDS_FILE, RESULT_FILE, ANSWERS_TABLE = "records.parquet", "evaluation.json", "answers.json"
 START_POLICY = "start"
@@ -116,18 +117,6 @@ def evaluate_epochs(
     mlflow.log_dict(result, RESULT_FILE)
     with tempfile.TemporaryDirectory() as folder:
         tracking.log_frame(records, Path(folder) / RECORDS_FILE)
-
-
-def register_best(context: Context, result: Mapping[str, Any]) -> str:
-    """Puts an evaluation's best epoch behind its beta's alias, and returns the version."""
-    registration = result["registration"]
-    return registry.register(
-        registration["model_id"],
-        context.registered_name,
-        result["kl_beta"],
-        registration["checkpoint_digest"],
-        registration["tags"],
-    )
 
 
 def read_evaluation(run_id: str) -> dict[str, Any]:

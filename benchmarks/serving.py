@@ -1,0 +1,220 @@
+"""A served retriever on the embedded default: requests over loopback HTTP, batches of rows, memory, and fresh starts.
+
+Each figure stands beside a named baseline of the same run: a request beside the same ``predict`` in this process, a batch
+beside one request for each of its rows, the server beside one that serves an epoch's checkpoint (no encoder, no pool), and
+an answer of the server beside loading the model for each (in this process, where the libraries are imported already). The
+weights of the selector are those before training, which changes no figure.
+
+    python -m benchmarks.serving [--rows 1000] [--starts 6]
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from lever_mlflow import features, tracking
+from lever_mlflow.checkpoint import save_selector, selector_digest
+from lever_mlflow.resources import Resources, default_cache_dir
+from lever_mlflow.retriever import RetrieverSettings, save_retriever
+from lever_mlflow.selector import PointerSelector
+from lever_mlflow.types import EvalSettings, Sample
+
+FEATURES, IMAGES = "features", "question and image"
+REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5
+
+
+@contextmanager
+def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, float]]:
+    """The URL of a fresh server, the seconds until it was ready, and its memory then, in MB."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "-m", f"models:/{model_id}"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    started = time.perf_counter()
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, "--env-manager", "local", "-p", str(port)], env=environment, stdout=log, stderr=log
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while not _ready(url):
+            time.sleep(0.05)
+        seconds = time.perf_counter() - started
+        yield f"{url}/invocations", seconds, _memory(process.pid)
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.terminate()
+        process.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ping", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _memory(pid: int) -> float:
+    """MB of the process that answers, the largest of those that the command started."""
+    return max(child.memory_info().rss for child in psutil.Process(pid).children(recursive=True)) / 1e6
+
+
+def post(url: str, body: bytes) -> dict[str, Any]:
+    """The answer to a request."""
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as answer:
+        return dict(json.load(answer))
+
+
+def timed(call: Callable[[Any], Any], inputs: Sequence[Any]) -> np.ndarray:
+    """Milliseconds of the call for each input."""
+    times = []
+    for value in inputs:
+        started = time.perf_counter()
+        call(value)
+        times.append(1e3 * (time.perf_counter() - started))
+    return np.array(times)
+
+
+def log_models(resources: Resources, folder: Path) -> tuple[str, str]:
+    """The ids of a retriever on the whole training set, and of its checkpoint as training logs it."""
+    torch.manual_seed(0)
+    selector, table = PointerSelector().eval(), resources.features("train")
+    (folder / "retriever").mkdir()
+    save_selector(folder / "checkpoint", selector, {})
+    settings = RetrieverSettings(
+        selector_digest(selector),
+        resources.dataset_digest,
+        resources.encoder,
+        resources.encoder_digest,
+        resources.language_model.profile,
+        EvalSettings.pool_sampler,
+        EvalSettings.pool_size,
+        seed=0,
+    )
+    save_retriever(folder / "retriever", settings, folder / "checkpoint", resources.train, table)
+    example = pd.DataFrame({"query": [table.fused_SD[0].tolist()], "candidates": [table.fused_SD[1:5].tolist()]})
+    with mlflow.start_run():
+        retriever = tracking.log_retriever("retriever", folder / "retriever", {}, {})
+        return retriever, tracking.log_checkpoint(
+            "checkpoint", folder / "checkpoint", epoch=1, params={}, tags={}, example=example
+        )
+
+
+def rows_of(resources: Resources, count: int) -> dict[str, list[dict[str, Any]]]:
+    """``count`` rows of each kind: the evaluation questions, over and over."""
+    val, table = resources.val, resources.features("val")
+
+    def image_row(sample: Sample) -> dict[str, Any]:
+        return {"question": sample.question, "image": base64.b64encode(sample.image_path.read_bytes()).decode()}
+
+    def feature_row(sample: Sample) -> dict[str, Any]:
+        image, text = table.image_SD[sample.index].tolist(), table.text_SD[sample.index].tolist()
+        return {"image_features": image, "text_features": text}
+
+    samples = [val[i % len(val)] for i in range(count)]
+    return {FEATURES: [feature_row(sample) for sample in samples], IMAGES: [image_row(sample) for sample in samples]}
+
+
+def bodies_of(rows: Sequence[dict[str, Any]]) -> list[bytes]:
+    """A request for each row."""
+    return [json.dumps({"inputs": [row]}).encode() for row in rows]
+
+
+def single_requests(url: str, rows: Sequence[dict[str, Any]], model: Any) -> str:
+    """A line of the table of requests with one row."""
+    here = timed(model.predict, [[row] for row in rows[:REQUESTS]])
+    there = timed(partial(post, url), bodies_of(rows[:REQUESTS]))
+    p50, p95 = np.percentile(there, [50, 95])
+    base50, base95 = np.percentile(here, [50, 95])
+    return f"{p50:.1f} | {p95:.1f} | {base50:.1f} | {base95:.1f} | {p50 / base50:.1f}"
+
+
+def batches(url: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A line of the table of batches: all rows in one request, and each in its own."""
+    together = timed(partial(post, url), [json.dumps({"inputs": rows}).encode()] * BATCHES) / 1e3
+    alone = timed(partial(post, url), bodies_of(rows)).sum() / 1e3
+    p50, p95 = np.percentile(together, [50, 95])
+    return f"{p50:.2f} | {p95:.2f} | {alone:.1f} | {alone / p50:.1f}"
+
+
+def reloaded(model_id: str, row: dict[str, Any]) -> float:
+    """Milliseconds of an answer, the median, when the model is loaded for each, its encoder too."""
+
+    def answer(rows: list[dict[str, Any]]) -> None:
+        features._shared.clear()
+        mlflow.pyfunc.load_model(f"models:/{model_id}").predict(rows)
+
+    return float(np.median(timed(answer, [[row]] * RELOADS)))
+
+
+@click.command()
+@click.option("--rows", default=1_000, show_default=True)
+@click.option("--starts", default=6, show_default=True)
+def main(rows: int, starts: int) -> None:
+    """Measure and print the tables of docs/performance.md."""
+    resources = Resources(cache_dir=default_cache_dir())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("serving", (folder / "artifacts").as_uri()))
+        retriever, checkpoint = log_models(resources, folder)
+        model, all_rows = mlflow.pyfunc.load_model(f"models:/{retriever}"), rows_of(resources, rows)
+        first_body = json.dumps({"inputs": all_rows[IMAGES][:1]}).encode()
+
+        singles, many, firsts, ready, memory = {}, {}, [], [], []
+        for start in range(starts):
+            with served(retriever, uri, folder) as (url, seconds, megabytes):
+                times = timed(partial(post, url), [first_body] * (1 + AFTER_FIRST))
+                firsts.append(times[0] / np.median(times[1:]))
+                ready.append(seconds)
+                memory.append(megabytes)
+                if start == starts - 1:
+                    singles = {kind: single_requests(url, all_rows[kind], model) for kind in all_rows}
+                    many = {kind: batches(url, all_rows[kind]) for kind in all_rows}
+                    answer_ms = float(np.median(timed(partial(post, url), [first_body] * REQUESTS)))
+        with served(checkpoint, uri, folder) as (_, base_seconds, base_memory):
+            pass
+        reload_ms = reloaded(retriever, all_rows[IMAGES][0])
+
+    print(
+        "\n| one row | p50, ms | p95, ms | in process, p50 | in process, p95 | HTTP / in process |\n|---|---|---|---|---|---|"
+    )
+    for kind, line in singles.items():
+        print(f"| {kind} | {line} |")
+    print(f"\n| {rows:,} rows | p50, s | p95, s | row by row, s | times as fast |\n|---|---|---|---|---|")
+    for kind, line in many.items():
+        print(f"| {kind} | {line} |")
+    print("\n| server of | ready, s | memory, MB |\n|---|---|---|")
+    print(f"| the retriever (median of {starts}) | {np.median(ready):.1f} | {np.median(memory):.0f} |")
+    print(f"| an epoch's checkpoint | {base_seconds:.1f} | {base_memory:.0f} |")
+    print(f"| ratio | {np.median(ready) / base_seconds:.2f} | {np.median(memory) / base_memory:.2f} |")
+    told = ", ".join(f"{ratio:.2f}" for ratio in sorted(firsts))
+    print(f"\nFirst request / median of the next {AFTER_FIRST}, {starts} fresh starts: {told}")
+    print(f"An answer: {answer_ms:.1f} ms; loading the model for each: {reload_ms:.0f} ms, {reload_ms / answer_ms:.0f} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The demonstrations that a retriever picks from, in a folder: ids, texts and features of the training items, and their images.
+
+The folder holds ``pool.json``, ``features.safetensors`` and, where the image files are small in total, ``images.safetensors``:
+their bytes as they were. Otherwise they are read from a folder that ``LEVER_MLFLOW_POOL_IMAGES`` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.features import FeatureTable, fused_features
+from lever_mlflow.images import image_digest
+from lever_mlflow.json_files import read_object
+from lever_mlflow.types import Sample
+
+__all__ = ["POOL_IMAGES", "DemonstrationPool", "load_pool", "save_pool"]
+
+POOL_IMAGES = "LEVER_MLFLOW_POOL_IMAGES"
+_ITEMS, _FEATURES, _IMAGES = "pool.json", "features.safetensors", "images.safetensors"
+_REMEDY = "get the model again"
+
+
+@dataclass(frozen=True, eq=False)
+class DemonstrationPool:
+    """Demonstrations and their features, in one order.
+
+    ``samples`` have the name of their image file as path and the shown answer as the only one; ``digests`` are those of the
+    files by name, ``images`` their contents, where the folder holds them.
+    """
+
+    samples: list[Sample]
+    features: FeatureTable
+    digests: Mapping[str, str]
+    images: Mapping[str, bytes]
+
+    def image(self, name: str) -> bytes:
+        """The content of an image file of the pool.
+
+        Raises:
+            ParameterError: it is not in the model, and no folder is given.
+            DataError: the folder does not hold it, or another one under its name.
+        """
+        if name in self.images:
+            return self.images[name]
+        folder = os.environ.get(POOL_IMAGES)
+        if not folder:
+            raise ParameterError(
+                f"as_messages: the images of the pool are not in this model, they were too large; set {POOL_IMAGES}, where the "
+                "model is loaded, to the folder of the training images"
+            )
+        try:
+            content = (Path(folder) / name).read_bytes()
+        except OSError:
+            raise DataError(f"{POOL_IMAGES}: no readable {name} there; give the folder of the training images") from None
+        if hashlib.sha256(content).hexdigest() != self.digests[name]:
+            raise DataError(f"{POOL_IMAGES}: {name} there is not the training image; give the folder of the training images")
+        return content
+
+
+def save_pool(folder: Path, samples: Sequence[Sample], features: FeatureTable, max_image_bytes: int) -> None:
+    """Writes demonstrations into an existing folder, their images only if they are at most ``max_image_bytes`` in total."""
+    paths = {sample.image_path.name: sample.image_path for sample in samples}
+    items = [
+        {
+            "question_id": sample.question_id,
+            "image_id": sample.image_id,
+            "question": sample.question,
+            "answer": sample.answer,
+            "image": sample.image_path.name,
+        }
+        for sample in samples
+    ]
+    content = {
+        "items": items,
+        "images": {name: image_digest(path) for name, path in paths.items()},
+        "feature_digest": features.digest,
+    }
+    (folder / _ITEMS).write_text(json.dumps(content), encoding="utf-8")
+    _save({"image": np.array(features.image_SD), "text": np.array(features.text_SD)}, folder / _FEATURES)
+    if sum(path.stat().st_size for path in paths.values()) <= max_image_bytes:
+        files = {name: np.frombuffer(path.read_bytes(), dtype=np.uint8) for name, path in paths.items()}
+        _save(files, folder / _IMAGES)
+
+
+def load_pool(folder: Path) -> DemonstrationPool:
+    """The demonstrations in a folder.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    content = read_object(folder / _ITEMS, missing=_REMEDY, damaged=_REMEDY)
+    try:
+        samples = [
+            Sample(index, item["question_id"], item["image_id"], item["question"], Path(item["image"]), (item["answer"],))
+            for index, item in enumerate(content["items"])
+        ]
+        features = load_file(folder / _FEATURES)
+        table = fused_features(features["image"], features["text"], content["feature_digest"])
+        images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
+        digests = dict(content["images"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: not a readable pool of demonstrations ({error!r}); {_REMEDY}") from None
+    if len(samples) != len(table.image_SD):
+        raise DataError(f"{folder}: {len(samples)} items, but features of {len(table.image_SD)}; {_REMEDY}")
+    return DemonstrationPool(samples, table, digests, {name: array.tobytes() for name, array in images.items()})
+
+
+def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
+    save_file(arrays, path)
+    path.chmod(0o644)

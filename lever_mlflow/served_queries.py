@@ -1,0 +1,181 @@
+"""Rows of a request to a served retriever: whatever a client sends becomes a query or one line of error."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, SkipValidation
+
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.images import decode_image, header_size
+from lever_mlflow.types import ServingSettings
+
+__all__ = ["QUERY_IMAGES", "Query", "Row", "read_queries"]
+
+QUERY_IMAGES = "LEVER_MLFLOW_QUERY_IMAGES"
+_FORMATS = ("PNG", "JPEG")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_ENDINGS = (".png", ".jpg", ".jpeg")  # of paths; base64 has no dots
+_NORM_TOLERANCE = 1e-3
+
+
+class Row(BaseModel):
+    """A row as MLflow's signature shows it. ``read_queries`` checks it, so that errors are told in our words."""
+
+    model_config = ConfigDict(extra="allow")
+
+    question: Annotated[str | None, SkipValidation] = None
+    image: Annotated[str | None, SkipValidation] = None
+    image_features: Annotated[list[float] | None, SkipValidation] = None
+    text_features: Annotated[list[float] | None, SkipValidation] = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question about an image (the file's content), or the encoder's two features of them [D], as a row gave them."""
+
+    name: str
+    question: str = ""
+    image: bytes = b""
+    features: tuple[np.ndarray, np.ndarray] | None = None
+
+    @cached_property
+    def content_id(self) -> int:
+        """Names the content; the same in every request, 0 to 2^63."""
+        parts = [self.question.encode(), self.image] if self.features is None else [part.tobytes() for part in self.features]
+        digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
+        return int.from_bytes(digest.digest()[:8]) >> 1
+
+    def decoded(self) -> Image.Image:
+        """The RGB image.
+
+        Raises:
+            DataError: it is damaged behind its header.
+        """
+        try:
+            return decode_image(self.image)
+        except DataError as error:
+            raise DataError(f"{self.name}: image {error}; send the whole file") from None
+
+
+def read_queries(rows: Sequence[Row], feature_dim: int, limits: ServingSettings) -> list[Query]:
+    """The queries in a request's rows; of images the headers are checked, nothing is decoded yet.
+
+    Args:
+        feature_dim: D of the encoder.
+
+    Raises:
+        ParameterError: a row is not as it should be; the message names it.
+    """
+    if not rows:
+        raise ParameterError("no rows in the request; send at least one")
+    if len(rows) > limits.max_rows:
+        raise ParameterError(f"{len(rows)} rows in the request, at most {limits.max_rows} are taken; send it in parts")
+    return [_read(f"row {number}", row, feature_dim, limits) for number, row in enumerate(rows)]
+
+
+def _read(name: str, row: Row, feature_dim: int, limits: ServingSettings) -> Query:
+    if row.model_extra:
+        unknown = ", ".join(sorted(row.model_extra)[:5])
+        raise ParameterError(f"{name}: unknown column {reprlib.repr(unknown)}; columns are {', '.join(Row.model_fields)}")
+    given = {column for column in Row.model_fields if getattr(row, column) is not None}
+    if given == {"question", "image"}:
+        return Query(name, _question(name, row.question, limits), _image(name, row.image, limits))
+    if given == {"image_features", "text_features"}:
+        image_D = _features(f"{name}: image_features", row.image_features, feature_dim)
+        return Query(name, features=(image_D, _features(f"{name}: text_features", row.text_features, feature_dim)))
+    found = " and ".join(sorted(given)) or "nothing"
+    raise ParameterError(f"{name}: holds {found}; give question and image, or image_features and text_features")
+
+
+def _question(name: str, question: Any, limits: ServingSettings) -> str:
+    if not isinstance(question, str):
+        raise ParameterError(f"{name}: question is of type {type(question).__name__}; give text")
+    if len(question) > limits.max_question_characters:
+        most = limits.max_question_characters
+        raise ParameterError(f"{name}: question has {len(question)} characters, at most {most} are taken; shorten it")
+    if not question.strip():
+        raise ParameterError(f"{name}: question is empty; ask something")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(f"{name}: question holds half of a surrogate pair; send valid Unicode") from None
+    return question
+
+
+def _image(name: str, image: Any, limits: ServingSettings) -> bytes:
+    if not isinstance(image, str):
+        raise ParameterError(f"{name}: image is of type {type(image).__name__}; give a PNG or JPEG file in base64")
+    if _URL.match(image):
+        raise ParameterError(f"{name}: image is a URL, and none is fetched or unpacked; give a PNG or JPEG file in base64")
+    content = _file(name, image, limits) if image[-5:].lower().endswith(_ENDINGS) else _base64(name, image, limits)
+    try:
+        width, height = header_size(content, _FORMATS)
+    except DataError as error:
+        raise ParameterError(f"{name}: image {error}; send another file") from None
+    if width * height > limits.max_image_pixels:
+        raise ParameterError(
+            f"{name}: image has {width} x {height} pixels, at most {limits.max_image_pixels} are taken; make it smaller"
+        )
+    return content
+
+
+def _base64(name: str, image: str, limits: ServingSettings) -> bytes:
+    if len(image) > 4 * (limits.max_image_bytes // 3 + 1):
+        raise _too_large(name, limits)
+    try:
+        return base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError):
+        raise ParameterError(f"{name}: image is not base64; encode the file without line breaks, as base64 -w0 does") from None
+
+
+def _file(name: str, image: str, limits: ServingSettings) -> bytes:
+    """The file's content. Where nothing may be read, no answer tells whether there is something."""
+    allowed = os.environ.get(QUERY_IMAGES)
+    if not allowed:
+        raise ParameterError(f"{name}: image is a path, and {QUERY_IMAGES} is not set where the model is loaded; send base64")
+    try:
+        folder = Path(allowed).resolve(strict=True)
+        path = (folder / image).resolve(strict=True)
+        inside = path.is_relative_to(folder) and path.is_file()
+        size = path.stat().st_size if inside else 0
+        content = path.read_bytes() if inside and size <= limits.max_image_bytes else b""
+    except (OSError, ValueError, RuntimeError):
+        inside, size, content = False, 0, b""
+    if not inside:
+        raise ParameterError(f"{name}: image is no readable file in the folder that {QUERY_IMAGES} names; send base64")
+    if size > limits.max_image_bytes:
+        raise _too_large(name, limits)
+    return content
+
+
+def _too_large(name: str, limits: ServingSettings) -> ParameterError:
+    return ParameterError(f"{name}: image has more than {limits.max_image_bytes} bytes; send a smaller file")
+
+
+def _features(name: str, features: Any, feature_dim: int) -> np.ndarray:
+    """A feature vector, float32 [D]."""
+    values = features.tolist() if isinstance(features, np.ndarray) else features
+    if not (isinstance(values, list) and set(map(type, values)) <= {int, float}):
+        raise ParameterError(f"{name}: not a list of numbers; give the encoder's L2-normalised vector")
+    if len(values) != feature_dim:
+        raise ParameterError(f"{name}: {len(values)} numbers, expected {feature_dim}; give features of the model's encoder")
+    try:
+        norm = float(np.linalg.norm(np.array(values, dtype=np.float64)))
+    except OverflowError:
+        norm = float("inf")
+    if not abs(norm - 1) <= _NORM_TOLERANCE:
+        raise ParameterError(f"{name}: of length {norm:g}, expected finite numbers of length 1; give an L2-normalised vector")
+    return np.array(values, dtype=np.float32)

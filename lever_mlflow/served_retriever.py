@@ -1,0 +1,120 @@
+"""The MLflow model of a retriever: questions about images in, demonstrations out. Logged as code, so that nothing is pickled.
+
+MLflow runs this file when it loads the model. The request and the response are described in docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from PIL import Image
+from pydantic import BaseModel
+
+from lever_mlflow.exceptions import LeverError, ParameterError
+from lever_mlflow.retriever import CHECKPOINT, Retriever, load_retriever
+from lever_mlflow.served_queries import Row, read_queries
+from lever_mlflow.types import ServingSettings
+
+__all__ = ["Picks", "RequestError", "RetrieverModel", "input_example"]
+
+log = logging.getLogger(__name__)
+
+
+class Picks(BaseModel):
+    """A row of the response: ids, questions and answers of the demonstrations in prompt order, and the log-prob of the pick.
+
+    ``messages``: the prompt in the form of the OpenAI protocol, where it was asked for.
+    """
+
+    question_ids: list[int]
+    questions: list[str]
+    answers: list[str]
+    logprob: float
+    messages: list[dict[str, Any]] | None = None
+
+
+class RequestError(MlflowException):
+    """An error in one line; MLflow's server would put all data of the request before it."""
+
+    def __init__(self, line: str, error_code: int) -> None:
+        super().__init__(line, error_code=error_code)
+        self.line = line
+
+    def serialize_as_json(self) -> str:
+        """The body of the server's response."""
+        return json.dumps({"error_code": self.error_code, "message": self.line})
+
+
+class RetrieverModel(PythonModel):
+    """A retriever for MLflow's server and for Python: ``predict`` checks what it is sent and answers all rows together."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the retriever, and answers once, so that the first request is as quick as the others."""
+        self.settings = ServingSettings()
+        self.retriever: Retriever = load_retriever(Path(context.artifacts[CHECKPOINT]).parent)
+        rows, params = input_example()
+        self._answer([Row.model_validate(row) for row in rows], params)
+
+    def predict(self, context: PythonModelContext, model_input: list[Row], params: dict[str, Any] | None = None) -> list[Picks]:
+        """Picks for each row, in order. Equal rows get equal picks, in any request.
+
+        Raises:
+            RequestError: the request is not as it should be; status 400 on a server. What fails for other reasons is in
+                the log, and the client is told no more than that (500).
+        """
+        try:
+            return self._answer(model_input, params or {})
+        except LeverError as error:
+            raise RequestError(" ".join(str(error).split()), INVALID_PARAMETER_VALUE) from None
+        except Exception:
+            log.exception("a request failed")
+            raise RequestError("the request failed; the server's log tells why", INTERNAL_ERROR) from None
+
+    def _answer(self, rows: list[Row], params: dict[str, Any]) -> list[Picks]:
+        shots, as_messages = self._parameters(**params)
+        queries = read_queries(rows, self.retriever.feature_dim, self.settings)
+        answers = []
+        for query, (demonstrations, logprob) in zip(queries, self.retriever.retrieve(queries, shots), strict=True):
+            picks = Picks(
+                question_ids=[sample.question_id for sample in demonstrations],
+                questions=[sample.question for sample in demonstrations],
+                answers=[sample.answer for sample in demonstrations],
+                logprob=logprob,
+                messages=self.retriever.messages(query, demonstrations) if as_messages else None,
+            )
+            answers.append(picks)
+        return answers
+
+    def _parameters(self, shots: Any = None, as_messages: Any = None, **unknown: Any) -> tuple[int, bool]:
+        """Raises ParameterError; MLflow leaves unknown parameters out with no more than a warning in its log."""
+        if unknown:
+            raise ParameterError(f"unknown parameter {', '.join(sorted(unknown))}; parameters are shots and as_messages")
+        shots = self.settings.shots if shots is None else shots
+        as_messages = self.settings.as_messages if as_messages is None else as_messages
+        if isinstance(shots, bool) or not isinstance(shots, int):
+            raise ParameterError(f"shots={shots!r}; give a whole number")
+        if not isinstance(as_messages, bool):
+            raise ParameterError(f"as_messages={as_messages!r}; give true or false")
+        return shots, as_messages
+
+
+def input_example() -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Rows and parameters of a small request."""
+    content = io.BytesIO()
+    Image.new("RGB", (56, 56), "grey").save(content, "PNG")
+    row = {"question": "what is this?", "image": base64.b64encode(content.getvalue()).decode()}
+    settings = ServingSettings()
+    return [row], {"shots": settings.shots, "as_messages": settings.as_messages}
+
+
+if __name__ != "lever_mlflow.served_retriever":  # MLflow runs the file under a name of its own
+    mlflow.models.set_model(RetrieverModel())

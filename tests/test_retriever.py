@@ -1,0 +1,224 @@
+"""The retriever: what it picks is what evaluation picks, and what it is made of comes back whole."""
+
+import base64
+import io
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lever_mlflow import features, mini
+from lever_mlflow.demonstration_pool import POOL_IMAGES, load_pool, save_pool
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.prompt import PROFILES
+from lever_mlflow.retriever import ENCODER, RetrieverSettings, load_retriever
+from lever_mlflow.served_queries import Query
+from lever_mlflow.steps.context import Context
+from lever_mlflow.steps.picks import QuestionSet
+from lever_mlflow.types import EvalSettings
+
+
+def asked(samples):
+    return [Query(f"row {i}", sample.question, sample.image_path.read_bytes()) for i, sample in enumerate(samples)]
+
+
+def by_features(table, rows):
+    return [Query(f"row {i}", features=(np.array(table.image_SD[i]), np.array(table.text_SD[i]))) for i in rows]
+
+
+def ids(retrieved):
+    return [[sample.question_id for sample in item.demonstrations] for item in retrieved]
+
+
+@pytest.fixture(scope="module")
+def retriever(make_retriever):
+    return load_retriever(make_retriever())
+
+
+def evaluation_picks(small, selector, sampler):
+    """Question ids that evaluation picks for the evaluation questions, and its candidate pools."""
+    settings = EvalSettings(shots=(1, 3), pool_size=12, pool_sampler=sampler)
+    questions = QuestionSet(Context(small, 0, "hard_plus_soft", "name"), small.val, settings)
+    picks_QK = questions.learned({"selector": selector})["selector"]
+    return [[small.train[i].question_id for i in picks] for picks in picks_QK], questions.pools_QN
+
+
+def test_features_of_a_query_are_those_of_evaluation(retriever, small):
+    table = retriever.features(asked(small.val))
+    expected = small.features("val")
+    for kind in ("image_SD", "text_SD", "fused_SD", "concat_SD"):
+        np.testing.assert_allclose(getattr(table, kind), getattr(expected, kind), rtol=0, atol=1e-6)
+    alone = retriever.features(asked(small.val)[5:6])
+    np.testing.assert_allclose(alone.fused_SD[0], expected.fused_SD[5], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity"])
+def test_picks_are_those_of_evaluation_where_pools_depend_on_features_alone(make_retriever, small, sampler):
+    retriever = load_retriever(make_retriever(pool_sampler=sampler))
+    expected, _ = evaluation_picks(small, retriever.selector, sampler)
+    assert ids(retriever.retrieve(asked(small.val), 3)) == expected
+    assert ids(retriever.retrieve(by_features(small.features("val"), range(8)), 3)) == expected
+
+
+def test_picks_from_the_same_random_pools_are_those_of_evaluation(retriever, small):
+    expected, pools_QN = evaluation_picks(small, retriever.selector, "random")
+    table = retriever.features(asked(small.val))
+    picks_QK, logprobs_Q = retriever.pick(table, pools_QN, 3)
+    assert [[small.train[i].question_id for i in picks] for picks in picks_QK] == expected
+    train_SD = small.features("train").fused_SD
+    pointers_QK = [[pool.tolist().index(i) for i in picks] for pool, picks in zip(pools_QN, picks_QK, strict=True)]
+    inputs = torch.tensor(table.fused_SD), torch.tensor(train_SD[pools_QN]), torch.tensor(pointers_QK)[:, None]
+    assert logprobs_Q == pytest.approx(retriever.selector.logprobs(*inputs)[:, 0].tolist(), abs=1e-5)
+    assert len(np.unique(logprobs_Q)) == 8
+
+
+def test_a_query_has_a_pool_of_its_own_in_any_request(retriever, make_retriever, small):
+    queries = asked(small.val)
+    together = retriever.candidates(queries, retriever.features(queries))
+    for row, query in enumerate(queries):
+        assert retriever.candidates([query], retriever.features([query]))[0].tolist() == together[row].tolist()
+    assert len({tuple(pool) for pool in together.tolist()}) == 8
+    assert all(len(set(pool)) == 12 for pool in together.tolist())
+    other = load_retriever(make_retriever(seed=1))
+    assert other.candidates(queries, retriever.features(queries)).tolist() != together.tolist()
+    first = retriever.retrieve(queries, 2)
+    assert retriever.retrieve(queries[::-1], 2)[::-1] == [
+        (item.demonstrations, pytest.approx(item.logprob, abs=1e-5)) for item in first
+    ]
+
+
+@pytest.mark.parametrize("sampler", ["random", "image-similarity", "mixed"])
+def test_no_candidate_is_about_the_own_image(make_retriever, small, sampler):
+    retriever = load_retriever(make_retriever(pool_sampler=sampler, pool_size=38))  # all others
+    sample, content = small.train[7], io.BytesIO()
+    Image.open(sample.image_path).save(content, "PNG")  # the same image in another file
+    query = Query("row 0", "something else?", content.getvalue())
+    for queries in ([query], by_features(small.features("train"), [7])):
+        (pool,) = retriever.candidates(queries, retriever.features(queries))
+        assert sorted({small.train[i].image_id for i in pool}) == [i for i in range(1, 21) if i != sample.image_id]
+
+
+def test_messages_are_the_prompt_of_the_vlm(retriever, small):
+    (query,) = asked(small.val[2:3])
+    system, user = retriever.messages(query, retriever.pool.samples[4:5])
+    assert system == {
+        "role": "system",
+        "content": [{"type": "text", "text": "Answer the last question in a few words, after 1 solved example."}],
+    }
+    assert user["role"] == "user"
+    assert [part["type"] for part in user["content"]] == ["image_url", "text", "image_url", "text"]
+    assert [part["text"] for part in user["content"] if part["type"] == "text"] == [
+        "Question: what is thing 4? Short answer: thing 4\n",
+        "Question: what is thing 2? Short answer:",
+    ]
+    for part, sample in zip(user["content"][::2], [small.train[4], small.val[2]], strict=True):
+        head, _, content = part["image_url"]["url"].partition(",")
+        assert head == "data:image/png;base64"
+        shown = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert shown.size == (56, 56)
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(Image.open(sample.image_path)))
+
+
+def test_features_cannot_be_shown(retriever, small):
+    with pytest.raises(ParameterError, match="row 0: as_messages needs question and image"):
+        retriever.messages(by_features(small.features("val"), [0])[0], [])
+
+
+def test_shots_that_the_pool_does_not_have(retriever, small):
+    assert len(ids(retriever.retrieve(asked(small.val[:1]), 12))[0]) == 12
+    for shots in (0, -1, 13):
+        with pytest.raises(ParameterError, match=f"shots={shots} with a pool of 12 candidates; choose 1 to 12$"):
+            retriever.retrieve(asked(small.val[:1]), shots)
+
+
+def test_threads_get_the_same_answers(retriever, small):
+    queries = asked(small.val)
+    expected = [ids(retriever.retrieve([query], 2)) for query in queries]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda query: ids(retriever.retrieve([query], 2)), queries)) == expected
+
+
+def test_the_encoder_is_loaded_once_and_must_be_the_recorded_one(make_retriever, tmp_path, monkeypatch):
+    folder = make_retriever()
+    first = load_retriever(folder)
+    monkeypatch.setattr(features, "Encoder", None)  # a second loading would fail
+    assert load_retriever(folder).encoder is first.encoder
+    foreign = make_retriever(encoder_digest="0123456789abcdef")
+    digest = first.settings.encoder_digest
+    with pytest.raises(DataError, match=f"encoder mini: .*clip: an encoder of digest {digest}, expected 0123456789abcdef"):
+        load_retriever(foreign)
+    away = make_retriever(encoder=str(tmp_path / "away"))
+    with pytest.raises(DataError, match=f"away.*{ENCODER} may name its folder"):
+        load_retriever(away)
+    shutil.copytree(mini.CLIP_PATH, tmp_path / "here")
+    monkeypatch.setenv(ENCODER, str(tmp_path / "here"))
+    assert load_retriever(away).encoder is first.encoder
+
+
+def test_the_digest_covers_all_but_where_the_encoder_is(retriever):
+    settings = retriever.settings
+    others = {
+        "checkpoint_digest": "c",
+        "dataset_digest": "d",
+        "encoder_digest": "e",
+        "profile": PROFILES["openai"],
+        "pool_sampler": "mixed",
+        "pool_size": 13,
+        "seed": 1,
+    }
+    assert {field.name for field in fields(RetrieverSettings)} == {*others, "encoder"}
+    digests = {replace(settings, **{name: value}).digest for name, value in others.items()}
+    assert len({settings.digest, *digests}) == 8
+    assert replace(settings, encoder="elsewhere").digest == settings.digest
+
+
+def test_the_pool_comes_back_as_it_was(retriever, small):
+    assert [(s.question_id, s.image_id, s.question, s.answer) for s in retriever.pool.samples] == [
+        (s.question_id, s.image_id, s.question, s.answer) for s in small.train
+    ]
+    table = small.features("train")
+    for kind in ("image_SD", "text_SD", "fused_SD", "concat_SD"):
+        np.testing.assert_array_equal(getattr(retriever.pool.features, kind), getattr(table, kind))
+    path = small.train[0].image_path
+    assert retriever.pool.image(path.name) == path.read_bytes()
+
+
+def test_images_too_large_for_the_model_are_read_from_a_folder(small, tmp_path, monkeypatch):
+    total = sum(path.stat().st_size for path in {sample.image_path for sample in small.train})
+    for name, limit in (("with", total), ("without", total - 1)):
+        (tmp_path / name).mkdir()
+        save_pool(tmp_path / name, small.train, small.features("train"), limit)
+    pool, path = load_pool(tmp_path / "without"), small.train[0].image_path
+    assert load_pool(tmp_path / "with").image(path.name) == path.read_bytes()
+    monkeypatch.delenv(POOL_IMAGES, raising=False)
+    with pytest.raises(ParameterError, match=f"as_messages: the images of the pool are not in this model.*set {POOL_IMAGES}"):
+        pool.image(path.name)
+    monkeypatch.setenv(POOL_IMAGES, str(path.parent))
+    assert pool.image(path.name) == path.read_bytes()
+    monkeypatch.setenv(POOL_IMAGES, str(tmp_path))
+    with pytest.raises(DataError, match=f"{POOL_IMAGES}: no readable {path.name} there"):
+        pool.image(path.name)
+    (tmp_path / path.name).write_bytes(b"another")
+    with pytest.raises(DataError, match=f"{POOL_IMAGES}: {path.name} there is not the training image"):
+        pool.image(path.name)
+
+
+@pytest.mark.parametrize("name", ["retriever.json", "pool/pool.json", "pool/features.safetensors", "pool/images.safetensors"])
+def test_a_damaged_file_is_named(make_retriever, name):
+    folder = make_retriever()
+    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"retriever\d+/.*[;:] get the model again"):
+        load_retriever(folder)
+
+
+def test_items_and_features_that_do_not_belong_together(make_retriever):
+    folder = make_retriever()
+    content = json.loads((folder / "pool" / "pool.json").read_text())
+    (folder / "pool" / "pool.json").write_text(json.dumps({**content, "items": content["items"][:39]}))
+    with pytest.raises(DataError, match="39 items, but features of 40"):
+        load_retriever(folder)
