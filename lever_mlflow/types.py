@@ -15,6 +15,7 @@ __all__ = [
     "GateSettings",
     "GrpoSettings",
     "PoolSampler",
+    "PromotionSettings",
     "Prompt",
     "RceSettings",
     "RolloutSettings",
@@ -159,6 +160,14 @@ class EvalSettings:
     pool_sampler: PoolSampler = RolloutSettings.pool_sampler
     random_draws: int = 3
     n_oracle: int = 50
+
+
+@dataclass(frozen=True)
+class PromotionSettings:
+    """When a version becomes champion: gaining ``min_gain`` points over the present one; with ``force``, whatever is known."""
+
+    min_gain: float = 0.0
+    force: bool = False
 
 
 @dataclass(frozen=True)

@@ -122,20 +122,25 @@ def free_port():
 
 
 class Server:
-    """``mlflow server`` with a sqlite store and its artifacts behind its proxy, in a folder."""
+    """``mlflow server`` with its artifacts behind its proxy, in a folder; its store is sqlite there, or another one."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options, store=None, workers=1, **environment):
         self.folder = folder
+        self.options = ["--workers", str(workers), *options]
+        self.environment = environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
         self.process = None
 
     def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), *self.options]
         command += ["--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts")]
         log = (self.folder / "server.log").open("a")
-        self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        environment = {**os.environ, **self.environment}
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while True:
             try:

@@ -192,7 +192,9 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
     assert {child.info.status for child in found} == {"FINISHED"}
 
 
-@pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])
+@pytest.mark.parametrize(
+    "name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
+)
 def test_help_answers_at_once(name):
     command = [sys.executable, "-X", "importtime", "-m", f"entrypoints.{name}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)

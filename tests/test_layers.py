@@ -16,7 +16,7 @@ LAYERS = [
     "paired",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources"},
-    {"compare", "report", "tracking", "registry", "serving"},
+    {"compare", "report", "tracking", "registry", "champion", "model_card", "promotion", "status", "serving"},
     {"steps", "pipeline"},
 ]  # fmt: skip
 STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}

@@ -1,9 +1,10 @@
 """What each step does inside its MLflow run: call the stage, log what it yields, leave its artifacts."""
 
-from lever_mlflow.steps.comparison import COMPARISON_FILE, compare_betas, promote_beta
+from lever_mlflow.steps.comparison import COMPARISON_FILE, compare_betas
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.steps.data import RL_DATA_FILE, check_data, log_skipped, read_verdict, record_trials
 from lever_mlflow.steps.evaluation import evaluate_epochs, read_evaluation, register_best
+from lever_mlflow.steps.promotion import STATUS_FILE, evaluate_version, promote_beta, roll_back, show_status
 from lever_mlflow.steps.training import (
     STATE_TAG,
     Interrupted,
@@ -18,12 +19,14 @@ __all__ = [
     "OVERRIDES",
     "RL_DATA_FILE",
     "STATE_TAG",
+    "STATUS_FILE",
     "Context",
     "Interrupted",
     "Launch",
     "check_data",
     "compare_betas",
     "evaluate_epochs",
+    "evaluate_version",
     "find_state",
     "log_skipped",
     "promote_beta",
@@ -31,6 +34,8 @@ __all__ = [
     "read_verdict",
     "record_trials",
     "register_best",
+    "roll_back",
+    "show_status",
     "train_by_grpo",
     "train_by_rce",
 ]
