@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -26,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
 
-SLOW = ("test_end_to_end.py", "test_faults.py", "test_server_outage.py", "test_distributed.py")
+SLOW = ("test_end_to_end.py", "test_team_server.py", "test_faults.py", "test_server_outage.py", "test_distributed.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -153,6 +155,42 @@ class Server:
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Postgres:
+    """A PostgreSQL server on loopback, in a folder of its own; root runs it as the user ``postgres``, as it refuses root."""
+
+    def __init__(self, folder, programs):
+        self.folder, self.programs, self.port = folder, programs, free_port()
+        self.user = "postgres" if os.geteuid() == 0 else None
+        self.uri = f"postgresql://mlflow@127.0.0.1:{self.port}/postgres"
+        if self.user:
+            shutil.chown(folder, self.user)
+
+    def start(self):
+        self._run("initdb", "--pgdata", self.folder / "data", "--username", "mlflow", "--auth", "trust", "--no-sync")
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
+        self._run("pg_ctl", "start", "--wait", "--pgdata", self.folder / "data", "-o", options, "-l", self.folder / "log")
+
+    def stop(self):
+        self._run("pg_ctl", "stop", "--pgdata", self.folder / "data", "-m", "immediate")
+
+    def _run(self, program, *arguments):
+        command = [self.programs / program, *arguments]
+        subprocess.run(command, user=self.user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """URI of a fresh PostgreSQL database."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="pg-") as folder:  # where another user may enter, and the path is short
+        server = Postgres(Path(folder), programs[-1].parent)
+        server.start()
+        yield server.uri
+        server.stop()
 
 
 class Project:
