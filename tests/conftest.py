@@ -149,7 +149,8 @@ class Server:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
                     return
             except OSError:
-                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+                failed = self.process.poll() is not None or time.monotonic() > deadline
+                assert not failed, (self.folder / "server.log").read_text()
                 time.sleep(0.2)
 
     def kill(self):
@@ -163,7 +164,7 @@ class Postgres:
     def __init__(self, folder, programs):
         self.folder, self.programs, self.port = folder, programs, free_port()
         self.user = "postgres" if os.geteuid() == 0 else None
-        self.uri = f"postgresql://mlflow@127.0.0.1:{self.port}/postgres"
+        self.uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/postgres"
         if self.user:
             shutil.chown(folder, self.user)
 

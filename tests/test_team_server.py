@@ -16,7 +16,7 @@ from test_faults import lose_connection
 
 from lever_mlflow import champion, model_card, pipeline, tracking
 from lever_mlflow.resources import Resources
-from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings
+from lever_mlflow.types import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
 
 NAME = "lever-selector-mini-mini"
 SMALL = EvalSettings(sizes=(9,), shots=(1, 2), n_selection=3, n_oracle=0)
@@ -49,14 +49,14 @@ def command(server, cache_dir, name, *options):
 
 def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, good_rl_data, monkeypatch):
     data = team.rl_data(good_rl_data)
-    settings = RceSettings(epochs=3, batch_size=16)
+    settings = RceSettings(epochs=2, batch_size=16)
     lose_connection(monkeypatch, lambda: team.rce(data, settings), epoch=2)
     interrupted = mlflow.last_active_run().info.run_id
     rce = run_step(lambda: team.rce(data, settings))
     assert rce.data.tags["lever.resumed_from"] == interrupted
     assert rce.info.artifact_uri.startswith("mlflow-artifacts:/")
     client = MlflowClient()
-    assert [metric.step for metric in client.get_metric_history(rce.info.run_id, "train_loss")] == [1, 2, 3]
+    assert [metric.step for metric in client.get_metric_history(rce.info.run_id, "train_loss")] == [1, 2]
 
     start = f"models:/{rce.data.tags['lever.best_model']}"
     evaluations = []
@@ -74,9 +74,8 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     (line,) = error_lines(refused)
     assert line.startswith(f"error: {NAME} version 1 (beta 0.12) is not promoted: over random demonstrations: ")
     assert champion.holders(NAME) == (None, None)
-    for kl_beta in ("0.12", "0.15"):
-        forced = command(server, cache_dir, "promote", "--kl_beta", kl_beta, "--force", "true")
-        assert forced.returncode == 0, forced.stderr
+    for kl_beta in (0.12, 0.15):
+        run_step(lambda beta=kl_beta: team.promote(beta, PromotionSettings(force=True)))
     assert champion.holders(NAME) == ("2", "1")
     version = client.get_model_version(NAME, "2")
     assert version.tags["evaluation_run"] == evaluations[1]
@@ -87,8 +86,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
 
     back = command(server, cache_dir, "rollback")
     assert f"{NAME}: version 1 is champion again, version 2 previous-champion" in back.stderr
-    listed = command(server, cache_dir, "status")
-    rows = [line.split() for line in listed.stdout.splitlines()[2:]]
+    rows = [line.split() for line in team.listing(run_step(team.status).info.run_id).splitlines()[2:]]
     assert [row[:4] for row in rows] == [["0.12", "1", "champion,", "kl-0-12"], ["0.15", "2", "kl-0-15,", "previous-champion"]]
 
 
