@@ -3,7 +3,8 @@
 MLflow has no compare-and-swap on aliases, but of several processes only one can create a registered model of a given name. So
 change n begins with the creation of ``<name>.champion-change-<n>``, which holds all that the change will write, and ends
 with the tag ``champion_changes`` = n of the registered model. Whoever finds a change that was begun and not ended waits for it,
-and after ``PATIENCE`` seconds writes it in place of the process that is gone.
+and after ``PATIENCE`` seconds writes it in place of the process that is gone. Anybody may create registered models, so a change
+counts only once the registered model's own tag ``champion_change`` names it, which takes the right to edit that model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "ch
 
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 PATIENCE = 20.0  # seconds for which a change that another process has begun is waited for
-_COUNT, _VERSION_TAG = "champion_changes", "version."
+_COUNT, _CONFIRMED, _VERSION_TAG = "champion_changes", "champion_change", "version."
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +72,13 @@ def settle(name: str) -> int:
         begun = _find(client, _record(name, done + 1))
         if begun is None:
             return done
-        if begun.tags["token"] != seen:
-            seen, since = begun.tags["token"], time.monotonic()
+        if (token := begun.tags.get("token", "none")) != seen:
+            seen, since = token, time.monotonic()
         elif time.monotonic() - since > PATIENCE:
-            log.warning("%s: finishing change %d of champion, begun by %s", name, done + 1, begun.tags["by"])
-            _finish(client, name, done + 1, _read(begun))
+            confirmed = registered_model(name).tags.get(_CONFIRMED) == f"{done + 1} {seen}"
+            verb = "finishing" if confirmed else "passing over"
+            log.warning("%s: %s change %d of champion, begun by %s", name, verb, done + 1, begun.tags.get("by", "nobody"))
+            _finish(client, name, done + 1, _read(begun) if confirmed else None)
         else:
             time.sleep(0.1)
 
@@ -128,16 +131,32 @@ def _begin(client: MlflowClient, name: str, number: int, wanted: Change) -> bool
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         existing = _find(client, _record(name, number))
-        if existing is None or existing.tags["token"] != token:  # else it was created, but the answer got lost
+        if existing is None or existing.tags.get("token") != token:  # else it was created, but the answer got lost
             return False
     if _count(name) >= number:  # ended between this process' look and its creation
         client.delete_registered_model(_record(name, number))
         return False
+    try:
+        client.set_registered_model_tag(name, _CONFIRMED, f"{number} {token}")
+    except MlflowException:
+        client.delete_registered_model(_record(name, number))
+        raise
     return True
 
 
-def _finish(client: MlflowClient, name: str, number: int, wanted: Change) -> None:
-    """Writes all of a change and ends it; may be done again, and by several processes."""
+def _finish(client: MlflowClient, name: str, number: int, wanted: Change | None) -> None:
+    """Writes all of a change, or nothing of one that was not confirmed, and ends it; may be done again and by several."""
+    if wanted is not None:
+        _write(client, name, number, wanted)
+    client.set_registered_model_tag(name, _COUNT, str(number))
+    try:
+        client.delete_registered_model(_record(name, number))
+    except MlflowException as error:  # deleted by who finished it too; or another user's, and then it stays without effect
+        if not _is_missing(error) and error.error_code != "PERMISSION_DENIED":
+            raise
+
+
+def _write(client: MlflowClient, name: str, number: int, wanted: Change) -> None:
     writes: list[Callable[[], Any]] = [
         partial(client.set_model_version_tag, name, wanted.champion, key, value) for key, value in wanted.tags.items()
     ]
@@ -153,12 +172,6 @@ def _finish(client: MlflowClient, name: str, number: int, wanted: Change) -> Non
             if not _is_missing(error):
                 raise
             log.warning("%s: change %d of champion: %s", name, number, error)  # somebody has deleted that version
-    client.set_registered_model_tag(name, _COUNT, str(number))
-    try:
-        client.delete_registered_model(_record(name, number))
-    except MlflowException as error:  # deleted by who finished it too; or another user's, and then it stays without effect
-        if not _is_missing(error) and error.error_code != "PERMISSION_DENIED":
-            raise
 
 
 def _record(name: str, number: int) -> str:

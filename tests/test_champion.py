@@ -9,6 +9,7 @@ import mlflow
 import pytest
 from conftest import Server
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from lever_mlflow import champion
 from lever_mlflow.champion import Change, Holders
@@ -128,7 +129,7 @@ WRITES = (
     "set_registered_model_tag",
     "delete_registered_model",
 )
-CALLS = 7  # of these, that a promotion with one tag makes: two aliases
+CALLS = 8  # of these, that a promotion with one tag makes: it confirms the change, sets two aliases, counts the change
 
 
 def killed_before(uri, name, call, change):
@@ -173,12 +174,13 @@ def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(champion, "PATIENCE", 0.3)
             assert champion.settle(name) == done + (call > 1)
-        assert (f"finishing change {done + 1} of champion, begun by test {new}" in caplog.text) == (1 < call < CALLS)
-        held = Holders(new, old.champion) if call > 1 else old
+        assert (f"passing over change {done + 1} of champion, begun by test {new}" in caplog.text) == (call == 2)
+        assert (f"finishing change {done + 1} of champion, begun by test {new}" in caplog.text) == (2 < call < CALLS)
+        held = Holders(new, old.champion) if call > 2 else old
         assert champion.holders(name) == held
         written = client.get_model_version(name, new)
         assert (written.tags.get("why"), written.description or None) == (
-            (f"kill {call}", f"card {call}") if call > 1 else (None, None)
+            (f"kill {call}", f"card {call}") if call > 2 else (None, None)
         )
         left = [f"{name}.champion-change-{done + 1}"] if call == CALLS else []  # only its deletion was missing: no effect
         assert everything(client, name)[1] == left
@@ -193,7 +195,7 @@ def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch
 def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(server, client, monkeypatch, caplog):
     name = model(client, "deleted", 3)
     champion.change(name, Holders(None, None), to("1"))
-    start_and_kill(server, name, 2, to("2", "1", tags={"why": "better"}))
+    start_and_kill(server, name, 3, to("2", "1", tags={"why": "better"}))
     client.delete_model_version(name, "2")
     with monkeypatch.context() as patch:
         patch.setattr(champion, "PATIENCE", 0.3)
@@ -251,4 +253,32 @@ def test_a_late_start_on_a_change_that_has_ended_begins_another(client, monkeypa
     monkeypatch.setattr(champion, "_begin", late)
     with pytest.raises(PromotionError, match="version 1 is champion, but there is no champion when this began"):
         champion.change(name, Holders(None, None), to("2"))
+    assert everything(client, name) == ({"champion": "1"}, [])
+
+
+def test_who_may_not_edit_the_model_leaves_nothing_behind(client, monkeypatch):
+    name = model(client, "forbidden", 2)
+
+    def refused(*arguments):
+        raise MlflowException("Permission denied", error_code=7)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_tag", refused)
+        with pytest.raises(MlflowException, match="Permission denied"):
+            champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({}, [])
+
+
+def test_a_change_that_somebody_without_the_right_made_up_is_passed_over(client, monkeypatch, caplog):
+    name = model(client, "made-up", 2)
+    client.set_registered_model_tag(name, "champion_change", "0 made up")  # as of an earlier change, read off the model
+    tags = {"token": "made up", "by": "somebody", "champion": "2", "previous": ""}
+    client.create_registered_model(f"{name}.champion-change-1", tags=tags)
+    client.create_registered_model(f"{name}.champion-change-2")
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "PATIENCE", 0.3)
+        assert champion.settle(name) == 2
+    assert "passing over change 1 of champion, begun by somebody" in caplog.text
+    assert everything(client, name) == ({}, [])
+    champion.change(name, Holders(None, None), to("1"))
     assert everything(client, name) == ({"champion": "1"}, [])

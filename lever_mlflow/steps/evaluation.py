@@ -123,7 +123,7 @@ def register_best(context: Context, result: Mapping[str, Any]) -> str:
         result["kl_beta"],
         registration["checkpoint_digest"],
         registration["tags"],
-        registration["description"],
+        registration.get("description", ""),  # evaluations of earlier versions of this package have none
     )
 
 
