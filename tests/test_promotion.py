@@ -345,6 +345,11 @@ def test_records_that_are_gone_or_changed_are_no_evidence(local, register, tmp_p
         PromotionError, match=r"no evidence on random: run .*: records.parquet is not what version 1 was regist"
     ):
         promote(local, 0.12)
+    run_id = client.get_model_version(NAME, "1").tags["evaluation_run"]
+    (tmp_path / "records.parquet").write_bytes(b"no parquet")
+    client.log_artifact(run_id, str(tmp_path / "records.parquet"))
+    with pytest.raises(PromotionError, match=r"no evidence on random: run .*: records.parquet cannot be read \("):
+        promote(local, 0.12)
     client.set_model_version_tag(NAME, "1", "evaluation_run", "0" * 32)
     with pytest.raises(PromotionError, match=r"no evidence on random: run 0{32}: artifact records.parquet cannot be read"):
         promote(local, 0.12)

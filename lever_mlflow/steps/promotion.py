@@ -161,11 +161,16 @@ def _evaluated(version: ModelVersion) -> Evaluated:
     if "evaluation_run" not in version.tags:
         raise MissingRunError(f"version {version.version} has no tag evaluation_run; run the evaluate step again")
     run_id = version.tags["evaluation_run"]
-    records = pd.read_parquet(tracking.artifact(run_id, RECORDS_FILE))
-    if model_card.records_digest(records) != version.tags["evaluation_digest"]:
+    path = tracking.artifact(run_id, RECORDS_FILE)
+    try:
+        records = pd.read_parquet(path)
+        digest = model_card.records_digest(records)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"run {run_id}: {RECORDS_FILE} cannot be read ({error}); run the evaluate step again") from None
+    if digest != (registered := version.tags.get("evaluation_digest")):
         raise DataError(
             f"run {run_id}: {RECORDS_FILE} is not what version {version.version} was registered with "
-            f"(digest {version.tags['evaluation_digest']}); run the evaluate step again"
+            f"(digest {digest}, then {registered}); run the evaluate step again"
         )
     return Evaluated(read_evaluation(run_id), records, f"epoch {version.tags['epoch']}")
 
