@@ -118,6 +118,7 @@ def test_better_than_random_takes_a_test_and_an_interval(gains, losses, met):
     ("gains", "losses", "min_gain", "met", "reason"),
     [
         (0, 0, 0.0, True, ""),
+        (6, 0, 0.0, True, ""),
         (0, 5, 0.0, True, ""),
         (0, 6, 0.0, False, ": significantly worse"),
         (4, 0, 10.0, True, ""),
