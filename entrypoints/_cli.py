@@ -218,8 +218,8 @@ resource_options = _grouped(
 )
 
 
-def make_pipeline(values: dict[str, Any]) -> Pipeline:
-    """The pipeline for these options, which are taken out of ``values``; data set and models are checked at once."""
+def make_pipeline(values: dict[str, Any], *, check: bool = True) -> Pipeline:
+    """The pipeline for these options, which are taken out of ``values``; ``check`` looks at data set and models at once."""
     from lever_mlflow.pipeline import Pipeline
     from lever_mlflow.resources import Resources, default_cache_dir
 
@@ -229,7 +229,8 @@ def make_pipeline(values: dict[str, Any]) -> Pipeline:
     gate = GateSettings(**{name: values.pop(name) for name in ("thresholds", "max_shots", "on_bad_data") if name in values})
     data = DataSettings(**{name: values.pop(name) for name in ("on_bad_item", "hf_columns", "hf_splits")})
     resources = Resources(**names, cache_dir=default_cache_dir(), data=data)
-    resources.check()
+    if check:
+        resources.check()
     return Pipeline(resources, gate=gate, **choices)
 
 

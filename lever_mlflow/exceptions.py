@@ -1,6 +1,15 @@
 """The project's errors. Each message names the file, the field, the value and the remedy; entry points print it as one line."""
 
-__all__ = ["CheckpointError", "DataError", "GateError", "LeverError", "MissingRunError", "ParameterError", "ServerError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "GateError",
+    "LeverError",
+    "MissingRunError",
+    "ParameterError",
+    "PromotionError",
+    "ServerError",
+]
 
 
 class LeverError(Exception):
@@ -25,6 +34,10 @@ class GateError(LeverError):
 
 class MissingRunError(LeverError):
     """MLflow holds no run or model version of the kind asked for."""
+
+
+class PromotionError(LeverError):
+    """A version does not meet the conditions of a promotion, or another change of champion came first."""
 
 
 class ServerError(LeverError):

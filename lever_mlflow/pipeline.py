@@ -32,7 +32,15 @@ from lever_mlflow.rl_data import RLData, load_rl_data
 from lever_mlflow.rollout import check_settings, choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
-from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, Language, RceSettings, RolloutSettings
+from lever_mlflow.types import (
+    EvalSettings,
+    GateSettings,
+    GrpoSettings,
+    Language,
+    PromotionSettings,
+    RceSettings,
+    RolloutSettings,
+)
 
 __all__ = ["AUTO", "NONE", "Pipeline"]
 
@@ -385,12 +393,54 @@ class Pipeline:
         }
         return self._step("main", "experiment", settings, self._common(), execute)
 
-    # promote
+    # the registry
 
-    def promote(self, kl_beta: float) -> Step:
-        """Makes the version behind a beta's alias the champion."""
-        settings = {"model_name": self.context.registered_name, "kl_beta": kl_beta}
-        return Step("promote", f"promote beta {kl_beta:g}", settings, {}, partial(steps.promote_beta, self.context, kl_beta))
+    def promote(self, kl_beta: float, settings: PromotionSettings) -> Step:
+        """Makes the version behind a beta's alias the champion, if the evidence is for it."""
+        choices = {"model_name": self.context.registered_name, "kl_beta": kl_beta, **asdict(settings)}
+        execute = partial(steps.promote_beta, self.context, kl_beta, settings, self.evaluated_version)
+        return Step("promote", f"promote beta {kl_beta:g}", choices, {}, execute)
+
+    def rollback(self) -> Step:
+        """Makes the previous champion the champion again, and the champion the previous one."""
+        settings = {"model_name": self.context.registered_name}
+        return Step("rollback", "rollback", settings, {}, partial(steps.roll_back, self.context))
+
+    def status(self) -> Step:
+        """Lists the versions of the registered model."""
+        settings = {"model_name": self.context.registered_name}
+        return Step("status", "status", settings, {}, partial(steps.show_status, self.context))
+
+    def listing(self, status_run: str) -> str:
+        """The table that a status run logged."""
+        return tracking.artifact(status_run, steps.STATUS_FILE).read_text(encoding="utf-8")
+
+    def evaluated_version(self, version: str, like: Mapping[str, Any]) -> str:
+        """Id of a run that evaluates a registered version on the questions of an evaluation, given as its result.
+
+        Raises:
+            ParameterError: this pipeline works on other data, models or another seed than that evaluation.
+        """
+        self.resources.check()
+        identity = self.context.identity()
+        for name, value in identity.items():
+            if like["inputs"][name] != value:
+                raise ParameterError(
+                    f"run {like['run_id']} evaluated with {name} {like['inputs'][name]}, but this has {value}; "
+                    "give the dataset, vlm, encoder and seed of that evaluation"
+                )
+        choices: dict[str, Any] = {**like["settings"], **{name: tuple(like["settings"][name]) for name in ("sizes", "shots")}}
+        settings, reference = EvalSettings(**choices), f"models:/{self.context.registered_name}/{version}"
+        digest = selector_digest(load_selector(tracking.checkpoint_folder(reference)))
+        return tracking.ensure(
+            self._step(
+                "evaluate-version",
+                f"evaluate version {version}",
+                asdict(settings),
+                {**identity, "checkpoint_digest": digest},
+                partial(steps.evaluate_version, self.context, reference, settings),
+            )
+        )
 
     def _launch(self, step: Step, data: RLData, resume: str) -> steps.Launch:
         return steps.Launch(step.key, partial(self.verdict, data), partial(self.interrupted, step, resume))

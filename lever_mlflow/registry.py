@@ -1,4 +1,4 @@
-"""The model registry: one registered model per data set and VLM, a version per beta, aliases ``kl-0-12`` and ``champion``."""
+"""The model registry: one registered model per data set and VLM, a version per beta, aliases ``kl-0-12`` and the like."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError
+from lever_mlflow.model_card import TABLE_TAGS, renewed
 
-__all__ = ["CHAMPION", "PREVIOUS_CHAMPION", "beta_alias", "holds", "promote", "register"]
+__all__ = ["beta_alias", "find_version", "holds", "register", "registered_model", "versions"]
 
-CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
+_LONGEST_TAG = 5000  # of a version's tags; MLflow takes more, but nobody reads more
 
 
 def beta_alias(kl_beta: float) -> str:
@@ -24,62 +25,84 @@ def beta_alias(kl_beta: float) -> str:
 
 def holds(name: str, digest: str) -> bool:
     """Whether a registered model has a version of this digest, so that ``register`` adds none."""
-    return _with_digest(MlflowClient(), name, digest) is not None
+    return _of_digest(MlflowClient(), name, digest) is not None
 
 
-def register(model_id: str, name: str, kl_beta: float, checkpoint_digest: str, tags: Mapping[str, Any]) -> str:
-    """Makes a logged checkpoint the version behind its beta's alias, and returns the version.
+def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mapping[str, Any], description: str = "") -> str:
+    """Makes a logged model the version behind its beta's alias, and returns the version.
 
-    The same checkpoint adds no version: the one that holds it gets the alias, and its tags are renewed.
+    The same digest adds no version: the one that holds it gets the alias, and its tags and description are renewed; what
+    was written there when it was promoted stays.
     """
     client = MlflowClient()
-    version = _with_digest(client, name, checkpoint_digest) or mlflow.register_model(f"models:/{model_id}", name)
-    for key, value in {**tags, "checkpoint_digest": checkpoint_digest, "kl_beta": f"{kl_beta:g}"}.items():
-        client.set_model_version_tag(name, version.version, key, str(value))
+    version = _of_digest(client, name, digest) or _created(client, name, model_id, digest)
+    wanted = {**tags, "model_digest": digest, "kl_beta": f"{kl_beta:g}"}
+    for key, value in wanted.items():
+        if version.tags.get(key) != (text := str(value)[:_LONGEST_TAG]):
+            client.set_model_version_tag(name, version.version, key, text)
+    for key in version.tags.keys() - wanted.keys():
+        if key.startswith(TABLE_TAGS):
+            client.delete_model_version_tag(name, version.version, key)
+    if description:
+        client.update_model_version(name, version.version, renewed(description, version.description or ""))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
     return str(version.version)
 
 
-def promote(name: str, kl_beta: float) -> tuple[str, str | None]:
-    """Makes the version behind a beta's alias the champion; returns it and the former champion, if another one.
-
-    The former champion becomes ``previous-champion``. Promoting the present champion changes nothing.
+def find_version(name: str, kl_beta: float) -> ModelVersion:
+    """The version behind a beta's alias.
 
     Raises:
         MissingRunError: no such registered model, or no version for this beta; the message lists the betas that there are.
     """
-    client = MlflowClient()
-    candidate = _aliased(client, name, beta_alias(kl_beta))
-    if candidate is None:
-        raise MissingRunError(_unknown(client, name, kl_beta))
-    champion = _aliased(client, name, CHAMPION)
-    if champion is not None and champion.version == candidate.version:
-        return str(candidate.version), None
-    if champion is not None:
-        client.set_registered_model_alias(name, PREVIOUS_CHAMPION, champion.version)
-    client.set_registered_model_alias(name, CHAMPION, candidate.version)
-    return str(candidate.version), None if champion is None else str(champion.version)
-
-
-def _with_digest(client: MlflowClient, name: str, checkpoint_digest: str) -> ModelVersion | None:
-    versions = client.search_model_versions(f"name = '{name}'")
-    return next((v for v in versions if v.tags.get("checkpoint_digest") == checkpoint_digest), None)
-
-
-def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
-            return None
-        raise
-
-
-def _unknown(client: MlflowClient, name: str, kl_beta: float) -> str:
     remedy = f"run `mlflow run . -e evaluate -P kl_beta={kl_beta:g}` first"
+    aliases = registered_model(name, remedy).aliases
+    alias = beta_alias(kl_beta)
+    if alias not in aliases:
+        known = ", ".join(sorted(other for other in aliases if other.startswith("kl-"))) or "none"
+        raise MissingRunError(f"kl_beta={kl_beta:g}: {name} has no version with alias {alias} (it has: {known}); {remedy}")
+    return MlflowClient().get_model_version(name, str(aliases[alias]))
+
+
+def registered_model(name: str, remedy: str = "run `mlflow run . -e evaluate` first") -> RegisteredModel:
+    """A registered model with its tags and aliases.
+
+    Raises:
+        MissingRunError: there is none of this name.
+    """
     try:
-        aliases = sorted(alias for alias in client.get_registered_model(name).aliases if alias.startswith("kl-"))
-    except MlflowException:
-        return f"kl_beta={kl_beta:g}: no registered model {name}; {remedy}"
-    known = ", ".join(aliases) or "none"
-    return f"kl_beta={kl_beta:g}: {name} has no version with alias {beta_alias(kl_beta)} (it has: {known}); {remedy}"
+        return MlflowClient().get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise MissingRunError(f"no registered model {name}; {remedy}") from None
+
+
+def versions(name: str) -> list[tuple[ModelVersion, list[str]]]:
+    """Every version of a registered model with its aliases, in the order of their numbers.
+
+    Raises:
+        MissingRunError: no such registered model.
+    """
+    aliases = registered_model(name).aliases
+    found = sorted(MlflowClient().search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+    return [(item, sorted(alias for alias, v in aliases.items() if str(v) == str(item.version))) for item in found]
+
+
+def _created(client: MlflowClient, name: str, model_id: str, digest: str) -> ModelVersion:
+    """A new version; of several that were made for a checkpoint at the same time all but the first are deleted again.
+
+    A version is made together with its digest, and a later number after an earlier one is there to be seen: so all who made one
+    agree on the first, and the others never get an alias.
+    """
+    created = mlflow.register_model(f"models:/{model_id}", name, tags={"model_digest": digest})
+    first = _of_digest(client, name, digest) or created
+    if str(first.version) != str(created.version):
+        client.delete_model_version(name, created.version)
+    return first
+
+
+def _of_digest(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    """The first version that holds a checkpoint."""
+    found = client.search_model_versions(f"name = '{name}' and tags.model_digest = '{digest}'")
+    return min(found, key=lambda version: int(version.version), default=None)

@@ -37,6 +37,7 @@ from lever_mlflow.rl_data import RLData
 __all__ = [
     "TAG",
     "Step",
+    "active_run_id",
     "any_run_tags",
     "artifact",
     "checkpoint_folder",
@@ -126,6 +127,13 @@ def project_run(name: str) -> Iterator[Run]:
         if failure is not None:  # and then not even that could be recorded; what failed first says more
             raise failure from error
         raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {_first_line(error)}") from error
+
+
+def active_run_id() -> str:
+    """Id of the run that a step works in."""
+    active = mlflow.active_run()
+    assert active is not None, "a step works in a run"
+    return str(active.info.run_id)
 
 
 def run_here(step: Step) -> str:

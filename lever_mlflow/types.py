@@ -16,6 +16,7 @@ __all__ = [
     "GrpoSettings",
     "Language",
     "PoolSampler",
+    "PromotionSettings",
     "Prompt",
     "RceSettings",
     "RolloutSettings",
@@ -162,6 +163,14 @@ class EvalSettings:
     pool_sampler: PoolSampler = RolloutSettings.pool_sampler
     random_draws: int = 3
     n_oracle: int = 50
+
+
+@dataclass(frozen=True)
+class PromotionSettings:
+    """When a version becomes champion: gaining ``min_gain`` points over the present one; with ``force``, whatever is known."""
+
+    min_gain: float = 0.0
+    force: bool = False
 
 
 @dataclass(frozen=True)

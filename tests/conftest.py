@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -30,7 +32,14 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
 
-SLOW = ("test_end_to_end.py", "test_faults.py", "test_serving.py", "test_server_outage.py", "test_distributed.py")
+SLOW = (
+    "test_end_to_end.py",
+    "test_team_server.py",
+    "test_faults.py",
+    "test_serving.py",
+    "test_server_outage.py",
+    "test_distributed.py",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -126,32 +135,74 @@ def free_port():
 
 
 class Server:
-    """``mlflow server`` with a sqlite store and its artifacts behind its proxy, in a folder."""
+    """``mlflow server`` with its artifacts behind its proxy, in a folder; its store is sqlite there, or another one."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options, store=None, workers=1, **environment):
         self.folder = folder
+        self.options = ["--workers", str(workers), *options]
+        self.environment = environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
         self.process = None
 
     def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), *self.options]
         command += ["--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts")]
         log = (self.folder / "server.log").open("a")
-        self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        environment = {**os.environ, **self.environment}
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while True:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
                     return
             except OSError:
-                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+                failed = self.process.poll() is not None or time.monotonic() > deadline
+                assert not failed, (self.folder / "server.log").read_text()
                 time.sleep(0.2)
 
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Postgres:
+    """A PostgreSQL server on loopback, in a folder of its own; root runs it as the user ``postgres``, as it refuses root."""
+
+    def __init__(self, folder, programs):
+        self.folder, self.programs, self.port = folder, programs, free_port()
+        self.user = "postgres" if os.geteuid() == 0 else None
+        self.uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/postgres"
+        if self.user:
+            shutil.chown(folder, self.user)
+
+    def start(self):
+        self._run("initdb", "--pgdata", self.folder / "data", "--username", "mlflow", "--auth", "trust", "--no-sync")
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
+        self._run("pg_ctl", "start", "--wait", "--pgdata", self.folder / "data", "-o", options, "-l", self.folder / "log")
+
+    def stop(self):
+        self._run("pg_ctl", "stop", "--pgdata", self.folder / "data", "-m", "immediate")
+
+    def _run(self, program, *arguments):
+        command = [self.programs / program, *arguments]
+        subprocess.run(command, user=self.user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """URI of a fresh PostgreSQL database."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="pg-") as folder:  # where another user may enter, and the path is short
+        server = Postgres(Path(folder), programs[-1].parent)
+        server.start()
+        yield server.uri
+        server.stop()
 
 
 class Project:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from conftest import ROOT, error_lines
 
@@ -212,10 +213,22 @@ def test_evaluation_of_another_beta_or_run_is_refused(project, experiment):
     ]
 
 
-def test_promotion_and_an_unknown_beta(project, experiment):
-    result = project.run("promote", kl_beta=0.12)
-    assert result.returncode == 0, result.stderr
-    assert str(project.client.get_model_version_by_alias(NAME, "champion").version) == "1"
+def test_promotion_status_rollback_and_an_unknown_beta(project, experiment):
+    for kl_beta in (0.12, 0.15):
+        result = project.run("promote", kl_beta=kl_beta, force="true")
+        assert result.returncode == 0, result.stderr
+    assert f"{NAME} version 2 (beta 0.15) is champion, version 1 previous-champion" in result.stderr
+    assert "over the champion: " in result.stderr
+    version = project.client.get_model_version_by_alias(NAME, "champion")
+    records = project.client.download_artifacts(version.tags["evaluation_run"], "records.parquet")
+    frame = pd.read_parquet(records)
+    asked = frame[(frame.part == "report") & (frame.policy == f"epoch {version.tags['epoch']}")]
+    assert float(version.tags["acc_n40_mean"]) == pytest.approx(100 * asked.accuracy.mean(), abs=0.005)
+    assert "| random |  | " in version.description
+    assert project.run("rollback").returncode == 0
+    listed = project.run("status")
+    rows = [line.split() for line in listed.stdout.splitlines() if "kl-0-" in line]
+    assert [row[:4] for row in rows] == [["0.12", "1", "champion,", "kl-0-12"], ["0.15", "2", "kl-0-15,", "previous-champion"]]
     mlflow.set_tracking_uri(project.uri)
     (picks,) = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(*served_retriever.input_example())
     assert len(set(picks.question_ids)) == 2
@@ -252,7 +265,9 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
     assert {child.info.status for child in found} == {"FINISHED"}
 
 
-@pytest.mark.parametrize("name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote"])
+@pytest.mark.parametrize(
+    "name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
+)
 def test_help_answers_at_once(name):
     command = [sys.executable, "-X", "importtime", "-m", f"entrypoints.{name}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)

@@ -16,7 +16,10 @@ LAYERS = [
         "paired", "results", "html_page", "demonstration_pool", "served_queries",
     },
     {"rollout", "gate", "train_rce", "train_grpo", "evaluate", "resources", "retriever"},
-    {"compare", "findings", "report", "tracking", "registry", "serving", "served_retriever"},
+    {
+        "compare", "findings", "report", "tracking", "registry", "champion", "model_card", "promotion", "status", "serving",
+        "served_retriever",
+    },
     {"steps", "pipeline"},
 ]  # fmt: skip
 STAGES = {"rollout", "gate", "train_rce", "train_grpo", "evaluate"}

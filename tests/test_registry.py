@@ -58,7 +58,7 @@ def test_registering_sets_alias_and_tags(log_selector):
     version = registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
     found = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
     assert str(found.version) == version == "1"
-    assert found.tags == {"epoch": "1", "kl_beta": "0.12", "checkpoint_digest": selector_digest(selector)}
+    assert found.tags == {"epoch": "1", "kl_beta": "0.12", "model_digest": selector_digest(selector)}
 
 
 def test_the_same_checkpoint_adds_no_version_and_another_moves_the_alias(log_selector):
@@ -73,24 +73,55 @@ def test_the_same_checkpoint_adds_no_version_and_another_moves_the_alias(log_sel
     assert aliases() == {"kl-0-12": "2"}
 
 
-def test_promotion_moves_champion_and_keeps_the_former(log_selector):
-    for seed, beta in ((1, 0.12), (2, 0.15)):
-        model_id, selector = log_selector(seed)
-        registry.register(model_id, NAME, beta, selector_digest(selector), {})
-    assert registry.promote(NAME, 0.12) == ("1", None)
-    assert registry.promote(NAME, 0.12) == ("1", None)  # nothing changes
-    assert aliases() == {"kl-0-12": "1", "kl-0-15": "2", "champion": "1"}
-    assert registry.promote(NAME, 0.15) == ("2", "1")
-    assert aliases() == {"kl-0-12": "1", "kl-0-15": "2", "champion": "2", "previous-champion": "1"}
+def test_what_is_renewed_and_what_stays(log_selector):
+    model_id, selector = log_selector(1)
+    digest = selector_digest(selector)
+    registry.register(
+        model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n40_shots2": "50.00", "gate_override": "x" * 9000}, "card"
+    )
+    client = MlflowClient()
+    client.set_model_version_tag(NAME, "1", "reviewed_by", "somebody")
+    client.update_model_version(NAME, "1", "card\n\n## Promotion\n\nChampion since today.")
+    registry.register(model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n80_shots2": "51.00"}, "another card")
+    found = client.get_model_version(NAME, "1")
+    assert found.tags.pop("gate_override") == "x" * 5000
+    assert found.tags == {
+        "epoch": "1",
+        "kl_beta": "0.12",
+        "model_digest": digest,
+        "acc_n80_shots2": "51.00",
+        "reviewed_by": "somebody",
+    }
+    assert found.description == "another card\n\n## Promotion\n\nChampion since today."
+
+
+def test_a_checkpoint_registered_twice_at_the_same_time_leaves_one_version(log_selector, monkeypatch):
+    """Another evaluation registers the checkpoint between this one's look and its registration."""
+    model_id, selector = log_selector(1)
+    digest = selector_digest(selector)
+    look = registry._of_digest
+
+    def overtaken(client, name, wanted):
+        monkeypatch.setattr(registry, "_of_digest", look)
+        registry.register(model_id, NAME, 0.12, digest, {"epoch": 1})
+
+    monkeypatch.setattr(registry, "_of_digest", overtaken)
+    assert registry.register(model_id, NAME, 0.12, digest, {"epoch": 1}) == "1"
+    assert [str(version.version) for version, _ in registry.versions(NAME)] == ["1"]
+    assert aliases() == {"kl-0-12": "1"}
 
 
 def test_unknown_beta_names_those_that_there_are(log_selector):
     with pytest.raises(MissingRunError, match=f"no registered model {NAME}; run `mlflow run . -e evaluate -P kl_beta=0.2`"):
-        registry.promote(NAME, 0.2)
+        registry.find_version(NAME, 0.2)
     model_id, selector = log_selector(1)
     registry.register(model_id, NAME, 0.12, selector_digest(selector), {})
     with pytest.raises(MissingRunError, match=r"no version with alias kl-0-2 \(it has: kl-0-12\)"):
-        registry.promote(NAME, 0.2)
+        registry.find_version(NAME, 0.2)
+
+    assert str(registry.find_version(NAME, 0.12).version) == "1"
+    with pytest.raises(MissingRunError, match="no registered model nothing; run `mlflow run"):
+        registry.versions("nothing")
 
 
 def test_a_model_uri_that_leads_nowhere(mlflow_store):

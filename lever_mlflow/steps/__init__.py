@@ -4,7 +4,7 @@ from lever_mlflow.steps.comparison import COMPARISON_FILE, compare_betas, compar
 from lever_mlflow.steps.context import OVERRIDES, Context
 from lever_mlflow.steps.data import RL_DATA_FILE, check_data, log_skipped, read_verdict, record_trials
 from lever_mlflow.steps.evaluation import evaluate_epochs, read_evaluation
-from lever_mlflow.steps.promotion import promote_beta
+from lever_mlflow.steps.promotion import STATUS_FILE, evaluate_version, promote_beta, roll_back, show_status
 from lever_mlflow.steps.registration import register_best
 from lever_mlflow.steps.training import (
     STATE_TAG,
@@ -20,6 +20,7 @@ __all__ = [
     "OVERRIDES",
     "RL_DATA_FILE",
     "STATE_TAG",
+    "STATUS_FILE",
     "Context",
     "Interrupted",
     "Launch",
@@ -27,6 +28,7 @@ __all__ = [
     "compare_betas",
     "compare_results",
     "evaluate_epochs",
+    "evaluate_version",
     "find_state",
     "log_skipped",
     "promote_beta",
@@ -34,6 +36,8 @@ __all__ = [
     "read_verdict",
     "record_trials",
     "register_best",
+    "roll_back",
+    "show_status",
     "train_by_grpo",
     "train_by_rce",
 ]

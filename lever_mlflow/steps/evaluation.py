@@ -15,7 +15,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from lever_mlflow import registry, tracking
+from lever_mlflow import model_card, registry, tracking
 from lever_mlflow.checkpoint import load_selector, selector_digest
 from lever_mlflow.evaluate import (
     RANDOM,
@@ -28,7 +28,7 @@ from lever_mlflow.evaluate import (
 )
 from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.selector import PointerSelector
-from lever_mlflow.steps.context import OVERRIDES, Context
+from lever_mlflow.steps.context import Context
 from lever_mlflow.steps.picks import QuestionSet
 from lever_mlflow.steps.registration import register_best
 from lever_mlflow.tracking import TAG
@@ -38,7 +38,6 @@ __all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation"]
 
 RECORDS_FILE, RESULT_FILE, ANSWERS_TABLE = "records.parquet", "evaluation.json", "answers.json"
 START_POLICY = "start"
-_REGISTERED_INPUTS = ("gate", *OVERRIDES, "seed", "start")  # beside every digest, tags of a registered version
 
 log = logging.getLogger(__name__)
 
@@ -82,38 +81,36 @@ def evaluate_epochs(
     _log_overlap(overlap, epochs, models)
     _log_answers(report.samples, records, epochs[best])
     rows = table.to_dict("records")
-    at_largest = {
-        f"acc_n{row['size']}_shots{row['shots']}": f"{100 * row['accuracy']:.2f}"
-        for row in rows
-        if row["policy"] == epochs[best] and row["size"] == max(settings.sizes)
-    }
     mlflow.set_tag(f"{TAG}best_epoch", str(best))
-    digests = {name: value for name, value in inputs.items() if name.endswith("_digest") or name in _REGISTERED_INPUTS}
-    registration = {
-        "model_id": models[best],
-        "checkpoint_digest": selector_digest(selectors[epochs[best]]),
-        "tags": {"epoch": best, **digests, **at_largest},
-    }
     result: dict[str, Any] = {
         "kl_beta": kl_beta,
         "best_epoch": best,
-        "registration": registration,
+        "run_id": tracking.active_run_id(),
+        "git_commit": mlflow.get_run(grpo_run).data.tags.get("mlflow.source.git.commit", "unknown"),
         "selection_accuracy": selection,
         "settings": asdict(settings),
         "training": tracking.run_settings(grpo_run),
         "inputs": dict(inputs),
         "rl_data": _rl_data(grpo_run),
+        "resources": {name: getattr(context.resources, name) for name in ("dataset", "vlm", "encoder")},
         "epochs": tracking.epoch_metrics(grpo_run),
         "profile": asdict(context.resources.language_model.profile),
         "accuracy": rows,
         "checkpoints": [name.partition("(")[2].removesuffix(")") for name in others],
         "overlap": overlap,
         "best_single": _best_single(report, answer),
+        "registered": {"name": context.registered_name, "alias": registry.beta_alias(kl_beta)},
+    }
+    result["registration"] = {
+        "model_id": models[best],
+        "checkpoint_digest": selector_digest(selectors[epochs[best]]),
+        "tags": model_card.version_tags(result, records),
+        "description": model_card.markdown(result, records),
     }
     version = register_best(context, result)
     log.info("beta %g: epoch %d is %s version %s", kl_beta, best, context.registered_name, version)
     mlflow.set_tag(f"{TAG}registered", f"{context.registered_name} version {version}")
-    result["registered"] = {"name": context.registered_name, "version": version, "alias": registry.beta_alias(kl_beta)}
+    result["registered"]["version"] = version
     mlflow.log_dict(result, RESULT_FILE)
     with tempfile.TemporaryDirectory() as folder:
         tracking.log_frame(records, Path(folder) / RECORDS_FILE)

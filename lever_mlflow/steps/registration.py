@@ -25,7 +25,7 @@ def register_best(context: Context, result: Mapping[str, Any]) -> str:
     tags = {**registration["tags"], "selector_digest": settings.checkpoint_digest}
     if not registry.holds(name, settings.digest):
         model_id = _log_retriever(context, result["kl_beta"], model_id, settings, tags)
-    return registry.register(model_id, name, result["kl_beta"], settings.digest, tags)
+    return registry.register(model_id, name, result["kl_beta"], settings.digest, tags, registration["description"])
 
 
 def _settings(context: Context, result: Mapping[str, Any]) -> RetrieverSettings:

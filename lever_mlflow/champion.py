@@ -1,0 +1,206 @@
+"""The aliases ``champion`` and ``previous-champion`` of a registered model, changed by one process at a time and as a whole.
+
+MLflow has no compare-and-swap on aliases, but of several processes only one can create a registered model of a given name. So
+change n begins with the creation of ``<name>.champion-change-<n>``, which holds all that the change will write, and ends
+with the tag ``champion_changes`` = n of the registered model. Whoever finds a change that was begun and not ended waits for it,
+and after ``PATIENCE`` seconds writes it in place of the process that is gone. Anybody may create registered models, so a change
+counts only once the registered model's own tag ``champion_change`` names it, which takes the right to edit that model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from lever_mlflow.exceptions import MissingRunError, PromotionError
+from lever_mlflow.registry import registered_model
+
+__all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "change", "holders", "rollback", "settle"]
+
+CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
+PATIENCE = 20.0  # seconds for which a change that another process has begun is waited for
+_COUNT, _CONFIRMED, _VERSION_TAG = "champion_changes", "champion_change", "version."
+
+log = logging.getLogger(__name__)
+
+
+class Holders(NamedTuple):
+    """Versions behind ``champion`` and ``previous-champion``, None where there is none."""
+
+    champion: str | None
+    previous: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change leaves: the versions behind both aliases, and what is written on the new champion.
+
+    ``previous`` None leaves that alias as it is; ``by`` says who makes the change, for others who come across it.
+    """
+
+    champion: str
+    previous: str | None
+    by: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str | None = None
+
+
+def holders(name: str) -> Holders:
+    """The present champion and the former one.
+
+    Raises:
+        MissingRunError: no such registered model.
+    """
+    aliases = registered_model(name).aliases
+    return Holders(*(str(aliases[alias]) if alias in aliases else None for alias in (CHAMPION, PREVIOUS_CHAMPION)))
+
+
+def settle(name: str) -> int:
+    """Waits for a change that another process has begun, or finishes it in its place; how many changes there have been."""
+    client, seen, since = MlflowClient(), "", 0.0
+    while True:
+        done = _count(name)
+        begun = _find(client, _record(name, done + 1))
+        if begun is None:
+            return done
+        if (token := begun.tags.get("token", "none")) != seen:
+            seen, since = token, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            confirmed = registered_model(name).tags.get(_CONFIRMED) == f"{done + 1} {seen}"
+            verb = "finishing" if confirmed else "passing over"
+            log.warning("%s: %s change %d of champion, begun by %s", name, verb, done + 1, begun.tags.get("by", "nobody"))
+            _finish(client, name, done + 1, _read(begun) if confirmed else None)
+        else:
+            time.sleep(0.1)
+
+
+def change(name: str, expected: Holders, wanted: Change) -> None:
+    """Makes a change, if the aliases still are what it was decided on.
+
+    Raises:
+        PromotionError: they are not, or MLflow answered so slowly that others may have finished this change.
+    """
+    client = MlflowClient()
+    while True:
+        number = settle(name) + 1
+        found = holders(name)
+        if found != expected:
+            raise PromotionError(
+                f"{name}: {_told(found)}, but {_told(expected)} when this began; somebody else changed it meanwhile, "
+                "and this changed nothing; look at `mlflow run . -e status` and run it again"
+            )
+        began = time.monotonic()
+        if _begin(client, name, number, wanted):
+            break
+    if time.monotonic() - began > PATIENCE / 2:  # others might finish it, and go on to the next, before this gets to write
+        raise PromotionError(f"{name}: MLflow took too long; this change is finished by the next promote or rollback")
+    _finish(client, name, number, wanted)
+
+
+def rollback(name: str, by: str) -> Holders:
+    """Swaps both aliases; returns the new holders.
+
+    Raises:
+        MissingRunError: there is nothing to go back to. PromotionError: as for ``change``.
+    """
+    settle(name)
+    found = holders(name)
+    if found.previous is None or found.previous == found.champion:
+        raise MissingRunError(f"{name}: {_told(found)}, and there is no other version to go back to; promote one first")
+    change(name, found, Change(champion=found.previous, previous=found.champion, by=by))
+    return Holders(found.previous, found.champion)
+
+
+def _begin(client: MlflowClient, name: str, number: int, wanted: Change) -> bool:
+    """Whether this process may make change ``number``: nobody else has begun or ended it."""
+    token = uuid.uuid4().hex
+    tags = {"token": token, "by": wanted.by, "champion": wanted.champion, "previous": wanted.previous or ""}
+    tags |= {f"{_VERSION_TAG}{key}": value for key, value in wanted.tags.items()}
+    try:
+        client.create_registered_model(_record(name, number), tags=tags, description=wanted.description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        existing = _find(client, _record(name, number))
+        if existing is None or existing.tags.get("token") != token:  # else it was created, but the answer got lost
+            return False
+    if _count(name) >= number:  # ended between this process' look and its creation
+        client.delete_registered_model(_record(name, number))
+        return False
+    try:
+        client.set_registered_model_tag(name, _CONFIRMED, f"{number} {token}")
+    except MlflowException:
+        client.delete_registered_model(_record(name, number))
+        raise
+    return True
+
+
+def _finish(client: MlflowClient, name: str, number: int, wanted: Change | None) -> None:
+    """Writes all of a change, or nothing of one that was not confirmed, and ends it; may be done again and by several."""
+    if wanted is not None:
+        _write(client, name, number, wanted)
+    client.set_registered_model_tag(name, _COUNT, str(number))
+    try:
+        client.delete_registered_model(_record(name, number))
+    except MlflowException as error:  # deleted by who finished it too; or another user's, and then it stays without effect
+        if not _is_missing(error) and error.error_code != "PERMISSION_DENIED":
+            raise
+
+
+def _write(client: MlflowClient, name: str, number: int, wanted: Change) -> None:
+    writes: list[Callable[[], Any]] = [
+        partial(client.set_model_version_tag, name, wanted.champion, key, value) for key, value in wanted.tags.items()
+    ]
+    if wanted.description:
+        writes.append(partial(client.update_model_version, name, wanted.champion, wanted.description))
+    if wanted.previous:
+        writes.append(partial(client.set_registered_model_alias, name, PREVIOUS_CHAMPION, wanted.previous))
+    writes.append(partial(client.set_registered_model_alias, name, CHAMPION, wanted.champion))
+    for write in writes:
+        try:
+            write()
+        except MlflowException as error:
+            if not _is_missing(error):
+                raise
+            log.warning("%s: change %d of champion: %s", name, number, error)  # somebody has deleted that version
+
+
+def _record(name: str, number: int) -> str:
+    return f"{name}.champion-change-{number}"
+
+
+def _read(record: RegisteredModel) -> Change:
+    tags = {key.removeprefix(_VERSION_TAG): value for key, value in record.tags.items() if key.startswith(_VERSION_TAG)}
+    told = record.tags
+    return Change(told["champion"], told["previous"] or None, told["by"], tags, record.description or None)
+
+
+def _count(name: str) -> int:
+    return int(registered_model(name).tags.get(_COUNT, 0))
+
+
+def _find(client: MlflowClient, name: str) -> RegisteredModel | None:
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if _is_missing(error):
+            return None
+        raise
+
+
+def _is_missing(error: MlflowException) -> bool:
+    return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+
+
+def _told(found: Holders) -> str:
+    champion = "there is no champion" if found.champion is None else f"version {found.champion} is champion"
+    return champion if found.previous is None else f"{champion}, version {found.previous} previous-champion"

@@ -1,0 +1,284 @@
+"""Changes of the champion by several real processes at once, by killed ones, and by those that come after them."""
+
+import logging
+import multiprocessing
+import os
+import signal
+
+import mlflow
+import pytest
+from conftest import Server
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from lever_mlflow import champion
+from lever_mlflow.champion import Change, Holders
+from lever_mlflow.exceptions import MissingRunError, PromotionError
+
+ROUNDS, PROCESSES = int(os.environ.get("LEVER_CHAMPION_ROUNDS", "6")), 3
+PROCESS = multiprocessing.get_context("forkserver")
+PROCESS.set_forkserver_preload(["lever_mlflow.champion"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"), workers=2)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def client(server):
+    mlflow.set_tracking_uri(server.store)  # directly: what is tried here against the server has processes of its own
+    return MlflowClient()
+
+
+def model(client, name, versions):
+    client.create_registered_model(name)
+    for _ in range(versions):
+        client.create_model_version(name, "s3://nothing/there")
+    return name
+
+
+def everything(client, name):
+    """Aliases, and the records of changes that are under way."""
+    aliases = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    return aliases, [found.name for found in client.search_registered_models() if found.name.startswith(f"{name}.")]
+
+
+def to(version, previous=None, **written):
+    return Change(version, previous, by=f"test {version}", **written)
+
+
+def test_changes_one_after_another(client):
+    name = model(client, "one-by-one", 3)
+    assert champion.holders(name) == Holders(None, None)
+    with pytest.raises(MissingRunError, match="there is no champion, and there is no other version to go back to"):
+        champion.rollback(name, "test")
+    champion.change(name, Holders(None, None), to("1"))
+    assert champion.holders(name) == Holders("1", None)
+    champion.change(name, Holders("1", None), to("2", "1", tags={"why": "better"}, description="a card"))
+    assert everything(client, name) == ({"champion": "2", "previous-champion": "1"}, [])
+    written = client.get_model_version(name, "2")
+    assert (written.tags, written.description) == ({"why": "better"}, "a card")
+    assert champion.rollback(name, "test") == Holders("1", "2")
+    assert champion.rollback(name, "test") == champion.holders(name) == Holders("2", "1")
+    assert champion.settle(name) == 4
+    with pytest.raises(MissingRunError, match="no registered model nothing"):
+        champion.rollback("nothing", "test")
+
+
+def test_a_decision_on_aliases_that_have_changed_is_refused(client):
+    name = model(client, "changed", 3)
+    champion.change(name, Holders(None, None), to("1"))
+    with pytest.raises(PromotionError, match="version 1 is champion, but there is no champion when this began"):
+        champion.change(name, Holders(None, None), to("2"))
+    client.set_registered_model_alias(name, "champion", "3")  # by hand
+    with pytest.raises(PromotionError, match="version 3 is champion, but version 1 is champion when this began"):
+        champion.change(name, Holders("1", None), to("2", "1"))
+    assert everything(client, name) == ({"champion": "3"}, [])
+
+
+def compete(uri, name, rank, barrier, results):
+    """In each round all want another version than the one that anybody wanted in the round before."""
+    mlflow.set_tracking_uri(uri)
+    for number in range(ROUNDS):
+        own = str(1 + rank + PROCESSES * (number % 2))
+        seen = champion.holders(name)
+        barrier.wait(100)
+        try:
+            champion.change(name, seen, to(own, seen.champion))
+            results.put((number, own, seen.champion, "won"))
+        except PromotionError as error:
+            results.put((number, own, seen.champion, str(error)))
+        barrier.wait(100)
+
+
+def contend(uri, client, name):
+    """Several processes change a champion at the same time, again and again: one wins each round, and the others see it."""
+    model(client, name, 2 * PROCESSES)
+    holder = str(2 * PROCESSES)
+    champion.change(name, Holders(None, None), to(holder))
+    barrier, results = PROCESS.Barrier(PROCESSES), PROCESS.Queue()
+    processes = [PROCESS.Process(target=compete, args=(uri, name, rank, barrier, results)) for rank in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in range(ROUNDS * PROCESSES)]
+    for process in processes:
+        process.join(30)
+    for number in range(ROUNDS):
+        of_round = [(version, seen, said) for of, version, seen, said in found if of == number]
+        (winner,) = (version for version, _, said in of_round if said == "won")
+        assert [seen for _, seen, _ in of_round] == [holder] * PROCESSES
+        assert all(f"version {winner} is champion" in said for version, _, said in of_round if version != winner)
+        former, holder = holder, winner
+    assert everything(client, name) == ({"champion": holder, "previous-champion": former}, [])
+    assert champion.settle(name) == ROUNDS + 1
+
+
+def test_of_several_at_once_one_wins_and_the_others_see_it(server, client):
+    contend(server.uri, client, "contended")
+
+
+WRITES = (
+    "create_registered_model",
+    "set_model_version_tag",
+    "update_model_version",
+    "set_registered_model_alias",
+    "set_registered_model_tag",
+    "delete_registered_model",
+)
+CALLS = 8  # of these, that a promotion with one tag makes: it confirms the change, sets two aliases, counts the change
+
+
+def killed_before(uri, name, call, change):
+    """Makes a change, and is killed before its n-th write."""
+    mlflow.set_tracking_uri(uri)
+    calls = []
+
+    def counted(function):
+        def run(*arguments, **keywords):
+            calls.append(function)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return run
+
+    for write in WRITES:
+        setattr(MlflowClient, write, counted(getattr(MlflowClient, write)))
+    champion.change(name, champion.holders(name), change)
+
+
+def start_and_kill(server, name, call, wanted):
+    process = PROCESS.Process(target=killed_before, args=(server.store, name, call, wanted))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch, caplog):
+    """Killed before each of its writes in turn; the next one is a rollback and a promotion in turn."""
+    caplog.set_level(logging.WARNING, logger="lever_mlflow")
+    name = model(client, "killed", 3)
+    champion.change(name, Holders(None, None), to("1"))
+    champion.change(name, Holders("1", None), to("2", "1"))
+    for call in range(1, CALLS + 1):
+        caplog.clear()
+        old = champion.holders(name)
+        (new,) = {"1", "2", "3"} - set(old)
+        done = champion.settle(name)
+        start_and_kill(server, name, call, to(new, old.champion, tags={"why": f"kill {call}"}, description=f"card {call}"))
+        assert champion.holders(name) in (old, Holders(old.champion, old.champion), Holders(new, old.champion))
+        with monkeypatch.context() as patch:
+            patch.setattr(champion, "PATIENCE", 0.3)
+            assert champion.settle(name) == done + (call > 1)
+        assert (f"passing over change {done + 1} of champion, begun by test {new}" in caplog.text) == (call == 2)
+        assert (f"finishing change {done + 1} of champion, begun by test {new}" in caplog.text) == (2 < call < CALLS)
+        held = Holders(new, old.champion) if call > 2 else old
+        assert champion.holders(name) == held
+        written = client.get_model_version(name, new)
+        assert (written.tags.get("why"), written.description or None) == (
+            (f"kill {call}", f"card {call}") if call > 2 else (None, None)
+        )
+        left = [f"{name}.champion-change-{done + 1}"] if call == CALLS else []  # only its deletion was missing: no effect
+        assert everything(client, name)[1] == left
+        if call % 2:
+            assert champion.rollback(name, "test") == Holders(held.previous, held.champion)
+        else:
+            (third,) = {"1", "2", "3"} - set(held)
+            champion.change(name, held, to(third, held.champion))
+            assert champion.holders(name) == Holders(third, held.champion)
+
+
+def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(server, client, monkeypatch, caplog):
+    name = model(client, "deleted", 3)
+    champion.change(name, Holders(None, None), to("1"))
+    start_and_kill(server, name, 3, to("2", "1", tags={"why": "better"}))
+    client.delete_model_version(name, "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "PATIENCE", 0.3)
+        champion.settle(name)
+    assert everything(client, name) == ({"champion": "1", "previous-champion": "1"}, [])
+    with pytest.raises(MissingRunError, match="no other version to go back to"):
+        champion.rollback(name, "test")
+    champion.change(name, Holders("1", "1"), to("3", "1"))
+    assert champion.holders(name) == Holders("3", "1")
+
+
+def test_a_process_that_was_taken_for_dead_writes_no_more(client, monkeypatch):
+    name = model(client, "slow", 2)
+    begin = champion._begin
+    with monkeypatch.context() as patch:
+
+        def slowly(*arguments):
+            begun = begin(*arguments)
+            patch.setattr(champion, "PATIENCE", 0.0)
+            return begun
+
+        patch.setattr(champion, "_begin", slowly)
+        message = "MLflow took too long; this change is finished by the next promote or rollback"
+        with pytest.raises(PromotionError, match=message):
+            champion.change(name, Holders(None, None), to("1"))
+        assert everything(client, name) == ({}, ["slow.champion-change-1"])
+        champion.settle(name)
+    assert everything(client, name) == ({"champion": "1"}, [])
+
+
+def test_an_answer_that_got_lost_is_no_obstacle(client, monkeypatch):
+    """The client sends a request again whose answer it did not get: the record exists then, by its own hand."""
+    name = model(client, "lost", 2)
+    create = MlflowClient.create_registered_model
+
+    def twice(self, *arguments, **keywords):
+        create(self, *arguments, **keywords)
+        return create(self, *arguments, **keywords)
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", twice)
+    champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({"champion": "1"}, [])
+
+
+def test_a_late_start_on_a_change_that_has_ended_begins_another(client, monkeypatch):
+    """Change 1 is made by somebody else, whole, between this process' look and its beginning."""
+    name = model(client, "late", 2)
+    begin = champion._begin
+
+    def late(client, name, number, wanted):
+        monkeypatch.setattr(champion, "_begin", begin)
+        champion.change(name, Holders(None, None), to("1"))
+        return begin(client, name, number, wanted)
+
+    monkeypatch.setattr(champion, "_begin", late)
+    with pytest.raises(PromotionError, match="version 1 is champion, but there is no champion when this began"):
+        champion.change(name, Holders(None, None), to("2"))
+    assert everything(client, name) == ({"champion": "1"}, [])
+
+
+def test_who_may_not_edit_the_model_leaves_nothing_behind(client, monkeypatch):
+    name = model(client, "forbidden", 2)
+
+    def refused(*arguments):
+        raise MlflowException("Permission denied", error_code=7)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_tag", refused)
+        with pytest.raises(MlflowException, match="Permission denied"):
+            champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({}, [])
+
+
+def test_a_change_that_somebody_without_the_right_made_up_is_passed_over(client, monkeypatch, caplog):
+    name = model(client, "made-up", 2)
+    client.set_registered_model_tag(name, "champion_change", "0 made up")  # as of an earlier change, read off the model
+    tags = {"token": "made up", "by": "somebody", "champion": "2", "previous": ""}
+    client.create_registered_model(f"{name}.champion-change-1", tags=tags)
+    client.create_registered_model(f"{name}.champion-change-2")
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "PATIENCE", 0.3)
+        assert champion.settle(name) == 2
+    assert "passing over change 1 of champion, begun by somebody" in caplog.text
+    assert everything(client, name) == ({}, [])
+    champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({"champion": "1"}, [])
