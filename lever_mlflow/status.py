@@ -17,7 +17,7 @@ def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> 
     """
     rows = sorted(versions, key=lambda row: (float(row[0].tags.get("kl_beta", "inf")), int(row[0].version)))
     shots = sorted({_shots(key) for version, _ in rows for key in version.tags if _is_accuracy(key)})
-    head = ["beta", "version", "aliases", "epoch", "questions", *(f"{k} shots" for k in shots)]
+    head = ["beta", "version", "aliases", "epoch", "questions", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
     lines = [[*head, "data set", "RL data", "gate", "overridden"]]
     for version, aliases in rows:
         tags = version.tags

@@ -407,7 +407,7 @@ def test_rollback_and_status(local, register):
     assert lines[0] == f"{NAME}: VQA accuracy in percent, 95 % intervals"
     columns = [line.split("  ") for line in (re.sub(r" {2,}", "  ", line) for line in lines[1:])]
     assert columns[0] == (
-        "beta  version  aliases  epoch  questions  1 shots  2 shots  data set  RL data  gate  overridden".split("  ")
+        "beta  version  aliases  epoch  questions  1 shot  2 shots  data set  RL data  gate  overridden".split("  ")
     )
     interval = MlflowClient().get_model_version(NAME, "1").tags["acc_n40_shots1_interval"]
     digests = ["digest of dataset", "digest of rl_data", "pass"]
@@ -415,7 +415,7 @@ def test_rollback_and_status(local, register):
     second = ["0.15", "2", "kl-0-15, previous-champion", "1", "40", *["100.00 [100.00, 100.00]"] * 2, *digests]
     assert columns[1] == first
     assert columns[2] == [*second, "start_gate_override, forced: gate"]
-    for start in (lines[1].index("gate"), lines[1].index("1 shots")):
+    for start in (lines[1].index("gate"), lines[1].index("1 shot ")):
         assert all(line[start - 1] == " " and line[start] != " " for line in lines[1:])
 
 
