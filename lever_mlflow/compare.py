@@ -367,7 +367,7 @@ def _overlap_of_best(pair: _Pair, records: Mapping[float, Records]) -> list[dict
         (overlap,) = overlaps(dict(zip((f"{run.kl_beta:g}" for run in pair), picks, strict=True)), [shots])
         row: dict[str, Any] = overlap._asdict()
         if overlap.ordered == 1.0:
-            row["reason"] = "equal_weights" if len(digests) == 1 else "too_close"
+            row["reason"] = {"rule": "equal_weights" if len(digests) == 1 else "too_close"}
         rows.append(row)
     return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,23 +40,21 @@ def overlaps(picks: Mapping[str, np.ndarray], shots: Sequence[int]) -> list[Over
     ]
 
 
-def why_identical(first_QN: np.ndarray, second_QN: np.ndarray, shots: int, *, equal_weights: bool) -> str:
-    """Why two policies with these logits pick the same for every question, in words.
+def why_identical(first_QN: np.ndarray, second_QN: np.ndarray, shots: int, *, equal_weights: bool) -> dict[str, Any]:
+    """Why two policies with these logits pick the same for every question: a ``rule`` and the figures it rests on.
 
-    The first reason that applies: equal weights; a pool that leaves fewer than two candidates per pick; an order of logits
-    that did not change, with how far logits moved (less their mean) beside the margins by which picks led.
+    The first one that applies: ``equal_weights``; ``small_pool``, that leaves fewer than two candidates per pick;
+    ``same_order`` of logits, with how far these ``moved`` (less their mean) at most, beside the margins by which picks led in
+    the ``median`` question and in the ``tightest``.
     """
     if equal_weights:
-        return "the weights are equal"
+        return {"rule": "equal_weights"}
     pool_size = first_QN.shape[1]
     if pool_size < 2 * shots:
-        return f"the pool is too small: {pool_size} candidates leave hardly a choice of {shots}"
+        return {"rule": "small_pool", "pool_size": pool_size, "shots": shots}
     moved_QN = second_QN - first_QN
     moved_QN = moved_QN - moved_QN.mean(1, keepdims=True)
     leading_QK = -np.sort(-first_QN, axis=1)[:, : shots + 1]
     margins_Q = (leading_QK[:, :-1] - leading_QK[:, 1:]).min(1)
-    return (
-        f"the order of the logits is unchanged: they moved by {np.abs(moved_QN).max():.2g} at most, while the closest of the "
-        f"first {shots + 1} were {np.median(margins_Q):.2g} apart in the median question and "
-        f"{margins_Q.min():.2g} in the tightest"
-    )
+    figures = {"moved": np.abs(moved_QN).max(), "median": np.median(margins_Q), "tightest": margins_Q.min()}
+    return {"rule": "same_order", "leading": shots + 1, **{name: float(value) for name, value in figures.items()}}

@@ -144,7 +144,13 @@ def test_best_epochs_that_pick_the_same_are_called_out_with_the_reason():
     for digest, reason in (("weights 0.12", "equal_weights"), ("others", "too_close")):
         facts = compared(run(0.12, right(40)), run(0.15, right(40), best_digest=digest))
         (row,) = facts["overlap_of_best"]
-        assert (row["first"], row["second"], row["shots"], row["ordered"], row["reason"]) == ("0.12", "0.15", 2, 1.0, reason)
+        assert (row["first"], row["second"], row["shots"], row["ordered"], row["reason"]["rule"]) == (
+            "0.12",
+            "0.15",
+            2,
+            1.0,
+            reason,
+        )
         assert "same_picks" in rules(facts)
     (row,) = compared(run(0.12, right(40)), run(0.15, right(60)))["overlap_of_best"]
     assert row["ordered"] == pytest.approx(0.8)  # 20 of 100 questions have another second pick

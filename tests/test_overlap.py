@@ -23,16 +23,17 @@ def test_overlap_by_hand():
 def test_the_reason_that_applies():
     first = np.array([[4.0, 1.0, 2.5, 0.0], [0.0, 3.0, 1.0, 2.0]])
     second = first + np.array([[10.1, 10.0, 9.9, 10.0], [0.0, 0.0, 0.0, 0.0]])
-    assert why_identical(first, first, 1, equal_weights=True) == "the weights are equal"
-    assert why_identical(first, second, 3, equal_weights=False) == (
-        "the pool is too small: 4 candidates leave hardly a choice of 3"
-    )
+    assert why_identical(first, first, 1, equal_weights=True) == {"rule": "equal_weights"}
+    assert why_identical(first, second, 3, equal_weights=False) == {"rule": "small_pool", "pool_size": 4, "shots": 3}
     # margins of the first two: 4 - 2.5 and 3 - 2; of the first three: min(1.5, 1.5) and min(1, 1); moved by 0.1 about 10
     for shots in (1, 2):
-        assert why_identical(first, second, shots, equal_weights=False) == (
-            f"the order of the logits is unchanged: they moved by 0.1 at most, while the closest of the first {shots + 1} were "
-            "1.2 apart in the median question and 1 in the tightest"
-        )
+        assert why_identical(first, second, shots, equal_weights=False) == {
+            "rule": "same_order",
+            "leading": shots + 1,
+            "moved": pytest.approx(0.1),
+            "median": pytest.approx(1.25),
+            "tightest": pytest.approx(1.0),
+        }
 
 
 @pytest.mark.parametrize("shots", [1, 2])

@@ -132,6 +132,18 @@ def test_missing_cells_are_shown_with_the_command_that_fills_them():
     assert row(page, "0.12", "1", "100/2", command)
 
 
+def test_why_policies_pick_the_same_in_words():
+    reason = {"rule": "same_order", "leading": 3, "moved": 0.044, "median": 0.19, "tightest": 0.0014}
+    assert report.explain(reason, "en").endswith(
+        "moved by 0.044 at most, while the closest of the first 3 were 0.19 apart in the median question and 0.0014 in the tightest"
+    )
+    assert report.explain({"rule": "small_pool", "pool_size": 4, "shots": 3}, "zh") == "候选池太小：4 个候选几乎无法选出 3 个"
+    row = {"first": "epoch 1", "second": "epoch 2", "shots": 2, "ordered": 1.0, "unordered": 1.0, "reason": reason}
+    found, records = run(0.12, right(60), right(60), overlap=(row,))
+    page = report.markdown(facts_of((found, records)), "zh")
+    assert "| 0.12 | 1 / 2 | 1/1 | Shot 2 100.0% | 1 个配置完全相同；示例选择：logits 的顺序没有改变" in page
+
+
 def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
     facts = facts_of(*(run(b, right(n), selection=s) for b, n, s in ((0.05, 90, 40.0), (0.12, 60, 70.0), (0.3, 30, 50.0))))
     figures = report.figures(facts)

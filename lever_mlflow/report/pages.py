@@ -12,7 +12,7 @@ from lever_mlflow.report.blocks import Block, Bullets, Code, Figure, Heading, Pa
 from lever_mlflow.report.words import WORDS
 from lever_mlflow.types import Language
 
-__all__ = ["html", "markdown", "policy_label", "verdict"]
+__all__ = ["explain", "html", "markdown", "policy_label", "verdict"]
 
 Facts = Mapping[str, Any]
 _FURTHER = ("kl_exact", "expected_reward", "frac_reward_zero_std", "picks_changed")  # of the curves, where there are any
@@ -47,11 +47,17 @@ def policy_label(run: Facts, policy: str) -> str:
     return f"start ({run['config']['start']})" if policy == "start" and "start" in run["config"] else policy
 
 
+def explain(reason: Facts, language: Language) -> str:
+    """Why two policies pick the same, in words."""
+    figures = {name: f"{value:.2g}" if isinstance(value, float) else value for name, value in reason.items()}
+    return WORDS[language][f"why_{reason['rule']}"].format(**figures)
+
+
 class _Page:
     """Writes the sections of a report in one language."""
 
     def __init__(self, facts: Facts, language: Language, figures: frozenset[str]) -> None:
-        self.facts, self.words, self.figures = facts, WORDS[language], figures
+        self.facts, self.words, self.figures, self.language = facts, WORDS[language], figures, language
         self.runs: Sequence[Facts] = facts["runs"]
         self.betas = [run["kl_beta"] for run in self.runs]
         self.told = ""  # the last note under a table of differences, which is not repeated
@@ -317,7 +323,7 @@ class _Page:
         if row["equal"] < row["cells"]:
             return self.say("epochs_some", largest=self.percent(row["largest"]))
         if row["reason"]:
-            why = self.say("why_records", reason=row["reason"])
+            why = self.say("why_records", reason=explain(row["reason"], self.language))
         elif row["overlap"]:
             why = self.say("why_answers", share=self.percent(100.0 * min(row["overlap"].values()), digits=1))
         else:
@@ -331,7 +337,7 @@ class _Page:
                 str(row["shots"]),
                 self.percent(100.0 * row["ordered"], digits=1),
                 self.percent(100.0 * row["unordered"], digits=1),
-                self.words[row["reason"]] if "reason" in row else "",
+                explain(row["reason"], self.language) if "reason" in row else "",
             ]
             for row in self.facts["overlap_of_best"]
         ]

@@ -14,6 +14,7 @@ from lever_mlflow.checkpoint import selector_digest
 from lever_mlflow.evaluate import RANDOM, ZERO_SHOT, first_logits, greedy_picks, random_picks, similarity_picks
 from lever_mlflow.overlap import overlaps, why_identical
 from lever_mlflow.pools import nearest
+from lever_mlflow.report import explain
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.steps.context import Context
 from lever_mlflow.types import EvalSettings, Sample
@@ -70,8 +71,8 @@ class QuestionSet:
                 logits = [first_logits(selector, *self._inputs(selector)) for selector in pair]
                 equal = selector_digest(pair[0]) == selector_digest(pair[1])
                 row["reason"] = why_identical(logits[0], logits[1], overlap.shots, equal_weights=equal)
-                names = f"{overlap.first} and {overlap.second}"
-                log.info("%s pick the same at %d shots for every question: %s", names, overlap.shots, row["reason"])
+                names, why = f"{overlap.first} and {overlap.second}", explain(row["reason"], "en")
+                log.info("%s pick the same at %d shots for every question: %s", names, overlap.shots, why)
             rows.append(row)
         return rows
 
