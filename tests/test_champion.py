@@ -15,7 +15,7 @@ from lever_mlflow import champion
 from lever_mlflow.champion import Change, Holders
 from lever_mlflow.exceptions import MissingRunError, PromotionError
 
-ROUNDS, PROCESSES = int(os.environ.get("LEVER_CHAMPION_ROUNDS", "6")), 3
+ROUNDS, PROCESSES = int(os.environ.get("LEVER_CHAMPION_ROUNDS", "3")), 3
 PROCESS = multiprocessing.get_context("forkserver")
 PROCESS.set_forkserver_preload(["lever_mlflow.champion"])
 

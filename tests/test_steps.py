@@ -141,8 +141,8 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     result = json.loads(tracking.artifact(run.info.run_id, "evaluation.json").read_text())
     old, same = (f"checkpoint {i} ({path})" for i, path in enumerate(paths, start=1))
     overlap = {(row["first"], row["second"]): row for row in result["overlap"]}
-    assert overlap["start", same]["reason"] == "the weights are equal"
-    assert overlap["start", "epoch 1"]["reason"].startswith("the order of the logits is unchanged: they moved by ")
+    assert overlap["start", same]["reason"] == {"rule": "equal_weights"}
+    assert overlap["start", "epoch 1"]["reason"]["rule"] == "same_order"
     assert overlap["start", old]["ordered"] < 1.0
     accuracy = {row["policy"]: row["accuracy"] for row in result["accuracy"]}
     assert accuracy["start"] == accuracy[same] == accuracy["epoch 1"]
@@ -222,3 +222,31 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     assert run.data.metrics["data/positive_query_rate"] == 0.5
     assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
     assert run.inputs.dataset_inputs[0].dataset.digest == line.rl_data(good_rl_data).digest
+
+
+def test_evaluations_that_are_not_told_apart(local):
+    """Of 17 run ids two at least begin with the same digit."""
+    line, client = local(), MlflowClient()
+    with tracking.project_run("test") as active:
+        found = [client.create_run(active.info.experiment_id, run_name=f"evaluate {i}").info.run_id for i in range(17)]
+        for run_id in found:
+            client.set_tag(run_id, "lever.step", "evaluate")
+            client.set_tag(run_id, "lever.kl_beta", "0.12" if run_id == found[0] else "0.15")
+            client.set_terminated(run_id)
+        assert line.given_evaluations([found[0], found[1][:20]]) == found[:2]
+        digits = [run_id[0] for run_id in found]
+        shared = next(digit for digit in digits if digits.count(digit) > 1)
+        several = [run_id for run_id in found if run_id[0] == shared]
+        with pytest.raises(ParameterError, match=f"evaluations={shared}: several begin so: ") as error:
+            line.given_evaluations([shared])
+        assert all(run_id in str(error.value) for run_id in several)
+        with pytest.raises(ParameterError, match=f"evaluations: {found[1]} and {found[2]} are both of beta 0.15"):
+            line.given_evaluations([found[1], found[2]])
+        with pytest.raises(MissingRunError, match="run 0123456789: "):
+            line.given_evaluations(["0123456789"])
+
+
+def test_a_results_file_that_is_none(local, tmp_path):
+    (tmp_path / "results.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"results.json: not valid JSON at line 1"):
+        run_step(lambda: local().compare_results(tmp_path / "results.json", "en"))

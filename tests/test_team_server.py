@@ -37,7 +37,8 @@ def team(server, cache_dir, monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_experiment("team")
-    return pipeline.Pipeline(Resources(cache_dir=cache_dir))
+    yield pipeline.Pipeline(Resources(cache_dir=cache_dir))
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it to child processes
 
 
 def command(server, cache_dir, name, *options):
@@ -65,9 +66,9 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
             lambda beta=kl_beta: team.grpo(data, start, GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3, batch_size=8))
         )
         evaluations.append(run_step(lambda run_id=grpo.info.run_id: team.evaluate(run_id, SMALL)).info.run_id)
-    compared = run_step(lambda: team.compare(evaluations))
+    compared = run_step(lambda: team.compare(evaluations, "en"))
     comparison = json.loads(tracking.artifact(compared.info.run_id, "comparison.json").read_text())
-    assert [evaluation["kl_beta"] for evaluation in comparison["evaluations"]] == [0.12, 0.15]
+    assert [found["kl_beta"] for found in comparison["runs"]] == [0.12, 0.15]
 
     refused = command(server, cache_dir, "promote", "--kl_beta", "0.12")
     assert refused.returncode == 1
