@@ -207,13 +207,13 @@ def _metric(run: RunResult, epoch: EpochResult, name: str) -> float | None:
 def _differences(
     pairs: Sequence[_Pair], records: Mapping[float, Records], sizes: Sequence[int], shots: Sequence[int], seed: int
 ) -> list[dict[str, Any]]:
-    """Every cell of every pair: the epochs that both have, for two betas, and the best ones."""
+    """Every cell of every pair: of two betas all epochs that both have, and the best ones; of more these, or the last ones."""
     rows = []
     for pair in pairs:
         common = sorted({e.epoch for e in pair.run.epochs} & {e.epoch for e in pair.reference.epochs})
-        labels: list[int | str] = [*common] if len(pairs) == 1 else []
         both = pair.run.best_epoch is not None and pair.reference.best_epoch is not None
-        labels += [BEST] if both else []
+        shown = common if len(pairs) == 1 else [] if both else common[-1:]
+        labels: list[int | str] = [*shown, *([BEST] if both else [])]
         of_pair = [_difference(pair, records, label, size, k) for label, size, k in itertools.product(labels, sizes, shots)]
         claims = [row["size"] for row in of_pair if row["label"] == labels[-1] and row["points"] is not None]
         for row in of_pair:
@@ -408,20 +408,24 @@ def _against_baselines(
 def _ranking(
     runs: Sequence[RunResult], records: Mapping[float, Records], sizes: Sequence[int], seed: int
 ) -> list[dict[str, Any]]:
-    """Best epochs, by accuracy on the selection questions where all have one, else by the mean of the largest size."""
+    """Best epochs, or the last ones evaluated where none is chosen: by accuracy on the selection questions where all have one,
+    else by the mean of the largest size.
+    """
     rows: list[dict[str, Any]] = []
     means: dict[int, np.ndarray] = {}
-    for run in (run for run in runs if run.best_epoch is not None):
-        cells = [value for (size, _), value in _accuracies(run, run.best_epoch).items() if size == sizes[-1]]
-        mean_Q = records[run.kl_beta].mean_of(f"epoch {run.best_epoch}", sizes[-1]) if run.kl_beta in records else None
+    for run in runs:
+        evaluated = [epoch.epoch for epoch in run.epochs if epoch.accuracy]
+        number = run.best_epoch or (evaluated or [run.epochs[-1].epoch])[-1]
+        cells = [value for (size, _), value in _accuracies(run, number).items() if size == sizes[-1]]
+        mean_Q = records[run.kl_beta].mean_of(f"epoch {number}", sizes[-1]) if run.kl_beta in records else None
         if mean_Q is not None:
             means[len(rows)] = mean_Q.to_numpy()
-        (epoch,) = [epoch for epoch in run.epochs if epoch.epoch == run.best_epoch]
+        (epoch,) = [epoch for epoch in run.epochs if epoch.epoch == number]
         rows.append(
             {
                 "beta": run.kl_beta,
-                "epoch": run.best_epoch,
-                "selection": run.selection.get(run.best_epoch or 0),
+                "epoch": number,
+                "selection": run.selection.get(number),
                 "accuracy": float(np.mean(cells)) if cells else None,
                 "interval": None,
                 "kl": epoch.metrics.get("kl"),

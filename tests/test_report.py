@@ -153,6 +153,22 @@ def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
     assert page.index("Differences are KL_BETA=0.05 minus KL_BETA=0.12") < page.index("Differences are KL_BETA=0.3 minus")
 
 
+def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common():
+    runs = [
+        {"kl_beta": beta, "epochs": [{"epoch": e, "accuracy": {"200": {"1": value - 1 + e}}} for e in (1, 2)]}
+        for beta, value in ((0.05, 40.0), (0.12, 51.0), (0.3, 60.0))
+    ]
+    facts = compare(_results({"unit": "percent", "runs": runs}), {}, seed=0)
+    assert [(row["beta"], row["label"], row["points"], row["primary"]) for row in facts["differences"]] == [
+        (0.05, 2, -20.0, True), (0.12, 2, -9.0, True),
+    ]  # fmt: skip
+    page = report.markdown(facts, "en", report.figures(facts))
+    assert "Differences are KL_BETA=0.05" not in page  # a bound is told instead
+    assert "| 200 | 1 | 61.0 % | 41.0 % | -20.0 % | ⬇️ significant |" in page
+    assert "| 200 | 1 | 61.0 % | 52.0 % | -9.0 % | ⬇️ |" in page  # error sqrt((61 * 39 + 52 * 48) / 200) = 4.9
+    assert row(page, "1", "0.3", "2", "not stated", "61.0 %", "not stated", "missing", "not registered")
+
+
 def test_markup_is_text_in_both_formats():
     text = '<script>alert("x")</script> | a_b *c* [d](http://e) `f`\n# g & h'
     blocks = [Heading(1, text), Paragraph(text), Bullets([text]), Table([text], [[text]]), Code([text])]

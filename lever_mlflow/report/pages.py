@@ -223,16 +223,19 @@ class _Page:
                 ]
                 blocks += [Heading(3, self.say("accuracy_of", beta=f"{run['kl_beta']:g}")), Table(head, rows)]
         cells = [row for row in self.facts["differences"] if row["label"] == epoch]
-        return [*blocks, *([Heading(3, self.say("differences_of", epoch=epoch)), *self.differences(cells)] if cells else [])]
+        return [*blocks, *([Heading(3, self.say("differences_of", epoch=epoch)), *self.by_beta(cells)] if cells else [])]
 
     def best_differences(self) -> list[Block]:
         rows = [row for row in self.facts["differences"] if row["label"] == BEST]
         if not rows:
             return []
         blocks: list[Block] = [Heading(2, self.words["differences_best"])]
-        for beta in dict.fromkeys(row["beta"] for row in rows):
-            blocks += self.differences([row for row in rows if row["beta"] == beta])
-        return blocks
+        return [*blocks, *self.by_beta(rows)]
+
+    def by_beta(self, rows: Sequence[Facts]) -> list[Block]:
+        """A table of differences for each beta that is compared with the reference."""
+        betas = dict.fromkeys(row["beta"] for row in rows)
+        return [block for beta in betas for block in self.differences([row for row in rows if row["beta"] == beta])]
 
     def differences(self, rows: Sequence[Facts]) -> list[Block]:
         beta, reference = rows[0]["beta"], rows[0]["reference"]
