@@ -408,7 +408,7 @@ class _Page:
                 str(rank),
                 f"{row['beta']:g}",
                 str(row["epoch"]),
-                self.percent(row["selection"]),
+                self.stated(row["selection"]),
                 self.percent(row["accuracy"]),
                 self.interval(row["interval"]),
                 self.number(row["kl"]),
@@ -491,7 +491,7 @@ class _Page:
             [
                 f"{run['kl_beta']:g}{' *' if run['kl_beta'] == choice['beta'] else ''}",
                 self.value(run.get("best_epoch")),
-                self.percent(selection) if (selection := self.selection(run)) is not None else self.words["unknown"],
+                self.stated(run.get("selection_accuracy", {}).get(str(run.get("best_epoch")))),
                 self.registered(run.get("registered")),
             ]
             for run in self.runs
@@ -504,11 +504,6 @@ class _Page:
             Heading(3, self.words["best_model"]),
             Table(head, rows),
         ]
-
-    def selection(self, run: Facts) -> float | None:
-        """Mean accuracy of a run's best epoch on the selection questions, in percent."""
-        accuracy: float | None = run.get("selection_accuracy", {}).get(str(run.get("best_epoch")))
-        return accuracy
 
     def missing(self) -> list[Block]:
         rows = [
@@ -541,6 +536,10 @@ class _Page:
         if value is None:
             return self.words["missing"]
         return self.say("percent", value=_decimals(value, digits, signed=signed))
+
+    def stated(self, value: float | None) -> str:
+        """An accuracy that there need not be."""
+        return self.words["unknown"] if value is None else self.percent(value)
 
     def change(self, value: float | None) -> str:
         return "" if value is None else f" ({self.percent_change(value)})"
