@@ -159,12 +159,12 @@ def start_and_kill(server, name, call, wanted):
 
 
 def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch, caplog):
-    """Killed before each of its writes in turn; the next one is a rollback and a promotion in turn."""
+    """Killed before one of its writes, of all with ``LEVER_CHAMPION_ROUNDS`` above 3; then a rollback or a promotion."""
     caplog.set_level(logging.WARNING, logger="lever_mlflow")
     name = model(client, "killed", 3)
     champion.change(name, Holders(None, None), to("1"))
     champion.change(name, Holders("1", None), to("2", "1"))
-    for call in range(1, CALLS + 1):
+    for call in range(1, CALLS + 1) if ROUNDS > 3 else (2, 3, 5, 6, 8):
         caplog.clear()
         old = champion.holders(name)
         (new,) = {"1", "2", "3"} - set(old)

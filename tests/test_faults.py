@@ -10,12 +10,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import mlflow
 import pytest
 from conftest import ROOT, error_lines, run_step
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+import entrypoints.grpo
 from lever_mlflow.checkpoint import load_selector, save_selector
 from lever_mlflow.exceptions import CheckpointError, LeverError, ParameterError
 from lever_mlflow.selector import PointerSelector
@@ -27,7 +29,6 @@ from lever_mlflow.types import RceSettings
     ("name", "value", "message"),
     [
         ("kl_beta", "abc", "error: Invalid value for '--kl_beta': 'abc' is not a number"),
-        ("kl_beta", "-1", "error: Invalid value for '--kl_beta': '-1' is not a number of at least 0"),
         ("kl_bta", "0.12", "error: No such option '--kl_bta'. (Did you mean one of: '--kl_beta', '--rl_data'?)"),
         ("rl_data", "/nowhere.json", "error: /nowhere.json: no such file; give rl_data=FILE or run the rollout step"),
     ],
@@ -37,6 +38,12 @@ def test_bad_parameters_end_in_one_line_and_a_failed_run(project, name, value, m
     assert result.returncode != 0
     assert error_lines(result) == [message]
     assert project.newest("errors").info.status == "FAILED"
+
+
+@pytest.mark.parametrize(("value", "message"), [("-1", "'-1' is not a number of at least 0"), ("nan", "'nan' is not a number")])
+def test_a_number_that_is_none_or_out_of_range(value, message):
+    with pytest.raises(click.UsageError, match=message):
+        entrypoints.grpo.main.main(["--kl_beta", value], standalone_mode=False)
 
 
 def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):

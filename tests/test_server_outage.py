@@ -12,7 +12,7 @@ from conftest import ROOT, Server
 from mlflow import MlflowClient
 
 OUTAGE = float(os.environ.get("LEVER_OUTAGE_SECONDS", "12"))
-EPOCHS = 6
+EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
