@@ -11,7 +11,8 @@ __all__ = ["figure", "page", "table", "text"]
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin-bottom: 1rem } th, td { text-align: left; vertical-align: top;
-padding: .3rem .6rem; border-bottom: 1px solid #d1d9e0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
+padding: .3rem .6rem; border-bottom: 1px solid #d1d9e0; max-width: 36rem;
+overflow-wrap: break-word; font-variant-numeric: tabular-nums }
 .scroll { overflow-x: auto } small { color: #59636e } img { max-width: 100%; height: auto } summary { cursor: pointer }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto } code { overflow-wrap: anywhere }
 """
