@@ -139,9 +139,13 @@ def test_why_policies_pick_the_same_in_words():
     )
     assert report.explain({"rule": "small_pool", "pool_size": 4, "shots": 3}, "zh") == "候选池太小：4 个候选几乎无法选出 3 个"
     row = {"first": "epoch 1", "second": "epoch 2", "shots": 2, "ordered": 1.0, "unordered": 1.0, "reason": reason}
-    found, records = run(0.12, right(60), right(60), overlap=(row,))
+    beside = {"first": "start", "second": "epoch 1", "shots": 2, "ordered": 0.905, "unordered": 0.95}
+    found, records = run(0.12, right(60), right(60), overlap=(row, beside))
     page = report.markdown(facts_of((found, records)), "zh")
     assert "| 0.12 | 1 / 2 | 1/1 | Shot 2 100.0% | 1 个配置完全相同；示例选择：logits 的顺序没有改变" in page
+    assert "### KL_BETA=0.12：任意两个 checkpoint" in page
+    assert "| epoch 1 / epoch 2 | 2 | 100.0% | 100.0% | logits 的顺序没有改变" in page
+    assert "| start / epoch 1 | 2 | 90.5% | 95.0% |  |" in page
 
 
 def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():

@@ -334,20 +334,27 @@ class _Page:
         return self.say("epochs_equal", cells=row["cells"], why=why)
 
     def overlap(self) -> list[Block]:
-        rows = [
-            [
-                f"{row['first']} / {row['second']}",
-                str(row["shots"]),
-                self.percent(100.0 * row["ordered"], digits=1),
-                self.percent(100.0 * row["unordered"], digits=1),
-                explain(row["reason"], self.language) if "reason" in row else "",
-            ]
-            for row in self.facts["overlap_of_best"]
+        """How far the best epochs of two betas, and any two checkpoints of one, pick the same."""
+        tables = [(self.words["overlap_best"], "KL_BETA", self.facts["overlap_of_best"])]
+        tables += [
+            (self.say("overlap_of", beta=f"{run['kl_beta']:g}"), self.words["policy"], run.get("overlap", ()))
+            for run in self.runs
         ]
-        if not rows:
-            return []
-        head = ["KL_BETA", *(self.words[name] for name in ("shots", "same_picks", "same_any_order", "why"))]
-        return [Heading(2, self.words["overlap"]), Table(head, rows)]
+        blocks: list[Block] = []
+        for title, first, rows in tables:
+            if rows:
+                head = [first, *(self.words[name] for name in ("shots", "same_picks", "same_any_order", "why"))]
+                blocks += [Heading(3, title), Table(head, [self.overlap_row(row) for row in rows])]
+        return [Heading(2, self.words["overlap"]), *blocks] if blocks else []
+
+    def overlap_row(self, row: Facts) -> list[str]:
+        return [
+            f"{row['first']} / {row['second']}",
+            str(row["shots"]),
+            self.percent(100.0 * row["ordered"], digits=1),
+            self.percent(100.0 * row["unordered"], digits=1),
+            explain(row["reason"], self.language) if "reason" in row else "",
+        ]
 
     # baselines, betas, examples
 

@@ -49,7 +49,7 @@ def compare_betas(context: Context, evaluations: Sequence[str], language: Langua
 def compare_results(results: Results, file: str, language: Language, seed: int) -> None:
     """Comparison of a results file's runs; logs it as ``_log`` does."""
     facts = compare.compare(results, {}, seed=seed)
-    _log({**facts, "command": f"mlflow run . -e compare -P results={file}"}, language)
+    _log({**facts, "command": f"mlflow run . -e compare -P {shlex.quote(f'results={file}')}"}, language)
 
 
 def _log(facts: dict[str, Any], language: Language) -> None:
