@@ -222,7 +222,8 @@ class Pipeline:
         inputs |= overrides
 
         def execute() -> None:
-            steps.train_by_grpo(self.context, data, selector, overrides, settings, self._launch(step, data, resume))
+            began = steps.Start(selector, inputs["start_uri"], overrides)
+            steps.train_by_grpo(self.context, data, began, settings, self._launch(step, data, resume))
 
         step = self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
         return step

@@ -298,7 +298,7 @@ def log_checkpoint(
         python_model=str(Path(serving.__file__)),
         artifacts={serving.CHECKPOINT_ARTIFACT: str(folder)},
         step=epoch,
-        params={key: str(value) for key, value in params.items()},
+        params={key: _plain(value) for key, value in params.items()},
         tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
         signature=serving.model_signature(),
         input_example=example,

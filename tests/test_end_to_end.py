@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, error_lines
 
 from lever_mlflow import pipeline, served_retriever, tracking
+from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
 
 NAME = "lever-selector-mini-mini"
@@ -79,6 +80,23 @@ def test_each_epoch_is_a_logged_model_with_metrics_on_its_data(project, experime
     for model in models:
         losses = [metric for metric in model.metrics if metric.key == "val_loss"]
         assert losses[0].dataset_digest == run.data.tags["lever.rl_data_digest"]
+        assert {name: model.params[name] for name in GrpoSettings.__dataclass_fields__} == {
+            name: run.data.params[name] for name in GrpoSettings.__dataclass_fields__
+        }
+        for name in ("start_digest", "start_uri", "rl_data_digest", "seed", "reward_mode"):
+            assert model.params[name] == run.data.tags[f"lever.{name}"], name
+        meta = read_meta(checkpoint_of(project, model.model_id))
+        assert meta.pop("step") == "grpo"
+        for name, value in meta.items():
+            assert model.params[name] == (f"{value:.12g}" if isinstance(value, float) else str(value)), name
+        start = load_selector(checkpoint_of(project, model.params["start_uri"].removeprefix("models:/")))
+        assert selector_digest(start) == model.params["start_digest"]
+
+
+def checkpoint_of(project, model_id):
+    """Folder of a logged model's checkpoint in the store."""
+    uri = project.client.get_logged_model(model_id).artifact_location
+    return next(Path(uri.removeprefix("file://")).glob("artifacts/*/selector.json")).parent
 
 
 def test_best_epoch_of_each_beta_is_registered(project, experiment):

@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from lever_mlflow.training import Epoch, TrainingState
 from lever_mlflow.training_state import load_state, save_state
 from lever_mlflow.types import Fusion, GrpoSettings, RceSettings
 
-__all__ = ["STATE_TAG", "Interrupted", "Launch", "find_state", "train_by_grpo", "train_by_rce"]
+__all__ = ["STATE_TAG", "Interrupted", "Launch", "Start", "find_state", "train_by_grpo", "train_by_rce"]
 
 STATES_FOLDER, STATE_TAG = "training_states", "state_epoch"
 
@@ -69,21 +69,35 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What GRPO starts from: the checkpoint, where it was found, and the gate's expectations that it was trained against."""
+
+    selector: PointerSelector
+    uri: str
+    override: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class _Training:
-    """What the epochs of one training run share, for the log."""
+    """What the epochs of one training run share, for the log; ``start`` tells GRPO's start checkpoint."""
 
     context: Context
     step: str
     data: RLData
-    origin: Mapping[str, Any]
-    override: Mapping[str, str]
-    val_share: float
+    settings: RceSettings | GrpoSettings
     fusion: Fusion
+    start: Mapping[str, str]
+    override: Mapping[str, str]
     key: str
 
     @property
     def title(self) -> str:
-        return f"GRPO beta {self.origin['kl_beta']:g}" if "kl_beta" in self.origin else "RCE"
+        return f"GRPO beta {self.settings.kl_beta:g}" if isinstance(self.settings, GrpoSettings) else "RCE"
+
+    def params(self, epoch: int) -> dict[str, Any]:
+        """All that made an epoch's checkpoint what it is."""
+        context = {"seed": self.context.seed, "reward_mode": self.context.reward_mode, "rl_data_digest": self.data.digest}
+        return {"epoch": epoch, **context, **asdict(self.settings), **self.start}
 
 
 def train_by_rce(context: Context, data: RLData, settings: RceSettings, launch: Launch) -> None:
@@ -92,27 +106,19 @@ def train_by_rce(context: Context, data: RLData, settings: RceSettings, launch: 
     override = pass_gate(context, data, launch.verdict())
     earlier = launch.interrupted()
     epochs = _begin(context, train_rce, settings.fusion, earlier, data=data, settings=settings)
-    origin = {"rl_data_digest": data.digest}
-    training = _Training(context, "rce", data, origin, override, settings.val_share, settings.fusion, launch.key)
+    training = _Training(context, "rce", data, settings, settings.fusion, {}, override, launch.key)
     _log_training(training, epochs, earlier)
 
 
-def train_by_grpo(
-    context: Context,
-    data: RLData,
-    start: PointerSelector,
-    start_override: Mapping[str, str],
-    settings: GrpoSettings,
-    launch: Launch,
-) -> None:
+def train_by_grpo(context: Context, data: RLData, start: Start, settings: GrpoSettings, launch: Launch) -> None:
     """GRPO from ``start`` behind the gate: a checkpoint and metrics per epoch."""
     check_fits(data, context.resources.train)
-    override = {**start_override, **pass_gate(context, data, launch.verdict())}
+    override = {**start.override, **pass_gate(context, data, launch.verdict())}
     earlier = launch.interrupted()
-    fusion = start.fusion
-    epochs = _begin(context, train_grpo, fusion, earlier, start=start, data=data, settings=settings)
-    origin = {"rl_data_digest": data.digest, "start_digest": selector_digest(start), "kl_beta": settings.kl_beta}
-    training = _Training(context, "grpo", data, origin, override, settings.val_share, fusion, launch.key)
+    fusion = start.selector.fusion
+    epochs = _begin(context, train_grpo, fusion, earlier, start=start.selector, data=data, settings=settings)
+    began = {"start_uri": start.uri, "start_digest": selector_digest(start.selector)}
+    training = _Training(context, "grpo", data, settings, fusion, began, override, launch.key)
     _log_training(training, epochs, earlier)
 
 
@@ -178,8 +184,8 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interru
         models = _replay(training, earlier, history, folder, dataset) if earlier is not None else {}
         for epoch, metrics, selector, state in epochs:
             history.append(tracking.finite(metrics))
-            meta = {"step": training.step, "epoch": epoch, "seed": training.context.seed, **training.origin}
-            save_selector(_checkpoint(folder, epoch), selector, {**meta, **training.override})
+            meta = {"step": training.step, **training.params(epoch), **training.override}
+            save_selector(_checkpoint(folder, epoch), selector, meta)
             _save_state(training, folder, state, models)
             models[epoch] = _log_model(training, epoch, _checkpoint(folder, epoch))
             mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)
@@ -218,7 +224,7 @@ def _replay(
 def _conclude(training: _Training, history: list[dict[str, float]], models: Mapping[int, str]) -> None:
     """Which epoch is best, the curves, and the run in words."""
     best = max(range(1, len(history) + 1), key=lambda epoch: (history[epoch - 1]["expected_reward"], -epoch))
-    _, val = split_groups(training.data.groups, training.val_share, training.context.seed)
+    _, val = split_groups(training.data.groups, training.settings.val_share, training.context.seed)
     told = diagnose(history, len(val), best)
     mlflow.log_figure(training_curves(history, training.title, best), "training_curves.png")
     mlflow.set_tags(
@@ -242,7 +248,7 @@ def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
         f"{name}-epoch-{epoch}",
         checkpoint,
         epoch=epoch,
-        params={"epoch": epoch, "seed": training.context.seed, **training.origin},
+        params=training.params(epoch),
         tags={"checkpoint_digest": selector_digest(load_selector(checkpoint)), **training.override},
         example=pd.DataFrame(rows),
     )
