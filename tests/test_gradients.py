@@ -23,10 +23,14 @@ def make_selector(seed):
     return selector.eval()
 
 
-@pytest.fixture(scope="module")
-def inputs():
+def make_inputs():
     generator = torch.Generator().manual_seed(3)
     return torch.randn(2, 6, generator=generator), torch.randn(2, 5, 6, generator=generator)
+
+
+@pytest.fixture
+def inputs():
+    return make_inputs()
 
 
 def numpy_logprob(logits_N, pointer):

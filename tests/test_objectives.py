@@ -95,7 +95,7 @@ def test_padding_is_ignored_everywhere():
     torch.testing.assert_close(
         rce_loss(pad(LOGPROBS, -9.0), pad(REWARDS, 50.0), 1.0, mask_BG=mask).loss, rce_loss(LOGPROBS, REWARDS, 1.0).loss
     )
-    assert zero_spread(pad(torch.full((1, 3), 1.0), 0.0), mask).tolist() == [True]
+    assert [zero_spread(pad(torch.full((1, 3), 1.0), value), mask).item() for value in (0.0, 2.0)] == [True, True]
 
 
 def test_empty_group_gives_zero_and_no_nan():
@@ -106,6 +106,13 @@ def test_empty_group_gives_zero_and_no_nan():
     assert loss.loss.item() == 0.0
     assert logprobs.grad.abs().max().item() == 0.0
     assert group_advantages(REWARDS, mask).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_groups_without_trials_leave_the_mean():
+    old, mask = torch.tensor([[-1.2, -2.0, -2.5]] * 2), torch.tensor([[True] * 3, [False] * 3])
+    advantages = torch.tensor([[1.0, 0.0, -1.0]] * 2)
+    both = grpo_loss(LOGPROBS.repeat(2, 1), old, advantages, 0.3, 0.1, mask_BG=mask)
+    torch.testing.assert_close(tuple(both), tuple(grpo_loss(LOGPROBS, old[:1], advantages[:1], 0.3, 0.1)))
 
 
 def test_grpo_loss_by_hand():
@@ -163,7 +170,7 @@ def test_rce_on_ranks():
     got = rce_loss(torch.zeros(1, 4), torch.tensor([[5.0, 1.0, 1.0, 0.0]]), 1.0, normalize="rank").weights_BG[0]
     np.testing.assert_allclose(got, weights / weights.sum(), atol=1e-6)
     mask = torch.tensor([[True, True, True, True, False]])
-    padded = rce_loss(torch.zeros(1, 5), torch.tensor([[5.0, 1.0, 1.0, 0.0, 9.0]]), 1.0, normalize="rank", mask_BG=mask)
+    padded = rce_loss(torch.zeros(1, 5), torch.tensor([[5.0, 1.0, 1.0, 0.0, 0.5]]), 1.0, normalize="rank", mask_BG=mask)
     np.testing.assert_allclose(padded.weights_BG[0], [*(weights / weights.sum()), 0.0], atol=1e-6)
     alone = rce_loss(torch.zeros(1, 1), torch.tensor([[5.0]]), 1.0, normalize="rank").weights_BG
     assert alone.tolist() == [[1.0]]

@@ -22,20 +22,38 @@ def numpy_logits(selector, query_D, candidates_ND):
     return (z_N / np.linalg.norm(z_N, axis=1, keepdims=True)) @ (z_q / np.linalg.norm(z_q)) / 0.1
 
 
-@pytest.fixture
-def selector():
+def make_selector(**choices):
     torch.manual_seed(0)
-    selector = PointerSelector(feature_dim=24, hidden_dim=16)
+    selector = PointerSelector(feature_dim=24, hidden_dim=16, **choices)
     with torch.no_grad():
         for parameter in selector.parameters():  # biases and norms start trivial; make every term count
             parameter.add_(0.1 * torch.randn_like(parameter))
     return selector.eval()
 
 
-@pytest.fixture
-def inputs():
+def make_moving():
+    """A selector whose state moves with each pick."""
+    return make_selector(state_update=True)
+
+
+def make_inputs():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 24, generator=generator), torch.randn(2, 7, 24, generator=generator)
+
+
+@pytest.fixture
+def selector():
+    return make_selector()
+
+
+@pytest.fixture
+def moving():
+    return make_moving()
+
+
+@pytest.fixture
+def inputs():
+    return make_inputs()
 
 
 def test_parameter_counts():
@@ -128,17 +146,6 @@ def test_pointer_outside_the_pool(selector, inputs):
 def test_heads_must_divide_the_hidden_size():
     with pytest.raises(ParameterError, match="n_heads=3"):
         PointerSelector(hidden_dim=16, n_heads=3)
-
-
-@pytest.fixture
-def moving():
-    """A selector whose state moves with each pick."""
-    torch.manual_seed(0)
-    selector = PointerSelector(feature_dim=24, hidden_dim=16, state_update=True)
-    with torch.no_grad():
-        for parameter in selector.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return selector.eval()
 
 
 def test_state_update_agrees_with_numpy(moving, inputs):
