@@ -1,22 +1,21 @@
-"""Measures whether GRPO improves on its RCE start on the embedded default, and what beta and the learning rate do.
+"""Measures whether GRPO improves on its RCE start on the embedded default, and what clip range, learning rate and beta do.
 
 RL data: the demo's (600 queries, an untrained selector, seed 0). For each training seed RCE is trained at its defaults; its
-epoch with the highest expected reward is the start and the reference of every GRPO training of that seed. Each GRPO epoch is
-a candidate; the one with the best mean accuracy over the shot counts on the 400 selection questions is evaluated on the 800
-report questions, which are about other images, the earliest among equals. Questions, pools and choice are the pipeline's; the
-start is no candidate there either.
+epoch with the highest expected reward is the start of that seed, against which all is measured. Of every further training
+(GRPO from that start or from the untrained selector, or RCE that is trained for longer) each epoch is a candidate; the one with
+the best accuracy on the 400 selection questions is evaluated on the 800 report questions, which are about other images, the
+earliest among equals. Questions, pools and choice are the pipeline's, at 2 shots; the start is no candidate there either.
 
-Differences are in points, on the same questions, chosen GRPO epoch minus RCE start of the same seed. Their 95 % intervals
-(percentile, 10,000 resamples) draw training seeds and questions anew, each with replacement and independently of the other, as
-both are samples of what could have been; with few seeds such an interval is rather too wide than too narrow. None is
-corrected for the number of rows. KL is the exact KL of the chosen epoch, mean over its training steps; ``picks changed`` is
-the share of questions whose demonstrations, in order, are not the start's; ``clipped`` the share of trials whose ratio is;
-``reward gain`` that of the expected reward of the RL data's validation queries. ``gain, every epoch`` is on the selection
-questions without the choice of an epoch, which flatters the gain beside it.
+Gains are in points, on the same questions, over the RCE start of the same seed. Their 95 % intervals (percentile, 10,000
+resamples) draw training seeds and questions anew, each with replacement and independently of the other, as both are samples of
+what could have been; with few seeds such an interval is rather too wide than too narrow. None is corrected for the number of
+rows. ``gain, every epoch`` is on the selection questions without the choice of an epoch, which flatters the gain beside it; by
+it the default was chosen. KL is the exact KL from the training's own start, mean over the chosen epoch's steps; ``picks
+changed`` is the share of report questions whose demonstrations, in order, are not that start's; ``clipped`` the share of
+trials whose ratio is.
 
 Every policy's answers are a line of the output file, a character per question: tenths of its accuracy, ``a`` for 1. Started
-again, what is there is skipped; with other ``--epochs``, ``--batch_size`` or ``--shots`` it grows by those trainings.
-The plot shows what was trained at the defaults and evaluated at 2 shots.
+again, what is there is skipped.
 
     OMP_NUM_THREADS=1 python -m benchmarks.beta_sweep --output docs/figures/beta_sweep.jsonl --plot docs/figures/beta_sweep.png
 """
@@ -24,8 +23,10 @@ The plot shows what was trained at the defaults and evaluated at 2 shots.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,7 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 from benchmarks.bench import (
@@ -50,30 +49,46 @@ from benchmarks.bench import (
     read_rows,
 )
 from lever_mlflow.evaluate import RANDOM, split_questions
-from lever_mlflow.group_batches import split_groups, tabulate
 from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import RLData
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.train_grpo import train_grpo
 from lever_mlflow.train_rce import train_rce
-from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings
-from lever_mlflow.validation import validate_selector
+from lever_mlflow.training import Epoch
+from lever_mlflow.types import GRPO_PRESETS, EvalSettings, GrpoSettings, RceSettings, RolloutSettings
 
-START, UNTRAINED, GRPO = "rce", "untrained", "grpo"
+UNTRAINED, RCE, MORE_RCE, GRPO, GRPO_ALONE = "untrained", "rce", "more rce", "grpo", "grpo from untrained"
 PARTS = ("selection", "report")
-RESAMPLES = 10_000
-SETTINGS = ("lr", "kl_beta", "epochs", "batch_size")  # of a GRPO training
-EPOCH_METRICS = ("train_loss", "ppo_loss", "kl", "kl_exact", "expected_reward", "picks_changed")
-PLOT_SHOTS = (2,)
-COLOURS = ("tab:blue", "tab:green", "tab:orange", "tab:red", "tab:purple")
+SHOTS, RESAMPLES = 2, 10_000
+BETAS, LRS = (0.0, 0.05, 0.12, 0.15, 0.18, 0.5), (5e-6, 5e-5, 2e-4, 1e-3)
+COLOURS = ("tab:blue", "tab:green", "tab:orange", "tab:red")
+EPOCH_METRICS = ("train_loss", "expected_reward", "ppo_loss", "kl", "kl_exact", "picks_changed")
+VARIED = ("epochs", "lr", "kl_beta", "batch_size", "freeze_backbone", "epsilon", "epsilon_high")
+Settings = GrpoSettings | RceSettings
+
+PREDECESSOR, DEFAULT = GRPO_PRESETS["predecessor"], GRPO_PRESETS["default"]
+CLIPS = ((0.2, 0.0), (0.5, 2.0), (0.9, 5.0), (0.99, 1000.0))
 
 
-@dataclass(frozen=True)
+def trainings() -> list[tuple[str, Settings]]:
+    """All that is trained for each seed: both presets at several lr and beta, what the default was chosen from, and others."""
+    other = [replace(PREDECESSOR, lr=1e-3, epochs=10), replace(DEFAULT, lr=1e-3, epochs=5, freeze_backbone=True)]
+    chosen_from = [
+        replace(DEFAULT, lr=lr, epochs=5, epsilon=low, epsilon_high=high)
+        for (low, high), lr in itertools.product(CLIPS[:3], (5e-5, 1e-4, 2e-4, 5e-4, 1e-3))
+    ]
+    other += [replace(DEFAULT, epochs=5, epsilon=CLIPS[3][0], epsilon_high=CLIPS[3][1]), replace(DEFAULT, batch_size=1)]
+    presets = [replace(preset, lr=lr, kl_beta=beta) for preset in (PREDECESSOR, DEFAULT) for lr in LRS for beta in BETAS]
+    longer = [RceSettings(epochs=15), RceSettings(epochs=10, lr=5e-4, batch_size=8)]
+    found: list[tuple[str, Settings]] = [(GRPO, settings) for settings in (*other, *chosen_from, *presets)]
+    return [*found, (GRPO_ALONE, DEFAULT), *((MORE_RCE, settings) for settings in longer)]
+
+
+@dataclass(frozen=True, eq=False)
 class Sweep:
     """What all trainings share."""
 
     bench: Bench
-    shots: tuple[int, ...]
 
     @cached_property
     def data(self) -> RLData:
@@ -83,90 +98,90 @@ class Sweep:
     def questions(self) -> dict[str, QuestionSet]:
         """Selection and report questions."""
         parts = split_questions(self.bench.resources.val, EvalSettings(), DATA_SEED)._asdict()
-        return {part: self.bench.questions(parts[part], self.shots) for part in PARTS}
+        return {part: self.bench.questions(parts[part], (SHOTS,)) for part in PARTS}
 
     def row(self, policy: str, seed: int, picks: Mapping[str, np.ndarray], **figures: Any) -> dict[str, Any]:
-        """A line of the output file: who, figures, and tenths of accuracy per part and shot count."""
-        answers = {part: encode(self.questions[part].accuracy_QS(picks[part])) for part in PARTS}
-        shots, n_queries = list(self.shots), self.bench.n_queries
-        return {"policy": policy, "seed": seed, "shots": shots, "n_queries": n_queries, **figures, **answers}
+        """A line of the output file: who, figures, and tenths of accuracy on both parts."""
+        answers = {part: encode(self.questions[part].accuracy_QS(picks[part])[:, 0]) for part in PARTS}
+        return {"policy": policy, "seed": seed, "n_queries": self.bench.n_queries, **figures, **answers}
 
     def baseline(self, policy: str, seed: int) -> dict[str, Any]:
         """Random demonstrations, with the draw as seed, or the most similar ones."""
-        return self.row(
-            policy, seed, {p: q.random_QK(seed) if policy == RANDOM else q.similarity_QK() for p, q in self.questions.items()}
+        pick: Callable[[QuestionSet], np.ndarray] = (
+            (lambda q: q.random_QK(seed)) if policy == RANDOM else QuestionSet.similarity_QK
         )
+        return self.row(policy, seed, {part: pick(questions) for part, questions in self.questions.items()})
 
-    def start(self, seed: int) -> tuple[PointerSelector, list[dict[str, Any]]]:
-        """The RCE start of a seed; rows of it and of the untrained selector."""
-        epoch, selector = best_epoch(train_rce(self.data, self.bench.train_SD, RceSettings(), seed=seed))
-        _, val = split_groups(self.data.groups, RceSettings.val_share, seed)
-        table = tabulate(val, self.bench.train_SD, "hard_plus_soft")
-        reward = validate_selector(selector, table)["expected_reward"]
-        untrained = self.row(UNTRAINED, seed, self.picks(self.bench.untrained(seed)))
-        figures = {"chosen": epoch, "expected_reward": round(reward, 6)}
-        return selector, [untrained, self.row(START, seed, self.picks(selector), **figures)]
+    @cache  # noqa: B019
+    def start(self, seed: int) -> PointerSelector:
+        """RCE at its defaults."""
+        return best_epoch(train_rce(self.data, self.bench.train_SD, RceSettings(), seed=seed))[1]
 
-    def grpo(self, start: PointerSelector, seed: int, settings: GrpoSettings) -> dict[str, Any]:
-        """One training: its epochs, and the one that is best on the selection questions."""
+    def train(self, policy: str, seed: int, settings: Settings) -> dict[str, Any]:
+        """One training: its epochs, and the answers of the one that is best on the selection questions."""
+        start = self.bench.untrained(seed) if policy == GRPO_ALONE else self.start(seed)
+        trained: Iterable[Epoch]
+        if isinstance(settings, GrpoSettings):
+            trained = train_grpo(start, self.data, self.bench.train_SD, settings, seed=seed)
+        else:
+            trained = train_rce(self.data, self.bench.train_SD, settings, seed=seed)
         start_picks = self.picks(start)
-        epochs, best, best_picks = [], -1.0, dict(start_picks)
-        for epoch in train_grpo(start, self.data, self.bench.train_SD, settings, seed=seed):
-            selector = copy.deepcopy(epoch.selector)
-            picks = self.picks(selector)
+        epochs, best, best_picks, chosen = [], -1.0, start_picks, 0
+        for epoch in trained:
+            picks = self.picks(copy.deepcopy(epoch.selector).eval())
             selection = round(float(self.questions["selection"].accuracy_QS(picks["selection"]).mean()), 12)
-            clipped = epoch.metrics["clip_ratio_low"] + epoch.metrics["clip_ratio_high"]
-            measured = {**{name: epoch.metrics[name] for name in EPOCH_METRICS}, "clip_fraction": clipped}
-            epochs.append({name: round(value, 6) for name, value in measured.items()} | {"selection": selection})
+            told = {name: round(epoch.metrics[name], 6) for name in EPOCH_METRICS if name in epoch.metrics}
+            if "clip_ratio_low" in epoch.metrics:
+                told["clip_fraction"] = round(epoch.metrics["clip_ratio_low"] + epoch.metrics["clip_ratio_high"], 6)
+            epochs.append({**told, "selection": selection})
             if selection > best:
                 best, best_picks, chosen = selection, picks, epoch.epoch
         changed = {part: round(float((best_picks[part] != start_picks[part]).any(1).mean()), 5) for part in PARTS}
-        figures = {"chosen": chosen, "changed": changed, "by_epoch": epochs}
-        return self.row(GRPO, seed, best_picks, **{name: getattr(settings, name) for name in SETTINGS}, **figures)
+        figures = {"settings": varied(settings), "chosen": chosen, "changed": changed, "by_epoch": epochs}
+        return self.row(policy, seed, best_picks, **figures)
 
     def picks(self, selector: PointerSelector) -> dict[str, np.ndarray]:
         """Greedy picks for both parts."""
         return {part: self.questions[part].greedy_QK(selector) for part in PARTS}
 
 
-def encode(accuracy_QS: np.ndarray) -> list[str]:
-    """A string per shot count, a hexadecimal digit per question: tenths of its accuracy."""
-    tenths_QS = np.rint(10 * accuracy_QS).astype(int)
-    assert np.allclose(tenths_QS / 10, accuracy_QS)
-    return ["".join(f"{tenth:x}" for tenth in tenths_Q) for tenths_Q in tenths_QS.T]
+def varied(settings: Settings) -> dict[str, Any]:
+    """Those settings that are varied here."""
+    return {name: value for name, value in asdict(settings).items() if name in VARIED}
 
 
-def decode(strings: Sequence[str]) -> np.ndarray:
-    """Accuracy in percent, [questions, shot counts]."""
-    return 10.0 * np.array([[int(tenth, 16) for tenth in string] for string in strings]).T
+def encode(accuracy_Q: np.ndarray) -> str:
+    """A hexadecimal digit per question: tenths of its accuracy."""
+    tenths_Q = np.rint(10 * accuracy_Q).astype(int)
+    assert np.allclose(tenths_Q / 10, accuracy_Q)
+    return "".join(f"{tenth:x}" for tenth in tenths_Q)
 
 
-def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def decode(answers: str) -> np.ndarray:
+    """Accuracy in percent, [questions]."""
+    return 10.0 * np.array([int(tenth, 16) for tenth in answers])
+
+
+def identity(policy: str, seed: int, settings: Mapping[str, Any] | None) -> tuple[str, int, str]:
     """What tells measurements apart."""
-    return (row["policy"], row["seed"], tuple(row["shots"]), *(row.get(name) for name in SETTINGS))
+    return policy, seed, json.dumps(settings, sort_keys=True)
 
 
-def run(sweep: Sweep, output: Path, seeds: int, trainings: Sequence[GrpoSettings]) -> None:
+def run(sweep: Sweep, output: Path, seeds: Sequence[int]) -> None:
     """Measures what the output file lacks."""
     rows = read_rows(output, sweep.bench.n_queries)
-    known = {identity(row) for row in rows}
-    for policy, draw_seed in [*((RANDOM, draw_seed) for draw_seed in range(RANDOM_DRAWS)), (SIMILARITY, 0)]:
-        if identity({"policy": policy, "seed": draw_seed, "shots": sweep.shots}) not in known:
-            append_row(output, sweep.baseline(policy, draw_seed))
-    wanted = [
-        (seed, settings)
-        for seed in range(seeds)
-        for settings in trainings
-        if (GRPO, seed, sweep.shots, *(getattr(settings, name) for name in SETTINGS)) not in known
-    ]
-    start, start_seed = None, -1
-    for seed, settings in tqdm(wanted, "trainings", unit="run"):
-        if start is None or seed != start_seed:
-            (start, start_rows), start_seed = sweep.start(seed), seed
-            for row in start_rows:
-                if identity(row) not in known:
-                    append_row(output, row)
-        append_row(output, sweep.grpo(start, seed, settings))
+    known = {identity(row["policy"], row["seed"], row.get("settings")) for row in rows}
+    for policy, draw in [*((RANDOM, draw) for draw in range(RANDOM_DRAWS)), (SIMILARITY, 0)]:
+        if identity(policy, draw, None) not in known:
+            append_row(output, sweep.baseline(policy, draw))
+    for seed in seeds:
+        for policy, selector in ((UNTRAINED, sweep.bench.untrained), (RCE, sweep.start)):
+            if identity(policy, seed, None) not in known:
+                append_row(output, sweep.row(policy, seed, sweep.picks(selector(seed))))
+    wanted = [(policy, seed, settings) for seed in seeds for policy, settings in trainings()]
+    wanted = [(policy, seed, of) for policy, seed, of in wanted if identity(policy, seed, varied(of)) not in known]
+    for policy, seed, settings in tqdm(wanted, "trainings", unit="run"):
+        append_row(output, sweep.train(policy, seed, settings))
 
 
 def two_way_interval(points_TQ: np.ndarray) -> tuple[float, float]:
@@ -183,209 +198,155 @@ def resample(size: int) -> np.ndarray:
     return np.random.default_rng([0, size]).multinomial(size, np.full(size, 1 / size), RESAMPLES)
 
 
-def to_frame(
-    rows: Sequence[Mapping[str, Any]], shots: tuple[int, ...], at: Sequence[int], by: Sequence[str] = SETTINGS
-) -> pd.DataFrame:
-    """One row per GRPO setting whose epochs were chosen at ``shots``: accuracies in percent at the shot counts ``at``.
-
-    Settings that are not in ``by`` are averaged over, within each seed.
-    """
-    rows = [row for row in rows if tuple(row["shots"]) == shots]
-    columns = [shots.index(k) for k in at]
-
-    def accuracy_Q(row: Mapping[str, Any], part: str) -> np.ndarray:
-        return decode(row[part])[:, columns].mean(1)
-
-    start = {(row["seed"], part): accuracy_Q(row, part) for row in rows if row["policy"] == START for part in PARTS}
-    reward = {row["seed"]: row["expected_reward"] for row in rows if row["policy"] == START}
-    random_Q = np.mean([accuracy_Q(row, "report") for row in rows if row["policy"] == RANDOM], axis=0)
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A line per policy and settings, over its seeds: accuracy and gain over the RCE start of the same seed, in percent."""
+    start = {(row["seed"], part): decode(row[part]) for row in rows if row["policy"] == RCE for part in PARTS}
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["policy"] == GRPO:
-            groups.setdefault(tuple(row[name] for name in by), []).append(row)
+        groups.setdefault((row["policy"], json.dumps(row.get("settings"), sort_keys=True)), []).append(row)
     records = []
-    for settings, members in groups.items():
-        record: dict[str, Any] = dict.fromkeys(SETTINGS, "all") | dict(zip(by, settings, strict=True))
-        seeds = sorted({row["seed"] for row in members})
-        record["seeds"] = len(seeds)
+    for (policy, _), members in groups.items():
+        seeds = [row["seed"] for row in members if (row["seed"], "report") in start]
+        record: dict[str, Any] = {"policy": policy, "seeds": len(members), **(members[0].get("settings") or {})}
         for part in PARTS:
-            gain_TQ = np.stack(
-                [
-                    np.mean([accuracy_Q(row, part) for row in members if row["seed"] == seed], axis=0) - start[seed, part]
-                    for seed in seeds
-                ]
-            )
-            accuracy = np.mean([start[seed, part] for seed in seeds]) + gain_TQ.mean()
-            record[part], record[f"{part}_gain"] = accuracy, gain_TQ.mean()
-            record[f"{part}_low"], record[f"{part}_high"] = two_way_interval(gain_TQ)
-            record[f"{part}_better"] = int((gain_TQ.mean(1) > 1e-9).sum())
-            record[f"{part}_worse"] = int((gain_TQ.mean(1) < -1e-9).sum())
-        record["over_random"] = record["report"] - random_Q.mean()
-        record["changed"] = np.mean([row["changed"]["report"] for row in members])
-        chosen = [row["by_epoch"][row["chosen"] - 1] for row in members]
-        for name in ("kl_exact", "clip_fraction"):
-            record[name] = np.mean([epoch[name] for epoch in chosen])
-        record["reward_gain"] = np.mean(
-            [epoch["expected_reward"] - reward[row["seed"]] for row, epoch in zip(members, chosen, strict=True)]
-        )
-        if tuple(at) == shots:  # every epoch, the chosen one or not: free of the luck of the choice
+            accuracy_TQ = np.stack([decode(row[part]) for row in members])
+            record[part], record[f"{part}_range"] = accuracy_TQ.mean(), two_way_interval(accuracy_TQ)
+            if policy not in (RANDOM, SIMILARITY, RCE):  # others have a start of the same seed
+                gain_TQ = accuracy_TQ - np.stack([start[seed, part] for seed in seeds])
+                record[f"{part}_gain"], record[f"{part}_gain_range"] = gain_TQ.mean(), two_way_interval(gain_TQ)
+                record[f"{part}_better"] = int((gain_TQ.mean(1) > 1e-9).sum())
+        if "settings" in members[0]:
+            chosen = [row["by_epoch"][row["chosen"] - 1] for row in members]
             every = [
                 100 * epoch["selection"] - start[row["seed"], "selection"].mean()
                 for row in members
                 for epoch in row["by_epoch"]
             ]
-            record["every_epoch"] = np.mean(every)
-        record["chosen"] = " ".join(str(row["chosen"]) for row in members) if len(members) == len(seeds) else ""
+            record |= {"every_epoch": np.mean(every), "changed": np.mean([row["changed"]["report"] for row in members])}
+            if policy in (GRPO, GRPO_ALONE):
+                record["kl"] = np.mean([epoch["kl_exact"] for epoch in chosen])
+                record["clipped"] = np.mean([epoch["clip_fraction"] for epoch in chosen])
         records.append(record)
-    order = [name for name in ("epochs", "batch_size", "lr", "kl_beta") if name in by]
-    return pd.DataFrame(records).sort_values(order, ignore_index=True) if records else pd.DataFrame()
+    order = {policy: i for i, policy in enumerate((RANDOM, SIMILARITY, UNTRAINED, RCE, MORE_RCE, GRPO, GRPO_ALONE))}
+    keys = ["order", "freeze_backbone", "epsilon", "epochs", "batch_size", "lr", "kl_beta"]
+    return pd.DataFrame(records).assign(order=lambda frame: frame.policy.map(order)).sort_values(keys, ignore_index=True)
 
 
 def short(value: Any) -> str:
     """A setting as one would write it: 0.05, 5e-6."""
-    if isinstance(value, str) or value == 0 or value >= 0.01:
-        return value if isinstance(value, str) else f"{value:g}"
-    return np.format_float_scientific(value, trim="-", exp_digits=1)
+    return f"{value:g}" if value == 0 or value >= 0.01 else np.format_float_scientific(value, trim="-", exp_digits=1)
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """A training in words, without its beta."""
+    if row["lr"] is None:
+        return str(row["policy"])
+    words = f"{row['policy']}, lr {short(row['lr'])}, {row['epochs']:g} epochs, batch {row['batch_size']:g}"
+    if row["kl_beta"] is None:
+        return words
+    bounds = f"{1 - row['epsilon']:g} to {1 + (row['epsilon_high'] or row['epsilon']):g}"
+    return f"{words}, {'frozen backbone' if row['freeze_backbone'] else 'whole selector'}, ratio {bounds}"
+
+
+def cell(row: Mapping[str, Any], name: str, form: str, *, interval: bool = False) -> str:
+    """A figure, with its interval if wanted; empty where there is none."""
+    if row[name] is None:
+        return ""
+    low_high = " ({} to {})".format(*(format(bound, form) for bound in row[f"{name}_range"])) if interval else ""
+    return format(row[name], form) + low_high
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A row per GRPO setting."""
+    """A row per policy and settings."""
     lines = [
-        "| epochs | batch | lr | beta | selection | gain over start | gain, every epoch | report | gain over start "
-        "| seeds better, worse | over random | picks changed | exact KL | clipped | reward gain | chosen epochs |",
-        "|" + "---|" * 16,
+        "| policy | beta | selection | gain over RCE | gain, every epoch | report | gain over RCE | seeds better "
+        "| picks changed | KL | clipped |",
+        "|" + "---|" * 11,
     ]
-    for row in frame.to_dict("records"):
-        cells = [short(row[name]) for name in ("epochs", "batch_size", "lr", "kl_beta")]
-        for part in PARTS:
-            low, high = row[f"{part}_low"], row[f"{part}_high"]
-            cells += [f"{row[part]:.2f}", f"{row[f'{part}_gain']:+.2f} ({low:+.2f} to {high:+.2f})"]
-        cells.insert(6, f"{row['every_epoch']:+.2f}" if "every_epoch" in row else "")
-        cells += [f"{row['report_better']}, {row['report_worse']} of {row['seeds']}", f"{row['over_random']:+.2f}"]
-        cells += [f"{row['changed']:.1%}", f"{row['kl_exact']:.4f}", f"{row['clip_fraction']:.1%}"]
-        cells += [f"{row['reward_gain']:+.4f}", row["chosen"]]
+
+    for record in frame.to_dict("records"):
+        row = {str(name): None if not isinstance(value, tuple) and pd.isna(value) else value for name, value in record.items()}
+        cells = [described(row), "" if row["kl_beta"] is None else short(row["kl_beta"])]
+        cells += [
+            cell(row, "selection", ".2f"),
+            cell(row, "selection_gain", "+.2f", interval=True),
+            cell(row, "every_epoch", "+.2f"),
+        ]
+        cells += [cell(row, "report", ".2f", interval=True), cell(row, "report_gain", "+.2f", interval=True)]
+        cells += ["" if row["report_better"] is None else f"{row['report_better']:.0f} of {row['seeds']}"]
+        cells += [cell(row, "changed", ".1%"), cell(row, "kl", ".4f"), cell(row, "clipped", ".1%")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def markdown_baselines(rows: Sequence[Mapping[str, Any]], shots: tuple[int, ...]) -> str:
-    """Accuracy of the policies that GRPO is held against, mean and standard deviation over seeds or draws."""
-    lines = [f"| policy | selection | report | at {', '.join(map(str, shots))} shots |", "|---|---|---|---|"]
-    for policy in (RANDOM, SIMILARITY, UNTRAINED, START):
-        members = [row for row in rows if row["policy"] == policy and tuple(row["shots"]) == shots]
-        cells = []
-        for part in PARTS:
-            means = [decode(row[part]).mean() for row in members]
-            cells.append(f"{np.mean(means):.2f}" + (f" ± {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""))
-        at = ", ".join(f"{mean:.2f}" for mean in np.mean([decode(row["report"]).mean(0) for row in members], axis=0))
-        lines.append(f"| {policy} | {' | '.join(cells)} | {at} |")
-    return "\n".join(lines)
-
-
-def report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Tables for every choice of shot counts in the output file; those by learning rate and by beta are of what is plotted."""
-    parts = []
-    for shots in sorted({tuple(row["shots"]) for row in rows if row["policy"] == GRPO}):
-        parts += [
-            f"Shots {', '.join(map(str, shots))}:",
-            markdown_baselines(rows, shots),
-            markdown(to_frame(rows, shots, shots)),
-        ]
-        if len(shots) > 1:
-            parts += [text for k in shots for text in (f"The same, at {k} shots:", markdown(to_frame(rows, shots, [k])))]
-    for name in ("lr", "kl_beta"):
-        parts += [
-            f"Means by {name}:",
-            markdown(to_frame(of_sweep(rows), PLOT_SHOTS, PLOT_SHOTS, (name, "epochs", "batch_size"))),
-        ]
-    return "\n\n".join(parts)
-
-
-def of_sweep(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without GRPO of other epochs or batch sizes than the defaults."""
-    defaults = (GrpoSettings.epochs, GrpoSettings.batch_size)
-    return [row for row in rows if row["policy"] != GRPO or (row["epochs"], row["batch_size"]) == defaults]
-
-
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Gains, picks changed and exact KL against beta, a line per learning rate."""
+    """Gains, picks changed and KL against beta: a line per preset and learning rate."""
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     panels[1].sharey(panels[0])
-    betas = sorted(frame.kl_beta.unique())
-    for i, (lr, part) in enumerate(frame.groupby("lr")):
-        x = np.searchsorted(betas, part.kl_beta)
-        dodged = x + 0.12 * (i - (frame.lr.nunique() - 1) / 2)
+    lines = [
+        (name, lr, frame[of_preset(frame, preset) & (frame.lr == lr)].sort_values("kl_beta"))
+        for name, preset in (("predecessor", PREDECESSOR), ("default", DEFAULT))
+        for lr in LRS
+    ]
+    for i, (name, lr, part) in enumerate(lines):
+        x = np.searchsorted(BETAS, part.kl_beta)
+        dodged = x + 0.08 * (i - (len(lines) - 1) / 2)
         style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
+            "color": COLOURS[LRS.index(lr)],
+            "ls": "-" if name == "default" else ":",
             "marker": "o",
-            "ms": 5,
-            "lw": 1.5,
-            "label": f"lr {short(lr)}",
+            "ms": 4,
         }
-        draw_gain(panels[0], dodged, part, "report", style)
-        draw_gain(panels[1], dodged, part, "selection", style)
-        panels[1].plot(dodged, part.every_epoch, **{**style, "ls": ":", "lw": 1, "markerfacecolor": "white"})
-        panels[2].plot(x, 100 * part.changed, **style)
-        panels[3].plot(x, part.kl_exact, **style)
-    titles = (
-        "(a) report questions (800)",
-        "(b) selection questions (400), where the epoch was chosen",
-        "(c) report questions whose picks are not the start's",
-        "(d) exact KL from the start",
-    )
-    labels = (
-        "gain over the RCE start (points)",
-        "gain over the RCE start (points)",
-        "picks changed (%)",
-        "KL (nats, log scale)",
-    )
-    for axes, title, label in zip(panels, titles, labels, strict=True):
+        for axes, part_name in zip(panels, ("report", "selection"), strict=False):
+            gain = part[f"{part_name}_gain"]
+            low, high = (np.array([bounds[side] for bounds in part[f"{part_name}_gain_range"]]) for side in (0, 1))
+            axes.errorbar(dodged, gain, [gain - low, high - gain], elinewidth=0.8, **style)
+        panels[2].plot(x, 100 * part.changed, label=f"preset {name}, lr {short(lr)}", **style)
+        panels[3].plot(x, part.kl, **style)
+    titles = {
+        "(a) report questions (800)": "gain over the RCE start (points)",
+        "(b) selection questions (400), where the epoch was chosen": "gain over the RCE start (points)",
+        "(c) report questions whose picks are not the start's": "picks changed (%)",
+        "(d) exact KL from the start": "KL (nats, log scale)",
+    }
+    for axes, (title, label) in zip(panels, titles.items(), strict=True):
         axes.set_title(title, fontsize=11)
         axes.set(xlabel="KL weight beta (evenly spaced)", ylabel=label)
-        axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+        axes.set_xticks(range(len(BETAS)), [f"{beta:g}" for beta in BETAS])
         axes.grid(alpha=0.3)
+    for axes in panels[:2]:
+        axes.axhline(0, color="grey", lw=1)
     panels[2].set_ylim(bottom=0)
     panels[3].set_yscale("log")
-    handles, _ = panels[0].get_legend_handles_labels()
-    every = Line2D(
-        [], [], color="grey", marker="o", ms=5, ls=":", markerfacecolor="white", label="mean of all epochs, none chosen (b)"
-    )
-    figure.legend(handles=[*handles, every], loc="outside lower center", ncols=len(handles) + 1, fontsize=10, frameon=False)
+    handles, _ = panels[2].get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(LRS), fontsize=10, frameon=False)
     seeds = f"means over {frame.seeds.max()} seeds, 95 % intervals over seeds and questions"
-    figure.suptitle(f"GRPO from the RCE start, accuracy at {PLOT_SHOTS[0]} shots: {seeds}", fontsize=12)
+    figure.suptitle(f"GRPO from the RCE start, accuracy at {SHOTS} shots: {seeds}", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def draw_gain(axes: Axes, x: np.ndarray, part: pd.DataFrame, name: str, style: Mapping[str, Any]) -> None:
-    """Gains with their intervals."""
-    gain = part[f"{name}_gain"]
-    axes.axhline(0, color="grey", lw=1)
-    axes.errorbar(x, gain, [gain - part[f"{name}_low"], part[f"{name}_high"] - gain], elinewidth=1, capsize=2, **style)
+def of_preset(frame: pd.DataFrame, preset: GrpoSettings) -> pd.Series[bool]:
+    """Which lines are GRPO with a preset's settings, whatever lr and beta."""
+    same = frame.policy == GRPO
+    for name in set(VARIED) - {"lr", "kl_beta"}:
+        same &= frame[name] == getattr(preset, name)
+    return same
 
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON lines; continued if there")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write")
-@click.option("--lrs", default="5e-6,5e-5,2e-4,1e-3", show_default=True, help="learning rates of GRPO")
-@click.option("--betas", default="0,0.05,0.12,0.15,0.18,0.5", show_default=True, help="KL weights")
-@click.option("--epochs", default=GrpoSettings.epochs, show_default=True, help="of GRPO")
-@click.option("--batch_size", default=GrpoSettings.batch_size, show_default=True, help="of GRPO")
-@click.option("--shots", default="2", show_default=True, help="shot counts that choose the epoch and are reported")
-@click.option("--seeds", default=5, show_default=True, help="seeds 0 to this - 1")
+@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="training seeds")
 @click.option("--n_queries", default=RolloutSettings.n_queries, show_default=True, help="of the RL data; few for a try")
-def main(
-    output: Path, plot: Path, lrs: str, betas: str, epochs: int, batch_size: int, shots: str, seeds: int, n_queries: int
-) -> None:
-    """Measure, plot and print Markdown tables of everything in the output file."""
-    sweep = Sweep(Bench(Resources(cache_dir=default_cache_dir()), n_queries), tuple(int(k) for k in shots.split(",")))
-    settings = replace(GrpoSettings(), epochs=epochs, batch_size=batch_size)
-    trainings = [replace(settings, lr=float(lr), kl_beta=float(beta)) for lr in lrs.split(",") for beta in betas.split(",")]
-    run(sweep, output, seeds, trainings)
-    rows = read_rows(output, n_queries)
-    click.echo(report(rows))
-    draw(to_frame(of_sweep(rows), PLOT_SHOTS, PLOT_SHOTS), plot)
+def main(output: Path, plot: Path, seeds: str, n_queries: int) -> None:
+    """Measure, plot and print a Markdown table of everything in the output file."""
+    sweep = Sweep(Bench(Resources(cache_dir=default_cache_dir()), n_queries))
+    run(sweep, output, [int(seed) for seed in seeds.split(",")])
+    frame = to_frame(read_rows(output, n_queries))
+    click.echo(markdown(frame))
+    draw(frame, plot)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,23 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import DataSettings, GateSettings, GrpoSettings, Language, PoolSampler, RceSettings, RolloutSettings
+from lever_mlflow.types import (
+    GRPO_PRESETS,
+    DataSettings,
+    GateSettings,
+    GrpoSettings,
+    Language,
+    PoolSampler,
+    RceSettings,
+    RolloutSettings,
+)
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline import Pipeline
@@ -30,6 +40,8 @@ __all__ = [
     "Positive",
     "dataset_option",
     "gate_options",
+    "grpo_option",
+    "grpo_settings",
     "in_order",
     "in_processes",
     "language_option",
@@ -39,6 +51,7 @@ __all__ = [
     "on_bad_data_option",
     "option",
     "pool_sampler_option",
+    "preset_option",
     "resource_options",
     "reward_mode_option",
     "rl_data_options",
@@ -132,6 +145,18 @@ class Splits(click.ParamType):
         return names
 
 
+class OrAuto(click.ParamType):
+    """``auto``, or what another type takes."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = click.types.convert_type(kind)
+        self.name = self.kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """``value`` as it is if it is ``auto``, else as the other type has it."""
+        return AUTO if value == AUTO else self.kind.convert(value, param, ctx)
+
+
 def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
     """A click option under MLproject's parameter name; a tuple as default is shown as the user would type it."""
     shown = ",".join(f"{item:g}" for item in default) if isinstance(default, tuple) else default
@@ -182,13 +207,35 @@ on_bad_data_option = option(
 )
 
 
+preset_option = option("preset", click.Choice(list(GRPO_PRESETS)), "default", "of GRPO: what auto is, in options that say so")
+
+
+def grpo_option(name: str, kind: Any, text: str, setting: str | None = None) -> Callable[..., Any]:
+    """An option of GRPO; where presets differ in it, ``auto`` is the preset's. ``setting``: its field, if named otherwise."""
+    values = {preset: getattr(settings, setting or name) for preset, settings in GRPO_PRESETS.items()}
+    if len(set(values.values())) == 1:
+        return option(name, kind, values["default"], text)
+    told = {preset: str(value).lower() if isinstance(value, bool) else f"{value:g}" for preset, value in values.items()}
+    return option(name, OrAuto(kind), AUTO, f"{text}; auto: {told['default']}, with preset=predecessor {told['predecessor']}")
+
+
+def grpo_settings(preset: str, **values: Any) -> GrpoSettings:
+    """The settings of a preset, with those values that are not ``auto``; who gives an ``epsilon`` means both sides of 1."""
+    given = {name: value for name, value in values.items() if value != AUTO}
+    return replace(GRPO_PRESETS[preset], **({"epsilon_high": 0.0, **given} if "epsilon" in given else given))
+
+
 def training_options(settings: type[RceSettings] | type[GrpoSettings]) -> Callable[..., Any]:
     """The options that both trainings take, with the defaults of their settings."""
+
+    def varying(name: str, kind: Any, text: str) -> Callable[..., Any]:
+        return grpo_option(name, kind, text) if settings is GrpoSettings else option(name, kind, getattr(settings, name), text)
+
     return _grouped(
-        option("epochs", Positive(int, 1), settings.epochs, "passes over the training queries"),
-        option("lr", Positive(strict=True), settings.lr, "learning rate of AdamW"),
+        varying("epochs", Positive(int, 1), "passes over the training queries"),
+        varying("lr", Positive(strict=True), "learning rate of AdamW"),
         option("lr_scheduler", click.Choice(["constant", "linear", "cosine"]), settings.lr_scheduler, "lr over all steps"),
-        option("batch_size", Positive(int, 1), settings.batch_size, "queries per step"),
+        varying("batch_size", Positive(int, 1), "queries per step"),
         option("top_k", Positive(int, 0), settings.top_k, "best trials kept of a group; 0: all, as bad ones are the contrast"),
         option("grad_clip", Positive(strict=True), settings.grad_clip, "largest norm of a gradient"),
         option("val_share", Positive(strict=True, below=1.0), settings.val_share, "share of queries held out"),

@@ -7,6 +7,8 @@ import click
 from entrypoints._cli import (
     NumberList,
     Positive,
+    grpo_option,
+    grpo_settings,
     in_order,
     in_processes,
     language_option,
@@ -16,11 +18,12 @@ from entrypoints._cli import (
     on_bad_data_option,
     option,
     pool_sampler_option,
+    preset_option,
     resource_options,
     reward_mode_option,
     thresholds_option,
 )
-from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.types import EvalSettings, RceSettings, RolloutSettings
 
 
 @click.command()
@@ -37,8 +40,9 @@ from lever_mlflow.types import EvalSettings, GrpoSettings, RceSettings, RolloutS
 @option("n_selection", Positive(int, 1), EvalSettings.n_selection, "questions that choose the epoch, apart from the others")
 @option("rce_epochs", Positive(int, 1), RceSettings.epochs, "epochs of RCE")
 @option("rce_lr", Positive(strict=True), RceSettings.lr, "learning rate of RCE")
-@option("grpo_epochs", Positive(int, 1), GrpoSettings.epochs, "epochs of GRPO")
-@option("grpo_lr", Positive(strict=True), GrpoSettings.lr, "learning rate of GRPO")
+@preset_option
+@grpo_option("grpo_epochs", Positive(int, 1), "epochs of GRPO", "epochs")
+@grpo_option("grpo_lr", Positive(strict=True), "learning rate of GRPO", "lr")
 @language_option
 @in_processes
 def main(**values: Any) -> None:
@@ -51,7 +55,7 @@ def main(**values: Any) -> None:
             values["kl_betas"],
             RolloutSettings(n_queries=values["n_queries"], pool_sampler=values["pool_sampler"]),
             RceSettings(epochs=values["rce_epochs"], lr=values["rce_lr"]),
-            GrpoSettings(epochs=values["grpo_epochs"], lr=values["grpo_lr"]),
+            grpo_settings(values["preset"], epochs=values["grpo_epochs"], lr=values["grpo_lr"]),
             EvalSettings(
                 in_order(values["sizes"]), in_order(values["shots"]), values["n_selection"], pool_sampler=values["pool_sampler"]
             ),

@@ -139,13 +139,16 @@ def active_run_id() -> str:
 def run_here(step: Step) -> str:
     """Runs a step in the active run and returns the run's id.
 
-    Parameters that ``mlflow run`` has logged already are left as the user typed them.
+    Parameters that ``mlflow run`` has logged already are left as the user typed them; what a setting of ``auto`` came to is
+    logged as ``used/<name>``.
     """
     active = mlflow.active_run()
     assert active is not None, "run_here needs an active run"
     known = mlflow.get_run(active.info.run_id).data.params
     parameters = {**step.labels, **step.settings}
+    used = {name: value for name, value in step.settings.items() if known.get(name) == "auto"}
     mlflow.log_params({name: _plain(value) for name, value in parameters.items() if name not in known})
+    mlflow.log_params({f"used/{name}": _plain(value) for name, value in used.items()})
     mlflow.set_tags(
         {
             **{f"{TAG}{name}": _plain(value) for name, value in step.inputs.items()},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 __all__ = [
+    "GRPO_PRESETS",
     "DataSettings",
     "EvalSettings",
     "Fusion",
@@ -128,25 +129,33 @@ class RceSettings:
 class GrpoSettings:
     """GRPO training from a start checkpoint, which is also the reference policy; ``kl_beta`` is the KL weight.
 
-    An ``epsilon_high`` of 0 is ``epsilon``; ``top_k`` and ``early_stopping`` as for RCE.
+    The ratio to the start is clipped to 1 - ``epsilon`` and 1 + ``epsilon_high``, of which 0 is ``epsilon``; as the start never
+    moves on, this bounds how far training goes in all. ``top_k`` and ``early_stopping`` as for RCE. ``lr``, ``batch_size``,
+    the clip range and ``freeze_backbone`` were chosen by experiment (docs/experiments.md).
     """
 
     kl_beta: float = 0.15
     adaptive_beta: bool = False
     epochs: int = 3
-    lr: float = 5e-6
+    lr: float = 2e-4
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    batch_size: int = 1
-    epsilon: float = 0.2
-    epsilon_high: float = 0.0
+    batch_size: int = 8
+    epsilon: float = 0.9
+    epsilon_high: float = 5.0
     scale_rewards: Literal["group", "batch", "none"] = "group"
     mask_zero_std_groups: bool = False
     top_k: int = 0
     entropy_coef: float = 0.0
-    freeze_backbone: bool = True
+    freeze_backbone: bool = False
     grad_clip: float = 1.0
     val_share: float = 0.2
     early_stopping: int = 0
+
+
+GRPO_PRESETS: Mapping[str, GrpoSettings] = {
+    "default": GrpoSettings(),
+    "predecessor": GrpoSettings(lr=5e-6, batch_size=1, epsilon=0.2, epsilon_high=0.0, freeze_backbone=True),
+}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # also here, where torch has read it already
 
 SLOW = (
     "test_end_to_end.py",

@@ -182,12 +182,17 @@ def test_summary_and_the_line_that_opens_the_ui(experiment, project):
 
 def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     children = steps(project, parent(project).info.run_id)
-    result = project.run("grpo", kl_beta=0.5, epochs=1)
+    result = project.run("grpo", kl_beta=0.5, epochs=1, preset="predecessor", batch_size=4)
     assert result.returncode == 0, result.stderr
     assert f"rl_data=auto: taken from rollout (run {children['rollout'].info.run_id})" in result.stderr
     assert f"init=auto: taken from rce (run {children['rce'].info.run_id})" in result.stderr
     newest = project.runs(lever_step="grpo")[0]
     assert newest.info.run_name == "grpo beta 0.5"
+    assert {name: newest.data.params[name] for name in ("lr", "used/lr", "batch_size")} == {
+        "lr": "auto",
+        "used/lr": "5e-06",
+        "batch_size": "4",
+    }
     assert newest.data.tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
 
 

@@ -1,0 +1,78 @@
+"""Options of GRPO: presets, and what is given beside them."""
+
+from dataclasses import asdict, replace
+
+import click
+import pytest
+
+import entrypoints.grpo
+import entrypoints.main
+from entrypoints._cli import grpo_settings
+from lever_mlflow.types import GRPO_PRESETS, GrpoSettings
+
+VARYING = ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """chosen(*arguments) is the settings that the command trains with."""
+
+    def parse(*arguments):
+        values = {}
+        command = click.Command("grpo", params=entrypoints.grpo.main.params, callback=lambda **given: values.update(given))
+        command.main(list(arguments), standalone_mode=False)
+        fields = {name: values[name] for name in asdict(GrpoSettings())}
+        return grpo_settings(values["preset"], **fields)
+
+    return parse
+
+
+def test_nothing_given_is_the_default(chosen):
+    assert chosen() == GrpoSettings()
+    assert chosen("--preset=default") == GrpoSettings()
+
+
+def test_the_predecessors_settings(chosen):
+    settings = chosen("--preset=predecessor")
+    assert {name: getattr(settings, name) for name in VARYING} == {
+        "lr": 5e-6,
+        "batch_size": 1,
+        "epsilon": 0.2,
+        "epsilon_high": 0.0,
+        "freeze_backbone": True,
+    }
+    assert replace(settings, **{name: getattr(GrpoSettings(), name) for name in VARYING}) == GrpoSettings()
+
+
+def test_what_is_given_wins_over_the_preset(chosen):
+    given = chosen("--preset=predecessor", "--lr=0.001", "--freeze_backbone=false", "--batch_size=4", "--kl_beta=0.3")
+    expected = {"lr": 0.001, "freeze_backbone": False, "batch_size": 4, "kl_beta": 0.3}
+    assert given == replace(GRPO_PRESETS["predecessor"], **expected)
+
+
+def test_an_epsilon_alone_clips_on_both_sides(chosen):
+    assert (chosen("--epsilon=0.3").epsilon, chosen("--epsilon=0.3").epsilon_high) == (0.3, 0.0)
+    assert chosen("--epsilon=0.3", "--epsilon_high=2").epsilon_high == 2.0
+    assert (chosen("--epsilon_high=2").epsilon, chosen("--epsilon_high=2").epsilon_high) == (GrpoSettings.epsilon, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--lr=fast", "'fast' is not a number"),
+        ("--lr=0", "'0' is not a number above 0"),
+        ("--batch_size=1.5", "'1.5' is not a whole number"),
+        ("--epsilon=1", "'1' is not a number above 0 and below 1"),
+        ("--freeze_backbone=perhaps", "'perhaps' is not a valid boolean"),
+        ("--preset=old", "'old' is not one of 'default', 'predecessor'"),
+    ],
+)
+def test_bad_values(chosen, argument, message):
+    with pytest.raises(click.UsageError, match=message):
+        chosen(argument)
+
+
+@pytest.mark.parametrize(("command", "name"), [(entrypoints.grpo.main, "lr"), (entrypoints.main.main, "grpo_lr")])
+def test_help_says_what_auto_is(command, name):
+    (option,) = (option for option in command.params if option.name == name)
+    assert option.help.endswith("auto: 0.0002, with preset=predecessor 5e-06")

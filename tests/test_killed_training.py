@@ -1,0 +1,125 @@
+"""Training that is killed before any one of its writes, halfway through one, or in the middle of an epoch: nothing is lost."""
+
+import json
+import logging
+import multiprocessing
+import os
+import pkgutil
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import run_step
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+
+from lever_mlflow import pipeline, tracking
+from lever_mlflow.checkpoint import load_selector, selector_digest
+from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.resources import Resources
+from lever_mlflow.training_state import load_state
+from lever_mlflow.types import RceSettings
+
+PROCESS = multiprocessing.get_context("forkserver")
+PROCESS.set_forkserver_preload(["lever_mlflow.pipeline"])
+SETTINGS = RceSettings(epochs=3, batch_size=16, dropout=0.1, lr_scheduler="cosine")  # 3 steps an epoch; draws random numbers
+
+# which function, what its arguments hold, at which such call the process is killed, and the epochs that are whole then
+BEFORE = [
+    ("torch.optim:AdamW.step", "", 2, 0),
+    ("torch.optim:AdamW.step", "", 5, 1),
+    ("lever_mlflow.steps.training:save_selector", "", 2, 1),
+    ("lever_mlflow.steps.training:save_state", "", 3, 1),
+    ("mlflow.pyfunc:log_model", "", 2, 1),
+    ("mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifacts", "models/m-", 2, 1),
+    ("mlflow:log_metrics", "train_loss", 2, 1),
+    ("mlflow:log_artifact", "training_states", 2, 1),
+    ("mlflow:set_tag", "state_epoch", 2, 2),
+    ("mlflow:log_figure", "", 1, 3),
+    ("mlflow:set_tags", "best_epoch", 1, 3),
+]
+HALFWAY = [
+    ("lever_mlflow.checkpoint:save_file", "", 2, 1),
+    ("lever_mlflow.training_state:save_file", "", 3, 1),  # on disk; the fourth is of the copy that is sent
+]
+
+
+def train_until_killed(uri, cache_dir, rl_data, place, held, call, halfway):
+    """A training that ends itself by SIGKILL before a function is called, or when half of a file is written."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("test")
+    owner, name = place.rsplit("." if "." in place.split(":")[1] else ":", 1)
+    owner = pkgutil.resolve_name(owner)
+    function, calls = getattr(owner, name), []
+
+    def counted(*arguments, **keywords):
+        if held in repr((arguments, keywords)):
+            calls.append(name)
+            if len(calls) == call:
+                if halfway:
+                    function(*arguments, **keywords)
+                    os.truncate(arguments[1], Path(arguments[1]).stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+    line = pipeline.Pipeline(Resources(cache_dir=cache_dir))
+    data = line.rl_data(rl_data)
+    run_step(lambda: line.rce(data, SETTINGS, "none"))
+
+
+def epochs_of(run):
+    """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
+    epochs = [
+        {name: value for name, value in epoch.items() if name != "seconds"} for epoch in tracking.epoch_metrics(run.info.run_id)
+    ]
+    models = json.loads(run.data.tags["lever.models"])
+    return epochs, {epoch: mlflow.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
+
+
+def readable_checkpoints(line, run_id):
+    """Epoch and digest of every checkpoint that a killed run left ready in MLflow or on disk."""
+    found = mlflow.search_logged_models(
+        [mlflow.get_run(run_id).info.experiment_id], f"source_run_id = '{run_id}'", output_format="list"
+    )
+    for model in found:
+        if model.status == LoggedModelStatus.READY:
+            yield model.params["epoch"], selector_digest(load_selector(tracking.checkpoint_folder(f"models:/{model.model_id}")))
+    for folder in (line.resources.cache_dir / "unsent" / run_id).glob("checkpoint-*"):
+        yield str(int(folder.name[-4:])), selector_digest(load_selector(folder))
+
+
+def whole_states(run_id):
+    """The epochs of the training states that a killed run logged and that can be read."""
+    for path in tracking.list_artifacts(run_id, "training_states"):
+        try:
+            state, _ = load_state(tracking.artifact(run_id, path))
+        except CheckpointError:
+            continue
+        assert len(state.history) == int(path[-4:])
+        yield len(state.history)
+
+
+def test_killed_at_any_write_it_ends_as_if_it_had_not_been(local, mlflow_store, good_rl_data, cache_dir, caplog):
+    caplog.set_level(logging.INFO, logger="lever_mlflow")
+    line = local()
+    data = line.rl_data(good_rl_data)
+    undisturbed = epochs_of(run_step(lambda: line.rce(data, SETTINGS)))
+    for *kill, whole in [(*kill[:3], False, kill[3]) for kill in BEFORE] + [(*kill[:3], True, kill[3]) for kill in HALFWAY]:
+        process = PROCESS.Process(target=train_until_killed, args=(mlflow_store, cache_dir, good_rl_data, *kill))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, kill
+        killed = MlflowClient().search_runs(["1"], "attributes.status = 'RUNNING'")[0].info.run_id
+        assert list(whole_states(killed)) == list(range(1, whole + 1)), kill
+        for epoch, digest in readable_checkpoints(line, killed):
+            assert digest == undisturbed[1][epoch], kill
+        caplog.clear()
+        if whole:
+            resumed = run_step(lambda killed=killed: line.rce(data, SETTINGS, killed))
+            assert f"goes on after epoch {whole} of {killed}" in caplog.text
+            assert epochs_of(resumed) == undisturbed, kill
+        else:
+            with pytest.raises(CheckpointError, match="no whole training state to go on from"):
+                run_step(lambda killed=killed: line.rce(data, SETTINGS, killed))
