@@ -44,7 +44,7 @@ from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import Group
 from lever_mlflow.train_grpo import train_grpo
 from lever_mlflow.train_rce import train_rce
-from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.types import GRPO_PRESETS, RceSettings, RolloutSettings
 
 SHOTS = 2
 KL_BETA = 0.12
@@ -92,7 +92,8 @@ def measure(bench: Bench, questions: QuestionSet, share: float, seed: int, varia
     if variant == "matched":
         settings = replace(settings, epochs=round(settings.epochs * len(bench.groups) / len(groups)))
     rce_epoch, rce = best_epoch(train_rce(data, bench.train_SD, settings, seed=seed))
-    grpo_epoch, grpo = best_epoch(train_grpo(rce, data, bench.train_SD, GrpoSettings(kl_beta=KL_BETA), seed=seed))
+    grpo_settings = replace(GRPO_PRESETS["predecessor"], kl_beta=KL_BETA)
+    grpo_epoch, grpo = best_epoch(train_grpo(rce, data, bench.train_SD, grpo_settings, seed=seed))
     selectors = {"untrained": bench.untrained(seed), "rce": rce, "grpo": grpo}
     trained_Q = {name: questions.accuracy_QS(questions.greedy_QK(model))[:, 0] for name, model in selectors.items()}
     untrained_Q = trained_Q.pop("untrained")

@@ -26,7 +26,7 @@ from lever_mlflow.rl_data import Group, RLData, Trial
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.train_grpo import train_grpo
 from lever_mlflow.train_rce import train_rce
-from lever_mlflow.types import GrpoSettings, RceSettings
+from lever_mlflow.types import GRPO_PRESETS, RceSettings
 
 POOL_SIZE, POINTERS, SHOTS, DIM, SEED = 64, 12, 2, 512, 0
 ITEMS = 9009
@@ -70,7 +70,7 @@ def plain_logprob(
 
 def plain_epoch(kind: str, data: RLData, features_SD: np.ndarray, start: PointerSelector | None) -> tuple[float, list[float]]:
     """Seconds and the loss of each step of one epoch, the plain way."""
-    rce, grpo = RceSettings(epochs=1, val_share=VAL_SHARE), GrpoSettings(epochs=1, val_share=VAL_SHARE)
+    rce, grpo = RceSettings(epochs=1, val_share=VAL_SHARE), GRPO_PRESETS["predecessor"]
     torch.manual_seed(SEED)
     selector = PointerSelector(feature_dim=DIM)
     if start is not None:
@@ -126,7 +126,7 @@ def our_epoch(
                 start,
                 data,
                 features_SD,
-                replace(GrpoSettings(), epochs=1, val_share=VAL_SHARE, batch_size=batch_size),
+                replace(GRPO_PRESETS["predecessor"], epochs=1, val_share=VAL_SHARE, batch_size=batch_size),
                 seed=SEED,
             )
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import mlflow
 import pytest
+import torch
 from conftest import ROOT, error_lines, run_step
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -166,7 +167,7 @@ def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_d
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
-def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch):
+def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch, caplog):
     line = local()
     data = line.rl_data(good_rl_data)
     settings = RceSettings(epochs=4, batch_size=16)
@@ -175,10 +176,18 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     told = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
     with pytest.raises(ParameterError, match=f"resume={interrupted}: {told}"):
         run_step(lambda: line.rce(data, replace(settings, lr=0.002), interrupted))
-    run = run_step(lambda: line.rce(data, settings))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run = run_step(lambda: line.rce(data, settings))
+    finally:
+        torch.set_num_threads(threads)
+    assert f"it ran with {threads} threads, this with {threads + 1}, so that last digits may differ" in caplog.text
+    assert run.data.tags["lever.threads"] == str(threads + 1)
     assert run.data.tags["lever.resumed_from"] == interrupted
     assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
-    assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
+    undisturbed = run_step(lambda: line.rce(data, settings, "none"))
+    assert undisturbed.data.metrics["train_loss"] == pytest.approx(run.data.metrics["train_loss"], rel=1e-5)
     unsent = line.resources.cache_dir / "unsent"
     assert not (unsent / interrupted).exists()
     assert not (unsent / run.info.run_id).exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import torch
 from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 class Interrupted:
     """A training that ended early: its last whole state, and of its epochs the logged models or, unsent, the checkpoints.
 
-    ``source`` is the run's id, or the folder in which it left what it could not send.
+    ``source`` is the run's id, or the folder in which it left what it could not send; ``threads``, of torch, that it ran with.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Interrupted:
     models: Mapping[int, str]
     unsent: Mapping[int, Path]
     key: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def find_state(source: str) -> Interrupted:
             continue
         models = {int(epoch): model for epoch, model in meta["models"].items()}
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
-        return Interrupted(source, state, models, {epoch: _checkpoint(folder, epoch) for epoch in missing}, meta["key"])
+        unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
+        return Interrupted(source, state, models, unsent, meta["key"], meta["threads"])
     raise CheckpointError(f"{source}: no whole training state to go on from")
 
 
@@ -179,6 +182,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interru
     assert active is not None, "training needs an active run"
     folder = training.context.resources.cache_dir / "unsent" / active.info.run_id
     dataset = tracking.rl_dataset(training.data)
+    mlflow.set_tag(f"{TAG}threads", torch.get_num_threads())
     history: list[dict[str, float]] = []
     try:
         models = _replay(training, earlier, history, folder, dataset) if earlier is not None else {}
@@ -208,6 +212,9 @@ def _replay(
 ) -> dict[int, str]:
     """Logs the epochs of an interrupted run in this one and returns their models, the unsent ones logged now."""
     log.info("goes on after epoch %d of %s", len(earlier.state.history), earlier.source)
+    if earlier.threads != torch.get_num_threads():
+        told = "it ran with %d threads, this with %d, so that last digits may differ; OMP_NUM_THREADS sets them"
+        log.warning(told, earlier.threads, torch.get_num_threads())
     mlflow.set_tag(f"{TAG}resumed_from", earlier.source)
     models = dict(earlier.models)
     _save_state(training, folder, earlier.state, models)
@@ -261,9 +268,13 @@ def _checkpoint(folder: Path, epoch: int) -> Path:
 def _save_state(training: _Training, folder: Path, state: TrainingState, models: Mapping[int, str]) -> None:
     """Writes the state to disk and then removes the one before it."""
     former = sorted(folder.glob("state-*"))
-    save_state(folder / f"state-{len(state.history):04d}", state, {"models": dict(models), "key": training.key})
+    save_state(folder / f"state-{len(state.history):04d}", state, _state_meta(training, models))
     for path in former:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _state_meta(training: _Training, models: Mapping[int, str]) -> dict[str, Any]:
+    return {"models": dict(models), "key": training.key, "threads": torch.get_num_threads()}
 
 
 def _log_state(training: _Training, state: TrainingState, models: Mapping[int, str]) -> None:
@@ -271,6 +282,6 @@ def _log_state(training: _Training, state: TrainingState, models: Mapping[int, s
     epoch = len(state.history)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"epoch-{epoch:04d}"
-        save_state(path, state, {"models": dict(models), "key": training.key})
+        save_state(path, state, _state_meta(training, models))
         mlflow.log_artifact(str(path), STATES_FOLDER)
     mlflow.set_tag(f"{TAG}{STATE_TAG}", str(epoch))
