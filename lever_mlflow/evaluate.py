@@ -22,6 +22,7 @@ from lever_mlflow.vqa_accuracy import vqa_accuracy
 
 __all__ = [
     "RANDOM",
+    "START",
     "ZERO_SHOT",
     "Questions",
     "accuracy_table",
@@ -35,7 +36,7 @@ __all__ = [
     "split_questions",
 ]
 
-ZERO_SHOT, RANDOM = "zero-shot", "random"
+ZERO_SHOT, RANDOM, START = "zero-shot", "random", "start"
 _BATCH = 256
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lever_mlflow.evaluate import RANDOM, ZERO_SHOT
+from lever_mlflow.evaluate import RANDOM, START, ZERO_SHOT
 from lever_mlflow.results import RunResult
 
 __all__ = ["FEW_POSITIVE", "LITTLE_CONTRAST", "SAME_REWARDS", "change", "choice", "findings", "primary", "trend"]
@@ -88,7 +88,7 @@ def findings(runs: Sequence[RunResult], facts: Mapping[str, Any]) -> Iterable[di
             widest = max(of_beta, key=lambda row: abs(row["points"]))
             yield {"rule": "no_difference", **{name: widest[name] for name in _CLAIM}}
     for row in facts["against_baselines"]:
-        if row["baseline"] in (RANDOM, ZERO_SHOT) or row is _strongest(facts["against_baselines"], row["beta"]):
+        if row["baseline"] in (RANDOM, ZERO_SHOT, START) or row is _strongest(facts["against_baselines"], row["beta"]):
             rule = "no_baseline_difference" if not row["significant"] else f"baseline_{row['direction']}"
             yield {
                 "rule": rule,

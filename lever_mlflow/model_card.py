@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from lever_mlflow.evaluate import START
 from lever_mlflow.paired import interval, resampled_means
 
 __all__ = ["TABLE_TAGS", "markdown", "promoted", "records_digest", "renewed", "version_tags"]
@@ -131,7 +132,7 @@ def _accuracies(result: Mapping[str, Any], records: pd.DataFrame) -> dict[tuple[
     report = records[(records.part == "report") & (records.position < max(result["settings"]["sizes"]))]
     policies = [name for name in dict.fromkeys(report.policy) if not re.match(r"epoch \d|checkpoint \d|start$", name)]
     values = {}
-    for policy in (own, "start", *policies):
+    for policy in (own, START, *policies):
         of_policy = report[report.policy == policy]
         columns = {f"shots{shots}": rows for shots, rows in of_policy.groupby("shots")}
         for column, rows in {**columns, "mean": of_policy}.items():

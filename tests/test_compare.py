@@ -174,14 +174,14 @@ def test_a_beta_below_its_baselines_is_said():
     ]  # fmt: skip
 
 
-def test_of_the_similarity_baselines_the_strongest_is_named():
+def test_of_the_similarity_baselines_the_strongest_is_named_and_the_start_always():
     found, records = run(0.12, right(60))
-    names = {"image-similarity": 50, "fused-similarity": 90, "text-similarity": 70}
+    names = {"image-similarity": 50, "fused-similarity": 90, "text-similarity": 70, "start": 80}
     frames = [records._frame, *(policy(name, right(count)) for name, count in names.items())]
     baselines = found.baselines | {name: {(100, 2): float(count)} for name, count in names.items()}
     facts = compared((replace(found, baselines=baselines), Records(pd.concat(frames))))
     named = [finding["baseline"] for finding in facts["findings"] if finding["rule"].startswith("baseline")]
-    assert named == ["random", "zero-shot", "fused-similarity"]
+    assert named == ["random", "zero-shot", "fused-similarity", "start"]
 
 
 def test_three_betas_are_compared_with_the_best_by_selection():

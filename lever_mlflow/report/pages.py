@@ -7,6 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from lever_mlflow.compare import BEST, CURVES, DIGITS, TIE
+from lever_mlflow.evaluate import START
 from lever_mlflow.findings import FEW_POSITIVE, LITTLE_CONTRAST, primary
 from lever_mlflow.report.blocks import Block, Bullets, Code, Figure, Heading, Paragraph, Table, to_html, to_markdown
 from lever_mlflow.report.words import WORDS
@@ -44,7 +45,7 @@ def verdict(facts: Facts, language: Language) -> str:
 
 def policy_label(run: Facts, policy: str) -> str:
     """A policy's name; the start checkpoint's says which one it is."""
-    return f"start ({run['config']['start']})" if policy == "start" and "start" in run["config"] else policy
+    return f"start ({run['config']['start']})" if policy == START and "start" in run["config"] else policy
 
 
 def explain(reason: Facts, language: Language) -> str:

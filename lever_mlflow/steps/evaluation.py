@@ -19,6 +19,7 @@ from lever_mlflow import model_card, registry, tracking
 from lever_mlflow.checkpoint import load_selector, selector_digest
 from lever_mlflow.evaluate import (
     RANDOM,
+    START,
     ZERO_SHOT,
     accuracy_table,
     best_single,
@@ -37,7 +38,6 @@ from lever_mlflow.types import EvalSettings, Prompt, Sample
 __all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation"]
 
 RECORDS_FILE, RESULT_FILE, ANSWERS_TABLE = "records.parquet", "evaluation.json", "answers.json"
-START_POLICY = "start"
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def evaluate_epochs(
         for part, samples in split_questions(context.resources.val, settings, context.seed)._asdict().items()
     }
     report = parts["report"]
-    checkpoints = {START_POLICY: start, **others, **selectors}
+    checkpoints = {START: start, **others, **selectors}
     learned = report.learned(checkpoints)
     picks = {"report": {**report.baselines(), **learned}, "selection": parts["selection"].learned(selectors)}
     train, answer = context.resources.train, partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
@@ -152,7 +152,7 @@ def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, 
 def _log_overlap(rows: Sequence[Mapping[str, Any]], epochs: Mapping[int, str], models: Mapping[int, str]) -> None:
     """The share of questions with the start's picks, in order, as ``overlap/shots{k}`` per epoch."""
     for epoch, name in epochs.items():
-        of_start = [row for row in rows if (row["first"], row["second"]) == (START_POLICY, name)]
+        of_start = [row for row in rows if (row["first"], row["second"]) == (START, name)]
         shares = {f"overlap/shots{row['shots']}": row["ordered"] for row in of_start}
         mlflow.log_metrics(shares, step=epoch, model_id=models[epoch])
 
