@@ -208,7 +208,7 @@ class Pipeline:
     def grpo(self, data: RLData, start: str, settings: GrpoSettings, resume: str = AUTO) -> Step:
         """Optimises a start checkpoint with GRPO under a KL penalty; ``resume`` as for ``interrupted``."""
         folder = tracking.checkpoint_folder(start)
-        selector = load_selector(folder)
+        selector = self._selector(start, folder)
         meta = read_meta(folder) if folder.is_dir() else {}
         inputs = {
             **self._training_inputs(data),
@@ -277,7 +277,7 @@ class Pipeline:
         if not all(checkpoints):
             raise ParameterError("checkpoints: an empty name between commas; name each checkpoint, or give none")
         others = {
-            f"checkpoint {number} ({reference})": load_selector(tracking.checkpoint_folder(reference))
+            f"checkpoint {number} ({reference})": self._selector(reference)
             for number, reference in enumerate(checkpoints, start=1)
         }
         if others:
@@ -467,9 +467,24 @@ class Pipeline:
         suites = gate.suite_digest(thresholds=self.context.gate.thresholds)
         return {**self._common(), "rl_data_digest": data.digest, "suite_digest": suites}
 
+    def _selector(self, reference: str, folder: Path | None = None) -> PointerSelector:
+        """A checkpoint's selector by path or model URI, unless its ``folder`` is known.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not one for this encoder's features.
+        """
+        selector = load_selector(folder or tracking.checkpoint_folder(reference))
+        takes, given = selector.config["feature_dim"], self.resources.features("train").of(selector.fusion).shape[1]
+        if takes != given:
+            raise CheckpointError(
+                f"{reference}: its selector takes features of {takes} numbers, but encoder={self.resources.encoder} gives "
+                f"{given}; give the encoder that it was trained with"
+            )
+        return selector
+
     def _initial_selector(self, init: str) -> PointerSelector:
         if init != RANDOM_INIT:
-            return load_selector(tracking.checkpoint_folder(init))
+            return self._selector(init)
         torch.manual_seed(self.context.seed)
         return PointerSelector(feature_dim=self.resources.features("train").fused_SD.shape[1]).eval()
 

@@ -23,7 +23,7 @@ from lever_mlflow.checkpoint import load_selector, save_selector
 from lever_mlflow.exceptions import CheckpointError, LeverError, ParameterError
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.training_state import load_state
-from lever_mlflow.types import RceSettings
+from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,21 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     artifacts = {item.path for item in project.client.list_artifacts(resumed.info.run_id)}
     assert {"training_curves.png", "training_states"} <= artifacts
     assert resumed.data.tags["mlflow.note.content"] == resumed.data.tags["lever.diagnosis"]
+
+
+@pytest.mark.parametrize(("choices", "given"), [({"feature_dim": 24}, 512), ({"fusion": "concat"}, 1024)])
+def test_a_checkpoint_for_other_features_is_named(local, good_rl_data, tmp_path, choices, given):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    save_selector(tmp_path / "other", PointerSelector(**choices), {})
+    told = rf"other: its selector takes features of \d+ numbers, but encoder=mini gives {given}; give the encoder that it"
+    for make in (
+        lambda: line.grpo(data, str(tmp_path / "other"), GrpoSettings()),
+        lambda: line.rollout(RolloutSettings(), str(tmp_path / "other")),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            run_step(make)
+        assert mlflow.last_active_run().info.status == "FAILED"
 
 
 def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
