@@ -1,7 +1,7 @@
 """What logging costs: an epoch's metrics, checkpoint and training state in a real MLflow store, as shares of its training time.
 
-RCE on 640 queries (pools of 64, 12 pointers of 2 shots, 512 dimensions) at the default batch size, through the same step that
-``mlflow run . -e rce`` runs, on a sqlite store in a temporary folder.
+RCE, and GRPO from its first epoch, on 640 queries (pools of 64, 12 pointers of 2 shots, 512 dimensions) at the default batch
+sizes, through the same steps that ``mlflow run . -e rce`` and ``-e grpo`` run, on a sqlite store in a temporary folder.
 
     python -m benchmarks.logging_share [--queries 640] [--epochs 5]
 """
@@ -24,7 +24,7 @@ from lever_mlflow.pipeline import Pipeline
 from lever_mlflow.resources import Resources, default_cache_dir
 from lever_mlflow.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.steps import training
-from lever_mlflow.types import RceSettings
+from lever_mlflow.types import GrpoSettings, RceSettings
 
 SEED, POOL_SIZE, POINTERS = 0, 64, 12
 
@@ -63,7 +63,6 @@ def timed(spent: dict[str, float], name: str, function: Callable[..., Any]) -> C
 @click.option("--epochs", default=5, show_default=True)
 def main(queries: int, epochs: int) -> None:
     """Print the time of each kind of logging beside the time of training."""
-    spent: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", artifact_location=f"{folder}/artifacts")
@@ -73,17 +72,24 @@ def main(queries: int, epochs: int) -> None:
         pipeline = Pipeline(resources)
         data = pipeline.rl_data(str(Path(folder) / "data.json"))
         with tracking.project_run("warm-up"):
-            tracking.ensure(pipeline.rce(data, RceSettings(epochs=1)))
+            start = pipeline.start_of(tracking.ensure(pipeline.rce(data, RceSettings(epochs=1))))
+        spent: dict[str, float] = defaultdict(float)
         training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
         training._log_state = timed(spent, "training state", training._log_state)
         training._save_state = timed(spent, "state on disk", training._save_state)
         mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
-        with tracking.project_run("measured") as run:
-            tracking.run_here(pipeline.rce(data, RceSettings(epochs=epochs)))
-        seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
-    print(f"{epochs} epochs of {seconds / epochs:.2f} s\n\n| what | s per epoch | share of training |\n|---|---|---|")
-    for name, value in spent.items():
-        print(f"| {name} | {value / epochs:.3f} | {value / seconds:.1%} |")
+        for step in (
+            pipeline.rce(data, RceSettings(epochs=epochs)),
+            pipeline.grpo(data, start, GrpoSettings(epochs=epochs)),
+        ):
+            spent.clear()
+            with tracking.project_run(step.name) as run:
+                tracking.run_here(step)
+            seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
+            print(f"\n{step.name}: {epochs} epochs of {seconds / epochs:.2f} s\n\n| what | s per epoch | share of training |")
+            print("|---|---|---|")
+            for name, value in spent.items():
+                print(f"| {name} | {value / epochs:.3f} | {value / seconds:.1%} |")
 
 
 if __name__ == "__main__":
