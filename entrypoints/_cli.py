@@ -63,15 +63,19 @@ __all__ = [
 AUTO, NONE = "auto", "none"
 
 
+_LARGEST = 1e6  # of numbers with a fraction: what float32 can still be multiplied by without becoming infinite
+
+
 class Positive(click.ParamType):
-    """A finite number, at least ``minimum`` (above it with ``strict``) and below ``below``."""
+    """A number, at least ``minimum`` (above it with ``strict``) and below ``below``; without it, fractions below a million."""
 
     name = "number"
 
     def __init__(
-        self, kind: type[int] | type[float] = float, minimum: float = 0.0, *, strict: bool = False, below: float = math.inf
+        self, kind: type[int] | type[float] = float, minimum: float = 0.0, *, strict: bool = False, below: float | None = None
     ) -> None:
-        self.kind, self.minimum, self.strict, self.below = kind, minimum, strict, below
+        self.kind, self.minimum, self.strict = kind, minimum, strict
+        self.below = below or (math.inf if kind is int else _LARGEST)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """``value`` as a number; fails with what it must be."""
@@ -145,11 +149,35 @@ class Splits(click.ParamType):
         return names
 
 
+class YesNo(click.types.BoolParamType):
+    """A boolean; an empty one is an error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """``value`` as a boolean; fails where there is none."""
+        if value == "":
+            self.fail("'' is neither true nor false", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Text(click.types.StringParamType):
+    """Text that is not empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """``value`` as it is; fails where there is none."""
+        if not str(value).strip():
+            self.fail("nothing is given; leave the option out for its default", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _strict(kind: Any) -> Any:
+    return YesNo() if kind is bool else Text() if kind is str else kind
+
+
 class OrAuto(click.ParamType):
     """``auto``, or what another type takes."""
 
     def __init__(self, kind: Any) -> None:
-        self.kind = click.types.convert_type(kind)
+        self.kind = click.types.convert_type(_strict(kind))
         self.name = self.kind.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -160,7 +188,9 @@ class OrAuto(click.ParamType):
 def option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
     """A click option under MLproject's parameter name; a tuple as default is shown as the user would type it."""
     shown = ",".join(f"{item:g}" for item in default) if isinstance(default, tuple) else default
-    return click.option(f"--{name}", name, type=kind, default=shown, show_default=True, required=default is None, help=text)
+    return click.option(
+        f"--{name}", name, type=_strict(kind), default=shown, show_default=True, required=default is None, help=text
+    )
 
 
 def _grouped(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -25,8 +25,8 @@ from lever_mlflow.types import RceSettings
 @rl_data_options
 @gate_options
 @training_options(RceSettings)
-@option("temperature_start", Positive(strict=True), RceSettings.temperature_start, "reward temperature at the first step")
-@option("temperature_end", Positive(strict=True), RceSettings.temperature_end, "reward temperature at the last step")
+@option("temperature_start", Positive(minimum=0.01), RceSettings.temperature_start, "reward temperature at the first step")
+@option("temperature_end", Positive(minimum=0.01), RceSettings.temperature_end, "reward temperature at the last step")
 @option("normalize_rewards", click.Choice(["z-score", "rank", "none"]), RceSettings.normalize_rewards, "within a group")
 @option("dropout", Positive(below=1.0), RceSettings.dropout, "of the training forward pass")
 @option("n_layers", Positive(int, 1), RceSettings.n_layers, "cross-attention layers of the selector")

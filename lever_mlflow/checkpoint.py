@@ -130,10 +130,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n", 1)[0][:200]
+    except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path}: holds objects other than tensors and plain values and is not loaded ({reason}); save the state dict alone"
+            f"{path}: holds code or objects other than tensors and plain values, and is not loaded; save the state dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]}); copy it again") from None

@@ -15,9 +15,9 @@ def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch:
     """One line, by the first rule that holds.
 
     * ``no signal``: 95 % of the training groups or more have equal rewards;
-    * ``diverging``: the exact KL from the start is 1 nat or more after the last epoch (GRPO only);
+    * ``diverging``: the exact KL from the start, on validation queries after the last epoch, is 1 nat or more (GRPO only);
     * ``policy did not move``: after the last epoch, no validation query has other greedy picks than the start's (GRPO only);
-    * ``learning``: the best epoch's expected reward exceeds the start's (GRPO), or the first epoch's, by 0.001 or more;
+    * ``learning``: the best epoch's expected reward exceeds that of the start (of RCE the untrained selector) by 0.001 or more;
     * ``not learning`` otherwise.
 
     Args:
@@ -30,12 +30,12 @@ def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch:
         return (
             f"no signal: {last['frac_reward_zero_std']:.0%} of groups have equal rewards (rule: {_NO_SIGNAL_FROM:.0%} or more)"
         )
-    if last.get("kl_exact", 0.0) >= _DIVERGED_FROM:
-        return f"diverging: KL {last['kl_exact']:.1f} from the start (rule: {_DIVERGED_FROM:g} or more)"
+    if last.get("val_kl_exact", 0.0) >= _DIVERGED_FROM:
+        return f"diverging: KL {last['val_kl_exact']:.1f} from the start (rule: {_DIVERGED_FROM:g} or more)"
     changed = last.get("picks_changed")
     if changed == 0:
         return f"policy did not move: 0 of {n_validation} queries changed their picks (rule: none)"
-    before = last.get("expected_reward_start", history[0]["expected_reward"])
+    before = last["expected_reward_start"]
     gain = best["expected_reward"] - before
     moved = "" if changed is None else f"; {round(changed * n_validation)} of {n_validation} queries changed their picks"
     where = f"expected reward {before:.4f} to {best['expected_reward']:.4f} at epoch {best_epoch}{moved}"

@@ -68,16 +68,15 @@ def share(processes: Accelerator, rows: np.ndarray) -> np.ndarray:
     return rows[processes.process_index :: processes.num_processes]
 
 
-def average(processes: Accelerator, values_M: Tensor, weight: int) -> tuple[Tensor, float]:
-    """Means over all processes by weight, and by what to multiply a loss so that the processes' mean of it is such a mean.
-
-    All 0 where the weights are.
+def average(processes: Accelerator, values_M: Tensor, weight: int) -> tuple[Tensor, float, int]:
+    """Means over all processes by weight, by what to multiply a loss so that the processes' mean of it is such a mean, and all
+    weights together; all 0 where the weights are.
     """
     if processes.num_processes == 1:
-        return values_M, 1.0
+        return values_M, 1.0, weight
     sums = processes.reduce(torch.cat([values_M.double() * weight, values_M.new_tensor([weight], dtype=torch.float64)]), "sum")
     whole = float(sums[-1]) or 1.0
-    return sums[:-1] / whole, weight * processes.num_processes / whole
+    return sums[:-1] / whole, weight * processes.num_processes / whole, int(sums[-1])
 
 
 def total(processes: Accelerator, values: Iterable[float]) -> list[float]:

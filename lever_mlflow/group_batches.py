@@ -105,7 +105,7 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
     """
     usable = [group for group in groups if group.trials]
     if len(usable) < 2:
-        raise DataError(f"RL data has {len(usable)} queries with usable trials; training needs at least 2")
+        raise DataError(f"{len(usable)} queries with usable trials; training needs at least 2")
     order = np.random.default_rng([seed, 80_20]).permutation(len(usable))
     n_val = min(max(1, round(val_share * len(usable))), len(usable) - 1)
     return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
@@ -121,15 +121,21 @@ def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode,
     """
     shots = {len(trial.pointer) for group in groups for trial in group.trials}
     if len(shots) != 1:
-        raise DataError(f"RL data: pointers of {sorted(shots)} shots in one file; keep those of one length")
+        raise DataError(f"pointers of {sorted(shots)} shots in one file; keep those of one length")
     Q, K = len(groups), shots.pop()
     kept_rewards, kept_pointers = [], []
     for group in groups:
         outside = [i for i in (group.query_id, *group.pool) if not 0 <= i < len(features_SD)]
         if outside:
             raise DataError(
-                f"RL data: query {group.query_id}: item {outside[0]} is not among the {len(features_SD)} training items; "
+                f"query {group.query_id}: item {outside[0]} is not among the {len(features_SD)} training items; "
                 "was this file made from another data set?"
+            )
+        highest = max(position for trial in group.trials for position in trial.pointer)
+        if highest >= len(group.pool):
+            raise DataError(
+                f"query {group.query_id}: a pointer names position {highest}, but its pool has {len(group.pool)} "
+                "candidates; take the query out, or record it again"
             )
         rewards_G = group.rewards_G(mode)
         kept = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])

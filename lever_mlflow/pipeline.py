@@ -33,6 +33,7 @@ from lever_mlflow.rollout import check_settings, choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
 from lever_mlflow.types import (
+    GRPO_PRESETS,
     EvalSettings,
     GateSettings,
     GrpoSettings,
@@ -178,17 +179,31 @@ class Pipeline:
         if resume == NONE:
             return None
         if resume == AUTO:
-            run = tracking.find_run(step.step, {"key": step.key}, having=steps.STATE_TAG, unfinished=True)
-            try:
-                return None if run is None else steps.find_state(run.info.run_id)
-            except CheckpointError as error:
-                log.warning("%s; starting over", error)
-                return None
+            return self._newest_interrupted(step)
         tags = {} if Path(resume).is_dir() else tracking.any_run_tags(resume)
+        if tags and tracking.is_training(mlflow.get_run(resume)):
+            raise ParameterError(f"resume={resume}: that run is still training on this machine; wait for it, or stop it first")
         found = steps.find_state(resume) if not tags or tags.get("key") == step.key else None
         if found is None or found.key != step.key:
             raise ParameterError(f"resume={resume}: {_difference(step, tags)}; give the same parameters, or resume=none")
         return found
+
+    def _newest_interrupted(self, step: Step) -> steps.Interrupted | None:
+        """What the newest run of this step left that has not finished and whose process is gone."""
+        for run in tracking.find_runs(step.step, {"key": step.key}, having=steps.STATE_TAG, unfinished=True):
+            training = tracking.is_training(run)
+            if training:
+                log.info("%s trains the same just now; starting over beside it", tracking.describe(run))
+            elif training is None:
+                told = "%s seems to train the same on another machine; if it was interrupted, give resume=%s"
+                log.warning(told, tracking.describe(run), run.info.run_id)
+            else:
+                try:
+                    return steps.find_state(run.info.run_id)
+                except CheckpointError as error:
+                    log.warning("%s; starting over", error)
+                    return None
+        return None
 
     def find_start(self, reference: str, data: RLData) -> str:
         """Start checkpoint by path, model URI, or ``auto``: the best epoch of the newest finished RCE run on the same data."""
@@ -226,7 +241,7 @@ class Pipeline:
             steps.train_by_grpo(self.context, data, began, settings, self._launch(step, data, resume))
 
         step = self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
-        return step
+        return replace(step, labels={**step.labels, **_used(settings)})
 
     # evaluate
 
@@ -487,6 +502,16 @@ class Pipeline:
             return self._selector(init)
         torch.manual_seed(self.context.seed)
         return PointerSelector(feature_dim=self.resources.features("train").fused_SD.shape[1]).eval()
+
+
+def _used(settings: GrpoSettings) -> dict[str, Any]:
+    """What presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
+    presets = [asdict(preset) for preset in GRPO_PRESETS.values()]
+    used = {
+        name: value for name, value in asdict(settings).items() if any(preset[name] != presets[0][name] for preset in presets)
+    }
+    used["epsilon_high"] = settings.epsilon_high or settings.epsilon
+    return {f"used/{name}": value for name, value in used.items()}
 
 
 def _difference(step: Step, tags: Mapping[str, str]) -> str:

@@ -262,6 +262,8 @@ class _Reader:
         for i, record in enumerate(records):
             try:
                 pointer = _indices(name, record.get(name))
+                if not pointer:
+                    raise DataError(f"{name} is empty; take the trial out, or record it again")
                 if has_pool:
                     _check_global(pool, pointer, record)
                 else:

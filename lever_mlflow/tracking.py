@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +26,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Run
@@ -41,12 +44,14 @@ __all__ = [
     "any_run_tags",
     "artifact",
     "checkpoint_folder",
+    "close_interrupted",
     "describe",
     "ensure",
     "epoch_metrics",
     "find_run",
     "find_runs",
     "finite",
+    "is_training",
     "list_artifacts",
     "log_checkpoint",
     "log_frame",
@@ -56,6 +61,7 @@ __all__ = [
     "run_here",
     "run_settings",
     "run_tags",
+    "this_process",
     "ui_command",
 ]
 
@@ -122,6 +128,7 @@ def project_run(name: str) -> Iterator[Run]:
                 yield active
             except LeverError as error:
                 failure = error
+                mlflow.set_tag("mlflow.note.content", f"failed: {error}")
                 raise
     except MlflowException as error:
         if failure is not None:  # and then not even that could be recorded; what failed first says more
@@ -139,16 +146,13 @@ def active_run_id() -> str:
 def run_here(step: Step) -> str:
     """Runs a step in the active run and returns the run's id.
 
-    Parameters that ``mlflow run`` has logged already are left as the user typed them; what a setting of ``auto`` came to is
-    logged as ``used/<name>``.
+    Parameters that ``mlflow run`` has logged already are left as the user typed them.
     """
     active = mlflow.active_run()
     assert active is not None, "run_here needs an active run"
     known = mlflow.get_run(active.info.run_id).data.params
     parameters = {**step.labels, **step.settings}
-    used = {name: value for name, value in step.settings.items() if known.get(name) == "auto"}
     mlflow.log_params({name: _plain(value) for name, value in parameters.items() if name not in known})
-    mlflow.log_params({f"used/{name}": _plain(value) for name, value in used.items()})
     mlflow.set_tags(
         {
             **{f"{TAG}{name}": _plain(value) for name, value in step.inputs.items()},
@@ -235,6 +239,30 @@ def run_tags(run_id: str, step: str) -> dict[str, str]:
     if status != "FINISHED":
         raise MissingRunError(f"run {run_id} is {status}, not FINISHED; run the {step} step again")
     return tags
+
+
+def this_process() -> str:
+    """This process by machine, number and start, for the tag by which others see whether a run's process is still there."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def is_training(run: Run) -> bool | None:
+    """Whether the process of a run that is RUNNING is still there; None if that is another machine's."""
+    if run.info.status != "RUNNING":
+        return False
+    host, number, started = run.data.tags.get(f"{TAG}process", "? 0 0").rsplit(" ", 2)
+    if host != socket.gethostname():
+        return None
+    try:
+        return f"{psutil.Process(int(number)).create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False
+
+
+def close_interrupted(run_id: str) -> None:
+    """Marks a run as KILLED whose process ended without a word, so that it does not seem to run for ever."""
+    if mlflow.get_run(run_id).info.status == "RUNNING":
+        mlflow.MlflowClient().set_terminated(run_id, "KILLED")
 
 
 def run_settings(run_id: str) -> dict[str, Any]:

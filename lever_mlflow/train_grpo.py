@@ -21,7 +21,7 @@ from lever_mlflow.rl_data import RLData
 from lever_mlflow.selector import PointerSelector, pointer_logprobs
 from lever_mlflow.training import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.types import GrpoSettings
-from lever_mlflow.validation import picks_changed, validate_selector
+from lever_mlflow.validation import exact_kl, picks_changed, validate_selector
 
 __all__ = ["train_grpo"]
 
@@ -42,7 +42,7 @@ def train_grpo(
     Metrics: those of ``training.train_epochs``; means over the training queries, ``ppo_loss``, ``kl`` (k3), ``kl_exact``,
     ``clip_ratio_low``, ``clip_ratio_high``, ``entropy`` (nats per shot); over the epoch's trials ``adv_std`` and
     ``adv_max``; ``beta``; on the validation queries ``val_loss``, ``expected_reward``, that of the start
-    (``expected_reward_start``) and ``picks_changed`` since the start.
+    (``expected_reward_start``), ``val_kl_exact`` from it and ``picks_changed`` since.
 
     Raises:
         DataError: the data does not fit the features. LeverError: the loss is not finite.
@@ -101,6 +101,7 @@ def train_grpo(
             "beta": beta,
             **validate_selector(policy, val_table, device),
             "expected_reward_start": start_reward,
+            "val_kl_exact": exact_kl(policy, reference, val_table, device),
             "picks_changed": picks_changed(policy, reference, val_table, device),
         }
         if settings.adaptive_beta:

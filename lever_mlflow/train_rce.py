@@ -36,8 +36,8 @@ def train_rce(
 ) -> Iterator[Epoch]:
     """Trains a freshly initialised selector and yields each epoch, or those after ``state``.
 
-    Metrics: those of ``training.train_epochs``, ``val_loss`` and ``expected_reward`` of the validation queries, and
-    ``temperature`` (at the epoch's end).
+    Metrics: those of ``training.train_epochs``, ``val_loss`` and ``expected_reward`` of the validation queries, the latter also
+    of the untrained selector (``expected_reward_start``), and ``temperature`` (at the epoch's end).
 
     Raises:
         DataError: the data does not fit the features. LeverError: the loss is not finite.
@@ -54,6 +54,7 @@ def train_rce(
         state_update=settings.state_update,
         fusion=settings.fusion,
     ).to(device)
+    start_reward = validate_selector(selector, val_table, device)["expected_reward"]
     temperature = settings.temperature_start
 
     def step(model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
@@ -67,6 +68,7 @@ def train_rce(
         return StepOutput(result.loss, counted=len(batch.query_ids))
 
     def finish(metrics: Metrics, kept: dict[str, Tensor]) -> Metrics:
-        return {**validate_selector(selector, val_table, device), "temperature": temperature}
+        figures = validate_selector(selector, val_table, device)
+        return {**figures, "expected_reward_start": start_reward, "temperature": temperature}
 
     return train_epochs(selector, train_table, settings, step, finish, seed=seed, name="RCE", device=device, state=state)

@@ -125,7 +125,7 @@ def train_epochs(
     processes = distributed.join(device)
     model = distributed.wrapped(processes, selector)
     steps_per_epoch = -(-len(groups) // settings.batch_size)
-    last_step = max(settings.epochs * steps_per_epoch - 1, 1)
+    all_steps = settings.epochs * steps_per_epoch
     for epoch in range(len(history) + 1, settings.epochs + 1):
         if _stopped(history, settings.early_stopping):
             return
@@ -133,31 +133,35 @@ def train_epochs(
         torch.manual_seed(_dropout_seed(seed, epoch, processes.process_index))
         order = np.random.default_rng([seed, epoch]).permutation(len(groups))
         sums: dict[str, float] = defaultdict(float)
+        n_counted, norms = 0, []
         kept: dict[str, list[Tensor]] = defaultdict(list)
         quiet = None if processes.is_main_process else True
         for i in tqdm(range(steps_per_epoch), f"{name} epoch {epoch}", unit="step", disable=quiet):
-            progress = ((epoch - 1) * steps_per_epoch + i) / last_step
-            lr = settings.lr * lr_factor(settings.lr_scheduler, progress)
+            done = (epoch - 1) * steps_per_epoch + i
+            lr = settings.lr * lr_factor(settings.lr_scheduler, done / all_steps)  # so that the last step still moves something
             for group in optimizer.param_groups:
                 group["lr"] = lr
             rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
             own = distributed.share(processes, rows)
             # a process without a query in a small last step takes part with one that counts for nothing
             batch = groups.batch(own if len(own) else rows[:1], str(processes.device), rows)
-            output = step(model, batch, progress)
+            output = step(model, batch, done / max(all_steps - 1, 1))
             figures = {"train_loss": output.loss, **output.means}
             own_values = torch.stack([value.detach() for value in figures.values()])
-            values, weight = distributed.average(processes, own_values, output.counted if len(own) else 0)
+            values, weight, counted = distributed.average(processes, own_values, output.counted if len(own) else 0)
             _check_finite(float(values[0]), groups.query_ids_Q[rows])
             optimizer.zero_grad()
             processes.backward(output.loss * weight)
             norm = torch.nn.utils.clip_grad_norm_(list(trainable.values()), settings.grad_clip)
             optimizer.step()
-            for key, value in zip((*figures, "grad_norm"), (*values.tolist(), norm.item()), strict=True):
-                sums[key] += value * len(rows)
+            for key, value in zip(figures, values.tolist(), strict=True):
+                sums[key] += value * counted
+            n_counted += counted
+            norms.append(norm.item() * len(rows))
             for key, tensor in output.values.items():
                 kept[key].append(tensor.detach().cpu()[: None if len(own) else 0])
-        metrics: Metrics = {key: total / len(groups) for key, total in sums.items()}
+        metrics: Metrics = {key: total / max(n_counted, 1) for key, total in sums.items()}
+        metrics["grad_norm"] = sum(norms) / len(groups)
         metrics |= {"reward_mean": groups.reward_mean, "frac_reward_zero_std": groups.frac_zero_spread, "lr": lr}
         metrics |= finish(metrics, {key: distributed.gathered(processes, tensors) for key, tensors in kept.items()})
         metrics["seconds"] = time.perf_counter() - started
@@ -172,7 +176,9 @@ def _dropout_seed(seed: int, epoch: int, process: int) -> int:
 
 def _check_finite(loss: float, query_ids: np.ndarray) -> None:
     if not math.isfinite(loss):
-        raise LeverError(f"loss is {loss} on queries {query_ids.tolist()}; lower lr or grad_clip, or check these queries' data")
+        raise LeverError(
+            f"loss is {loss} on queries {query_ids.tolist()}; lower lr or what weighs in the loss, or check their data"
+        )
 
 
 def _stopped(history: list[Metrics], patience: int) -> bool:

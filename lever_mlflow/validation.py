@@ -7,10 +7,10 @@ import torch
 
 from lever_mlflow import distributed
 from lever_mlflow.group_batches import GroupTable
-from lever_mlflow.objectives import rce_loss
+from lever_mlflow.objectives import categorical_kl, rce_loss
 from lever_mlflow.selector import PointerSelector
 
-__all__ = ["picks_changed", "validate_selector"]
+__all__ = ["exact_kl", "picks_changed", "validate_selector"]
 
 _BATCH = 32
 
@@ -47,3 +47,15 @@ def picks_changed(selector: PointerSelector, reference: PointerSelector, groups:
         ours_BK, theirs_BK = (model.greedy(*pool, shots, batch.pool_mask_BN) for model in (selector, reference))
         changed += int((ours_BK != theirs_BK).any(1).sum())
     return distributed.total(processes, [changed])[0] / len(groups)
+
+
+@torch.no_grad()
+def exact_kl(selector: PointerSelector, reference: PointerSelector, groups: GroupTable, device: str = "cpu") -> float:
+    """Exact KL(reference || selector) of the recorded pointers' shots, as ``objectives.categorical_kl``, mean over queries."""
+    processes = distributed.join(device)
+    kl = 0.0
+    for batch in groups.batches(distributed.share(processes, np.arange(len(groups))), _BATCH, str(processes.device)):
+        inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
+        ours_BGKN, theirs_BGKN = (model.step_logprobs(*inputs) for model in (selector, reference))
+        kl += float(categorical_kl(ours_BGKN, theirs_BGKN, batch.mask_BG)) * len(batch.query_ids)
+    return distributed.total(processes, [kl])[0] / len(groups)

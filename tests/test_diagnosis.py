@@ -12,7 +12,7 @@ GRPO = {
     "expected_reward": 1.21,
     "expected_reward_start": 1.2,
     "frac_reward_zero_std": 0.5,
-    "kl_exact": 0.02,
+    "val_kl_exact": 0.02,
     "picks_changed": 0.05,
     "train_loss": -0.01,
     "kl": 0.02,
@@ -28,8 +28,8 @@ GRPO = {
         ),
         ({"expected_reward": 1.2009}, "not learning: expected reward 1.2000 to 1.2009 at epoch 1; 8 of 160"),
         ({"picks_changed": 0.0}, "policy did not move: 0 of 160 queries changed their picks"),
-        ({"kl_exact": 4.1}, "diverging: KL 4.1 from the start"),
-        ({"kl_exact": 4.1, "frac_reward_zero_std": 0.96}, "no signal: 96% of groups have equal rewards"),
+        ({"val_kl_exact": 4.1}, "diverging: KL 4.1 from the start"),
+        ({"val_kl_exact": 4.1, "frac_reward_zero_std": 0.96}, "no signal: 96% of groups have equal rewards"),
         ({"frac_reward_zero_std": 0.94}, "learning"),
     ],
 )
@@ -37,8 +37,9 @@ def test_rules_of_grpo(changes, told):
     assert diagnose([{**GRPO, **changes}], 160, 1).startswith(told)
 
 
-def test_rce_is_measured_from_its_first_epoch():
-    history = [{"expected_reward": reward, "frac_reward_zero_std": 0.5} for reward in (1.0, 1.2, 1.1)]
+def test_rce_is_measured_from_the_untrained_selector():
+    start = {"expected_reward_start": 1.0, "frac_reward_zero_std": 0.5}
+    history = [{"expected_reward": reward, **start} for reward in (1.0, 1.2, 1.1)]
     assert diagnose(history, 160, 2) == "learning: expected reward 1.0000 to 1.2000 at epoch 2 (rule: a gain of 0.001 or more)"
     assert diagnose(history[:1], 160, 1).startswith("not learning: expected reward 1.0000 to 1.0000 at epoch 1 (rule")
 

@@ -19,11 +19,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import entrypoints.grpo
+from lever_mlflow import tracking
 from lever_mlflow.checkpoint import load_selector, save_selector
-from lever_mlflow.exceptions import CheckpointError, LeverError, ParameterError
+from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.training_state import load_state
-from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.types import GateSettings, GrpoSettings, RceSettings, RolloutSettings
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,44 @@ def test_bad_parameters_end_in_one_line_and_a_failed_run(project, name, value, m
 def test_a_number_that_is_none_or_out_of_range(value, message):
     with pytest.raises(click.UsageError, match=message):
         entrypoints.grpo.main.main(["--kl_beta", value], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--lr=1e300", "is not a number above 0 and below 1e\\+06"),
+        ("--epsilon_high=1e308", "is not a number of at least 0 and below 1e\\+06"),
+        ("--mask_zero_std_groups=", "'' is neither true nor false"),
+        ("--freeze_backbone=", "'' is neither true nor false"),
+        ("--init=", "nothing is given; leave the option out for its default"),
+        ("--resume=", "nothing is given; leave the option out for its default"),
+    ],
+)
+def test_values_that_nothing_can_be_done_with(argument, message):
+    with pytest.raises(click.UsageError, match=message):
+        entrypoints.grpo.main.main([argument], standalone_mode=False)
+
+
+def test_pointers_that_cannot_be_trained_on_are_named(local, good_rl_data, tmp_path):
+    line = local(gate=GateSettings(on_bad_data="warn"))
+    content = json.loads(Path(good_rl_data).read_text())
+    first = next(name for name in content if name != "_meta")
+    trial = content[first]["pointer_candidates"][0]
+    for pointer, message in (
+        ([], rf"query '{first}': trial 0: pointer is empty; take the trial out"),
+        ([0, 99], rf"outside.json: query {first}: a pointer names position 99, but its pool has 64 candidates; take"),
+    ):
+        trial["pointer"] = pointer
+        trial.pop("pointer_global") if not pointer else trial.update(pointer_global=[0, 0])
+        if not pointer:
+            trial["pointer_global"] = []
+        (tmp_path / "outside.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            run_step(lambda: line.rce(line.rl_data(str(tmp_path / "outside.json")), RceSettings(epochs=1)))
+    assert mlflow.last_active_run().info.status == "FAILED"
+    told = mlflow.get_run(mlflow.last_active_run().info.run_id).data.tags["mlflow.note.content"]
+    assert told.startswith("failed: ")
+    assert "outside.json: query" in told
 
 
 def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
@@ -92,6 +131,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     assert project.run("grpo", **choices, resume="none").returncode == 0
     undisturbed = project.runs(lever_step="grpo")[0]
     assert "lever.resumed_from" not in undisturbed.data.tags
+    assert project.client.get_run(killed.info.run_id).info.status == "KILLED"  # and no longer RUNNING
     assert epochs_of(project, resumed) == epochs_of(project, undisturbed)
     artifacts = {item.path for item in project.client.list_artifacts(resumed.info.run_id)}
     assert {"training_curves.png", "training_states"} <= artifacts
@@ -206,6 +246,33 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     unsent = line.resources.cache_dir / "unsent"
     assert not (unsent / interrupted).exists()
     assert not (unsent / run.info.run_id).exists()
+
+
+def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="lever_mlflow")
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=2, batch_size=16)
+    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
+    other, client = mlflow.last_active_run().info.run_id, MlflowClient()
+    client.update_run(other, status="RUNNING")
+    step = line.rce(data, settings)
+
+    def found(process):
+        client.set_tag(other, "lever.process", process)
+        caplog.clear()
+        with mlflow.start_run():
+            return line.interrupted(step, "auto")
+
+    host, number, _ = tracking.this_process().rsplit(" ", 2)
+    assert found(tracking.this_process()) is None
+    assert f"(run {other}) trains the same just now; starting over beside it" in caplog.text
+    with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
+        line.interrupted(step, other)
+    assert found(f"another-machine {number} 1.00") is None
+    assert f"seems to train the same on another machine; if it was interrupted, give resume={other}" in caplog.text
+    assert found(f"{host} {number} 1.00").source == other  # this number belongs to another process by now
+    assert found(f"{host} {2**22 + 1} 1.00").source == other
 
 
 def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeypatch, caplog):

@@ -48,13 +48,6 @@ def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
     assert mlflow.get_run(run_id).data.params["kl_beta"] == "0.120"
 
 
-def test_what_auto_came_to_is_logged_beside_it(mlflow_store):
-    with mlflow.start_run():
-        mlflow.log_params({"kl_beta": "auto", "rl_data": "auto"})
-        run_id = run_here(step([]))
-    assert mlflow.get_run(run_id).data.params == {"kl_beta": "auto", "used/kl_beta": "0.12", "rl_data": "auto", "sizes": "1,2"}
-
-
 def test_the_same_step_is_reused_and_another_is_not(mlflow_store):
     log = []
     with project_run("test") as parent:

@@ -1,6 +1,8 @@
 """RCE and GRPO on groups that can be learned: trials are right when they hold the candidate least like the query."""
 
+import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +88,10 @@ def test_rce_metrics(problem):
     assert epoch.metrics["reward_mean"] == pytest.approx(rewards.mean())
     assert epoch.metrics["frac_reward_zero_std"] == np.mean([np.ptp(group.rewards_G()) == 0 for group in train])
     assert epoch.metrics["lr"] == 1e-4
+    torch.manual_seed(0)
+    _, val = split_groups(groups, 0.2, 0)
+    untrained = validate_selector(PointerSelector(feature_dim=16).eval(), tabulate(val, features_SD, "hard_plus_soft"))
+    assert epoch.metrics["expected_reward_start"] == untrained["expected_reward"]
 
 
 def test_grpo_learns_from_a_random_start(problem):
@@ -263,7 +269,10 @@ def test_early_stopping_ends_without_gain(problem):
 def test_learning_rate_over_all_steps(problem, kind, factors):
     assert [lr_factor(kind, progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx(factors)
     assert lr_factor("cosine", 0.25) == pytest.approx((1 + 2**-0.5) / 2)
-    assert grpo(problem, epochs=2, lr_scheduler=kind)[-1][0]["lr"] == pytest.approx(1e-3 * factors[-1])
+    last = {"constant": 1.0, "linear": 1 / 24, "cosine": (1 + math.cos(math.pi * 23 / 24)) / 2}[
+        kind
+    ]  # of 24 steps the 23rd is done
+    assert grpo(problem, epochs=2, lr_scheduler=kind)[-1][0]["lr"] == pytest.approx(1e-3 * last)
 
 
 def test_adaptive_beta_follows_the_kl(problem):
@@ -310,6 +319,37 @@ def test_masked_groups_leave_the_loss(problem):
     assert losses["all"].item() == pytest.approx(losses["spread"].item(), abs=1e-5)
     half = (features_SD, [*flat, *groups[2:]])
     assert told(grpo(half, mask_zero_std_groups=True)) != told(grpo(half))
+
+
+def test_means_count_only_the_groups_that_are_in_the_loss(problem):
+    """With half of the groups masked, the metrics of a policy that does not move are the same however they fall into steps."""
+    features_SD, groups = problem
+    flat = [replace(group, trials=tuple(replace(t, correct=1.0, accuracy=1.0) for t in group.trials)) for group in groups[:60]]
+    half = (features_SD, [*flat, *groups[60:]])
+    metrics = [grpo(half, mask_zero_std_groups=True, lr=1e-12, batch_size=size)[0][0] for size in (1, 7, 96)]
+    assert 0.1 < metrics[0]["frac_reward_zero_std"] < 0.9
+    for name in ("entropy", "train_loss", "ppo_loss"):
+        assert [found[name] for found in metrics] == pytest.approx([metrics[-1][name]] * 3, abs=1e-4), name
+    assert metrics[0]["entropy"] > 0.5
+
+
+def test_kl_after_the_epoch_is_that_of_the_validation_queries(problem):
+    """In an epoch of one step the training steps have seen no KL; numpy has the policy's after it."""
+    features_SD, groups = problem
+    torch.manual_seed(1)
+    start = PointerSelector(feature_dim=16).eval()
+    settings = GrpoSettings(kl_beta=0.0, epochs=1, lr=1e-2, batch_size=1000)
+    epoch = next(train_grpo(start, rl_data(groups), features_SD, settings, seed=0))
+    assert epoch.metrics["kl_exact"] == 0.0
+    _, val = split_groups(groups, 0.2, 0)
+    kls = []
+    for group in val:
+        batch = batch_of([group], features_SD)
+        inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK)
+        old, new = (model.step_logprobs(*inputs)[0].double().detach().numpy() for model in (start, epoch.selector))
+        kls.append((np.exp(old) * (old - new)).sum((1, 2)).mean())
+    assert epoch.metrics["val_kl_exact"] == pytest.approx(np.mean(kls), rel=1e-4)
+    assert epoch.metrics["val_kl_exact"] > 0.1
 
 
 def test_entropy_bonus_keeps_the_policy_wider(problem):

@@ -22,7 +22,7 @@ from lever_mlflow import distributed, gate, tracking
 from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
 from lever_mlflow.curves import training_curves
 from lever_mlflow.diagnosis import diagnose
-from lever_mlflow.exceptions import CheckpointError, LeverError
+from lever_mlflow.exceptions import CheckpointError, DataError, LeverError
 from lever_mlflow.group_batches import split_groups
 from lever_mlflow.resources import Resources
 from lever_mlflow.rl_data import RLData, check_fits
@@ -159,7 +159,10 @@ def _begin(
     arguments |= {"seed": context.seed, "reward_mode": context.reward_mode, "state": state}
     processes = distributed.join(resources.torch_device)
     distributed.call_followers(processes, _train_along, train, replace(resources), fusion, arguments)
-    return train(**arguments, features_SD=features_SD, device=resources.torch_device)
+    try:
+        return train(**arguments, features_SD=features_SD, device=resources.torch_device)
+    except DataError as error:
+        raise DataError(f"{arguments['data'].source}: {error}") from None
 
 
 def _train_along(
@@ -182,7 +185,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interru
     assert active is not None, "training needs an active run"
     folder = training.context.resources.cache_dir / "unsent" / active.info.run_id
     dataset = tracking.rl_dataset(training.data)
-    mlflow.set_tag(f"{TAG}threads", torch.get_num_threads())
+    mlflow.set_tags({f"{TAG}threads": torch.get_num_threads(), f"{TAG}process": tracking.this_process()})
     history: list[dict[str, float]] = []
     try:
         models = _replay(training, earlier, history, folder, dataset) if earlier is not None else {}
@@ -203,8 +206,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interru
             f"{reason}; the epochs until then are safe in {folder}: once this is mended, the same command with "
             f"-P resume={folder} logs them and goes on"
         ) from error
-    for done in (folder, *([folder.parent / Path(earlier.source).name] if earlier is not None else [])):
-        shutil.rmtree(done, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replay(
@@ -225,6 +227,9 @@ def _replay(
         history.append(dict(metrics))
         mlflow.log_metrics(dict(metrics), step=epoch, dataset=dataset)
     _log_state(training, earlier.state, models)
+    if not Path(earlier.source).is_dir():
+        tracking.close_interrupted(earlier.source)
+    shutil.rmtree(folder.parent / Path(earlier.source).name, ignore_errors=True)  # all of it is here now
     return models
 
 
@@ -249,7 +254,7 @@ def _conclude(training: _Training, history: list[dict[str, float]], models: Mapp
 def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
     """Logs a checkpoint folder as a model and returns its id."""
     first, train_SD = training.data.groups[0], training.context.resources.features("train").of(training.fusion)
-    rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list(first.pool[:4])].tolist()]}
+    rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list((first.pool * 4)[:4])].tolist()]}
     name = training.title.lower().replace(" ", "-").replace(".", "-")
     return tracking.log_checkpoint(
         f"{name}-epoch-{epoch}",
