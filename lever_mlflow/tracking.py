@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 TAG = "lever."
+_LONGEST_NOTE = 4_000  # characters; MLflow refuses descriptions above 5,000
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _LOGGED_MODEL_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 _RETRIEVER_REQUIREMENTS = (
@@ -115,7 +116,7 @@ def code_digest() -> str:
 def project_run(name: str) -> Iterator[Run]:
     """The run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it.
 
-    It is called ``name`` until a step gives it a name of its own.
+    It is called ``name`` until a step gives it a name of its own; its description says why it failed.
 
     Raises:
         LeverError: MLflow refused something or its store cannot be reached.
@@ -128,12 +129,19 @@ def project_run(name: str) -> Iterator[Run]:
                 yield active
             except LeverError as error:
                 failure = error
-                mlflow.set_tag("mlflow.note.content", f"failed: {error}")
+                if not isinstance(error.__cause__, MlflowException):  # else MLflow is not there to be told
+                    _describe_failure(active.info.run_id, error)
                 raise
     except MlflowException as error:
         if failure is not None:  # and then not even that could be recorded; what failed first says more
             raise failure from error
         raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {_first_line(error)}") from error
+
+
+def _describe_failure(run_id: str, error: LeverError) -> None:
+    """Says in a run's description why it failed, unless its step has said something there."""
+    if "mlflow.note.content" not in mlflow.get_run(run_id).data.tags:
+        mlflow.set_tag("mlflow.note.content", f"failed: {error}"[:_LONGEST_NOTE])
 
 
 def active_run_id() -> str:
@@ -254,7 +262,8 @@ def is_training(run: Run) -> bool | None:
     if host != socket.gethostname():
         return None
     try:
-        return f"{psutil.Process(int(number)).create_time():.2f}" == started
+        process = psutil.Process(int(number))
+        return process.status() != psutil.STATUS_ZOMBIE and f"{process.create_time():.2f}" == started
     except psutil.NoSuchProcess:
         return False
 

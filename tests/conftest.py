@@ -40,6 +40,8 @@ SLOW = (
     "test_serving.py",
     "test_server_outage.py",
     "test_distributed.py",
+    "test_killed_training.py",
+    "test_promotion.py",
 )
 
 

@@ -35,10 +35,7 @@ SETTINGS = RceSettings(epochs=3, batch_size=16, dropout=0.1, lr_scheduler="cosin
 # written, and the epochs that are whole then
 KILLS = [
     ("torch.optim:AdamW.step", "", 5, "before", 1),
-    ("mlflow.pyfunc:log_model", "", 2, "before", 1),
-    ("mlflow:log_metrics", "train_loss", 2, "before", 1),
     ("mlflow:set_tag", "state_epoch", 2, "before", 2),
-    ("lever_mlflow.checkpoint:save_file", "", 2, "halfway", 1),
     ("lever_mlflow.training_state:save_file", "", 4, "halfway", 1),  # of the copy that is sent; the third is of the one on disk
 ]
 if os.environ.get("LEVER_KILLS") == "all":
@@ -46,10 +43,13 @@ if os.environ.get("LEVER_KILLS") == "all":
         ("torch.optim:AdamW.step", "", 2, "before", 0),
         ("lever_mlflow.steps.training:save_selector", "", 2, "before", 1),
         ("lever_mlflow.steps.training:save_state", "", 3, "before", 1),
+        ("mlflow.pyfunc:log_model", "", 2, "before", 1),
         ("mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifacts", "models/m-", 2, "before", 1),
+        ("mlflow:log_metrics", "train_loss", 2, "before", 1),
         ("mlflow:log_artifact", "training_states", 2, "before", 1),
         ("mlflow:log_figure", "", 1, "before", 3),
         ("mlflow:set_tags", "best_epoch", 1, "before", 3),
+        ("lever_mlflow.checkpoint:save_file", "", 2, "halfway", 1),
         ("lever_mlflow.training_state:save_file", "", 3, "halfway", 1),
     ]
 

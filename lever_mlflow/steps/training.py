@@ -145,7 +145,7 @@ def find_state(source: str) -> Interrupted:
         models = {int(epoch): model for epoch, model in meta["models"].items()}
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
-        return Interrupted(source, state, models, unsent, meta["key"], meta["threads"])
+        return Interrupted(source, state, models, unsent, meta["key"], meta.get("threads", 0))
     raise CheckpointError(f"{source}: no whole training state to go on from")
 
 
