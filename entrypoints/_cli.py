@@ -21,6 +21,7 @@ import click
 from lever_mlflow.exceptions import LeverError
 from lever_mlflow.types import (
     GRPO_PRESETS,
+    PRESET_SETTINGS,
     DataSettings,
     GateSettings,
     GrpoSettings,
@@ -242,9 +243,10 @@ preset_option = option("preset", click.Choice(list(GRPO_PRESETS)), "default", "o
 
 def grpo_option(name: str, kind: Any, text: str, setting: str | None = None) -> Callable[..., Any]:
     """An option of GRPO; where presets differ in it, ``auto`` is the preset's. ``setting``: its field, if named otherwise."""
-    values = {preset: getattr(settings, setting or name) for preset, settings in GRPO_PRESETS.items()}
-    if len(set(values.values())) == 1:
-        return option(name, kind, values["default"], text)
+    field = setting or name
+    if field not in PRESET_SETTINGS:
+        return option(name, kind, getattr(GRPO_PRESETS["default"], field), text)
+    values = {preset: getattr(settings, field) for preset, settings in GRPO_PRESETS.items()}
     told = {preset: str(value).lower() if isinstance(value, bool) else f"{value:g}" for preset, value in values.items()}
     return option(name, OrAuto(kind), AUTO, f"{text}; auto: {told['default']}, with preset=predecessor {told['predecessor']}")
 

@@ -33,7 +33,7 @@ from lever_mlflow.rollout import check_settings, choose_queries
 from lever_mlflow.selector import PointerSelector
 from lever_mlflow.tracking import TAG, Step
 from lever_mlflow.types import (
-    GRPO_PRESETS,
+    PRESET_SETTINGS,
     EvalSettings,
     GateSettings,
     GrpoSettings,
@@ -506,12 +506,8 @@ class Pipeline:
 
 def _used(settings: GrpoSettings) -> dict[str, Any]:
     """What presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
-    presets = [asdict(preset) for preset in GRPO_PRESETS.values()]
-    used = {
-        name: value for name, value in asdict(settings).items() if any(preset[name] != presets[0][name] for preset in presets)
-    }
-    used["epsilon_high"] = settings.epsilon_high or settings.epsilon
-    return {f"used/{name}": value for name, value in used.items()}
+    used = {f"used/{name}": getattr(settings, name) for name in PRESET_SETTINGS}
+    return {**used, "used/epsilon_high": settings.epsilon_high or settings.epsilon}
 
 
 def _difference(step: Step, tags: Mapping[str, str]) -> str:

@@ -189,9 +189,9 @@ def ensure(step: Step) -> str:
         return run_here(step)
 
 
-def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None, unfinished: bool = False) -> Run | None:
+def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -> Run | None:
     """The newest of ``find_runs``."""
-    runs = find_runs(step, tags, having=having, unfinished=unfinished, most=1)
+    runs = find_runs(step, tags, having=having, most=1)
     return runs[0] if runs else None
 
 
@@ -333,17 +333,18 @@ def log_checkpoint(
     name: str, folder: Path, *, epoch: int, params: Mapping[str, Any], tags: Mapping[str, Any], example: pd.DataFrame
 ) -> str:
     """Logs a checkpoint folder as a LoggedModel of the active run and returns its model id; ``example`` is an input row."""
-    info = mlflow.pyfunc.log_model(
-        name=name,
-        python_model=str(Path(serving.__file__)),
-        artifacts={serving.CHECKPOINT_ARTIFACT: str(folder)},
-        step=epoch,
-        params={key: _plain(value) for key, value in params.items()},
-        tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
-        signature=serving.model_signature(),
-        input_example=example,
-        pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
-    )
+    with _no_bytecode():
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(serving.__file__)),
+            artifacts={serving.CHECKPOINT_ARTIFACT: str(folder)},
+            step=epoch,
+            params={key: _plain(value) for key, value in params.items()},
+            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            signature=serving.model_signature(),
+            input_example=example,
+            pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
+        )
     assert info.model_id is not None
     return info.model_id
 
@@ -353,7 +354,7 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
 
     The code goes with the model, since no registry of packages offers it to whoever serves the model; that of the VLM does not.
     """
-    with tempfile.TemporaryDirectory() as code:
+    with tempfile.TemporaryDirectory() as code, _no_bytecode():
         package = Path(code) / "lever_mlflow"
         shutil.copytree(Path(__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", mini.VLM_PATH.name))
         info = mlflow.pyfunc.log_model(
@@ -368,6 +369,16 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
         )
     assert info.model_id is not None
     return info.model_id
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """MLflow imports a model's script where it is logged from; what Python would write beside it is not to be logged too."""
+    former, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = former
 
 
 def checkpoint_folder(reference: str) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 __all__ = [
     "GRPO_PRESETS",
+    "PRESET_SETTINGS",
     "DataSettings",
     "EvalSettings",
     "Fusion",
@@ -156,6 +157,9 @@ GRPO_PRESETS: Mapping[str, GrpoSettings] = {
     "default": GrpoSettings(),
     "predecessor": GrpoSettings(lr=5e-6, batch_size=1, epsilon=0.2, epsilon_high=0.0, freeze_backbone=True),
 }
+PRESET_SETTINGS = tuple(  # what presets differ in
+    setting.name for setting in fields(GrpoSettings) if len({getattr(p, setting.name) for p in GRPO_PRESETS.values()}) > 1
+)
 
 
 @dataclass(frozen=True)

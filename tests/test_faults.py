@@ -231,6 +231,21 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     told = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
     with pytest.raises(ParameterError, match=f"resume={interrupted}: {told}"):
         run_step(lambda: line.rce(data, replace(settings, lr=0.002), interrupted))
+    run = run_step(lambda: line.rce(data, settings))
+    assert "threads" not in caplog.text
+    assert run.data.tags["lever.resumed_from"] == interrupted
+    assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
+    assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
+    unsent = line.resources.cache_dir / "unsent"
+    assert not (unsent / interrupted).exists()
+    assert not (unsent / run.info.run_id).exists()
+
+
+def test_another_number_of_threads_is_said(local, good_rl_data, monkeypatch, caplog):
+    line = local()
+    data = line.rl_data(good_rl_data)
+    settings = RceSettings(epochs=2, batch_size=16)
+    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -239,13 +254,6 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
         torch.set_num_threads(threads)
     assert f"it ran with {threads} threads, this with {threads + 1}, so that last digits may differ" in caplog.text
     assert run.data.tags["lever.threads"] == str(threads + 1)
-    assert run.data.tags["lever.resumed_from"] == interrupted
-    assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
-    undisturbed = run_step(lambda: line.rce(data, settings, "none"))
-    assert undisturbed.data.metrics["train_loss"] == pytest.approx(run.data.metrics["train_loss"], rel=1e-5)
-    unsent = line.resources.cache_dir / "unsent"
-    assert not (unsent / interrupted).exists()
-    assert not (unsent / run.info.run_id).exists()
 
 
 def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypatch, caplog):

@@ -42,17 +42,27 @@ def encoded(image, format="PNG"):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, make_retriever):
-    """A store whose registered model ``served`` has a champion."""
+def logged(tmp_path_factory, make_retriever):
+    """A store whose registered model ``served`` has a champion, and the files of that before anything loads it."""
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     experiment = mlflow.create_experiment("serving", artifact_location=(folder / "artifacts").as_uri())
-    with mlflow.start_run(experiment_id=experiment):
-        model_id = tracking.log_retriever("retriever", make_retriever(), params={"epoch": 1}, tags={"gate": "pass"})
+    retriever = make_retriever()
+    with mlflow.start_run(experiment_id=experiment), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", False)  # as for most users
+        model_id = tracking.log_retriever("retriever", retriever, params={"epoch": 1}, tags={"gate": "pass"})
+    (root,) = (folder / "artifacts").glob(f"**/{model_id}/artifacts")
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     version = mlflow.register_model(f"models:/{model_id}", "served").version
     MlflowClient().set_registered_model_alias("served", "champion", version)
-    return uri
+    return uri, names
+
+
+@pytest.fixture(scope="module")
+def store(logged):
+    """The store's URI."""
+    return logged[0]
 
 
 @pytest.fixture
@@ -287,10 +297,11 @@ def test_a_registered_version_is_a_checkpoint_too(store, make_retriever):
     assert selector_digest(load_selector(tracking.checkpoint_folder(MODEL))) == expected
 
 
-def test_what_is_logged(store, model):
+def test_what_is_logged(logged, model):
+    _, names = logged
     files = mlflow.artifacts.download_artifacts(MODEL)
-    names = {path.relative_to(files).as_posix() for path in Path(files).rglob("*") if path.is_file()}
-    assert not [name for name in names if name.endswith((".pkl", ".pt"))]
+    assert {"MLmodel", "served_retriever.py", "code/lever_mlflow/retriever.py"} <= names
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pyc"))]
     assert not [name for name in names if "/mini/vlm/" in name]
     requirements = (Path(files) / "requirements.txt").read_text().split()
     assert all("==" in requirement for requirement in requirements)
