@@ -15,13 +15,15 @@ import click
 import numpy as np
 import torch
 
-from lever_mlflow.evaluate import evaluate, greedy_picks, random_picks, similarity_picks
-from lever_mlflow.resources import Resources
-from lever_mlflow.rl_data import Group, RLData
-from lever_mlflow.rollout import choose_queries, rollout
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.training import Epoch
-from lever_mlflow.types import EvalSettings, RolloutSettings, Sample
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.evaluation.answering import evaluate
+from lever_mlflow.evaluation.policies import greedy_picks, random_picks, similarity_picks
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import EvalSettings, RolloutSettings
+from lever_mlflow.training.loop import Epoch
+from lever_mlflow.trials.rl_data import Group, RLData
+from lever_mlflow.trials.rollout import choose_queries, rollout
 
 DATA_SEED = 0  # of rollout and evaluation pools
 RANDOM_DRAWS = 5  # the random baseline is the mean of these

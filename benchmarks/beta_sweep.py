@@ -48,14 +48,15 @@ from benchmarks.bench import (
     best_epoch,
     read_rows,
 )
-from lever_mlflow.evaluate import RANDOM, split_questions
-from lever_mlflow.resources import Resources, default_cache_dir
-from lever_mlflow.rl_data import RLData
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.train_grpo import train_grpo
-from lever_mlflow.train_rce import train_rce
-from lever_mlflow.training import Epoch
-from lever_mlflow.types import GRPO_PRESETS, EvalSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.evaluation.policies import RANDOM
+from lever_mlflow.evaluation.questions import split_questions
+from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import GRPO_PRESETS, EvalSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.training.loop import Epoch
+from lever_mlflow.training.rce import train_rce
+from lever_mlflow.trials.rl_data import RLData
 
 UNTRAINED, RCE, MORE_RCE, GRPO, GRPO_ALONE = "untrained", "rce", "more rce", "grpo", "grpo from untrained"
 PARTS = ("selection", "report")

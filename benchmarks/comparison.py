@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap, permutation_test
 
-from lever_mlflow import report
-from lever_mlflow.compare import Records, compare
-from lever_mlflow.paired import RESAMPLES, interval, resampled_means, sign_flip_p_value
-from lever_mlflow.results import EpochResult, Results, RunResult
+from lever_mlflow.comparison.facts import Records, compare
+from lever_mlflow.comparison.figures import figures as draw_figures
+from lever_mlflow.comparison.page import html, markdown
+from lever_mlflow.comparison.results import EpochResult, Results, RunResult
+from lever_mlflow.evaluation.statistics import RESAMPLES, interval, resampled_means, sign_flip_p_value
 
 SHOTS, EPOCHS, ACCURACIES = (1, 2, 3, 4), 3, np.array([0.0, 0.3, 0.6, 0.9, 1.0])
 SAMPLE = 24  # cells that scipy is timed on
@@ -92,9 +93,9 @@ def main(runs: int, questions: int) -> None:
     started = time.perf_counter()
     facts = compare(results, records, seed=0)
     compared = time.perf_counter()
-    figures = report.figures(facts)
+    figures = draw_figures(facts)
     drawn = time.perf_counter()
-    pages = report.markdown(facts, "en", figures), report.html(facts, "en", figures)
+    pages = markdown(facts, "en", figures), html(facts, "en", figures)
     written = time.perf_counter()
     print(f"\n{runs} runs x {EPOCHS} epochs: comparison {compared - started:.1f} s, figures {drawn - compared:.1f} s, ", end="")
     print(f"pages {written - drawn:.1f} s ({sum(map(len, pages)) / 1e6:.1f} MB)")

@@ -73,7 +73,7 @@ def run_gate(path: Path) -> tuple[float, dict[str, float]]:
     import great_expectations  # noqa: F401  (imported before the clock starts)
 
     from lever_mlflow.gate import check, expectations  # noqa: F401
-    from lever_mlflow.rl_data import load_rl_data
+    from lever_mlflow.trials.rl_data import load_rl_data
 
     started = time.perf_counter()
     data = load_rl_data(path)

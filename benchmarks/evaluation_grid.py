@@ -20,17 +20,17 @@ import click
 import numpy as np
 import torch
 
-from lever_mlflow import mini, prompt
-from lever_mlflow.evaluate import greedy_picks
-from lever_mlflow.images import fitted_image
-from lever_mlflow.model_files import load_pretrained
-from lever_mlflow.overlap import overlaps
-from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages
-from lever_mlflow.resources import Resources, default_cache_dir
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import Prompt
-from lever_mlflow.vision_cache import visual_tokens
-from lever_mlflow.vlm import LocalVLM
+from lever_mlflow import mini
+from lever_mlflow.evaluation.overlap import overlaps
+from lever_mlflow.evaluation.policies import greedy_picks
+from lever_mlflow.files.images import fitted_image
+from lever_mlflow.files.model_folders import load_pretrained
+from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.vlm import prompt
+from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages
+from lever_mlflow.vlm.vision_cache import visual_tokens
 
 SHOTS, POOL_SIZE, POLICIES, SEED = (1, 2, 3, 4), 64, 6, 0
 NOISE = 0.0015  # added to the weights of each policy, chosen for the share of picks that GRPO at the default lr moves

@@ -38,13 +38,13 @@ from tqdm import tqdm
 
 from benchmarks.bench import RANDOM_DRAWS, SIMILARITY, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
 from lever_mlflow import gate
-from lever_mlflow.evaluate import RANDOM
+from lever_mlflow.evaluation.policies import RANDOM
 from lever_mlflow.gate.suites import read_suites
-from lever_mlflow.resources import Resources, default_cache_dir
-from lever_mlflow.rl_data import Group
-from lever_mlflow.train_grpo import train_grpo
-from lever_mlflow.train_rce import train_rce
-from lever_mlflow.types import GRPO_PRESETS, RceSettings, RolloutSettings
+from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.settings import GRPO_PRESETS, RceSettings, RolloutSettings
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.training.rce import train_rce
+from lever_mlflow.trials.rl_data import Group
 
 SHOTS = 2
 KL_BETA = 0.12

@@ -23,10 +23,10 @@ from PIL import Image
 
 from benchmarks.evaluation_grid import PlainVLM, ordered
 from lever_mlflow import mini
-from lever_mlflow.prompt import PROFILES
-from lever_mlflow.types import Prompt, Sample
-from lever_mlflow.vision_cache import visual_tokens
-from lever_mlflow.vlm import LocalVLM
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.prompt import PROFILES, Prompt
+from lever_mlflow.vlm.vision_cache import visual_tokens
 
 PROFILE, IMAGES, SEED, PATCHES_PER_TOKEN = "qwen2.5-vl", 48, 0, 4
 TEXT_3B = {

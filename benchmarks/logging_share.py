@@ -19,12 +19,12 @@ import click
 import mlflow
 import numpy as np
 
-from lever_mlflow import tracking
-from lever_mlflow.pipeline import Pipeline
-from lever_mlflow.resources import Resources, default_cache_dir
-from lever_mlflow.rl_data import Group, Trial, save_rl_data
-from lever_mlflow.steps import training
-from lever_mlflow.types import GrpoSettings, RceSettings
+from lever_mlflow.pipeline import training
+from lever_mlflow.pipeline.experiment import Pipeline
+from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.runs import steps
+from lever_mlflow.settings import GrpoSettings, RceSettings
+from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 
 SEED, POOL_SIZE, POINTERS = 0, 64, 12
 
@@ -71,8 +71,8 @@ def main(queries: int, epochs: int) -> None:
         write_data(Path(folder) / "data.json", queries, len(resources.train))
         pipeline = Pipeline(resources)
         data = pipeline.rl_data(str(Path(folder) / "data.json"))
-        with tracking.project_run("warm-up"):
-            start = pipeline.start_of(tracking.ensure(pipeline.rce(data, RceSettings(epochs=1))))
+        with steps.project_run("warm-up"):
+            start = pipeline.start_of(steps.ensure(pipeline.rce(data, RceSettings(epochs=1))))
         spent: dict[str, float] = defaultdict(float)
         training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
         training._log_state = timed(spent, "training state", training._log_state)
@@ -83,8 +83,8 @@ def main(queries: int, epochs: int) -> None:
             pipeline.grpo(data, start, GrpoSettings(epochs=epochs)),
         ):
             spent.clear()
-            with tracking.project_run(step.name) as run:
-                tracking.run_here(step)
+            with steps.project_run(step.name) as run:
+                steps.run_here(step)
             seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
             print(f"\n{step.name}: {epochs} epochs of {seconds / epochs:.2f} s\n\n| what | s per epoch | share of training |")
             print("|---|---|---|")

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from lever_mlflow.pools import nearest
+from lever_mlflow.data.candidate_pools import nearest
 
 DIM, K, SEED, BLOCK = 512, 64, 0, 32
 

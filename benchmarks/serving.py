@@ -32,12 +32,14 @@ import pandas as pd
 import psutil
 import torch
 
-from lever_mlflow import features, tracking
-from lever_mlflow.checkpoint import save_selector, selector_digest
-from lever_mlflow.resources import Resources, default_cache_dir
-from lever_mlflow.retriever import RetrieverSettings, save_retriever
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import EvalSettings, Sample
+from lever_mlflow.data import features
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.selector.checkpoint import save_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving import logged_models
+from lever_mlflow.serving.retriever import RetrieverSettings, save_retriever
+from lever_mlflow.settings import EvalSettings
 
 FEATURES, IMAGES = "features", "question and image"
 REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5
@@ -116,8 +118,8 @@ def log_models(resources: Resources, folder: Path) -> tuple[str, str]:
     save_retriever(folder / "retriever", settings, folder / "checkpoint", resources.train, table)
     example = pd.DataFrame({"query": [table.fused_SD[0].tolist()], "candidates": [table.fused_SD[1:5].tolist()]})
     with mlflow.start_run():
-        retriever = tracking.log_retriever("retriever", folder / "retriever", {}, {})
-        return retriever, tracking.log_checkpoint(
+        retriever = logged_models.log_retriever("retriever", folder / "retriever", {}, {})
+        return retriever, logged_models.log_checkpoint(
             "checkpoint", folder / "checkpoint", epoch=1, params={}, tags={}, example=example
         )
 

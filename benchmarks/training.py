@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lever_mlflow.group_batches import tabulate
-from lever_mlflow.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
-from lever_mlflow.rl_data import Group, RLData, Trial
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.train_grpo import train_grpo
-from lever_mlflow.train_rce import train_rce
-from lever_mlflow.types import GRPO_PRESETS, RceSettings
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import GRPO_PRESETS, RceSettings
+from lever_mlflow.training.batches import tabulate
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
+from lever_mlflow.training.rce import train_rce
+from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 POOL_SIZE, POINTERS, SHOTS, DIM, SEED = 64, 12, 2, 512, 0
 ITEMS = 9009
@@ -108,7 +108,7 @@ def plain_epoch(kind: str, data: RLData, features_SD: np.ndarray, start: Pointer
 
 def training_groups(data: RLData) -> list[Group]:
     """The training part of the split, in its order."""
-    from lever_mlflow.group_batches import split_groups
+    from lever_mlflow.training.batches import split_groups
 
     return split_groups(data.groups, VAL_SHARE, SEED)[0]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.types import (
+from lever_mlflow.settings import (
     GRPO_PRESETS,
     PRESET_SETTINGS,
     DataSettings,
@@ -32,7 +32,7 @@ from lever_mlflow.types import (
 )
 
 if TYPE_CHECKING:
-    from lever_mlflow.pipeline import Pipeline
+    from lever_mlflow.pipeline.experiment import Pipeline
 
 __all__ = [
     "AUTO",
@@ -299,8 +299,8 @@ resource_options = _grouped(
 
 def make_pipeline(values: dict[str, Any], *, check: bool = True) -> Pipeline:
     """The pipeline for these options, which are taken out of ``values``; ``check`` looks at data set and models at once."""
-    from lever_mlflow.pipeline import Pipeline
-    from lever_mlflow.resources import Resources, default_cache_dir
+    from lever_mlflow.pipeline.experiment import Pipeline
+    from lever_mlflow.pipeline.resources import Resources, default_cache_dir
 
     places = ("dataset", "vlm", "vlm_model", "encoder", "device", "batch_tokens", "cache")
     names = {name: values.pop(name) for name in places}
@@ -319,7 +319,7 @@ def in_processes(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**values: Any) -> None:
         from lever_mlflow import distributed
-        from lever_mlflow.resources import Resources
+        from lever_mlflow.pipeline.resources import Resources
 
         processes = distributed.join(Resources(device=values["device"]).torch_device)
         if not processes.is_main_process:

@@ -19,7 +19,7 @@ from entrypoints._cli import (
     resource_options,
     reward_mode_option,
 )
-from lever_mlflow.types import EvalSettings
+from lever_mlflow.settings import EvalSettings
 
 
 @click.command()
@@ -33,7 +33,7 @@ from lever_mlflow.types import EvalSettings
 @in_processes
 def main(kl_betas: tuple[float, ...], evaluations: str, results: str, lang: Any, **values: Any) -> None:
     """Compare betas: report.html, report.md, comparison.json and figures."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("compare"):
         pipeline = make_pipeline(values)

@@ -19,7 +19,7 @@ from entrypoints._cli import (
     resource_options,
     reward_mode_option,
 )
-from lever_mlflow.types import EvalSettings, GrpoSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings
 
 
 @click.command()
@@ -39,7 +39,7 @@ from lever_mlflow.types import EvalSettings, GrpoSettings
 @in_processes
 def main(kl_beta: float, grpo_run: str, checkpoints: str, **values: Any) -> None:
     """Evaluate one beta: accuracies per epoch, a registered version."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("evaluate"):
         pipeline = make_pipeline(values)

@@ -20,7 +20,7 @@ from entrypoints._cli import (
     rl_data_options,
     training_options,
 )
-from lever_mlflow.types import GrpoSettings
+from lever_mlflow.settings import GrpoSettings
 
 
 @click.command()
@@ -42,7 +42,7 @@ from lever_mlflow.types import GrpoSettings
 @in_processes
 def main(rl_data: str, init: str, resume: str, **values: Any) -> None:
     """Train by GRPO: an MLflow run with a checkpoint per epoch."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("grpo"):
         pipeline = make_pipeline(values)

@@ -23,7 +23,7 @@ from entrypoints._cli import (
     reward_mode_option,
     thresholds_option,
 )
-from lever_mlflow.types import EvalSettings, RceSettings, RolloutSettings
+from lever_mlflow.settings import EvalSettings, RceSettings, RolloutSettings
 
 
 @click.command()
@@ -47,7 +47,7 @@ from lever_mlflow.types import EvalSettings, RceSettings, RolloutSettings
 @in_processes
 def main(**values: Any) -> None:
     """Run every step as a child run; finished steps with the same inputs are reused."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("main"):
         pipeline = make_pipeline({**values, "max_shots": max(values["shots"])})

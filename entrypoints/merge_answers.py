@@ -15,7 +15,7 @@ from entrypoints._cli import launch
 @click.argument("sources", type=click.Path(path_type=Path, dir_okay=False, exists=True), nargs=-1, required=True)
 def main(into: Path, sources: tuple[Path, ...]) -> None:
     """Merge answer caches; answers that INTO has already stay."""
-    from lever_mlflow.answer_cache import merge_answers
+    from lever_mlflow.vlm.answer_cache import merge_answers
 
     click.echo(f"{into}: {merge_answers(sources, into)} answers added")
 

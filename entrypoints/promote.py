@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from entrypoints._cli import Positive, launch, make_pipeline, model_name_option, option, resource_options
-from lever_mlflow.types import GrpoSettings, PromotionSettings
+from lever_mlflow.settings import GrpoSettings, PromotionSettings
 
 
 @click.command()
@@ -16,7 +16,7 @@ from lever_mlflow.types import GrpoSettings, PromotionSettings
 @option("force", bool, PromotionSettings.force, "promote in spite of the evidence, tagged")
 def main(kl_beta: float, min_gain: float, force: bool, **values: Any) -> None:
     """Give the alias champion to a beta's version, and previous-champion to the one that had it."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("promote"):
         pipeline = make_pipeline(values, check=False)  # only an evaluation of the champion takes data and models

@@ -16,7 +16,7 @@ from entrypoints._cli import (
     rl_data_options,
     training_options,
 )
-from lever_mlflow.types import RceSettings
+from lever_mlflow.settings import RceSettings
 
 
 @click.command()
@@ -36,7 +36,7 @@ from lever_mlflow.types import RceSettings
 @in_processes
 def main(rl_data: str, resume: str, **values: Any) -> None:
     """Train by RCE: an MLflow run with a checkpoint per epoch."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("rce"):
         pipeline = make_pipeline(values)

@@ -14,7 +14,7 @@ from entrypoints._cli import (
     pool_sampler_option,
     resource_options,
 )
-from lever_mlflow.types import RolloutSettings
+from lever_mlflow.settings import RolloutSettings
 
 
 @click.command()
@@ -34,7 +34,7 @@ from lever_mlflow.types import RolloutSettings
 @in_processes
 def main(init: str, **values: Any) -> None:
     """Record RL data: an MLflow run with rl_data.json."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("rollout"):
         pipeline = make_pipeline(values)

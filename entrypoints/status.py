@@ -11,9 +11,9 @@ from entrypoints._cli import dataset_option, launch, model_name_option, vlm_opti
 @model_name_option
 def main(dataset: str, vlm: str, vlm_model: str, model_name: str) -> None:
     """Print the versions of the registered model."""
-    from lever_mlflow.pipeline import Pipeline
-    from lever_mlflow.resources import Resources
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.pipeline.experiment import Pipeline
+    from lever_mlflow.pipeline.resources import Resources
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("status"):
         pipeline = Pipeline(Resources(dataset=dataset, vlm=vlm, vlm_model=vlm_model), model_name=model_name)

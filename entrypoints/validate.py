@@ -26,7 +26,7 @@ from entrypoints._cli import (
 @in_processes
 def main(rl_data: str, reference: str, **values: Any) -> None:
     """Check RL data, or compare them with others, and print the table of expectations."""
-    from lever_mlflow.tracking import project_run, run_here
+    from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("validate"):
         pipeline = make_pipeline(values)

@@ -9,6 +9,7 @@ __all__ = [
     "ParameterError",
     "PromotionError",
     "ServerError",
+    "first_line",
 ]
 
 
@@ -42,3 +43,8 @@ class PromotionError(LeverError):
 
 class ServerError(LeverError):
     """The server of a VLM cannot be reached, refuses a request or does not speak the protocol."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for a message of our own that quotes it."""
+    return str(error).strip().split("\n", 1)[0]

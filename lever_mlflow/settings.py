@@ -1,28 +1,30 @@
-"""Frozen records that the stages exchange, and the settings of each stage with their defaults (nowhere else)."""
+"""The settings of each stage with their defaults, and the choices that they may hold; nowhere else."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 __all__ = [
     "GRPO_PRESETS",
     "PRESET_SETTINGS",
+    "REWARD_MODES",
+    "CacheMode",
     "DataSettings",
     "EvalSettings",
     "Fusion",
     "GateSettings",
     "GrpoSettings",
     "Language",
+    "LrScheduler",
+    "NormalizeRewards",
     "PoolSampler",
     "PromotionSettings",
-    "Prompt",
     "RceSettings",
+    "RewardMode",
     "RolloutSettings",
-    "Sample",
+    "ScaleRewards",
     "ServingSettings",
 ]
 
@@ -30,39 +32,12 @@ __all__ = [
 Fusion = Literal["mean", "concat"]  # of image and text features
 Language = Literal["en", "zh"]  # of a report
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "mixed"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One OK-VQA item.
-
-    Attributes:
-        index: position among the split's usable items; for training items the id used in RL data.
-        question_id: the data set's own id of the question.
-        image_id: the data set's own id of the image.
-        question: the question's text.
-        image_path: the image file.
-        answers: the annotators' raw answers, 10 of them.
-    """
-
-    index: int
-    question_id: int
-    image_id: int
-    question: str
-    image_path: Path
-    answers: tuple[str, ...]
-
-    @property
-    def answer(self) -> str:
-        """The most frequent annotator answer (the earliest among equals): what a demonstration shows."""
-        return Counter(self.answers).most_common(1)[0][0]
-
-
-class Prompt(NamedTuple):
-    """A query behind its demonstrations, in the order in which the VLM is shown them."""
-
-    demonstrations: tuple[Sample, ...]
-    query: Sample
+RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
+REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
+NormalizeRewards = Literal["z-score", "rank", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
+LrScheduler = Literal["constant", "linear", "cosine"]
+CacheMode = Literal["on", "read", "off"]
 
 
 @dataclass(frozen=True)
@@ -110,11 +85,11 @@ class RceSettings:
 
     epochs: int = 5
     lr: float = 1e-4
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_scheduler: LrScheduler = "constant"
     batch_size: int = 1
     temperature_start: float = 2.0
     temperature_end: float = 0.5
-    normalize_rewards: Literal["z-score", "rank", "none"] = "z-score"
+    normalize_rewards: NormalizeRewards = "z-score"
     top_k: int = 0
     dropout: float = 0.0
     grad_clip: float = 1.0
@@ -139,11 +114,11 @@ class GrpoSettings:
     adaptive_beta: bool = False
     epochs: int = 3
     lr: float = 2e-4
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_scheduler: LrScheduler = "constant"
     batch_size: int = 8
     epsilon: float = 0.9
     epsilon_high: float = 5.0
-    scale_rewards: Literal["group", "batch", "none"] = "group"
+    scale_rewards: ScaleRewards = "group"
     mask_zero_std_groups: bool = False
     top_k: int = 0
     entropy_coef: float = 0.0

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from lever_mlflow.compare import Records
-from lever_mlflow.results import EpochResult, Results, RunResult
+from lever_mlflow.comparison.facts import Records
+from lever_mlflow.comparison.results import EpochResult, Results, RunResult
 
 METRICS = {"train_loss": 0.5, "val_loss": 5.0, "kl": 0.01, "advantage_std": 0.9}
 

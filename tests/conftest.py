@@ -19,13 +19,14 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from lever_mlflow import pipeline, tracking
-from lever_mlflow.checkpoint import save_selector, selector_digest
-from lever_mlflow.resources import Resources
-from lever_mlflow.retriever import RetrieverSettings, save_retriever
-from lever_mlflow.rl_data import Group, Trial, save_rl_data
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import Sample
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs import steps
+from lever_mlflow.selector.checkpoint import save_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving.retriever import RetrieverSettings, save_retriever
+from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 
 ROOT = Path(__file__).parents[1]
 
@@ -244,8 +245,8 @@ def error_lines(result):
 
 def run_step(make_step):
     """Runs a step in this process and returns its run."""
-    with tracking.project_run("test") as run:
-        tracking.run_here(make_step())
+    with steps.project_run("test") as run:
+        steps.run_here(make_step())
     return mlflow.get_run(run.info.run_id)
 
 
@@ -274,7 +275,7 @@ def local(mlflow_store, cache_dir):
     """local(**choices) is a pipeline in this process, on a fresh store."""
 
     def make(**choices):
-        return pipeline.Pipeline(Resources(cache_dir=cache_dir), **choices)
+        return experiment.Pipeline(Resources(cache_dir=cache_dir), **choices)
 
     return make
 

@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 from conftest import ROOT
 
-from lever_mlflow.answer_cache import AnswerCache, cached_answers, merge_answers
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.types import Prompt
+from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers, merge_answers
+from lever_mlflow.vlm.prompt import Prompt
 
 
 class Counter:

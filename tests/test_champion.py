@@ -11,9 +11,9 @@ from conftest import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow import champion
-from lever_mlflow.champion import Change, Holders
 from lever_mlflow.exceptions import MissingRunError, PromotionError
+from lever_mlflow.registry import champion
+from lever_mlflow.registry.champion import Change, Holders
 
 ROUNDS, PROCESSES = int(os.environ.get("LEVER_CHAMPION_ROUNDS", "3")), 3
 PROCESS = multiprocessing.get_context("forkserver")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lever_mlflow.checkpoint import load_selector, read_meta, save_selector, selector_digest
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
 
 
 @pytest.fixture

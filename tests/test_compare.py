@@ -9,9 +9,9 @@ from comparisons import policy, results, right, run
 from scipy.stats import binomtest, norm
 from test_results import PREDECESSOR
 
-from lever_mlflow.compare import Records, compare, read_records
+from lever_mlflow.comparison.facts import Records, compare, read_records
+from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.results import read_results
 
 
 def compared(*pairs, **options):

@@ -5,8 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from lever_mlflow.curves import training_curves
-from lever_mlflow.diagnosis import diagnose
+from lever_mlflow.training.curves import training_curves
+from lever_mlflow.training.diagnosis import diagnose
 
 GRPO = {
     "expected_reward": 1.21,

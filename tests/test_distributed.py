@@ -20,13 +20,14 @@ from conftest import ROOT, learnable_groups
 from mlflow import MlflowClient
 
 from lever_mlflow.distributed import follow, join, release
-from lever_mlflow.evaluate import RANDOM, ZERO_SHOT, evaluate, random_picks
-from lever_mlflow.resources import Resources
-from lever_mlflow.rl_data import RLData
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.train_grpo import train_grpo
-from lever_mlflow.train_rce import train_rce
-from lever_mlflow.types import GrpoSettings, RceSettings
+from lever_mlflow.evaluation.answering import evaluate
+from lever_mlflow.evaluation.policies import RANDOM, ZERO_SHOT, random_picks
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import GrpoSettings, RceSettings
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.training.rce import train_rce
+from lever_mlflow.trials.rl_data import RLData
 
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]

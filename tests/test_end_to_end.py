@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, error_lines
 
-from lever_mlflow import pipeline, served_retriever, tracking
-from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
-from lever_mlflow.types import GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.pipeline import experiment as pipeline
+from lever_mlflow.runs.steps import project_run, run_here
+from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
+from lever_mlflow.serving import retriever_model
+from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings
 
 NAME = "lever-selector-mini-mini"
 ROUNDED = 0.005 + 1e-9  # a figure of two decimals, of which the third may have been a 5
@@ -239,7 +241,7 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
     rows = [line.split() for line in listed.stdout.splitlines() if "kl-0-" in line]
     assert [row[:4] for row in rows] == [["0.12", "1", "kl-0-12,", "previous-champion"], ["0.15", "2", "champion,", "kl-0-15"]]
     mlflow.set_tracking_uri(project.uri)
-    (picks,) = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(*served_retriever.input_example())
+    (picks,) = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(*retriever_model.input_example())
     assert len(set(picks.question_ids)) == 2
 
 
@@ -249,10 +251,10 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
     monkeypatch.setattr(pipeline, "RceSettings", partial(RceSettings, epochs=1))
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
-    with tracking.project_run("test") as run:
+    with project_run("test") as run:
         data = line.find_rl_data("auto")
         start = line.find_start("auto", data)
-        tracking.run_here(line.grpo(data, start, GrpoSettings(kl_beta=0.12, epochs=1)))
+        run_here(line.grpo(data, start, GrpoSettings(kl_beta=0.12, epochs=1)))
     assert [message.split(",")[0] for message in caplog.messages if "running" in message] == [
         "rl_data=auto: no finished rollout with these settings in this experiment",
         "rollout: running",

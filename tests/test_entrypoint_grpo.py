@@ -8,7 +8,7 @@ import pytest
 import entrypoints.grpo
 import entrypoints.main
 from entrypoints._cli import grpo_settings
-from lever_mlflow.types import GRPO_PRESETS, GrpoSettings
+from lever_mlflow.settings import GRPO_PRESETS, GrpoSettings
 
 VARYING = ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
 

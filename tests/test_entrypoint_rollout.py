@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from entrypoints.rollout import main
-from lever_mlflow import tracking
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.rl_data import load_rl_data
-from lever_mlflow.types import RolloutSettings
+from lever_mlflow.runs import artifacts
+from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.trials.rl_data import load_rl_data
 
 SMALL = {
     "n_queries": 6,
@@ -46,7 +46,7 @@ def recorded(rollout):
         result = rollout(**options)
         assert result.exit_code == 0, result.output
         run_id = mlflow.search_runs(output_format="list", max_results=1)[0].info.run_id
-        data = load_rl_data(tracking.artifact(run_id, "rl_data.json"))
+        data = load_rl_data(artifacts.artifact(run_id, "rl_data.json"))
         return [(group.query_id, group.pool, [trial.pointer for trial in group.trials]) for group in data.groups]
 
     return run

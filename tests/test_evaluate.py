@@ -2,21 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lever_mlflow.evaluate import (
-    ZERO_SHOT,
-    accuracy_table,
-    best_single,
-    choose_epoch,
-    evaluate,
-    first_logits,
-    greedy_picks,
-    random_picks,
-    similarity_picks,
-    split_questions,
-)
+from lever_mlflow.evaluation.answering import best_single, evaluate
+from lever_mlflow.evaluation.policies import ZERO_SHOT, first_logits, greedy_picks, random_picks, similarity_picks
+from lever_mlflow.evaluation.questions import split_questions
+from lever_mlflow.evaluation.records import accuracy_table, choose_epoch
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import EvalSettings
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import EvalSettings
 
 
 def test_report_sizes_are_nested_and_selection_is_apart(samples):

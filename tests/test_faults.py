@@ -19,12 +19,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import entrypoints.grpo
-from lever_mlflow import tracking
-from lever_mlflow.checkpoint import load_selector, save_selector
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.training_state import load_state
-from lever_mlflow.types import GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.runs import processes
+from lever_mlflow.selector.checkpoint import load_selector, save_selector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.training.state import load_state
 
 
 @pytest.mark.parametrize(
@@ -272,8 +272,8 @@ def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypat
         with mlflow.start_run():
             return line.interrupted(step, "auto")
 
-    host, number, _ = tracking.this_process().rsplit(" ", 2)
-    assert found(tracking.this_process()) is None
+    host, number, _ = processes.this_process().rsplit(" ", 2)
+    assert found(processes.this_process()) is None
     assert f"(run {other}) trains the same just now; starting over beside it" in caplog.text
     with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
         line.interrupted(step, other)

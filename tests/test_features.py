@@ -7,11 +7,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPModel
 
-from lever_mlflow import features, mini
+from lever_mlflow import mini
+from lever_mlflow.data import features
+from lever_mlflow.data.features import sample_features
+from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.features import sample_features
-from lever_mlflow.model_files import check_model
-from lever_mlflow.okvqa import load_split
+from lever_mlflow.files.model_folders import check_model
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_selector import numpy_logits
 
-from lever_mlflow.objectives import group_advantages, grpo_loss, rce_loss
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss
 
 POINTERS = [[[0, 3], [2, 1], [4, 0]], [[1, 4], [3, 2], [0, 1]]]  # the last one of the second group is padding
 REWARDS = [[2.0, 0.0, 1.3], [0.0, 1.6, 9.0]]

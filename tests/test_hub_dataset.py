@@ -9,11 +9,11 @@ import shutil
 import pytest
 from PIL import Image
 
+from lever_mlflow.data.hub_dataset import ensure_hub_dataset
+from lever_mlflow.data.okvqa import load_split, read_split, tally
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.hub_dataset import ensure_hub_dataset
-from lever_mlflow.okvqa import load_split, read_split, tally
-from lever_mlflow.resources import Resources
-from lever_mlflow.types import DataSettings
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.settings import DataSettings
 
 datasets = pytest.importorskip("datasets", reason="the optional extra hf is not installed: pip install 'lever-mlflow[hf]'")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lever_mlflow import json_files
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.json_files import iterate_object, read_object
+from lever_mlflow.files import strict_json
+from lever_mlflow.files.strict_json import iterate_object, read_object
 
 REMEDIES = {"missing": "look for it", "damaged": "copy it again"}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -28,7 +28,7 @@ def path(tmp_path_factory):
 def read_in_pieces(path, text, size):
     path.write_text(text, encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_files, "_CHUNK", size)
+        patch.setattr(strict_json, "_CHUNK", size)
         return read_object(path, **REMEDIES)
 
 

@@ -17,12 +17,14 @@ from conftest import run_step
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
-from lever_mlflow import pipeline, tracking
-from lever_mlflow.checkpoint import load_selector, selector_digest
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.resources import Resources
-from lever_mlflow.training_state import load_state
-from lever_mlflow.types import RceSettings
+from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs import artifacts, metrics
+from lever_mlflow.selector.checkpoint import load_selector, selector_digest
+from lever_mlflow.serving import logged_models
+from lever_mlflow.settings import RceSettings
+from lever_mlflow.training.state import load_state
 
 PROCESS = multiprocessing.get_context("forkserver")
 STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
@@ -73,7 +75,7 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
         return function(*arguments, **keywords)
 
     setattr(owner, name, counted)
-    line = pipeline.Pipeline(Resources(cache_dir=cache_dir))
+    line = experiment.Pipeline(Resources(cache_dir=cache_dir))
     data = line.rl_data(rl_data)
     run_step(lambda: line.rce(data, SETTINGS, "none"))
 
@@ -81,7 +83,7 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
 def epochs_of(run):
     """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
     epochs = [
-        {name: value for name, value in epoch.items() if name != "seconds"} for epoch in tracking.epoch_metrics(run.info.run_id)
+        {name: value for name, value in epoch.items() if name != "seconds"} for epoch in metrics.epoch_metrics(run.info.run_id)
     ]
     models = json.loads(run.data.tags["lever.models"])
     return epochs, {epoch: mlflow.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
@@ -94,16 +96,19 @@ def readable_checkpoints(line, run_id):
     )
     for model in found:
         if model.status == LoggedModelStatus.READY:
-            yield model.params["epoch"], selector_digest(load_selector(tracking.checkpoint_folder(f"models:/{model.model_id}")))
+            yield (
+                model.params["epoch"],
+                selector_digest(load_selector(logged_models.checkpoint_folder(f"models:/{model.model_id}"))),
+            )
     for folder in (line.resources.cache_dir / "unsent" / run_id).glob("checkpoint-*"):
         yield str(int(folder.name[-4:])), selector_digest(load_selector(folder))
 
 
 def whole_states(run_id):
     """The epochs of the training states that a killed run logged and that can be read."""
-    for path in tracking.list_artifacts(run_id, "training_states"):
+    for path in artifacts.list_artifacts(run_id, "training_states"):
         try:
-            state, _ = load_state(tracking.artifact(run_id, path))
+            state, _ = load_state(artifacts.artifact(run_id, path))
         except CheckpointError:
             continue
         assert len(state.history) == int(path[-4:])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lever_mlflow.objectives import (
+from lever_mlflow.training.objectives import (
     adapted_beta,
     categorical_kl,
     entropy,

@@ -4,8 +4,8 @@ import os
 import pytest
 from PIL import Image
 
+from lever_mlflow.data.okvqa import describe, load_split, read_split, tally
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.okvqa import describe, load_split, read_split, tally
 
 QUESTIONS = "OpenEnded_mscoco_train2014_questions.json"
 ANNOTATIONS = "mscoco_train2014_annotations.json"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lever_mlflow.overlap import Overlap, overlaps, why_identical
+from lever_mlflow.evaluation.overlap import Overlap, overlaps, why_identical
 
 
 def test_overlap_by_hand():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, ttest_1samp
 
-from lever_mlflow.paired import (
+from lever_mlflow.evaluation.statistics import (
     difference_shown,
     holm,
     interval,

@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lever_mlflow import pools
+from lever_mlflow.data import candidate_pools as pools
+from lever_mlflow.data.candidate_pools import candidate_pools, nearest, random_pool, top_k
+from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.features import FeatureTable
-from lever_mlflow.pools import candidate_pools, nearest, random_pool, top_k
-from lever_mlflow.types import Sample
 
 SAMPLERS = ("random", "image-similarity", "text-similarity", "mixed")
 

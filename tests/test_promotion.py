@@ -11,11 +11,12 @@ import pytest
 from conftest import run_step
 from mlflow import MlflowClient
 
-from lever_mlflow import champion, model_card, promotion, registry, tracking
-from lever_mlflow.checkpoint import save_selector
 from lever_mlflow.exceptions import LeverError, MissingRunError, PromotionError
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import EvalSettings, GrpoSettings, PromotionSettings
+from lever_mlflow.registry import champion, evidence, model_card, versions
+from lever_mlflow.runs import artifacts
+from lever_mlflow.selector.checkpoint import save_selector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings
 
 NAME = "lever-selector-mini-mini"
 SHOTS = (1, 2)
@@ -61,7 +62,7 @@ def result_of(questions, kl_beta=0.12, run_id="run", **inputs):
             **inputs,
         },
         "resources": {"dataset": "mini", "vlm": "mini", "encoder": "mini"},
-        "registered": {"name": NAME, "alias": registry.beta_alias(kl_beta)},
+        "registered": {"name": NAME, "alias": versions.beta_alias(kl_beta)},
         "run_id": run_id,
         "git_commit": "c0ffee",
     }
@@ -70,7 +71,7 @@ def result_of(questions, kl_beta=0.12, run_id="run", **inputs):
 def test_gain_is_paired_over_questions_and_averaged_over_shots_and_draws():
     own = np.array([[1.0, 0.6, 0.0], [1.0, 0.0, 0.3]])
     draws = np.array([[[0.0, 0.6, 0.0], [0.3, 0.0, 0.0]], [[1.0, 0.0, 0.0], [0.3, 0.0, 0.6]]])
-    found = promotion.gain(records_of({"epoch 1": own}), "epoch 1", records_of({"random": draws}), "random", seed=0)
+    found = evidence.gain(records_of({"epoch 1": own}), "epoch 1", records_of({"random": draws}), "random", seed=0)
     differences = np.array([1.0 - 0.4, 0.3 - 0.15, 0.15 - 0.15])  # by hand: 1.6 / 4, 0.6 / 4 and 0.6 / 4
     assert found.points == pytest.approx(100 * differences.mean())
     signs = np.array(list(itertools.product([-1, 1], repeat=3)))
@@ -85,7 +86,7 @@ def test_gain_on_other_questions_or_of_an_unknown_policy_is_refused():
     first = records_of({"epoch 1": np.ones((2, 3))})
     for other, policy in ((records_of({"epoch 1": np.ones((2, 2))}), "epoch 1"), (first, "epoch 2")):
         with pytest.raises(LeverError, match="do not cover the same questions; evaluate again"):
-            promotion.gain(first, "epoch 1", other, policy, seed=0)
+            evidence.gain(first, "epoch 1", other, policy, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_gain_on_other_questions_or_of_an_unknown_policy_is_refused():
     ],
 )
 def test_gate(tags, met, says):
-    assert promotion.gate_condition(tags)[:3] == ("gate", met, says)
+    assert evidence.gate_condition(tags)[:3] == ("gate", met, says)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_better_than_random_takes_a_test_and_an_interval(gains, losses, met):
     own[:, :gains], own[:, 40 - losses :] = 1.0, 0.3
     random[:, 40 - losses :] = 1.0
     frame = records_of({"epoch 1": own, "random": random})
-    assert promotion.gain_over_random(frame, "epoch 1", seed=0).met == met
+    assert evidence.gain_over_random(frame, "epoch 1", seed=0).met == met
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_over_the_champion(gains, losses, min_gain, met, reason):
     own[:, :gains] = 1.0
     champions[:, 40 - losses :] = 1.0 if losses else 0.0
     frames = records_of({"epoch 1": own}), "epoch 1", records_of({"epoch 2": champions}), "epoch 2"
-    found = promotion.gain_over_champion(*frames, PromotionSettings(min_gain=min_gain), seed=0)
+    found = evidence.gain_over_champion(*frames, PromotionSettings(min_gain=min_gain), seed=0)
     assert found.met == met
     assert found.says.endswith(f"40 questions{reason}")
 
@@ -139,10 +140,10 @@ def test_over_the_champion(gains, losses, min_gain, met, reason):
 def test_what_an_evaluation_covers():
     result, records = result_of(6), records_of({"epoch 1": np.ones((2, 6))})
     fewer = records[records.position < 4]
-    assert promotion.covers(records, result, fewer, result)
-    assert not promotion.covers(fewer, result, records, result)
-    assert not promotion.covers(records[records.shots == 1], result, fewer, result)
-    assert not promotion.covers(records.assign(part="selection"), result, fewer, result)
+    assert evidence.covers(records, result, fewer, result)
+    assert not evidence.covers(fewer, result, records, result)
+    assert not evidence.covers(records[records.shots == 1], result, fewer, result)
+    assert not evidence.covers(records.assign(part="selection"), result, fewer, result)
     for section, name in (
         ("inputs", "seed"),
         ("inputs", "vlm_digest"),
@@ -150,7 +151,7 @@ def test_what_an_evaluation_covers():
         ("settings", "pool_sampler"),
     ):
         other = {**result, section: {**result[section], name: "other"}}
-        assert not promotion.covers(records, other, fewer, result), name
+        assert not evidence.covers(records, other, fewer, result), name
 
 
 def test_tags_and_card():
@@ -218,10 +219,10 @@ def register(mlflow_store, tmp_path):
         with mlflow.start_run() as run:
             result = result_of(own.shape[1], kl_beta, run.info.run_id, **inputs)
             mlflow.log_dict(result, "evaluation.json")
-            tracking.log_frame(records, tmp_path / "records.parquet")
+            artifacts.log_frame(records, tmp_path / "records.parquet")
         tags = {**model_card.version_tags(result, records), "kl_beta": f"{kl_beta:g}"}
         version = str(client.create_model_version(NAME, "s3://nothing/there", tags=tags, description="A card.").version)
-        client.set_registered_model_alias(NAME, registry.beta_alias(kl_beta), version)
+        client.set_registered_model_alias(NAME, versions.beta_alias(kl_beta), version)
         return version
 
     return make
@@ -262,7 +263,7 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
     assert f"- over random demonstrations: {gain}" in version.description
     assert run.data.tags["lever.champion"] == "1"
     assert run.data.tags["mlflow.note.content"] == f"{NAME} version 1 (beta 0.12) is champion"
-    evidence = json.loads(tracking.artifact(run.info.run_id, "promotion.json").read_text())
+    evidence = json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())
     assert [(row["name"], row["met"]) for row in evidence["conditions"]] == [("gate", True), ("random", True)]
     assert evidence["conditions"][1]["gain"]["points"] == 25.0
     assert (evidence["champion"], evidence["force"], evidence["min_gain"]) == (None, False, 0.0)
@@ -294,7 +295,7 @@ def test_a_refused_promotion_names_what_failed_and_changes_nothing(local, regist
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow.note.content"] == str(error.value)
     assert [
-        row["met"] for row in json.loads(tracking.artifact(run.info.run_id, "promotion.json").read_text())["conditions"]
+        row["met"] for row in json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())["conditions"]
     ] == [
         True,
         True,
@@ -377,14 +378,14 @@ def test_a_champion_that_cannot_be_evaluated_here(local, register):
 def test_a_champion_that_changed_meanwhile(local, register, monkeypatch):
     register(0.12, right(20, 20))
     register(0.15, right(20, 20))
-    judged = promotion.gain_over_random
+    judged = evidence.gain_over_random
 
     def meanwhile(*arguments):
         if aliases() == (None, None):
             champion.change(NAME, champion.holders(NAME), champion.Change("2", None, "somebody"))
         return judged(*arguments)
 
-    monkeypatch.setattr(promotion, "gain_over_random", meanwhile)
+    monkeypatch.setattr(evidence, "gain_over_random", meanwhile)
     with pytest.raises(PromotionError, match="version 2 is champion, but there is no champion when this began"):
         promote(local, 0.12)
     assert aliases() == ("2", None)
@@ -436,7 +437,7 @@ def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_r
     caplog.clear()
     run = promote(lambda: line, 0.15, force=True)
     assert "version 1, was evaluated on other questions, shots or pools: evaluating it on those of the candidate" in caplog.text
-    evidence = json.loads(tracking.artifact(run.info.run_id, "promotion.json").read_text())
+    evidence = json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())
     assert evidence["conditions"][2]["gain"]["questions"] == 9
     (child,) = (
         found
@@ -444,9 +445,9 @@ def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_r
         if found.data.tags.get("mlflow.parentRunId") == run.info.run_id
     )
     assert child.info.run_name == "evaluate version 1"
-    found = pd.read_parquet(tracking.artifact(child.info.run_id, "records.parquet"))
+    found = pd.read_parquet(artifacts.artifact(child.info.run_id, "records.parquet"))
     own_run = MlflowClient().get_model_version(NAME, "1").tags["evaluation_run"]
-    own = pd.read_parquet(tracking.artifact(own_run, "records.parquet"))
+    own = pd.read_parquet(artifacts.artifact(own_run, "records.parquet"))
     own = own[(own.policy == "epoch 1") & (own.part == "report")]
     both = found.merge(own, on=["position", "question_id", "shots"], suffixes=("", "_own"))
     assert len(both) == 5 * 2

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lever_mlflow.prompt import PROFILES, build_messages, clean_generation, prompt_key
-from lever_mlflow.types import Prompt
+from lever_mlflow.vlm.prompt import PROFILES, Prompt, build_messages, clean_generation, prompt_key
 
 
 def texts(messages):

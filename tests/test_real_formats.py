@@ -9,13 +9,13 @@ from conftest import run_step, write_okvqa_split
 from PIL import Image
 
 from entrypoints.rollout import main as rollout_command
-from lever_mlflow import tracking
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.images import read_image
-from lever_mlflow.pipeline import Pipeline
-from lever_mlflow.resources import Resources
-from lever_mlflow.rl_data import load_rl_data
-from lever_mlflow.types import DataSettings, EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.files.images import read_image
+from lever_mlflow.pipeline.experiment import Pipeline
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs import artifacts
+from lever_mlflow.settings import DataSettings, EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.trials.rl_data import load_rl_data
 
 ROLLOUT = RolloutSettings(
     n_queries=12, pool_size=8, beam_width=2, temperatures=(1.0,), samples_per_temperature=1, random_pointers=1
@@ -98,7 +98,7 @@ def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache
     assert ids == [10 * i + j for i in range(1, 21) for j in range(2) if i not in (1, 7, 8)]
 
     rollout = run_step(lambda: skipping.rollout(ROLLOUT))
-    recorded = json.loads(tracking.artifact(rollout.info.run_id, "rl_data.json").read_text())
+    recorded = json.loads(artifacts.artifact(rollout.info.run_id, "rl_data.json").read_text())
     for index, entry in recorded.items():
         if index != "_meta":
             assert ids[int(index)] == entry["query"]["question_id"]
@@ -125,7 +125,7 @@ def test_rl_data_of_other_items_are_refused(root, mlflow_store, cache_dir):
     with pytest.raises(DataError, match=told):
         run_step(lambda: skipping.validate(data))
     fewer = run_step(lambda: skipping.rollout(ROLLOUT))
-    meta = load_rl_data(tracking.artifact(fewer.info.run_id, "rl_data.json")).meta
+    meta = load_rl_data(artifacts.artifact(fewer.info.run_id, "rl_data.json")).meta
     assert (meta["skipped_train"], meta["dataset_digest"]) == (6, skipping.resources.dataset_digest)
     run_step(lambda: skipping.validate(skipping.rl_data(fewer.info.run_id)))
     with pytest.raises(DataError, match=r"0 are left out, then 6 were"):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from lever_mlflow import registry, tracking
-from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
 from lever_mlflow.exceptions import CheckpointError, MissingRunError
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.registry import versions
+from lever_mlflow.selector.checkpoint import load_selector, save_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving import logged_models
 
 NAME = "lever-selector-test"
 
@@ -20,7 +21,7 @@ def log_selector(mlflow_store, tmp_path):
         save_selector(tmp_path / f"checkpoint-{seed}", selector, {"epoch": seed})
         example = pd.DataFrame({"query": [[0.1] * 6], "candidates": [[[0.1] * 6, [0.2] * 6, [0.3] * 6]]})
         with mlflow.start_run():
-            model_id = tracking.log_checkpoint(
+            model_id = logged_models.log_checkpoint(
                 f"grpo-epoch-{seed}", tmp_path / f"checkpoint-{seed}", epoch=seed, params={}, tags={}, example=example
             )
         return model_id, selector
@@ -36,13 +37,13 @@ def aliases():
     ("beta", "alias"), [(0.12, "kl-0-12"), (0.0, "kl-0"), (1.0, "kl-1"), (1e-5, "kl-1e-05"), (1e20, "kl-1e20")]
 )
 def test_alias_of_a_beta(beta, alias):
-    assert registry.beta_alias(beta) == alias
+    assert versions.beta_alias(beta) == alias
 
 
 def test_logged_checkpoint_comes_back_and_predicts(log_selector, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     model_id, selector = log_selector(1)
-    loaded = load_selector(tracking.checkpoint_folder(f"models:/{model_id}"))
+    loaded = load_selector(logged_models.checkpoint_folder(f"models:/{model_id}"))
     assert selector_digest(loaded) == selector_digest(selector)
     generator = torch.Generator().manual_seed(0)
     query, pool = torch.randn(2, 6, generator=generator), torch.randn(2, 5, 6, generator=generator)
@@ -55,7 +56,7 @@ def test_logged_checkpoint_comes_back_and_predicts(log_selector, monkeypatch):
 
 def test_registering_sets_alias_and_tags(log_selector):
     model_id, selector = log_selector(1)
-    version = registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    version = versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
     found = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
     assert str(found.version) == version == "1"
     assert found.tags == {"epoch": "1", "kl_beta": "0.12", "model_digest": selector_digest(selector)}
@@ -63,26 +64,26 @@ def test_registering_sets_alias_and_tags(log_selector):
 
 def test_the_same_checkpoint_adds_no_version_and_another_moves_the_alias(log_selector):
     model_id, selector = log_selector(1)
-    registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
-    assert registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 2}) == "1"
+    versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    assert versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 2}) == "1"
     other_id, other = log_selector(2)
-    assert registry.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2}) == "2"
-    assert registry.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1}) == "1"
+    assert versions.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2}) == "2"
+    assert versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1}) == "1"
     assert aliases() == {"kl-0-12": "1"}  # back to the first, without a third version
-    registry.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2})
+    versions.register(other_id, NAME, 0.12, selector_digest(other), {"epoch": 2})
     assert aliases() == {"kl-0-12": "2"}
 
 
 def test_what_is_renewed_and_what_stays(log_selector):
     model_id, selector = log_selector(1)
     digest = selector_digest(selector)
-    registry.register(
+    versions.register(
         model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n40_shots2": "50.00", "gate_override": "x" * 9000}, "card"
     )
     client = MlflowClient()
     client.set_model_version_tag(NAME, "1", "reviewed_by", "somebody")
     client.update_model_version(NAME, "1", "card\n\n## Promotion\n\nChampion since today.")
-    registry.register(model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n80_shots2": "51.00"}, "another card")
+    versions.register(model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n80_shots2": "51.00"}, "another card")
     found = client.get_model_version(NAME, "1")
     assert found.tags.pop("gate_override") == "x" * 5000
     assert found.tags == {
@@ -99,31 +100,31 @@ def test_a_checkpoint_registered_twice_at_the_same_time_leaves_one_version(log_s
     """Another evaluation registers the checkpoint between this one's look and its registration."""
     model_id, selector = log_selector(1)
     digest = selector_digest(selector)
-    look = registry._of_digest
+    look = versions._of_digest
 
     def overtaken(client, name, wanted):
-        monkeypatch.setattr(registry, "_of_digest", look)
-        registry.register(model_id, NAME, 0.12, digest, {"epoch": 1})
+        monkeypatch.setattr(versions, "_of_digest", look)
+        versions.register(model_id, NAME, 0.12, digest, {"epoch": 1})
 
-    monkeypatch.setattr(registry, "_of_digest", overtaken)
-    assert registry.register(model_id, NAME, 0.12, digest, {"epoch": 1}) == "1"
-    assert [str(version.version) for version, _ in registry.versions(NAME)] == ["1"]
+    monkeypatch.setattr(versions, "_of_digest", overtaken)
+    assert versions.register(model_id, NAME, 0.12, digest, {"epoch": 1}) == "1"
+    assert [str(version.version) for version, _ in versions.versions(NAME)] == ["1"]
     assert aliases() == {"kl-0-12": "1"}
 
 
 def test_unknown_beta_names_those_that_there_are(log_selector):
     with pytest.raises(MissingRunError, match=f"no registered model {NAME}; run `mlflow run . -e evaluate -P kl_beta=0.2`"):
-        registry.find_version(NAME, 0.2)
+        versions.find_version(NAME, 0.2)
     model_id, selector = log_selector(1)
-    registry.register(model_id, NAME, 0.12, selector_digest(selector), {})
+    versions.register(model_id, NAME, 0.12, selector_digest(selector), {})
     with pytest.raises(MissingRunError, match=r"no version with alias kl-0-2 \(it has: kl-0-12\)"):
-        registry.find_version(NAME, 0.2)
+        versions.find_version(NAME, 0.2)
 
-    assert str(registry.find_version(NAME, 0.12).version) == "1"
+    assert str(versions.find_version(NAME, 0.12).version) == "1"
     with pytest.raises(MissingRunError, match="no registered model nothing; run `mlflow run"):
-        registry.versions("nothing")
+        versions.versions("nothing")
 
 
 def test_a_model_uri_that_leads_nowhere(mlflow_store):
     with pytest.raises(CheckpointError, match="no such model"):
-        tracking.checkpoint_folder("models:/m-0123456789abcdef0123456789abcdef")
+        logged_models.checkpoint_folder("models:/m-0123456789abcdef0123456789abcdef")

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_results import PREDECESSOR
 
-from lever_mlflow import report
-from lever_mlflow.compare import compare
+from lever_mlflow.comparison.blocks import Bullets, Code, Heading, Paragraph, Table, to_html, to_markdown
+from lever_mlflow.comparison.facts import compare
+from lever_mlflow.comparison.figures import figures as draw_figures
+from lever_mlflow.comparison.page import explain, html, markdown
+from lever_mlflow.comparison.page import verdict as verdict_of
+from lever_mlflow.comparison.results import _Misfit, _results, read_results
+from lever_mlflow.comparison.terminal import summary
+from lever_mlflow.comparison.words import WORDS
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.report.blocks import Bullets, Code, Heading, Paragraph, Table, to_html, to_markdown
-from lever_mlflow.report.words import WORDS
-from lever_mlflow.results import _Misfit, _results, read_results
 
 FUZZ_EXAMPLES = int(os.environ.get("LEVER_FUZZ_EXAMPLES", "60"))
 GOLDEN = Path(__file__).parent / "data"
@@ -43,7 +46,7 @@ def row(page, *cells):
 def test_golden_report(predecessor, language):
     """Delete the file and run this to write it anew; then read it."""
     path = GOLDEN / f"predecessor_report_{language}.md"
-    page = report.markdown(predecessor, language, ["training_curves.png", "accuracy.png", "differences.png"])
+    page = markdown(predecessor, language, ["training_curves.png", "accuracy.png", "differences.png"])
     if not path.exists():
         path.write_text(page, encoding="utf-8")
         pytest.fail(f"{path} is written anew: read it")
@@ -51,7 +54,7 @@ def test_golden_report(predecessor, language):
 
 
 def test_the_chinese_report_has_the_predecessors_rows_and_not_its_wrong_reading(predecessor):
-    page = report.markdown(predecessor, "zh")
+    page = markdown(predecessor, "zh")
     assert "### KL_BETA=0.12 训练指标" in page
     assert row(page, "Epoch", "Train Loss", "Val Loss", "PPO Loss", "KL", "Adv Std", "Adv Max", "Beta")
     assert row(page, "样本数", "Shot 1", "Shot 2", "Shot 3", "Shot 4")
@@ -88,7 +91,7 @@ def test_both_vocabularies_have_the_same_keys_and_fields():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_no_word_is_left_in_the_other_language(predecessor, language):
-    page = report.markdown(predecessor, language)
+    page = markdown(predecessor, language)
     if language == "en":
         assert not re.search("[\u4e00-\u9fff]", page)
     else:
@@ -98,35 +101,35 @@ def test_no_word_is_left_in_the_other_language(predecessor, language):
 
 def test_verdicts():
     better, worse, other = run(0.12, right(60)), run(0.15, right(40)), run(0.15, right(61))
-    assert report.verdict(facts_of(better, worse), "en") == (
+    assert verdict_of(facts_of(better, worse), "en") == (
         "Betas 0.12, 0.15: comparable; 0.12 better than 0.15 at 2 shot(s) by 20.0 points (paired on the same questions, "
         "corrected for 1 comparisons)."
     )
-    assert "0.15 better than 0.12" in report.verdict(facts_of(run(0.12, right(40)), run(0.15, right(60))), "en")
-    assert report.verdict(facts_of(better, other), "en") == (
+    assert "0.15 better than 0.12" in verdict_of(facts_of(run(0.12, right(40)), run(0.15, right(60))), "en")
+    assert verdict_of(facts_of(better, other), "en") == (
         "Betas 0.12, 0.15: comparable; no difference at any shot count that these 100 questions can show."
     )
     confounded = facts_of(better, run(0.15, right(40), config={"lr": 1.0, "start": "rce epoch 4"}))
-    assert report.verdict(confounded, "en") == "Betas 0.12, 0.15 are not comparable: the runs also differ in lr."
-    assert report.verdict(facts_of(better), "en") == "Beta 0.12 alone: nothing to compare it with."
+    assert verdict_of(confounded, "en") == "Betas 0.12, 0.15 are not comparable: the runs also differ in lr."
+    assert verdict_of(facts_of(better), "en") == "Beta 0.12 alone: nothing to compare it with."
 
 
 def test_words_of_superiority_need_significance():
-    page = report.markdown(facts_of(run(0.12, right(51)), run(0.15, right(50))), "en")
+    page = markdown(facts_of(run(0.12, right(51)), run(0.15, right(50))), "en")
     assert "better" not in page.replace("nothing shows another one to be better", "")
     assert "no difference that these 100 questions can show (paired on the same questions). The largest is +1.0 %" in page
     assert "to see a difference this small takes about 785 questions." in page
 
 
 def test_the_way_of_the_kl_is_read_off_the_numbers():
-    page = report.markdown(facts_of(run(0.12, right(51), right(51)), run(0.15, right(50))), "en")
+    page = markdown(facts_of(run(0.12, right(51), right(51)), run(0.15, right(50))), "en")
     reading = "rises throughout, from 0.01 to 0.02 (+100.0 %); the policy moves further away from the start policy"
     assert row(page, "kl", "0.01", "0.02 (+100.0 %)", reading)
 
 
 def test_missing_cells_are_shown_with_the_command_that_fills_them():
     first, second = run(0.12, right(51), sizes=(50,)), run(0.15, right(50), sizes=(50, 100))
-    page = report.markdown(facts_of(first, second, project="mlflow run . --experiment-name demo"), "en")
+    page = markdown(facts_of(first, second, project="mlflow run . --experiment-name demo"), "en")
     assert row(page, "100", "2", "50.0 %", "missing", "missing", "missing", "missing", "missing", "missing", "missing")
     command = "mlflow run . --experiment-name demo -e evaluate -P kl_beta=0.12 -P sizes=50,100 -P shots=2"
     assert row(page, "0.12", "1", "100/2", command)
@@ -134,14 +137,14 @@ def test_missing_cells_are_shown_with_the_command_that_fills_them():
 
 def test_why_policies_pick_the_same_in_words():
     reason = {"rule": "same_order", "leading": 3, "moved": 0.044, "median": 0.19, "tightest": 0.0014}
-    assert report.explain(reason, "en").endswith(
+    assert explain(reason, "en").endswith(
         "while the closest of the first 3 were 0.19 apart in the median question and 0.0014 in the tightest"
     )
-    assert report.explain({"rule": "small_pool", "pool_size": 4, "shots": 3}, "zh") == "候选池太小：4 个候选几乎无法选出 3 个"
+    assert explain({"rule": "small_pool", "pool_size": 4, "shots": 3}, "zh") == "候选池太小：4 个候选几乎无法选出 3 个"
     row = {"first": "epoch 1", "second": "epoch 2", "shots": 2, "ordered": 1.0, "unordered": 1.0, "reason": reason}
     beside = {"first": "start", "second": "epoch 1", "shots": 2, "ordered": 0.905, "unordered": 0.95}
     found, records = run(0.12, right(60), right(60), overlap=(row, beside))
-    page = report.markdown(facts_of((found, records)), "zh")
+    page = markdown(facts_of((found, records)), "zh")
     assert "| 0.12 | 1 / 2 | 1/1 | Shot 2 100.0% | 1 个配置完全相同；示例选择：logits 的顺序没有改变" in page
     assert "### KL_BETA=0.12：任意两个 checkpoint" in page
     assert "| epoch 1 / epoch 2 | 2 | 100.0% | 100.0% | logits 的顺序没有改变" in page
@@ -150,8 +153,8 @@ def test_why_policies_pick_the_same_in_words():
 
 def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
     facts = facts_of(*(run(b, right(n), selection=s) for b, n, s in ((0.05, 90, 40.0), (0.12, 60, 70.0), (0.3, 30, 50.0))))
-    figures = report.figures(facts)
-    page = report.markdown(facts, "en", figures)
+    figures = draw_figures(facts)
+    page = markdown(facts, "en", figures)
     assert "beta_curve.png" in figures
     assert row(page, "1", "0.12", "1", "70.0 %", "60.0 %", "[+50.00, +70.00]", "0.01", "m version 7 (alias kl-0.12)")
     assert page.index("Differences are KL_BETA=0.05 minus KL_BETA=0.12") < page.index("Differences are KL_BETA=0.3 minus")
@@ -166,7 +169,7 @@ def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common()
     assert [(row["beta"], row["label"], row["points"], row["primary"]) for row in facts["differences"]] == [
         (0.05, 2, -20.0, True), (0.12, 2, -9.0, True),
     ]  # fmt: skip
-    page = report.markdown(facts, "en", report.figures(facts))
+    page = markdown(facts, "en", draw_figures(facts))
     assert "Differences are KL_BETA=0.05" not in page  # a bound is told instead
     assert "| 200 | 1 | 61.0 % | 41.0 % | -20.0 % | ⬇️ significant |" in page
     assert "| 200 | 1 | 61.0 % | 52.0 % | -9.0 % | ⬇️ |" in page  # error sqrt((61 * 39 + 52 * 48) / 200) = 4.9
@@ -191,8 +194,8 @@ def test_questions_and_answers_are_escaped():
     texts = {1000 + i: f"<img src=x onerror=alert({i})> | [a](b)?" for i in range(100)}
     facts = facts_of(run(0.12, right(60)), run(0.15, right(40)), questions=texts)
     assert facts["examples"]
-    assert "<img src=x" not in report.markdown(facts, "en")
-    page = report.html(facts, "en", report.figures(facts))
+    assert "<img src=x" not in markdown(facts, "en")
+    page = html(facts, "en", draw_figures(facts))
     assert "<img src=x" not in page
     assert "&lt;img src=x onerror=alert(40)&gt;" in page
 
@@ -215,9 +218,9 @@ class Links(HTMLParser):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_page_is_whole_and_loads_nothing(predecessor, language):
-    figures = report.figures(predecessor)
+    figures = draw_figures(predecessor)
     parser = Links()
-    page = report.html(predecessor, language, figures)
+    page = html(predecessor, language, figures)
     parser.feed(page)
     assert parser.open == []
     assert len(parser.links) == len(figures) == 3
@@ -227,7 +230,7 @@ def test_the_page_is_whole_and_loads_nothing(predecessor, language):
 
 
 def test_figures_are_drawn_and_read_in_grey():
-    figures = report.figures(facts_of(*(run(b, right(50), right(60)) for b in (0.05, 0.12, 0.3))))
+    figures = draw_figures(facts_of(*(run(b, right(50), right(60)) for b in (0.05, 0.12, 0.3))))
     assert set(figures) == {"training_curves.png", "accuracy.png", "differences.png", "beta_curve.png", "baselines.png"}
     for png in figures.values():
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
@@ -239,7 +242,7 @@ def test_fifty_betas_of_three_epochs():
     rng = np.random.default_rng(0)
     pairs = [run(round(0.01 * i, 2), *(rng.integers(0, 2, 100).astype(float) for _ in range(3))) for i in range(1, 51)]
     facts = facts_of(*pairs)
-    page = report.html(facts, "en", report.figures(facts))
+    page = html(facts, "en", draw_figures(facts))
     assert len([row for row in facts["differences"] if row["primary"]]) == 49
     assert page.count("<h3>KL_BETA=0.5: accuracy</h3>") == 3
 
@@ -249,7 +252,7 @@ def test_summary_for_the_terminal():
         run(0.12, right(40)),
         run(0.15, right(60), best_single={"questions": 50, "oracle": 0.9, "random": 0.4, "winnable": 0.62}),
     )
-    lines = report.summary(facts_of(first, second)).splitlines()
+    lines = summary(facts_of(first, second)).splitlines()
     assert lines[0] == "VQA accuracy in percent on 100 questions"
     assert lines[1].split() == ["0", "shots", "2", "shots"]
     assert ["zero-shot", "30.00", "-"] in [line.split() for line in lines]
@@ -296,8 +299,8 @@ def test_any_results_file_gives_a_report_or_a_one_line_error(content, language):
         facts = compare(_results(content), {}, seed=0)
     except (_Misfit, LeverError):
         return
-    figures = report.figures(facts)
-    pages = [report.markdown(facts, language, figures), report.html(facts, language, figures), report.summary(facts)]
+    figures = draw_figures(facts)
+    pages = [markdown(facts, language, figures), html(facts, language, figures), summary(facts)]
     for page in pages:
         page.encode("utf-8")
         assert not re.search(r"\bnan\b|\binf\b", page.replace("base64", ""))

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.results import read_results
 
 PREDECESSOR = Path(__file__).parent / "data" / "predecessor_results.json"
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lever_mlflow import features, mini
-from lever_mlflow.demonstration_pool import POOL_IMAGES, load_pool, save_pool
+from lever_mlflow import mini
+from lever_mlflow.data import features
+from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.prompt import PROFILES
-from lever_mlflow.retriever import ENCODER, RetrieverSettings, load_retriever
-from lever_mlflow.served_queries import Query
-from lever_mlflow.steps.context import Context
-from lever_mlflow.steps.picks import QuestionSet
-from lever_mlflow.types import EvalSettings
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.serving.pool_files import POOL_IMAGES, load_pool, save_pool
+from lever_mlflow.serving.requests import Query
+from lever_mlflow.serving.retriever import ENCODER, RetrieverSettings, load_retriever
+from lever_mlflow.settings import EvalSettings
+from lever_mlflow.vlm.prompt import PROFILES
 
 
 def asked(samples):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.rewards import rewards
+from lever_mlflow.trials.rewards import rewards
 
 CORRECT, ACCURACY, GT_PROB = np.array([1, 0, 1]), np.array([1.0, 0.3, 0.6]), np.array([0.5, 0.1, 0.2])
 

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.rl_data import (
-    Group,
-    RLData,
-    Trial,
-    check_fits,
-    load_rl_data,
-    save_rl_data,
-)
+from lever_mlflow.trials.rl_data import Group, RLData, Trial, check_fits, load_rl_data, save_rl_data
 
 POOL = [50, 60, 70, 80]
 

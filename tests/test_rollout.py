@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from lever_mlflow import rollout as module
-from lever_mlflow.answer_cache import AnswerCache, cached_answers
+from lever_mlflow.data.candidate_pools import candidate_pools
+from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.features import FeatureTable
-from lever_mlflow.pools import candidate_pools
-from lever_mlflow.rl_data import load_rl_data, save_rl_data
-from lever_mlflow.rollout import choose_queries, is_mined, positive_query_rate, rollout
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import RolloutSettings
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.trials import rollout as module
+from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
+from lever_mlflow.trials.rollout import choose_queries, is_mined, positive_query_rate, rollout
+from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
 
 SETTINGS = RolloutSettings(pool_size=10)
 OFF = RolloutSettings(pool_size=10, beam_width=0, samples_per_temperature=0, retrieval_per_feature=0, random_pointers=0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector.network import PointerSelector
 
 
 def numpy_logits(selector, query_D, candidates_ND):

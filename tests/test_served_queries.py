@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.served_queries import QUERY_IMAGES, Row, read_queries
-from lever_mlflow.types import ServingSettings
+from lever_mlflow.serving.requests import QUERY_IMAGES, Row, read_queries
+from lever_mlflow.settings import ServingSettings
 
 LIMITS = ServingSettings(max_rows=3, max_image_bytes=100_000, max_image_pixels=10_000)
 UNIT = [0.6, 0.8]

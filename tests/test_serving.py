@@ -22,11 +22,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from lever_mlflow import features, tracking
-from lever_mlflow.checkpoint import load_selector, selector_digest
-from lever_mlflow.retriever import load_retriever
-from lever_mlflow.served_queries import QUERY_IMAGES
-from lever_mlflow.served_retriever import RequestError, RetrieverModel
+from lever_mlflow.data import features
+from lever_mlflow.selector.checkpoint import load_selector, selector_digest
+from lever_mlflow.serving import logged_models
+from lever_mlflow.serving.requests import QUERY_IMAGES
+from lever_mlflow.serving.retriever import load_retriever
+from lever_mlflow.serving.retriever_model import RequestError, RetrieverModel
 
 MODEL = "models:/served@champion"
 
@@ -51,7 +52,7 @@ def logged(tmp_path_factory, make_retriever):
     retriever = make_retriever()
     with mlflow.start_run(experiment_id=experiment), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "dont_write_bytecode", False)  # as for most users
-        model_id = tracking.log_retriever("retriever", retriever, params={"epoch": 1}, tags={"gate": "pass"})
+        model_id = logged_models.log_retriever("retriever", retriever, params={"epoch": 1}, tags={"gate": "pass"})
     (root,) = (folder / "artifacts").glob(f"**/{model_id}/artifacts")
     names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     version = mlflow.register_model(f"models:/{model_id}", "served").version
@@ -294,7 +295,7 @@ def test_what_fails_inside_tells_the_client_nothing(make_retriever, small, caplo
 def test_a_registered_version_is_a_checkpoint_too(store, make_retriever):
     mlflow.set_tracking_uri(store)
     expected = load_retriever(make_retriever()).settings.checkpoint_digest
-    assert selector_digest(load_selector(tracking.checkpoint_folder(MODEL))) == expected
+    assert selector_digest(load_selector(logged_models.checkpoint_folder(MODEL))) == expected
 
 
 def test_what_is_logged(logged, model):

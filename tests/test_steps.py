@@ -14,12 +14,12 @@ import torch
 from conftest import run_step
 from mlflow import MlflowClient
 
-from lever_mlflow import tracking
-from lever_mlflow.checkpoint import save_selector
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
-from lever_mlflow.rl_data import load_rl_data
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.runs import artifacts, steps
+from lever_mlflow.selector.checkpoint import save_selector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.trials.rl_data import load_rl_data
 
 NAME = "lever-selector-mini-mini"
 
@@ -30,8 +30,8 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
     data = line.find_rl_data(bad_rl_data)
     for expected in ("validate: running", "data gate: verdict taken from validate (run "):
         caplog.clear()
-        with pytest.raises(GateError, match="positive_query_rate is 0"), tracking.project_run("rce") as run:
-            tracking.run_here(line.rce(data, RceSettings()))
+        with pytest.raises(GateError, match="positive_query_rate is 0"), steps.project_run("rce") as run:
+            steps.run_here(line.rce(data, RceSettings()))
         assert any(message.startswith(expected) for message in caplog.messages)
         logged = mlflow.get_run(run.info.run_id)
         assert logged.info.status == "FAILED"
@@ -71,7 +71,7 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     assert after["data/n_trials"] - before["data/n_trials"] == after["data/mined_trials"]
     assert after["data/mined_queries"] == round(40 * (1 - before["data/positive_query_rate"]))
     assert after["data/mined_queries"] < after["data/mined_trials"] <= 4 * after["data/mined_queries"]
-    path = tracking.artifact(mined.info.run_id, "rl_data.json")
+    path = artifacts.artifact(mined.info.run_id, "rl_data.json")
     groups = load_rl_data(path, keep_records=True).groups
     assert sum(bool(t.record.get("mined")) for group in groups for t in group.trials) == after["data/mined_trials"]
     validation = run_step(lambda: line.validate(line.rl_data(mined.info.run_id)))
@@ -88,9 +88,9 @@ def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3, pool_size=4, pool_sampler="text-similarity")
     evaluation = run_step(lambda: line.evaluate(grpo.info.run_id, small))
     assert evaluation.data.params["pool_sampler"] == "text-similarity"
-    result = json.loads(tracking.artifact(evaluation.info.run_id, "evaluation.json").read_text())
+    result = json.loads(artifacts.artifact(evaluation.info.run_id, "evaluation.json").read_text())
     assert result["settings"]["pool_sampler"] == "text-similarity"
-    records = pd.read_parquet(tracking.artifact(evaluation.info.run_id, "records.parquet"))
+    records = pd.read_parquet(artifacts.artifact(evaluation.info.run_id, "records.parquet"))
     train, val = line.resources.train, {sample.question_id: sample for sample in line.resources.val}
     train_SD, val_SD = (np.array(line.resources.features(split).text_SD) for split in ("train", "val"))
     asked = records[(records.shots == 1) & ~records.policy.str.endswith(" of all")]
@@ -118,7 +118,7 @@ def what_is_registered_again_is_not_logged_again(line, grpo_run, settings):
         return len(versions), len([model for model in models if model.name.startswith("retriever")])
 
     assert logged() == (1, 1)
-    with tracking.project_run("test"):
+    with steps.project_run("test"):
         line.find_evaluation(0.12, settings)
     assert logged() == (1, 1)
     run_step(lambda: line.evaluate(grpo_run, replace(settings, pool_size=5)))
@@ -138,7 +138,7 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
     paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
     run = run_step(lambda: line.evaluate(grpo.info.run_id, small, paths))
-    result = json.loads(tracking.artifact(run.info.run_id, "evaluation.json").read_text())
+    result = json.loads(artifacts.artifact(run.info.run_id, "evaluation.json").read_text())
     old, same = (f"checkpoint {i} ({path})" for i, path in enumerate(paths, start=1))
     overlap = {(row["first"], row["second"]): row for row in result["overlap"]}
     assert overlap["start", same]["reason"] == {"rule": "equal_weights"}
@@ -158,12 +158,12 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
 def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):
     line = local()
     data = line.find_rl_data(bad_rl_data)
-    with tracking.project_run("validate") as run, pytest.raises(GateError):
-        tracking.run_here(line.validate(data))
+    with steps.project_run("validate") as run, pytest.raises(GateError):
+        steps.run_here(line.validate(data))
     path = Path(mlflow.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"), "gate.json")
     path.write_text(path.read_text()[:-50])
-    with tracking.project_run("rce"), pytest.raises(DataError, match=f"run {run.info.run_id}: gate.json cannot be read"):
-        tracking.run_here(line.rce(data, RceSettings()))
+    with steps.project_run("rce"), pytest.raises(DataError, match=f"run {run.info.run_id}: gate.json cannot be read"):
+        steps.run_here(line.rce(data, RceSettings()))
 
 
 def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_data):
@@ -227,7 +227,7 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
 def test_evaluations_that_are_not_told_apart(local):
     """Of 17 run ids two at least begin with the same digit."""
     line, client = local(), MlflowClient()
-    with tracking.project_run("test") as active:
+    with steps.project_run("test") as active:
         found = [client.create_run(active.info.experiment_id, run_name=f"evaluate {i}").info.run_id for i in range(17)]
         for run_id in found:
             client.set_tag(run_id, "lever.step", "evaluate")

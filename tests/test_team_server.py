@@ -14,9 +14,11 @@ from mlflow.exceptions import MlflowException
 from test_champion import contend
 from test_faults import lose_connection
 
-from lever_mlflow import champion, model_card, pipeline, tracking
-from lever_mlflow.resources import Resources
-from lever_mlflow.types import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
+from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.registry import champion, model_card
+from lever_mlflow.runs import artifacts
+from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
 
 NAME = "lever-selector-mini-mini"
 SMALL = EvalSettings(sizes=(9,), shots=(1, 2), n_selection=3, n_oracle=0)
@@ -37,7 +39,7 @@ def team(server, cache_dir, monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_experiment("team")
-    yield pipeline.Pipeline(Resources(cache_dir=cache_dir))
+    yield experiment.Pipeline(Resources(cache_dir=cache_dir))
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it to child processes
 
 
@@ -67,7 +69,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
         )
         evaluations.append(run_step(lambda run_id=grpo.info.run_id: team.evaluate(run_id, SMALL)).info.run_id)
     compared = run_step(lambda: team.compare(evaluations, "en"))
-    comparison = json.loads(tracking.artifact(compared.info.run_id, "comparison.json").read_text())
+    comparison = json.loads(artifacts.artifact(compared.info.run_id, "comparison.json").read_text())
     assert [found["kl_beta"] for found in comparison["runs"]] == [0.12, 0.15]
 
     refused = command(server, cache_dir, "promote", "--kl_beta", "0.12")
@@ -80,7 +82,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     assert champion.holders(NAME) == ("2", "1")
     version = client.get_model_version(NAME, "2")
     assert version.tags["evaluation_run"] == evaluations[1]
-    records = pd.read_parquet(tracking.artifact(evaluations[1], "records.parquet"))
+    records = pd.read_parquet(artifacts.artifact(evaluations[1], "records.parquet"))
     assert version.tags["evaluation_digest"] == model_card.records_digest(records)
     assert version.description.startswith(f"# {NAME}, beta 0.15, epoch 1\n")
     assert "in place of version 1" in version.description

@@ -3,9 +3,11 @@ from dataclasses import replace
 import mlflow
 import pytest
 
-from lever_mlflow import tracking
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError
-from lever_mlflow.tracking import Step, ensure, find_run, project_run, run_here
+from lever_mlflow.runs import artifacts, metrics, steps, tags
+from lever_mlflow.runs.metrics import finite
+from lever_mlflow.runs.search import find_run
+from lever_mlflow.runs.steps import Step, ensure, project_run, run_here
 
 
 def step(log, *, beta=0.12, data="d1", fails=False):
@@ -27,9 +29,9 @@ def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
     assert data.tags["lever.rl_data_digest"] == "d1"
     assert data.tags["mlflow.runName"] == "grpo beta 0.12"
     assert data.tags["lib.torch"]
-    assert tracking.run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
-    assert tracking.run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
-    assert tracking.epoch_metrics(run_id) == [{"epoch": 1, "loss": 0.5, "kl": 0.12}]
+    assert tags.run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
+    assert steps.run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
+    assert metrics.epoch_metrics(run_id) == [{"epoch": 1, "loss": 0.5, "kl": 0.12}]
 
 
 def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
@@ -38,7 +40,7 @@ def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
     with project_run("test"):
         run_id = run_here(labelled)
     assert mlflow.get_run(run_id).data.params["dataset"] == "/data/okvqa"
-    assert "dataset" not in tracking.run_settings(run_id)
+    assert "dataset" not in steps.run_settings(run_id)
 
 
 def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
@@ -88,14 +90,14 @@ def test_wrong_runs_and_artifacts_are_named(mlflow_store):
     with project_run("test"):
         run_id = run_here(step([]))
     with pytest.raises(MissingRunError, match=f"run {run_id} is not a rce run but 'grpo'"):
-        tracking.run_tags(run_id, "rce")
+        tags.run_tags(run_id, "rce")
     with pytest.raises(MissingRunError, match=r"run 0123: .*not found"):
-        tracking.run_tags("0123", "grpo")
+        tags.run_tags("0123", "grpo")
     with pytest.raises(DataError, match=f"run {run_id}: artifact rl_data.json cannot be read"):
-        tracking.artifact(run_id, "rl_data.json")
+        artifacts.artifact(run_id, "rl_data.json")
 
 
 def test_metrics_that_are_not_finite_are_refused():
-    assert tracking.finite({"a": 1.0}) == {"a": 1.0}
+    assert finite({"a": 1.0}) == {"a": 1.0}
     with pytest.raises(DataError, match="'b': nan"):
-        tracking.finite({"a": 1.0, "b": float("nan")})
+        finite({"a": 1.0, "b": float("nan")})

@@ -9,18 +9,18 @@ import pytest
 import torch
 from conftest import learnable_groups
 
-from lever_mlflow.checkpoint import selector_digest
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError
-from lever_mlflow.group_batches import split_groups, tabulate
-from lever_mlflow.objectives import group_advantages, grpo_loss, zero_spread
-from lever_mlflow.rl_data import Group, RLData, Trial
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.train_grpo import train_grpo
-from lever_mlflow.train_rce import train_rce
-from lever_mlflow.training import lr_factor
-from lever_mlflow.training_state import load_state, save_state
-from lever_mlflow.types import GrpoSettings, RceSettings
-from lever_mlflow.validation import picks_changed, validate_selector
+from lever_mlflow.selector.checkpoint import selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import GrpoSettings, RceSettings
+from lever_mlflow.training.batches import split_groups, tabulate
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.training.loop import lr_factor
+from lever_mlflow.training.objectives import group_advantages, grpo_loss, zero_spread
+from lever_mlflow.training.rce import train_rce
+from lever_mlflow.training.state import load_state, save_state
+from lever_mlflow.training.validation import picks_changed, validate_selector
+from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 
 def rl_data(groups):

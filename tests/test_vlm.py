@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from lever_mlflow import mini, prompt, vlm
+from lever_mlflow import mini
+from lever_mlflow.data.okvqa import load_split
+from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.exceptions import DataError, LeverError
-from lever_mlflow.images import fitted_image
+from lever_mlflow.files.images import fitted_image
+from lever_mlflow.files.model_folders import load_pretrained
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.model_files import load_pretrained
-from lever_mlflow.okvqa import load_split
-from lever_mlflow.prompt import PROFILES, build_messages
-from lever_mlflow.types import Prompt
-from lever_mlflow.vision_cache import VisionCache, visual_tokens
-from lever_mlflow.vlm import LocalVLM, token_batches
-from lever_mlflow.vqa_accuracy import vqa_accuracy
+from lever_mlflow.vlm import local, prompt
+from lever_mlflow.vlm.local import LocalVLM, token_batches
+from lever_mlflow.vlm.prompt import PROFILES, Prompt, build_messages
+from lever_mlflow.vlm.vision_cache import VisionCache, visual_tokens
 
 
 @pytest.fixture(scope="module")
@@ -208,5 +208,5 @@ def test_a_folder_that_is_no_model(prompts, tmp_path):
 
 
 def test_batches_are_larger_on_a_gpu():
-    assert LocalVLM(mini.VLM_PATH, "digest", "mini").batch_tokens == vlm.BATCH_TOKENS["cpu"]
-    assert LocalVLM(mini.VLM_PATH, "digest", "mini", "cuda:1").batch_tokens == vlm.BATCH_TOKENS["cuda"]
+    assert LocalVLM(mini.VLM_PATH, "digest", "mini").batch_tokens == local.BATCH_TOKENS["cpu"]
+    assert LocalVLM(mini.VLM_PATH, "digest", "mini", "cuda:1").batch_tokens == local.BATCH_TOKENS["cuda"]

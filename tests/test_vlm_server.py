@@ -21,14 +21,16 @@ from conftest import ROOT, error_lines, free_port, run_step
 from PIL import Image
 
 from lever_mlflow import mini
+from lever_mlflow.data.okvqa import load_split
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError, ServerError
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.okvqa import load_split
-from lever_mlflow.pipeline import Pipeline
-from lever_mlflow.resources import Resources
-from lever_mlflow.types import Prompt, RolloutSettings, Sample
-from lever_mlflow.vlm import LocalVLM
-from lever_mlflow.vlm_server import ServerVLM, is_server
+from lever_mlflow.pipeline.experiment import Pipeline
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.vlm.server import ServerVLM, is_server
 
 NAME = "lever/mini-vlm"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lever_mlflow.vqa_accuracy import normalize_answer, vqa_accuracy
+from lever_mlflow.data.vqa_accuracy import normalize_answer, vqa_accuracy
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lever_mlflow import html_page
+from lever_mlflow.files import html_page
 
 __all__ = ["Block", "Bullets", "Code", "Figure", "Heading", "Paragraph", "Table", "to_html", "to_markdown"]
 

@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from lever_mlflow.comparison.findings import change, choice, findings, trend
+from lever_mlflow.comparison.results import Accuracies, EpochResult, Results, RunResult
+from lever_mlflow.evaluation.overlap import overlaps
+from lever_mlflow.evaluation.statistics import holm, interval, questions_needed, resampled_means, sign_flip_p_value
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.findings import change, choice, findings, trend
-from lever_mlflow.overlap import overlaps
-from lever_mlflow.paired import holm, interval, questions_needed, resampled_means, sign_flip_p_value
-from lever_mlflow.results import Accuracies, EpochResult, Results, RunResult
 
 __all__ = ["BEST", "CURVES", "TIE", "Records", "compare", "read_records"]
 

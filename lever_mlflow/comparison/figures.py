@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lever_mlflow.compare import CURVES
+from lever_mlflow.comparison.facts import CURVES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lever_mlflow.evaluate import RANDOM, START, ZERO_SHOT
-from lever_mlflow.results import RunResult
+from lever_mlflow.comparison.results import RunResult
+from lever_mlflow.evaluation.policies import RANDOM, START, ZERO_SHOT
 
 __all__ = ["FEW_POSITIVE", "LITTLE_CONTRAST", "SAME_REWARDS", "change", "choice", "findings", "primary", "trend"]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from lever_mlflow.compare import BEST, CURVES, DIGITS, TIE
-from lever_mlflow.evaluate import START
-from lever_mlflow.findings import FEW_POSITIVE, LITTLE_CONTRAST, primary
-from lever_mlflow.report.blocks import Block, Bullets, Code, Figure, Heading, Paragraph, Table, to_html, to_markdown
-from lever_mlflow.report.words import WORDS
-from lever_mlflow.types import Language
+from lever_mlflow.comparison.blocks import Block, Bullets, Code, Figure, Heading, Paragraph, Table, to_html, to_markdown
+from lever_mlflow.comparison.facts import BEST, CURVES, DIGITS, TIE
+from lever_mlflow.comparison.findings import FEW_POSITIVE, LITTLE_CONTRAST, primary
+from lever_mlflow.comparison.words import WORDS
+from lever_mlflow.evaluation.policies import START
+from lever_mlflow.settings import Language
 
 __all__ = ["explain", "html", "markdown", "policy_label", "verdict"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.json_files import read_object
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["Accuracies", "EpochResult", "Results", "RunResult", "read_results"]
 

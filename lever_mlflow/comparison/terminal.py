@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lever_mlflow.report.pages import policy_label, verdict
+from lever_mlflow.comparison.page import policy_label, verdict
 
 __all__ = ["summary"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lever_mlflow.types import Language
+from lever_mlflow.settings import Language
 
 __all__ = ["WORDS"]
 

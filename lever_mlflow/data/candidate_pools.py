@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.features import FeatureTable
-from lever_mlflow.types import PoolSampler, Sample
+from lever_mlflow.settings import PoolSampler
 
 __all__ = ["candidate_pools", "check_pool_size", "nearest", "random_pool", "top_k"]
 

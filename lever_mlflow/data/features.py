@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.images import image_digest, read_image
-from lever_mlflow.model_files import folder_digest, load_pretrained
-from lever_mlflow.types import Fusion, Sample
+from lever_mlflow.files.images import image_digest, read_image
+from lever_mlflow.files.model_folders import folder_digest, load_pretrained
+from lever_mlflow.settings import Fusion
 
 __all__ = ["Encoder", "FeatureTable", "fused_features", "sample_features", "shared_encoder"]
 

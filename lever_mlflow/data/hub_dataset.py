@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lever_mlflow.data.okvqa import ANSWERS_PER_QUESTION, SplitFiles, SplitName, split_files
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.folders import build_folder
-from lever_mlflow.okvqa import ANSWERS_PER_QUESTION, SplitFiles, SplitName, split_files
+from lever_mlflow.files.atomic import build_folder
 
 __all__ = ["ensure_hub_dataset"]
 

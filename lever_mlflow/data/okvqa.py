@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.images import image_sizes
-from lever_mlflow.json_files import read_object
-from lever_mlflow.types import Sample
+from lever_mlflow.files.images import image_sizes
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = [
     "ANSWERS_PER_QUESTION",

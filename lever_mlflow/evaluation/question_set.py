@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from lever_mlflow.checkpoint import selector_digest
-from lever_mlflow.evaluate import RANDOM, ZERO_SHOT, first_logits, greedy_picks, random_picks, similarity_picks
-from lever_mlflow.overlap import overlaps, why_identical
-from lever_mlflow.pools import nearest
-from lever_mlflow.report import explain
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.steps.context import Context
-from lever_mlflow.types import EvalSettings, Sample
+from lever_mlflow.comparison.page import explain
+from lever_mlflow.data.candidate_pools import nearest
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.evaluation.overlap import overlaps, why_identical
+from lever_mlflow.evaluation.policies import RANDOM, ZERO_SHOT, first_logits, greedy_picks, random_picks, similarity_picks
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.selector.checkpoint import selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import EvalSettings
 
 __all__ = ["QuestionSet"]
 

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.folders import write_whole
+from lever_mlflow.files.atomic import write_whole
 
 __all__ = [
     "decode_image",

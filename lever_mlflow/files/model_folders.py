@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.json_files import read_object
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["check_model", "folder_digest", "load_pretrained", "model_folder"]
 

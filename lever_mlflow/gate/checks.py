@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.gate import drift
 from lever_mlflow.gate.result import Check, GateResult, Method
 from lever_mlflow.gate.running import run_suite
 from lever_mlflow.gate.suites import DATA_SUITES, DEFAULT_PROJECT_DIR, DRIFT_SUITES, read_suites, resolved, suite_digest
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
-from lever_mlflow.rewards import RewardMode, rewards
-from lever_mlflow.rl_data import RLData
-from lever_mlflow.types import EvalSettings, Sample
+from lever_mlflow.settings import EvalSettings, RewardMode
+from lever_mlflow.trials.rewards import rewards
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["check"]
 

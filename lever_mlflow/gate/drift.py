@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lever_mlflow.rl_data import RLData
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["Pair", "differences", "pairs", "reward_partition", "shared"]
 

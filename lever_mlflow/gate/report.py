@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lever_mlflow.files.html_page import figure, page, table, text
 from lever_mlflow.gate.result import Check, GateResult
 from lever_mlflow.gate.suites import SEVERITIES
-from lever_mlflow.html_page import figure, page, table, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

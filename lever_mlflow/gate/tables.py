@@ -8,9 +8,10 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from lever_mlflow.rewards import RewardMode, rewards
-from lever_mlflow.rl_data import Group, RLData
-from lever_mlflow.types import Sample
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.settings import RewardMode
+from lever_mlflow.trials.rewards import rewards
+from lever_mlflow.trials.rl_data import Group, RLData
 
 __all__ = ["evaluation_table", "query_table", "trial_table"]
 

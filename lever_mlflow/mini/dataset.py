@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from lever_mlflow.folders import build_folder
+from lever_mlflow.files.atomic import build_folder
 from lever_mlflow.mini.families import Family, dataset_families
 
 __all__ = ["DATASET_VERSION", "IMAGE_SIZE", "digit_images", "ensure_dataset"]

@@ -12,13 +12,17 @@ from typing import Any
 
 import mlflow
 
-from lever_mlflow import compare, report, tracking
+from lever_mlflow.comparison.facts import compare, read_records
+from lever_mlflow.comparison.figures import figures as draw_figures
+from lever_mlflow.comparison.page import html, markdown
+from lever_mlflow.comparison.page import verdict as verdict_of
+from lever_mlflow.comparison.results import EpochResult, Results, RunResult
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.resources import Resources
-from lever_mlflow.results import EpochResult, Results, RunResult
-from lever_mlflow.steps.context import Context
-from lever_mlflow.steps.evaluation import RECORDS_FILE, read_evaluation
-from lever_mlflow.types import Language
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.evaluation import RECORDS_FILE, read_evaluation
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs import artifacts
+from lever_mlflow.settings import Language
 
 __all__ = ["COMPARISON_FILE", "compare_betas", "compare_results"]
 
@@ -36,32 +40,30 @@ def compare_betas(context: Context, evaluations: Sequence[str], language: Langua
         (_result(run_id, evaluation, _project(context.resources)) for run_id, evaluation in found.items()),
         key=lambda run: run.kl_beta,
     )
-    records = {
-        found[run_id]["kl_beta"]: compare.read_records(tracking.artifact(run_id, RECORDS_FILE)) for run_id in evaluations
-    }
+    records = {found[run_id]["kl_beta"]: read_records(artifacts.artifact(run_id, RECORDS_FILE)) for run_id in evaluations}
     resources, settings = context.resources, next(iter(found.values()))["settings"]
     results = Results(tuple(runs), resources.dataset, resources.vlm, settings["pool_sampler"], complete=True)
     questions = {sample.question_id: sample.question for sample in resources.val}
     project = _project(resources)
-    _log(compare.compare(results, records, seed=context.seed, questions=questions, project=project), language)
+    _log(compare(results, records, seed=context.seed, questions=questions, project=project), language)
 
 
 def compare_results(results: Results, file: str, language: Language, seed: int) -> None:
     """Comparison of a results file's runs; logs it as ``_log`` does."""
-    facts = compare.compare(results, {}, seed=seed)
+    facts = compare(results, {}, seed=seed)
     _log({**facts, "command": f"mlflow run . -e compare -P {shlex.quote(f'results={file}')}"}, language)
 
 
 def _log(facts: dict[str, Any], language: Language) -> None:
-    """Logs ``report.md``, ``report.html``, ``comparison.json`` and the figures; the verdict becomes the run's description."""
-    figures = report.figures(facts)
-    verdict = report.verdict(facts, language)
+    """Logs ``report.md``, ``html``, ``comparison.json`` and the figures; the verdict becomes the run's description."""
+    figures = draw_figures(facts)
+    verdict = verdict_of(facts, language)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, png in figures.items():
             (folder / file).write_bytes(png)
-        (folder / "report.md").write_text(report.markdown(facts, language, figures), encoding="utf-8")
-        (folder / "report.html").write_text(report.html(facts, language, figures), encoding="utf-8")
+        (folder / "report.md").write_text(markdown(facts, language, figures), encoding="utf-8")
+        (folder / "html").write_text(html(facts, language, figures), encoding="utf-8")
         comparison = json.dumps({"verdict": verdict, **facts}, indent=2, ensure_ascii=False)
         (folder / COMPARISON_FILE).write_text(comparison, encoding="utf-8")
         mlflow.log_artifacts(name)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lever_mlflow.resources import Resources
-from lever_mlflow.rewards import RewardMode
-from lever_mlflow.types import GateSettings
+import mlflow
 
-__all__ = ["OVERRIDES", "Context"]
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs.tags import TAG
+from lever_mlflow.settings import GateSettings, RewardMode
 
+__all__ = ["LEFT_OUT", "OVERRIDES", "Context", "log_skipped"]
+
+LEFT_OUT = "skipped_train"  # in the meta of RL data: training items left out when they were recorded
 OVERRIDES = ("gate_override", "start_gate_override")  # tags of what was trained on data that the gate would have stopped
 
 
@@ -42,3 +45,11 @@ class Context:
             "encoder_digest": self.resources.encoder_digest,
             "seed": self.seed,
         }
+
+
+def log_skipped(resources: Resources) -> None:
+    """Where ``on_bad_item=skip``: how many questions it left out, and the tag ``lever.skipped_items`` if any."""
+    if resources.data.on_bad_item == "skip":
+        mlflow.log_metrics({f"data/skipped_{split}": count for split, count in resources.left_out.items()})
+        if resources.skipped_items:
+            mlflow.set_tag(f"{TAG}skipped_items", resources.skipped_items)

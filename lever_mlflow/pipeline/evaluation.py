@@ -15,25 +15,23 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from lever_mlflow import model_card, registry, tracking
-from lever_mlflow.checkpoint import load_selector, selector_digest
-from lever_mlflow.evaluate import (
-    RANDOM,
-    START,
-    ZERO_SHOT,
-    accuracy_table,
-    best_single,
-    choose_epoch,
-    evaluate,
-    split_questions,
-)
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.evaluation.answering import best_single, evaluate
+from lever_mlflow.evaluation.policies import RANDOM, START, ZERO_SHOT
+from lever_mlflow.evaluation.question_set import QuestionSet
+from lever_mlflow.evaluation.questions import split_questions
+from lever_mlflow.evaluation.records import accuracy_table, choose_epoch
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.steps.context import Context
-from lever_mlflow.steps.picks import QuestionSet
-from lever_mlflow.steps.registration import register_best
-from lever_mlflow.tracking import TAG
-from lever_mlflow.types import EvalSettings, Prompt, Sample
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.registration import register_best
+from lever_mlflow.registry import model_card, versions
+from lever_mlflow.runs import artifacts, metrics, steps, tags
+from lever_mlflow.runs.tags import TAG
+from lever_mlflow.selector.checkpoint import load_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving import logged_models
+from lever_mlflow.settings import EvalSettings
+from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation"]
 
@@ -52,8 +50,8 @@ def evaluate_epochs(
 ) -> None:
     """Evaluation of a GRPO run's epochs, of other checkpoints and the baselines; registers the best epoch."""
     models = {int(epoch): model_id for epoch, model_id in json.loads(inputs["models"]).items()}
-    selectors = {f"epoch {e}": load_selector(tracking.checkpoint_folder(f"models:/{m}")) for e, m in models.items()}
-    start = load_selector(tracking.checkpoint_folder(inputs["start_uri"]))
+    selectors = {f"epoch {e}": load_selector(logged_models.checkpoint_folder(f"models:/{m}")) for e, m in models.items()}
+    start = load_selector(logged_models.checkpoint_folder(inputs["start_uri"]))
     if selector_digest(start) != inputs["start_digest"]:
         raise CheckpointError(
             f"{inputs['start_uri']}: not the checkpoint any more that run {grpo_run} started from "
@@ -85,21 +83,21 @@ def evaluate_epochs(
     result: dict[str, Any] = {
         "kl_beta": kl_beta,
         "best_epoch": best,
-        "run_id": tracking.active_run_id(),
+        "run_id": steps.active_run_id(),
         "git_commit": mlflow.get_run(grpo_run).data.tags.get("mlflow.source.git.commit", "unknown"),
         "selection_accuracy": selection,
         "settings": asdict(settings),
-        "training": tracking.run_settings(grpo_run),
+        "training": steps.run_settings(grpo_run),
         "inputs": dict(inputs),
         "rl_data": _rl_data(grpo_run),
         "resources": {name: getattr(context.resources, name) for name in ("dataset", "vlm", "encoder")},
-        "epochs": tracking.epoch_metrics(grpo_run),
+        "epochs": metrics.epoch_metrics(grpo_run),
         "profile": asdict(context.resources.language_model.profile),
         "accuracy": rows,
         "checkpoints": [name.partition("(")[2].removesuffix(")") for name in others],
         "overlap": overlap,
         "best_single": _best_single(report, answer),
-        "registered": {"name": context.registered_name, "alias": registry.beta_alias(kl_beta)},
+        "registered": {"name": context.registered_name, "alias": versions.beta_alias(kl_beta)},
     }
     result["registration"] = {
         "model_id": models[best],
@@ -113,12 +111,12 @@ def evaluate_epochs(
     result["registered"]["version"] = version
     mlflow.log_dict(result, RESULT_FILE)
     with tempfile.TemporaryDirectory() as folder:
-        tracking.log_frame(records, Path(folder) / RECORDS_FILE)
+        artifacts.log_frame(records, Path(folder) / RECORDS_FILE)
 
 
 def read_evaluation(run_id: str) -> dict[str, Any]:
     """The ``evaluation.json`` of a finished evaluation."""
-    return dict(json.loads(tracking.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
+    return dict(json.loads(artifacts.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
 
 
 def _rl_data(grpo_run: str) -> dict[str, Any]:
@@ -126,7 +124,7 @@ def _rl_data(grpo_run: str) -> dict[str, Any]:
     metrics = mlflow.get_run(grpo_run).data.metrics
     queries = int(metrics["data/n_queries"])
     return {
-        "source": tracking.run_tags(grpo_run, "grpo")["rl_data_source"],
+        "source": tags.run_tags(grpo_run, "grpo")["rl_data_source"],
         "n_queries": queries,
         "n_positive_queries": round(metrics["data/positive_query_rate"] * queries),
         "mean_reward": metrics["data/reward_mean"],

@@ -21,18 +21,23 @@ from typing import Any
 import mlflow
 import torch
 
-from lever_mlflow import gate, report, steps, tracking
-from lever_mlflow.checkpoint import load_selector, read_meta, selector_digest
-from lever_mlflow.evaluate import split_questions
+from lever_mlflow.comparison import terminal
+from lever_mlflow.comparison.results import read_results
+from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, ParameterError
-from lever_mlflow.resources import Resources
-from lever_mlflow.results import read_results
-from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import RLData, load_rl_data
-from lever_mlflow.rollout import check_settings, choose_queries
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.tracking import TAG, Step
-from lever_mlflow.types import (
+from lever_mlflow.gate import GateResult, suite_digest
+from lever_mlflow.pipeline import context, evaluation, promotion, registration, rollout
+from lever_mlflow.pipeline.comparison import COMPARISON_FILE, compare_betas, compare_results
+from lever_mlflow.pipeline.gate import check_data, read_verdict
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.training import STATE_TAG, Interrupted, Launch, Start, find_state, train_by_grpo, train_by_rce
+from lever_mlflow.runs import artifacts, commands, processes, search, steps
+from lever_mlflow.runs.steps import Step
+from lever_mlflow.runs.tags import TAG, any_run_tags, run_tags
+from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving import logged_models
+from lever_mlflow.settings import (
     PRESET_SETTINGS,
     EvalSettings,
     GateSettings,
@@ -40,8 +45,11 @@ from lever_mlflow.types import (
     Language,
     PromotionSettings,
     RceSettings,
+    RewardMode,
     RolloutSettings,
 )
+from lever_mlflow.trials.rl_data import RLData, load_rl_data
+from lever_mlflow.trials.rollout import check_settings, choose_queries
 
 __all__ = ["AUTO", "NONE", "Pipeline"]
 
@@ -68,7 +76,7 @@ class Pipeline:
             raise ParameterError(f"model_name={name!r}: registered models are named with letters, digits, spaces, _ . and -")
         self.resources = resources
         self.use_fallback = use_fallback
-        self.context = steps.Context(resources, seed, reward_mode, name, gate or GateSettings())
+        self.context = context.Context(resources, seed, reward_mode, name, gate or GateSettings())
 
     # rollout
 
@@ -82,18 +90,18 @@ class Pipeline:
         selector = self._initial_selector(init)
         inputs = {**self.context.identity(), "start_digest": selector_digest(selector)}
         return self._step(
-            "rollout", "rollout", asdict(settings), inputs, partial(steps.record_trials, self.context, settings, selector)
+            "rollout", "rollout", asdict(settings), inputs, partial(rollout.record_trials, self.context, settings, selector)
         )
 
     def find_rl_data(self, reference: str) -> RLData:
         """RL data by file, run, or ``auto``: of the newest finished rollout of the same resources and seed."""
         if reference != AUTO:
             return self.rl_data(reference)
-        run = tracking.find_run("rollout", self.context.identity())
+        run = search.find_run("rollout", self.context.identity())
         if run is None:
             log.info("rl_data=auto: no finished rollout with these settings in this experiment, running it first")
-            return self.rl_data_of(tracking.ensure(self.rollout(RolloutSettings())))
-        log.info("rl_data=auto: taken from %s", tracking.describe(run))
+            return self.rl_data_of(steps.ensure(self.rollout(RolloutSettings())))
+        log.info("rl_data=auto: taken from %s", search.describe(run))
         return self.rl_data_of(run.info.run_id)
 
     def rl_data(self, reference: str) -> RLData:
@@ -111,11 +119,11 @@ class Pipeline:
         Raises:
             MissingRunError: no such run, or one without RL data. DataError: they are not what they were.
         """
-        tags = tracking.any_run_tags(run_id)
+        tags = any_run_tags(run_id)
         origin = tags.get("rl_data_source")
-        if path or origin is None or origin == f"runs:/{run_id}/{steps.RL_DATA_FILE}":
-            path = path or steps.RL_DATA_FILE
-            return self._load(tracking.artifact(run_id, path), source=f"runs:/{run_id}/{path}")
+        if path or origin is None or origin == f"runs:/{run_id}/{rollout.RL_DATA_FILE}":
+            path = path or rollout.RL_DATA_FILE
+            return self._load(artifacts.artifact(run_id, path), source=f"runs:/{run_id}/{path}")
         data = self.rl_data(origin)
         if data.digest != tags["rl_data_digest"]:
             raise DataError(
@@ -134,7 +142,7 @@ class Pipeline:
         settings = self.context.gate
         inputs = {
             "rl_data_digest": data.digest,
-            "suite_digest": gate.suite_digest(thresholds=settings.thresholds),
+            "suite_digest": suite_digest(thresholds=settings.thresholds),
             "dataset_digest": self.context.identity()["dataset_digest"],
             **({} if reference is None else {"reference_digest": reference.digest}),
         }
@@ -143,21 +151,21 @@ class Pipeline:
             "validate",
             {"reward_mode": self.context.reward_mode, "thresholds": settings.thresholds, "max_shots": settings.max_shots},
             inputs,
-            partial(steps.check_data, self.context, data, reference),
+            partial(check_data, self.context, data, reference),
         )
 
-    def verdict(self, data: RLData) -> gate.GateResult:
+    def verdict(self, data: RLData) -> GateResult:
         """The gate's verdict on RL data: as recorded for their digest and these suites, or reached now in a child run."""
         step = self.validate(data)
-        run = tracking.find_run(step.step, {"key": step.key}, having="gate")
+        run = search.find_run(step.step, {"key": step.key}, having="gate")
         if run is None:
             with suppress(GateError):  # the verdict is recorded there; what follows from it is decided where it is asked for
-                return steps.read_verdict(tracking.ensure(step))
-            run = tracking.find_run(step.step, {"key": step.key}, having="gate")
+                return read_verdict(steps.ensure(step))
+            run = search.find_run(step.step, {"key": step.key}, having="gate")
             assert run is not None, "a gate that stops leaves its verdict"
         else:
-            log.info("data gate: verdict taken from %s", tracking.describe(run))
-        return steps.read_verdict(run.info.run_id)
+            log.info("data gate: verdict taken from %s", search.describe(run))
+        return read_verdict(run.info.run_id)
 
     # training
 
@@ -165,12 +173,12 @@ class Pipeline:
         """Trains a new selector by reward-weighted cross-entropy; ``resume`` as for ``interrupted``."""
 
         def execute() -> None:
-            steps.train_by_rce(self.context, data, settings, self._launch(step, data, resume))
+            train_by_rce(self.context, data, settings, self._launch(step, data, resume))
 
         step = self._step("rce", "rce", asdict(settings), self._training_inputs(data), execute)
         return step
 
-    def interrupted(self, step: Step, resume: str) -> steps.Interrupted | None:
+    def interrupted(self, step: Step, resume: str) -> Interrupted | None:
         """The training to go on from: ``auto``, an unfinished run of exactly this step; ``none``; or this one, by id or folder.
 
         Raises:
@@ -180,26 +188,26 @@ class Pipeline:
             return None
         if resume == AUTO:
             return self._newest_interrupted(step)
-        tags = {} if Path(resume).is_dir() else tracking.any_run_tags(resume)
-        if tags and tracking.is_training(mlflow.get_run(resume)):
+        tags = {} if Path(resume).is_dir() else any_run_tags(resume)
+        if tags and processes.is_training(mlflow.get_run(resume)):
             raise ParameterError(f"resume={resume}: that run is still training on this machine; wait for it, or stop it first")
-        found = steps.find_state(resume) if not tags or tags.get("key") == step.key else None
+        found = find_state(resume) if not tags or tags.get("key") == step.key else None
         if found is None or found.key != step.key:
             raise ParameterError(f"resume={resume}: {_difference(step, tags)}; give the same parameters, or resume=none")
         return found
 
-    def _newest_interrupted(self, step: Step) -> steps.Interrupted | None:
+    def _newest_interrupted(self, step: Step) -> Interrupted | None:
         """What the newest run of this step left that has not finished and whose process is gone."""
-        for run in tracking.find_runs(step.step, {"key": step.key}, having=steps.STATE_TAG, unfinished=True):
-            training = tracking.is_training(run)
+        for run in search.find_runs(step.step, {"key": step.key}, having=STATE_TAG, unfinished=True):
+            training = processes.is_training(run)
             if training:
-                log.info("%s trains the same just now; starting over beside it", tracking.describe(run))
+                log.info("%s trains the same just now; starting over beside it", search.describe(run))
             elif training is None:
                 told = "%s seems to train the same on another machine; if it was interrupted, give resume=%s"
-                log.warning(told, tracking.describe(run), run.info.run_id)
+                log.warning(told, search.describe(run), run.info.run_id)
             else:
                 try:
-                    return steps.find_state(run.info.run_id)
+                    return find_state(run.info.run_id)
                 except CheckpointError as error:
                     log.warning("%s; starting over", error)
                     return None
@@ -209,11 +217,11 @@ class Pipeline:
         """Start checkpoint by path, model URI, or ``auto``: the best epoch of the newest finished RCE run on the same data."""
         if reference != AUTO:
             return reference
-        run = tracking.find_run("rce", {**self._common(), "rl_data_digest": data.digest})
+        run = search.find_run("rce", {**self._common(), "rl_data_digest": data.digest})
         if run is None:
             log.info("init=auto: no finished rce run on this data in this experiment, running it first")
-            return self.start_of(tracking.ensure(self.rce(data, RceSettings())))
-        log.info("init=auto: taken from %s", tracking.describe(run))
+            return self.start_of(steps.ensure(self.rce(data, RceSettings())))
+        log.info("init=auto: taken from %s", search.describe(run))
         return self.start_of(run.info.run_id)
 
     def start_of(self, run_id: str) -> str:
@@ -222,7 +230,7 @@ class Pipeline:
 
     def grpo(self, data: RLData, start: str, settings: GrpoSettings, resume: str = AUTO) -> Step:
         """Optimises a start checkpoint with GRPO under a KL penalty; ``resume`` as for ``interrupted``."""
-        folder = tracking.checkpoint_folder(start)
+        folder = logged_models.checkpoint_folder(start)
         selector = self._selector(start, folder)
         meta = read_meta(folder) if folder.is_dir() else {}
         inputs = {
@@ -232,13 +240,13 @@ class Pipeline:
             "start": f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(start).name,
             "start_uri": start if ":/" in start else str(Path(start).resolve()),
         }
-        told = "; ".join(meta[name] for name in steps.OVERRIDES if name in meta)
+        told = "; ".join(meta[name] for name in context.OVERRIDES if name in meta)
         overrides = {"start_gate_override": told} if told else {}
         inputs |= overrides
 
         def execute() -> None:
-            began = steps.Start(selector, inputs["start_uri"], overrides)
-            steps.train_by_grpo(self.context, data, began, settings, self._launch(step, data, resume))
+            began = Start(selector, inputs["start_uri"], overrides)
+            train_by_grpo(self.context, data, began, settings, self._launch(step, data, resume))
 
         step = self._step("grpo", f"grpo beta {settings.kl_beta:g}", asdict(settings), inputs, execute)
         return replace(step, labels={**step.labels, **_used(settings)})
@@ -248,24 +256,24 @@ class Pipeline:
     def find_grpo(self, reference: str, settings: GrpoSettings) -> str:
         """Id of a GRPO run as given, or for ``auto`` of the newest finished one of this beta, run first if there is none."""
         if reference != AUTO:
-            trained = float(tracking.run_tags(reference, "grpo")["kl_beta"])
+            trained = float(run_tags(reference, "grpo")["kl_beta"])
             if trained != settings.kl_beta:
                 raise ParameterError(f"kl_beta={settings.kl_beta:g}, but run {reference} was trained with {trained:g}")
             return reference
-        run = tracking.find_run("grpo", {**self._common(), "kl_beta": settings.kl_beta})
+        run = search.find_run("grpo", {**self._common(), "kl_beta": settings.kl_beta})
         if run is not None:
-            log.info("grpo_run=auto: taken from %s", tracking.describe(run))
+            log.info("grpo_run=auto: taken from %s", search.describe(run))
             return str(run.info.run_id)
         log.info("grpo_run=auto: no finished grpo run of beta %g in this experiment, running it first", settings.kl_beta)
         data = self.find_rl_data(AUTO)
-        return tracking.ensure(self.grpo(data, self.find_start(AUTO, data), settings))
+        return steps.ensure(self.grpo(data, self.find_start(AUTO, data), settings))
 
     def evaluate(self, grpo_run: str, settings: EvalSettings, checkpoints: Sequence[str] = ()) -> Step:
         """Evaluates every epoch of one GRPO run beside the baselines, chooses the best and registers it.
 
         ``checkpoints``: others to be evaluated beside them, each a path or a model URI; never registered.
         """
-        tags = tracking.run_tags(grpo_run, "grpo")
+        tags = run_tags(grpo_run, "grpo")
         for name, value in self.context.identity().items():
             if name != "seed" and tags[name] != str(value):
                 raise ParameterError(
@@ -281,7 +289,7 @@ class Pipeline:
             "kl_beta",
             "models",
             "gate",
-            *steps.OVERRIDES,
+            *context.OVERRIDES,
         )
         inputs = {
             **self.context.identity(),
@@ -298,7 +306,7 @@ class Pipeline:
         if others:
             inputs["checkpoints"] = json.dumps({name: selector_digest(selector) for name, selector in others.items()})
         kl_beta = float(inputs["kl_beta"])
-        execute = partial(steps.evaluate_epochs, self.context, grpo_run, kl_beta, settings, inputs, others)
+        execute = partial(evaluation.evaluate_epochs, self.context, grpo_run, kl_beta, settings, inputs, others)
         return self._step(
             "evaluate",
             f"evaluate beta {kl_beta:g}",
@@ -311,18 +319,18 @@ class Pipeline:
 
     def find_evaluation(self, kl_beta: float, settings: EvalSettings) -> str:
         """Id of the newest finished evaluation of this beta on the same resources and seed, run first if there is none."""
-        run = tracking.find_run("evaluate", {**self._common(), "kl_beta": kl_beta})
+        run = search.find_run("evaluate", {**self._common(), "kl_beta": kl_beta})
         if run is not None:
-            log.info("beta %g: evaluation taken from %s", kl_beta, tracking.describe(run))
-            steps.register_best(self.context, steps.read_evaluation(run.info.run_id))
+            log.info("beta %g: evaluation taken from %s", kl_beta, search.describe(run))
+            registration.register_best(self.context, evaluation.read_evaluation(run.info.run_id))
             return str(run.info.run_id)
         log.info("beta %g: no finished evaluation in this experiment, running it first", kl_beta)
         return self.evaluated(self.find_grpo(AUTO, GrpoSettings(kl_beta=kl_beta)), settings)
 
     def evaluated(self, grpo_run: str, settings: EvalSettings) -> str:
         """Id of an evaluation of this GRPO run, reused or new, whose best epoch is behind its beta's alias."""
-        run_id = tracking.ensure(self.evaluate(grpo_run, settings))
-        steps.register_best(self.context, steps.read_evaluation(run_id))
+        run_id = steps.ensure(self.evaluate(grpo_run, settings))
+        registration.register_best(self.context, evaluation.read_evaluation(run_id))
         return run_id
 
     def given_evaluations(self, references: Sequence[str]) -> list[str]:
@@ -332,23 +340,23 @@ class Pipeline:
             ParameterError: a beginning that several evaluations share, or two of the same beta; the message lists them.
             MissingRunError: no such finished evaluation in this experiment.
         """
-        runs = tracking.find_runs("evaluate", {})
+        runs = search.find_runs("evaluate", {})
         chosen: dict[str, str] = {}
         for reference in references:
             found = [run for run in runs if reference and run.info.run_id.startswith(reference)]
             if len(found) > 1:
-                named = "; ".join(map(tracking.describe, found))
+                named = "; ".join(map(search.describe, found))
                 raise ParameterError(f"evaluations={reference}: several begin so: {named}; give more of the id")
             run_id = found[0].info.run_id if found else reference
-            beta = tracking.run_tags(run_id, "evaluate")["kl_beta"]
+            beta = run_tags(run_id, "evaluate")["kl_beta"]
             if beta in chosen:
                 raise ParameterError(f"evaluations: {chosen[beta]} and {run_id} are both of beta {beta}; give one of them")
             chosen[beta] = run_id
         return list(chosen.values())
 
     def compare(self, evaluations: Sequence[str], language: Language) -> Step:
-        """Compares evaluated betas: a report as a page and as Markdown, its figures and ``comparison.json``."""
-        execute = partial(steps.compare_betas, self.context, evaluations, language)
+        """Compares evaluated betas: a report as a page and as Markdown, its figures and ``json``."""
+        execute = partial(compare_betas, self.context, evaluations, language)
         inputs = {**self.context.identity(), "evaluations": ",".join(evaluations)}
         return self._step("compare", "compare", {"lang": language}, inputs, execute)
 
@@ -360,14 +368,14 @@ class Pipeline:
         """
         results = read_results(path)
         inputs = {"results_digest": hashlib.sha256(json.dumps(results.to_json(), sort_keys=True).encode()).hexdigest()[:32]}
-        execute = partial(steps.compare_results, results, str(path), language, self.context.seed)
+        execute = partial(compare_results, results, str(path), language, self.context.seed)
         return Step("compare", "compare", {"lang": language, "results": str(path)}, inputs, execute)
 
     def summary(self, comparison_run: str) -> str:
         """A comparison as a table for the terminal, and the line that opens the active run in the UI, whose note it becomes."""
-        comparison = json.loads(tracking.artifact(comparison_run, steps.COMPARISON_FILE).read_text(encoding="utf-8"))
+        comparison = json.loads(artifacts.artifact(comparison_run, COMPARISON_FILE).read_text(encoding="utf-8"))
         mlflow.set_tag("mlflow.note.content", comparison["verdict"])
-        return f"{report.summary(comparison)}\n\nLook at it with:\n  {tracking.ui_command()}"
+        return f"{terminal.summary(comparison)}\n\nLook at it with:\n  {commands.ui_command()}"
 
     # the whole experiment
 
@@ -390,14 +398,14 @@ class Pipeline:
         split_questions(self.resources.val, evaluation, self.context.seed)
 
         def execute() -> None:
-            data = self.rl_data_of(tracking.ensure(self.rollout(rollout)))
-            tracking.ensure(self.validate(data))
-            start = self.start_of(tracking.ensure(self.rce(data, rce)))
+            data = self.rl_data_of(steps.ensure(self.rollout(rollout)))
+            steps.ensure(self.validate(data))
+            start = self.start_of(steps.ensure(self.rce(data, rce)))
             evaluations = []
             for kl_beta in kl_betas:
-                grpo_run = tracking.ensure(self.grpo(data, start, replace(grpo, kl_beta=kl_beta)))
+                grpo_run = steps.ensure(self.grpo(data, start, replace(grpo, kl_beta=kl_beta)))
                 evaluations.append(self.evaluated(grpo_run, evaluation))
-            log.info("\n%s", self.summary(tracking.ensure(self.compare(evaluations, language))))
+            log.info("\n%s", self.summary(steps.ensure(self.compare(evaluations, language))))
 
         settings = {
             "kl_betas": tuple(kl_betas),
@@ -414,22 +422,22 @@ class Pipeline:
     def promote(self, kl_beta: float, settings: PromotionSettings) -> Step:
         """Makes the version behind a beta's alias the champion, if the evidence is for it."""
         choices = {"model_name": self.context.registered_name, "kl_beta": kl_beta, **asdict(settings)}
-        execute = partial(steps.promote_beta, self.context, kl_beta, settings, self.evaluated_version)
+        execute = partial(promotion.promote_beta, self.context, kl_beta, settings, self.evaluated_version)
         return Step("promote", f"promote beta {kl_beta:g}", choices, {}, execute)
 
     def rollback(self) -> Step:
         """Makes the previous champion the champion again, and the champion the previous one."""
         settings = {"model_name": self.context.registered_name}
-        return Step("rollback", "rollback", settings, {}, partial(steps.roll_back, self.context))
+        return Step("rollback", "rollback", settings, {}, partial(promotion.roll_back, self.context))
 
     def status(self) -> Step:
         """Lists the versions of the registered model."""
         settings = {"model_name": self.context.registered_name}
-        return Step("status", "status", settings, {}, partial(steps.show_status, self.context))
+        return Step("status", "status", settings, {}, partial(promotion.show_status, self.context))
 
     def listing(self, status_run: str) -> str:
         """The table that a status run logged."""
-        return tracking.artifact(status_run, steps.STATUS_FILE).read_text(encoding="utf-8")
+        return artifacts.artifact(status_run, promotion.STATUS_FILE).read_text(encoding="utf-8")
 
     def evaluated_version(self, version: str, like: Mapping[str, Any]) -> str:
         """Id of a run that evaluates a registered version on the questions of an evaluation, given as its result.
@@ -447,19 +455,19 @@ class Pipeline:
                 )
         choices: dict[str, Any] = {**like["settings"], **{name: tuple(like["settings"][name]) for name in ("sizes", "shots")}}
         settings, reference = EvalSettings(**choices), f"models:/{self.context.registered_name}/{version}"
-        digest = selector_digest(load_selector(tracking.checkpoint_folder(reference)))
-        return tracking.ensure(
+        digest = selector_digest(load_selector(logged_models.checkpoint_folder(reference)))
+        return steps.ensure(
             self._step(
                 "evaluate-version",
                 f"evaluate version {version}",
                 asdict(settings),
                 {**identity, "checkpoint_digest": digest},
-                partial(steps.evaluate_version, self.context, reference, settings),
+                partial(promotion.evaluate_version, self.context, reference, settings),
             )
         )
 
-    def _launch(self, step: Step, data: RLData, resume: str) -> steps.Launch:
-        return steps.Launch(step.key, partial(self.verdict, data), partial(self.interrupted, step, resume))
+    def _launch(self, step: Step, data: RLData, resume: str) -> Launch:
+        return Launch(step.key, partial(self.verdict, data), partial(self.interrupted, step, resume))
 
     def _step(
         self, step: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], execute: Callable[[], None]
@@ -469,7 +477,7 @@ class Pipeline:
         labels |= {"seed": self.context.seed, **asdict(resources.data), **resources.language_model.recorded}
 
         def run() -> None:
-            steps.log_skipped(resources)
+            context.log_skipped(resources)
             execute()
 
         return Step(step, name, settings, inputs, run, labels)
@@ -479,7 +487,7 @@ class Pipeline:
         return {**self.context.identity(), "reward_mode": self.context.reward_mode}
 
     def _training_inputs(self, data: RLData) -> dict[str, Any]:
-        suites = gate.suite_digest(thresholds=self.context.gate.thresholds)
+        suites = suite_digest(thresholds=self.context.gate.thresholds)
         return {**self._common(), "rl_data_digest": data.digest, "suite_digest": suites}
 
     def _selector(self, reference: str, folder: Path | None = None) -> PointerSelector:
@@ -488,7 +496,7 @@ class Pipeline:
         Raises:
             CheckpointError: it cannot be read, or is not one for this encoder's features.
         """
-        selector = load_selector(folder or tracking.checkpoint_folder(reference))
+        selector = load_selector(folder or logged_models.checkpoint_folder(reference))
         takes, given = selector.config["feature_dim"], self.resources.features("train").of(selector.fusion).shape[1]
         if takes != given:
             raise CheckpointError(

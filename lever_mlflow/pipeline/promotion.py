@@ -16,16 +16,19 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from lever_mlflow import champion, model_card, promotion, registry, status, tracking
-from lever_mlflow.checkpoint import load_selector
-from lever_mlflow.evaluate import evaluate, split_questions
+from lever_mlflow.evaluation.answering import evaluate
+from lever_mlflow.evaluation.question_set import QuestionSet
+from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError, PromotionError
-from lever_mlflow.promotion import Condition
-from lever_mlflow.steps.context import Context
-from lever_mlflow.steps.evaluation import RECORDS_FILE, read_evaluation
-from lever_mlflow.steps.picks import QuestionSet
-from lever_mlflow.tracking import TAG
-from lever_mlflow.types import EvalSettings, PromotionSettings
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.evaluation import RECORDS_FILE, read_evaluation
+from lever_mlflow.registry import champion, evidence, listing, model_card, versions
+from lever_mlflow.registry.evidence import Condition
+from lever_mlflow.runs import artifacts, steps
+from lever_mlflow.runs.tags import TAG
+from lever_mlflow.selector.checkpoint import load_selector
+from lever_mlflow.serving import logged_models
+from lever_mlflow.settings import EvalSettings, PromotionSettings
 
 __all__ = ["STATUS_FILE", "evaluate_version", "promote_beta", "roll_back", "show_status"]
 
@@ -67,19 +70,19 @@ def evaluate_version(context: Context, reference: str, settings: EvalSettings) -
     """Evaluation of a registered version on the report questions; logs ``records.parquet``."""
     samples = split_questions(context.resources.val, settings, context.seed).report
     picks = QuestionSet(context, samples, settings).learned(
-        {VERSION_POLICY: load_selector(tracking.checkpoint_folder(reference))}
+        {VERSION_POLICY: load_selector(logged_models.checkpoint_folder(reference))}
     )
     resources = context.resources
     answer = partial(resources.answer, description="evaluate champion")
     records = evaluate(samples, "report", picks, settings.shots, resources.train, answer, resources.language_model.key)
     with tempfile.TemporaryDirectory() as folder:
-        tracking.log_frame(records, Path(folder) / RECORDS_FILE)
+        artifacts.log_frame(records, Path(folder) / RECORDS_FILE)
 
 
 def roll_back(context: Context) -> None:
     """Swap of champion and previous champion."""
     name = context.registered_name
-    found = champion.rollback(name, tracking.active_run_id())
+    found = champion.rollback(name, steps.active_run_id())
     mlflow.set_tag(f"{TAG}champion", str(found.champion))
     told = f"{name}: version {found.champion} is champion again, version {found.previous} previous-champion"
     log.info("%s", told)
@@ -88,11 +91,11 @@ def roll_back(context: Context) -> None:
 
 def show_status(context: Context) -> None:
     """What the registered model holds: logs ``status.txt``."""
-    mlflow.log_text(status.table(context.registered_name, registry.versions(context.registered_name)), STATUS_FILE)
+    mlflow.log_text(listing.table(context.registered_name, versions.versions(context.registered_name)), STATUS_FILE)
 
 
 def _promote(name: str, kl_beta: float, settings: PromotionSettings, evaluate_now: EvaluateVersion) -> str:
-    version = registry.find_version(name, kl_beta)
+    version = versions.find_version(name, kl_beta)
     number, label = str(version.version), f"{name} version {version.version} (beta {kl_beta:g})"
     champion.settle(name)
     held = champion.holders(name)
@@ -121,35 +124,35 @@ def _conditions(
     name: str, version: ModelVersion, champion_version: str | None, settings: PromotionSettings, evaluate_now: EvaluateVersion
 ) -> list[Condition]:
     """The data gate, the gain over random demonstrations and, where there is a champion, the gain over it."""
-    conditions = [promotion.gate_condition(version.tags)]
+    conditions = [evidence.gate_condition(version.tags)]
     wanted = ["random", *(["champion"] if champion_version else [])]
     try:
         candidate = _evaluated(version)
     except LeverError as error:
-        return conditions + [promotion.unknown(condition, error) for condition in wanted]
+        return conditions + [evidence.unknown(condition, error) for condition in wanted]
     records, policy, seed = candidate.records, candidate.policy, int(candidate.result["inputs"]["seed"])
-    conditions.append(promotion.gain_over_random(records, policy, seed))
+    conditions.append(evidence.gain_over_random(records, policy, seed))
     if champion_version is None:
         return conditions
     try:
         other = _comparable(name, champion_version, candidate, evaluate_now)
-        return [*conditions, promotion.gain_over_champion(records, policy, other.records, other.policy, settings, seed)]
+        return [*conditions, evidence.gain_over_champion(records, policy, other.records, other.policy, settings, seed)]
     except LeverError as error:
-        return [*conditions, promotion.unknown("champion", error)]
+        return [*conditions, evidence.unknown("champion", error)]
 
 
 def _comparable(name: str, number: str, candidate: Evaluated, evaluate_now: EvaluateVersion) -> Evaluated:
     """The champion's own evaluation where it covers the candidate's questions, else one on these, made now."""
     try:
         own = _evaluated(MlflowClient().get_model_version(name, number))
-        if promotion.covers(own.records, own.result, candidate.records, candidate.result):
+        if evidence.covers(own.records, own.result, candidate.records, candidate.result):
             return own
         reason = "was evaluated on other questions, shots or pools"
     except LeverError as error:
         reason = f"has no evaluation to compare with ({error})"
     log.info("the champion, version %s, %s: evaluating it on those of the candidate", number, reason)
     run_id = evaluate_now(number, candidate.result)
-    return Evaluated(candidate.result, pd.read_parquet(tracking.artifact(run_id, RECORDS_FILE)), VERSION_POLICY)
+    return Evaluated(candidate.result, pd.read_parquet(artifacts.artifact(run_id, RECORDS_FILE)), VERSION_POLICY)
 
 
 def _evaluated(version: ModelVersion) -> Evaluated:
@@ -161,7 +164,7 @@ def _evaluated(version: ModelVersion) -> Evaluated:
     if "evaluation_run" not in version.tags:
         raise MissingRunError(f"version {version.version} has no tag evaluation_run; run the evaluate step again")
     run_id = version.tags["evaluation_run"]
-    path = tracking.artifact(run_id, RECORDS_FILE)
+    path = artifacts.artifact(run_id, RECORDS_FILE)
     try:
         records = pd.read_parquet(path)
         digest = model_card.records_digest(records)
@@ -177,7 +180,7 @@ def _evaluated(version: ModelVersion) -> Evaluated:
 
 def _change(version: ModelVersion, former: str | None, conditions: Sequence[Condition]) -> champion.Change:
     """The aliases after a promotion, and what the version says of it in its tags and its description."""
-    when, run_id = datetime.now(UTC).isoformat(timespec="seconds"), tracking.active_run_id()
+    when, run_id = datetime.now(UTC).isoformat(timespec="seconds"), steps.active_run_id()
     overridden = ", ".join(condition.name for condition in conditions if not condition.met) or "none"
     lines = [f"- {condition.says}{'' if condition.met else ' (overridden by force=true)'}" for condition in conditions]
     section = "\n".join([f"Champion since {when}, in place of version {former or 'none'}, run {run_id}.", "", *lines])

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lever_mlflow import registry, tracking
-from lever_mlflow.prompt import PromptProfile
-from lever_mlflow.retriever import RetrieverSettings, load_retriever, save_retriever
-from lever_mlflow.steps.context import OVERRIDES, Context
+from lever_mlflow.pipeline.context import OVERRIDES, Context
+from lever_mlflow.registry import versions
+from lever_mlflow.serving import logged_models
+from lever_mlflow.serving.retriever import RetrieverSettings, load_retriever, save_retriever
+from lever_mlflow.vlm.prompt import PromptProfile
 
 __all__ = ["register_best"]
 
@@ -23,9 +24,9 @@ def register_best(context: Context, result: Mapping[str, Any]) -> str:
     registration, settings = result["registration"], _settings(context, result)
     model_id, name = registration["model_id"], context.registered_name
     tags = {**registration["tags"], "selector_digest": settings.checkpoint_digest}
-    if not registry.holds(name, settings.digest):
+    if not versions.holds(name, settings.digest):
         model_id = _log_retriever(context, result["kl_beta"], model_id, settings, tags)
-    return registry.register(model_id, name, result["kl_beta"], settings.digest, tags, registration["description"])
+    return versions.register(model_id, name, result["kl_beta"], settings.digest, tags, registration["description"])
 
 
 def _settings(context: Context, result: Mapping[str, Any]) -> RetrieverSettings:
@@ -50,11 +51,11 @@ def _log_retriever(
     resources = context.resources
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        checkpoint = tracking.checkpoint_folder(f"models:/{model_id}")
+        checkpoint = logged_models.checkpoint_folder(f"models:/{model_id}")
         save_retriever(folder, settings, checkpoint, resources.train, resources.features("train"))
         load_retriever(folder)
-        return tracking.log_retriever(
-            f"retriever-{registry.beta_alias(kl_beta)}",
+        return logged_models.log_retriever(
+            f"retriever-{versions.beta_alias(kl_beta)}",
             folder,
             params={"kl_beta": kl_beta, "epoch": tags["epoch"], "checkpoint_model": model_id},
             tags={"retriever_digest": settings.digest, **{name: tags[name] for name in OVERRIDES if name in tags}},

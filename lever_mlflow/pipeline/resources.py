@@ -20,18 +20,20 @@ from typing import Literal
 import numpy as np
 
 from lever_mlflow import distributed, mini
-from lever_mlflow.answer_cache import AnswerCache, CacheMode, cached_answers
+from lever_mlflow.data.candidate_pools import candidate_pools
+from lever_mlflow.data.features import FeatureTable, sample_features
+from lever_mlflow.data.hub_dataset import ensure_hub_dataset
+from lever_mlflow.data.okvqa import Split, SplitName, describe, read_split, tally
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.features import FeatureTable, sample_features
-from lever_mlflow.hub_dataset import ensure_hub_dataset
-from lever_mlflow.images import image_digest
+from lever_mlflow.files.images import image_digest
+from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.model_files import check_model, folder_digest, model_folder
-from lever_mlflow.okvqa import Split, SplitName, describe, read_split, tally
-from lever_mlflow.pools import candidate_pools
-from lever_mlflow.types import DataSettings, EvalSettings, PoolSampler, Prompt, Sample
-from lever_mlflow.vlm import LocalVLM
-from lever_mlflow.vlm_server import AUTO, ServerVLM, is_server
+from lever_mlflow.settings import CacheMode, DataSettings, EvalSettings, PoolSampler
+from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
+from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.vlm.server import AUTO, ServerVLM, is_server
 
 __all__ = ["MINI", "Resources", "default_cache_dir"]
 

@@ -18,23 +18,26 @@ from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
-from lever_mlflow import distributed, gate, tracking
-from lever_mlflow.checkpoint import load_selector, save_selector, selector_digest
-from lever_mlflow.curves import training_curves
-from lever_mlflow.diagnosis import diagnose
+from lever_mlflow import distributed, gate
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError
-from lever_mlflow.group_batches import split_groups
-from lever_mlflow.resources import Resources
-from lever_mlflow.rl_data import RLData, check_fits
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.steps.context import Context
-from lever_mlflow.steps.data import pass_gate
-from lever_mlflow.tracking import TAG
-from lever_mlflow.train_grpo import train_grpo
-from lever_mlflow.train_rce import train_rce
-from lever_mlflow.training import Epoch, TrainingState
-from lever_mlflow.training_state import load_state, save_state
-from lever_mlflow.types import Fusion, GrpoSettings, RceSettings
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.gate import pass_gate, rl_dataset
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs import artifacts, processes
+from lever_mlflow.runs.metrics import finite
+from lever_mlflow.runs.tags import TAG
+from lever_mlflow.selector.checkpoint import load_selector, save_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving import logged_models
+from lever_mlflow.settings import Fusion, GrpoSettings, RceSettings
+from lever_mlflow.training.batches import split_groups
+from lever_mlflow.training.curves import training_curves
+from lever_mlflow.training.diagnosis import diagnose
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.training.loop import Epoch, TrainingState
+from lever_mlflow.training.rce import train_rce
+from lever_mlflow.training.state import load_state, save_state
+from lever_mlflow.trials.rl_data import RLData, check_fits
 
 __all__ = ["STATE_TAG", "Interrupted", "Launch", "Start", "find_state", "train_by_grpo", "train_by_rce"]
 
@@ -134,8 +137,8 @@ def find_state(source: str) -> Interrupted:
     if folder.is_dir():
         places: Iterator[Path] = iter(sorted(folder.glob("state-*"), reverse=True))
     else:
-        logged = reversed(tracking.list_artifacts(source, STATES_FOLDER))
-        places = (tracking.artifact(source, path) for path in logged)
+        logged = reversed(artifacts.list_artifacts(source, STATES_FOLDER))
+        places = (artifacts.artifact(source, path) for path in logged)
     for place in places:
         try:
             state, meta = load_state(place)
@@ -184,13 +187,13 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interru
     active = mlflow.active_run()
     assert active is not None, "training needs an active run"
     folder = training.context.resources.cache_dir / "unsent" / active.info.run_id
-    dataset = tracking.rl_dataset(training.data)
-    mlflow.set_tags({f"{TAG}threads": torch.get_num_threads(), f"{TAG}process": tracking.this_process()})
+    dataset = rl_dataset(training.data)
+    mlflow.set_tags({f"{TAG}threads": torch.get_num_threads(), f"{TAG}process": processes.this_process()})
     history: list[dict[str, float]] = []
     try:
         models = _replay(training, earlier, history, folder, dataset) if earlier is not None else {}
         for epoch, metrics, selector, state in epochs:
-            history.append(tracking.finite(metrics))
+            history.append(finite(metrics))
             meta = {"step": training.step, **training.params(epoch), **training.override}
             save_selector(_checkpoint(folder, epoch), selector, meta)
             _save_state(training, folder, state, models)
@@ -228,7 +231,7 @@ def _replay(
         mlflow.log_metrics(dict(metrics), step=epoch, dataset=dataset)
     _log_state(training, earlier.state, models)
     if not Path(earlier.source).is_dir():
-        tracking.close_interrupted(earlier.source)
+        processes.close_interrupted(earlier.source)
     shutil.rmtree(folder.parent / Path(earlier.source).name, ignore_errors=True)  # all of it is here now
     return models
 
@@ -256,7 +259,7 @@ def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
     first, train_SD = training.data.groups[0], training.context.resources.features("train").of(training.fusion)
     rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list((first.pool * 4)[:4])].tolist()]}
     name = training.title.lower().replace(" ", "-").replace(".", "-")
-    return tracking.log_checkpoint(
+    return logged_models.log_checkpoint(
         f"{name}-epoch-{epoch}",
         checkpoint,
         epoch=epoch,

@@ -22,7 +22,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError, PromotionError
-from lever_mlflow.registry import registered_model
+from lever_mlflow.registry.versions import registered_model
 
 __all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "change", "holders", "rollback", "settle"]
 

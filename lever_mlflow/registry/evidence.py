@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lever_mlflow.evaluate import RANDOM
+from lever_mlflow.evaluation.policies import RANDOM
+from lever_mlflow.evaluation.statistics import mean_interval, sign_flip_p_value
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.paired import mean_interval, sign_flip_p_value
-from lever_mlflow.types import PromotionSettings
+from lever_mlflow.settings import PromotionSettings
 
 __all__ = ["Condition", "Gain", "covers", "gain", "gain_over_champion", "gain_over_random", "gate_condition", "unknown"]
 

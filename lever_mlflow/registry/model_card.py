@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from lever_mlflow.evaluate import START
-from lever_mlflow.paired import interval, resampled_means
+from lever_mlflow.evaluation.policies import START
+from lever_mlflow.evaluation.statistics import interval, resampled_means
 
 __all__ = ["TABLE_TAGS", "markdown", "promoted", "records_digest", "renewed", "version_tags"]
 

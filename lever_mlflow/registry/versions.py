@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError
-from lever_mlflow.model_card import TABLE_TAGS, renewed
+from lever_mlflow.registry.model_card import TABLE_TAGS, renewed
 
 __all__ = ["beta_alias", "find_version", "holds", "register", "registered_model", "versions"]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector.network import PointerSelector
 
 __all__ = ["load_selector", "read_meta", "save_selector", "selector_digest"]
 

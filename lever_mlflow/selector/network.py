@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.types import Fusion
+from lever_mlflow.settings import Fusion
 
 __all__ = ["BeamOutput", "Encoding", "PointerSelector", "pointer_logprobs"]
 

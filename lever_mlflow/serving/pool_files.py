@@ -17,11 +17,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from lever_mlflow.data.features import FeatureTable, fused_features
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.features import FeatureTable, fused_features
-from lever_mlflow.images import image_digest
-from lever_mlflow.json_files import read_object
-from lever_mlflow.types import Sample
+from lever_mlflow.files.images import image_digest
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["POOL_IMAGES", "DemonstrationPool", "load_pool", "save_pool"]
 

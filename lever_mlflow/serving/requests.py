@@ -19,8 +19,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.images import decode_image, header_size
-from lever_mlflow.types import ServingSettings
+from lever_mlflow.files.images import decode_image, header_size
+from lever_mlflow.settings import ServingSettings
 
 __all__ = ["QUERY_IMAGES", "Query", "Row", "read_queries"]
 

@@ -21,18 +21,19 @@ import torch
 from PIL import Image
 
 from lever_mlflow import mini
-from lever_mlflow.checkpoint import load_selector
-from lever_mlflow.demonstration_pool import DemonstrationPool, load_pool, save_pool
+from lever_mlflow.data.candidate_pools import candidate_pools, nearest
+from lever_mlflow.data.features import Encoder, FeatureTable, fused_features, shared_encoder
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.features import Encoder, FeatureTable, fused_features, shared_encoder
-from lever_mlflow.images import decode_image, fit_image, png_data_url
-from lever_mlflow.json_files import read_object
-from lever_mlflow.model_files import model_folder
-from lever_mlflow.pools import candidate_pools, nearest
-from lever_mlflow.prompt import PromptProfile, build_messages, with_image_urls
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.served_queries import Query
-from lever_mlflow.types import PoolSampler, Sample, ServingSettings
+from lever_mlflow.files.images import decode_image, fit_image, png_data_url
+from lever_mlflow.files.model_folders import model_folder
+from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.selector.checkpoint import load_selector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
+from lever_mlflow.serving.requests import Query
+from lever_mlflow.settings import PoolSampler, ServingSettings
+from lever_mlflow.vlm.prompt import PromptProfile, build_messages, with_image_urls
 
 __all__ = ["CHECKPOINT", "ENCODER", "Retrieval", "Retriever", "RetrieverSettings", "load_retriever", "save_retriever"]
 

@@ -20,9 +20,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from lever_mlflow.exceptions import LeverError, ParameterError
-from lever_mlflow.retriever import CHECKPOINT, Retriever, load_retriever
-from lever_mlflow.served_queries import Row, read_queries
-from lever_mlflow.types import ServingSettings
+from lever_mlflow.serving.requests import Row, read_queries
+from lever_mlflow.serving.retriever import CHECKPOINT, Retriever, load_retriever
+from lever_mlflow.settings import ServingSettings
 
 __all__ = ["Picks", "RequestError", "RetrieverModel", "input_example"]
 
@@ -116,5 +116,5 @@ def input_example() -> tuple[list[dict[str, str]], dict[str, Any]]:
     return [row], {"shots": settings.shots, "as_messages": settings.as_messages}
 
 
-if __name__ != "lever_mlflow.served_retriever":  # MLflow runs the file under a name of its own
+if __name__ != "lever_mlflow.serving.retriever_model":  # MLflow runs the file under a name of its own
     mlflow.models.set_model(RetrieverModel())

@@ -38,7 +38,7 @@ class SelectorModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the checkpoint folder among the model's artifacts."""
-        from lever_mlflow.checkpoint import load_selector
+        from lever_mlflow.selector.checkpoint import load_selector
 
         self.selector = load_selector(context.artifacts[CHECKPOINT_ARTIFACT])
 
@@ -68,5 +68,5 @@ class SelectorModel(PythonModel):
         return pd.DataFrame(rows, columns=["pointer", "logprob"])
 
 
-if __name__ != "lever_mlflow.serving":  # MLflow runs the file under a name of its own
+if __name__ != "lever_mlflow.serving.selector_model":  # MLflow runs the file under a name of its own
     mlflow.models.set_model(SelectorModel())

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.objectives import zero_spread
-from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import Group
+from lever_mlflow.settings import RewardMode
+from lever_mlflow.training.objectives import zero_spread
+from lever_mlflow.trials.rl_data import Group
 
 __all__ = ["GroupBatch", "GroupTable", "split_groups", "tabulate"]
 

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lever_mlflow.group_batches import GroupBatch, split_groups, tabulate
-from lever_mlflow.objectives import adapted_beta, categorical_kl, entropy, group_advantages, grpo_loss, zero_spread
-from lever_mlflow.rewards import RewardMode
-from lever_mlflow.rl_data import RLData
-from lever_mlflow.selector import PointerSelector, pointer_logprobs
-from lever_mlflow.training import Epoch, Metrics, StepOutput, TrainingState, train_epochs
-from lever_mlflow.types import GrpoSettings
-from lever_mlflow.validation import exact_kl, picks_changed, validate_selector
+from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
+from lever_mlflow.settings import GrpoSettings, RewardMode
+from lever_mlflow.training.batches import GroupBatch, split_groups, tabulate
+from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
+from lever_mlflow.training.objectives import adapted_beta, categorical_kl, entropy, group_advantages, grpo_loss, zero_spread
+from lever_mlflow.training.validation import exact_kl, picks_changed, validate_selector
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["train_grpo"]
 

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from lever_mlflow import distributed
 from lever_mlflow.exceptions import CheckpointError, LeverError
-from lever_mlflow.group_batches import GroupBatch, GroupTable
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import LrScheduler
+from lever_mlflow.training.batches import GroupBatch, GroupTable
 
-__all__ = ["Epoch", "LrScheduler", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
+__all__ = ["Epoch", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
 
-LrScheduler = Literal["constant", "linear", "cosine"]
 Metrics = dict[str, float]
 
 

@@ -8,16 +8,16 @@ never NaN.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lever_mlflow.settings import NormalizeRewards, ScaleRewards
+
 __all__ = [
     "GrpoLoss",
-    "NormalizeRewards",
     "RceLoss",
-    "ScaleRewards",
     "adapted_beta",
     "categorical_kl",
     "entropy",
@@ -27,9 +27,6 @@ __all__ = [
     "rce_temperature",
     "zero_spread",
 ]
-
-NormalizeRewards = Literal["z-score", "rank", "none"]
-ScaleRewards = Literal["group", "batch", "none"]
 
 _EQUAL = 1e-6  # rewards this close together count as equal
 _KL_BAND, _BETA_FACTOR = (0.01, 0.1), 1.5

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.training import TrainingState
+from lever_mlflow.training.loop import TrainingState
 
 __all__ = ["load_state", "save_state"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from lever_mlflow import distributed
-from lever_mlflow.group_batches import GroupTable
-from lever_mlflow.objectives import categorical_kl, rce_loss
-from lever_mlflow.selector import PointerSelector
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.training.batches import GroupTable
+from lever_mlflow.training.objectives import categorical_kl, rce_loss
 
 __all__ = ["exact_kl", "picks_changed", "validate_selector"]
 

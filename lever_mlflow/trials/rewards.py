@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.settings import REWARD_MODES, RewardMode
 
-__all__ = ["REWARD_MODES", "RewardMode", "rewards"]
-
-RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
-REWARD_MODES: tuple[str, ...] = get_args(RewardMode)
+__all__ = ["rewards"]
 
 
 def rewards(

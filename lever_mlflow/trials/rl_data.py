@@ -28,10 +28,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.json_files import iterate_object
-from lever_mlflow.rewards import RewardMode, rewards
-from lever_mlflow.types import Sample
+from lever_mlflow.files.strict_json import iterate_object
+from lever_mlflow.settings import RewardMode
+from lever_mlflow.trials.rewards import rewards
 
 __all__ = ["Group", "RLData", "Trial", "check_fits", "load_rl_data", "save_rl_data"]
 

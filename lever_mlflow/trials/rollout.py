@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from lever_mlflow.data.candidate_pools import candidate_pools, check_pool_size, top_k
+from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.data.vqa_accuracy import normalize_answer, vqa_accuracy
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.features import FeatureTable
-from lever_mlflow.pools import candidate_pools, check_pool_size, top_k
-from lever_mlflow.prompt import clean_generation
-from lever_mlflow.rl_data import Group, Trial
-from lever_mlflow.selector import PointerSelector
-from lever_mlflow.types import Prompt, RolloutSettings, Sample
-from lever_mlflow.vqa_accuracy import normalize_answer, vqa_accuracy
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.trials.rl_data import Group, Trial
+from lever_mlflow.vlm.prompt import Prompt, clean_generation
 
 __all__ = [
     "CORRECT_FROM",

@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.types import Prompt
+from lever_mlflow.settings import CacheMode
+from lever_mlflow.vlm.prompt import Prompt
 
-__all__ = ["AnswerCache", "Answers", "CacheMode", "cached_answers", "merge_answers"]
-
-CacheMode = Literal["on", "read", "off"]
+__all__ = ["AnswerCache", "Answers", "cached_answers", "merge_answers"]
 
 _CHUNK = 500  # look-ups per SELECT, below SQLite's limit on variables
 _APPLICATION_ID = 0x4C455652  # marks the file as ours: "LEVR"

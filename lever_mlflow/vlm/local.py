@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.exceptions import LeverError
-from lever_mlflow.images import image_digest
-from lever_mlflow.model_files import load_pretrained
-from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key
-from lever_mlflow.types import Prompt
-from lever_mlflow.vision_cache import VisionCache, visual_tokens
-from lever_mlflow.vqa_accuracy import vqa_accuracy
+from lever_mlflow.files.images import image_digest
+from lever_mlflow.files.model_folders import load_pretrained
+from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages, prompt_key
+from lever_mlflow.vlm.vision_cache import VisionCache, visual_tokens
 
 __all__ = ["LocalVLM", "token_batches"]
 

@@ -12,13 +12,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lever_mlflow.types import Prompt, Sample
+from lever_mlflow.data.samples import Sample
 
-__all__ = ["PROFILES", "PromptProfile", "build_messages", "clean_generation", "prompt_key", "with_image_urls"]
+__all__ = ["PROFILES", "Prompt", "PromptProfile", "build_messages", "clean_generation", "prompt_key", "with_image_urls"]
 
 _COUNTS = {0: "no solved example", 1: "1 solved example"}
+
+
+class Prompt(NamedTuple):
+    """A query behind its demonstrations, in the order in which the VLM is shown them."""
+
+    demonstrations: tuple[Sample, ...]
+    query: Sample
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lever_mlflow.exceptions import ParameterError, ServerError
-from lever_mlflow.images import fitted_image, image_digest, png_data_url
-from lever_mlflow.prompt import PROFILES, PromptProfile, build_messages, prompt_key, with_image_urls
-from lever_mlflow.types import Prompt
+from lever_mlflow.files.images import fitted_image, image_digest, png_data_url
+from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages, prompt_key, with_image_urls
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI

@@ -11,8 +11,8 @@ import psutil
 from cachetools import LRUCache
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.images import fitted_image, image_digest, image_size
-from lever_mlflow.prompt import PromptProfile
+from lever_mlflow.files.images import fitted_image, image_digest, image_size
+from lever_mlflow.vlm.prompt import PromptProfile
 
 __all__ = ["VisionCache", "visual_tokens"]
 

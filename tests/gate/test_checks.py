@@ -14,7 +14,7 @@ from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.gate import DEFAULT_PROJECT_DIR, check
 from lever_mlflow.gate.report import format_table, report_html
 from lever_mlflow.gate.suites import DATA_SUITES, DRIFT_SUITES
-from lever_mlflow.rl_data import Group, RLData, Trial, load_rl_data, save_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, Trial, load_rl_data, save_rl_data
 
 POOL = tuple(range(10_000, 10_064))
 METHODS = ("beam", "sample", "retrieval", "random")

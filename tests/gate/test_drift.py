@@ -10,7 +10,7 @@ from lever_mlflow.exceptions import GateError
 from lever_mlflow.gate import check
 from lever_mlflow.gate.drift import reward_partition, shared
 from lever_mlflow.gate.report import format_table, report_html
-from lever_mlflow.rl_data import Group, RLData, Trial
+from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 
 def data(right, *, queries=range(100), source="a.json", pool=range(1000, 1064), accuracy=1.0):

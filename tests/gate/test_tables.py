@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
-from lever_mlflow.rl_data import Group, RLData, Trial, load_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, Trial, load_rl_data
 
 POOL = [50, 60, 70, 80]
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lever_mlflow.data.candidate_pools import random_pool
+from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.mini.dataset import digit_images, ensure_dataset
 from lever_mlflow.mini.families import FAMILIES, dataset_families
-from lever_mlflow.okvqa import load_split
-from lever_mlflow.pools import random_pool
 
 FAMILY = {phrasing: family for family in FAMILIES for phrasing in family.phrasings}
 

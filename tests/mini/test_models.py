@@ -12,7 +12,7 @@ import torch
 from lever_mlflow.mini import CLIP_PATH, VLM_PATH
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.mini.families import FAMILIES
-from lever_mlflow.mini.measure import Answerer, DigitItem, Pool, clip_features, draw_prompts, load_items, pool_recall
+from lever_mlflow.mini.making.measure import Answerer, DigitItem, Pool, clip_features, draw_prompts, load_items, pool_recall
 
 _MEGABYTE = 1_000_000
 

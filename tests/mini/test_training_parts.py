@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lever_mlflow.mini.augment import gray_images
 from lever_mlflow.mini.dataset import digit_images
-from lever_mlflow.mini.episodes import draw_episode
 from lever_mlflow.mini.families import FAMILIES
-from lever_mlflow.mini.vlm_parts import build_model, build_processor, encode_images
+from lever_mlflow.mini.making.augment import gray_images
+from lever_mlflow.mini.making.episodes import draw_episode
+from lever_mlflow.mini.making.vlm_parts import build_model, build_processor, encode_images
 
 
 def test_batched_vision_equals_the_stock_vision_tower() -> None:

@@ -17,14 +17,14 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from lever_mlflow.images import read_image
+from lever_mlflow.data.okvqa import load_split
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.data.vqa_accuracy import vqa_accuracy
+from lever_mlflow.files.images import read_image
 from lever_mlflow.mini import CLIP_PATH, VLM_PATH
 from lever_mlflow.mini.dataset import digit_images, ensure_dataset
 from lever_mlflow.mini.families import FAMILIES, Family
-from lever_mlflow.okvqa import load_split
-from lever_mlflow.prompt import build_messages, clean_generation
-from lever_mlflow.types import Prompt, Sample
-from lever_mlflow.vqa_accuracy import vqa_accuracy
+from lever_mlflow.vlm.prompt import Prompt, build_messages, clean_generation
 
 __all__ = ["CONDITIONS", "Answerer", "DigitItem", "Pool", "clip_features", "draw_prompts", "load_items", "pool_recall"]
 

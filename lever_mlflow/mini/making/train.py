@@ -22,8 +22,8 @@ def main(out: Path, seed: int, only: str | None, threads: int, vision_steps: int
     """Train the tiny Qwen2.5-VL and the tiny CLIP from scratch on CPU."""
     import torch
 
-    from lever_mlflow.mini.train_clip import train_clip
-    from lever_mlflow.mini.train_vlm import train_vlm
+    from lever_mlflow.mini.making.train_clip import train_clip
+    from lever_mlflow.mini.making.train_vlm import train_vlm
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # black borders give denormal gradients, which slow a step tenfold

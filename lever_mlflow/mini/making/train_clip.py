@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from lever_mlflow.mini.augment import augment, gray_images
 from lever_mlflow.mini.dataset import IMAGE_SIZE
 from lever_mlflow.mini.families import FAMILIES
-from lever_mlflow.mini.train_vlm import save_model
+from lever_mlflow.mini.making.augment import augment, gray_images
+from lever_mlflow.mini.making.train_vlm import save_model
 
 __all__ = ["train_clip"]
 

@@ -21,11 +21,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from lever_mlflow.mini.augment import augment, gray_images
-from lever_mlflow.mini.episodes import Episode, Item, draw_episode
 from lever_mlflow.mini.families import FAMILIES
-from lever_mlflow.mini.vlm_parts import IMAGE_TOKENS, build_model, build_processor, encode_images, sample
-from lever_mlflow.prompt import build_messages
+from lever_mlflow.mini.making.augment import augment, gray_images
+from lever_mlflow.mini.making.episodes import Episode, Item, draw_episode
+from lever_mlflow.mini.making.vlm_parts import IMAGE_TOKENS, build_model, build_processor, encode_images, sample
+from lever_mlflow.vlm.prompt import build_messages
 
 __all__ = ["train_vlm"]
 

@@ -19,11 +19,11 @@ from transformers import (
 )
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.mini.dataset import IMAGE_SIZE
-from lever_mlflow.mini.episodes import answer_vocabulary
 from lever_mlflow.mini.families import FAMILIES
-from lever_mlflow.prompt import build_messages
-from lever_mlflow.types import Sample
+from lever_mlflow.mini.making.episodes import answer_vocabulary
+from lever_mlflow.vlm.prompt import build_messages
 
 __all__ = ["IMAGE_TOKENS", "build_model", "build_processor", "encode_images", "sample"]
 

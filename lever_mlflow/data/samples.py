@@ -1,0 +1,35 @@
+"""One item of a visual question answering data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One OK-VQA item.
+
+    Attributes:
+        index: position among the split's usable items; for training items the id used in RL data.
+        question_id: the data set's own id of the question.
+        image_id: the data set's own id of the image.
+        question: the question's text.
+        image_path: the image file.
+        answers: the annotators' raw answers, 10 of them.
+    """
+
+    index: int
+    question_id: int
+    image_id: int
+    question: str
+    image_path: Path
+    answers: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """The most frequent annotator answer (the earliest among equals): what a demonstration shows."""
+        return Counter(self.answers).most_common(1)[0][0]

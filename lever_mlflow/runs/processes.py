@@ -1,0 +1,39 @@
+"""Tells whether the process of a run is still there, and closes runs whose process is gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import mlflow
+import psutil
+from mlflow.entities import Run
+
+from lever_mlflow.runs.tags import TAG
+
+__all__ = ["close_interrupted", "is_training", "this_process"]
+
+
+def this_process() -> str:
+    """This process by machine, number and start, for the tag by which others see whether a run's process is still there."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def is_training(run: Run) -> bool | None:
+    """Whether the process of a run that is RUNNING is still there; None if that is another machine's."""
+    if run.info.status != "RUNNING":
+        return False
+    host, number, started = run.data.tags.get(f"{TAG}process", "? 0 0").rsplit(" ", 2)
+    if host != socket.gethostname():
+        return None
+    try:
+        process = psutil.Process(int(number))
+        return process.status() != psutil.STATUS_ZOMBIE and f"{process.create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False
+
+
+def close_interrupted(run_id: str) -> None:
+    """Marks a run as KILLED whose process ended without a word, so that it does not seem to run for ever."""
+    if mlflow.get_run(run_id).info.status == "RUNNING":
+        mlflow.MlflowClient().set_terminated(run_id, "KILLED")

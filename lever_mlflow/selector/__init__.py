@@ -1,0 +1,1 @@
+"""The pointer selector: the network and its checkpoints."""

@@ -1,0 +1,1 @@
+"""The MLflow models: a selector's checkpoint, and the retriever that picks demonstrations for new questions."""

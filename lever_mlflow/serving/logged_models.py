@@ -1,0 +1,108 @@
+"""Logs checkpoints and retrievers as MLflow models, and finds the checkpoint in a logged model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+
+import lever_mlflow
+from lever_mlflow import mini
+from lever_mlflow.exceptions import CheckpointError, first_line
+from lever_mlflow.runs.artifacts import download_folder
+from lever_mlflow.runs.tags import TAG, as_text
+from lever_mlflow.serving import retriever_model, selector_model
+
+__all__ = ["checkpoint_folder", "log_checkpoint", "log_retriever"]
+
+
+_LOGGED_MODEL_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+
+
+_RETRIEVER_REQUIREMENTS = (
+    *_LOGGED_MODEL_REQUIREMENTS,
+    *("huggingface-hub", "pillow", "pydantic", "qwen-vl-utils", "torchvision", "tqdm", "transformers"),
+)
+
+
+def log_checkpoint(
+    name: str, folder: Path, *, epoch: int, params: Mapping[str, Any], tags: Mapping[str, Any], example: pd.DataFrame
+) -> str:
+    """Logs a checkpoint folder as a LoggedModel of the active run and returns its model id; ``example`` is an input row."""
+    with _no_bytecode():
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(selector_model.__file__)),
+            artifacts={selector_model.CHECKPOINT_ARTIFACT: str(folder)},
+            step=epoch,
+            params={key: as_text(value) for key, value in params.items()},
+            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            signature=selector_model.model_signature(),
+            input_example=example,
+            pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
+        )
+    assert info.model_id is not None
+    return info.model_id
+
+
+def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+    """Logs the folder of a retriever as a LoggedModel of the active run, with this package's code, and returns its model id.
+
+    The code goes with the model, since no registry of packages offers it to whoever serves the model; that of the VLM does not.
+    """
+    with tempfile.TemporaryDirectory() as code, _no_bytecode():
+        package, ignored = Path(code) / "lever_mlflow", shutil.ignore_patterns("__pycache__", mini.VLM_PATH.name)
+        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=ignored)
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(retriever_model.__file__)),
+            code_paths=[str(package)],
+            artifacts={path.name: str(path) for path in folder.iterdir()},
+            params={key: str(value) for key, value in params.items()},
+            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            input_example=retriever_model.input_example(),
+            pip_requirements=_pinned(_RETRIEVER_REQUIREMENTS),
+        )
+    assert info.model_id is not None
+    return info.model_id
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """MLflow imports a model's script where it is logged from; what Python would write beside it is not to be logged too."""
+    former, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = former
+
+
+def checkpoint_folder(reference: str) -> Path:
+    """The checkpoint behind a model URI (``models:/...``) as a local folder, or a local path as it is.
+
+    Raises:
+        CheckpointError: the URI leads to no checkpoint.
+    """
+    if not reference.startswith(("models:/", "runs:/")):
+        return Path(reference)
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=download_folder()))
+    except (MlflowException, OSError) as error:
+        raise CheckpointError(f"{reference}: no such model ({first_line(error)}); look its name up in the UI") from None
+    found = sorted(folder.glob("artifacts/*/selector.json"))
+    if len(found) != 1:
+        raise CheckpointError(f"{reference}: holds {len(found)} selector checkpoints, expected 1")
+    return found[0].parent
+
+
+def _pinned(packages: Iterable[str]) -> list[str]:
+    return [f"{package}=={version(package)}" for package in packages]

@@ -1,0 +1,1 @@
+"""Trains a selector on recorded trials, by RCE and by GRPO."""

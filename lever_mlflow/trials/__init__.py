@@ -1,0 +1,1 @@
+"""Recorded trials: the RL data file, rewards, and the rollout that records them."""
