@@ -24,7 +24,7 @@ from lever_mlflow.comparison.words import WORDS
 from lever_mlflow.exceptions import LeverError
 
 FUZZ_EXAMPLES = int(os.environ.get("LEVER_FUZZ_EXAMPLES", "60"))
-GOLDEN = Path(__file__).parent / "data"
+GOLDEN = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module")

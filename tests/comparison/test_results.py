@@ -6,7 +6,7 @@ import pytest
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError
 
-PREDECESSOR = Path(__file__).parent / "data" / "predecessor_results.json"
+PREDECESSOR = Path(__file__).parents[1] / "data" / "predecessor_results.json"
 
 
 @pytest.fixture

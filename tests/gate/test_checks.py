@@ -406,7 +406,7 @@ def test_gate_is_silent_writes_nothing_and_loads_lazily(tmp_path):
     path = tmp_path / "rl.json"
     save_rl_data(path, mixed(12), {})
     code = (
-        "import sys; from lever_mlflow import gate, rl_data\nfrom lever_mlflow.gate import report\n"
+        "import sys; from lever_mlflow import gate\nfrom lever_mlflow.gate import report\nfrom lever_mlflow.trials import rl_data\n"
         "assert 'great_expectations' not in sys.modules\n"
         f"gate.check(rl_data.load_rl_data({str(path)!r}))\n"
         "assert 'great_expectations' in sys.modules and 'mlflow' not in sys.modules"

@@ -29,7 +29,7 @@ from lever_mlflow.training.state import load_state
 PROCESS = multiprocessing.get_context("forkserver")
 STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
 PROCESS.set_forkserver_preload(  # all that a training imports on its way, once for all processes
-    ["lever_mlflow.pipeline", "great_expectations", "matplotlib.figure", "mlflow.pyfunc", "torch._dynamo", *STORES]
+    ["lever_mlflow.pipeline.experiment", "great_expectations", "matplotlib.figure", "mlflow.pyfunc", "torch._dynamo", *STORES]
 )
 SETTINGS = RceSettings(epochs=3, batch_size=16, dropout=0.1, lr_scheduler="cosine")  # 3 steps an epoch; draws random numbers
 
@@ -38,21 +38,21 @@ SETTINGS = RceSettings(epochs=3, batch_size=16, dropout=0.1, lr_scheduler="cosin
 KILLS = [
     ("torch.optim:AdamW.step", "", 5, "before", 1),
     ("mlflow:set_tag", "state_epoch", 2, "before", 2),
-    ("lever_mlflow.training_state:save_file", "", 4, "halfway", 1),  # of the copy that is sent; the third is of the one on disk
+    ("lever_mlflow.training.state:save_file", "", 4, "halfway", 1),  # of the copy that is sent; the third is of the one on disk
 ]
 if os.environ.get("LEVER_KILLS") == "all":
     KILLS += [
         ("torch.optim:AdamW.step", "", 2, "before", 0),
-        ("lever_mlflow.steps.training:save_selector", "", 2, "before", 1),
-        ("lever_mlflow.steps.training:save_state", "", 3, "before", 1),
+        ("lever_mlflow.pipeline.training:save_selector", "", 2, "before", 1),
+        ("lever_mlflow.pipeline.training:save_state", "", 3, "before", 1),
         ("mlflow.pyfunc:log_model", "", 2, "before", 1),
         ("mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifacts", "models/m-", 2, "before", 1),
         ("mlflow:log_metrics", "train_loss", 2, "before", 1),
         ("mlflow:log_artifact", "training_states", 2, "before", 1),
         ("mlflow:log_figure", "", 1, "before", 3),
         ("mlflow:set_tags", "best_epoch", 1, "before", 3),
-        ("lever_mlflow.checkpoint:save_file", "", 2, "halfway", 1),
-        ("lever_mlflow.training_state:save_file", "", 3, "halfway", 1),
+        ("lever_mlflow.selector.checkpoint:save_file", "", 2, "halfway", 1),
+        ("lever_mlflow.training.state:save_file", "", 3, "halfway", 1),
     ]
 
 

@@ -17,7 +17,7 @@ from lever_mlflow.registry.champion import Change, Holders
 
 ROUNDS, PROCESSES = int(os.environ.get("LEVER_CHAMPION_ROUNDS", "3")), 3
 PROCESS = multiprocessing.get_context("forkserver")
-PROCESS.set_forkserver_preload(["lever_mlflow.champion"])
+PROCESS.set_forkserver_preload(["lever_mlflow.registry.champion"])
 
 
 @pytest.fixture(scope="module")

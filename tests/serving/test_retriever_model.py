@@ -301,7 +301,7 @@ def test_a_registered_version_is_a_checkpoint_too(store, make_retriever):
 def test_what_is_logged(logged, model):
     _, names = logged
     files = mlflow.artifacts.download_artifacts(MODEL)
-    assert {"MLmodel", "served_retriever.py", "code/lever_mlflow/retriever.py"} <= names
+    assert {"MLmodel", "retriever_model.py", "code/lever_mlflow/serving/retriever.py"} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pyc"))]
     assert not [name for name in names if "/mini/vlm/" in name]
     requirements = (Path(files) / "requirements.txt").read_text().split()

@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
-TESTS, PACKAGE = Path(__file__).parent, Path(__file__).parents[1] / "lever_mlflow"
+TESTS, PACKAGE = Path(__file__).parents[1], Path(__file__).parents[2] / "lever_mlflow"
 GRADIENTS = "test_loss_and_gradient_of_every_parameter"
-FILES = {"objectives": "test_objectives", "selector": "test_selector"}
+FILES = {"training.objectives": "training/test_objectives", "selector.network": "selector/test_network"}
 
 # what the module's source says, what it says instead, and the tests that must fail then
 OBJECTIVES = [
@@ -144,7 +144,7 @@ SELECTOR = [
 
 def changed_module(name, old, new):
     """A module of the package from its source with one place changed."""
-    source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    source = (PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{name}.py holds {source.count(old)} times {old!r}"
     module = ModuleType(f"lever_mlflow.{name}")
     exec(compile(source.replace(old, new), f"{name}.py", "exec"), module.__dict__)
@@ -153,7 +153,9 @@ def changed_module(name, old, new):
 
 def read_tests(name):
     """A test module, read anew, so that it takes what it tests from the modules as they are now."""
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(name, TESTS / f"{name}.py"))
+    module = importlib.util.module_from_spec(
+        spec := importlib.util.spec_from_file_location(Path(name).stem, TESTS / f"{name}.py")
+    )
     spec.loader.exec_module(module)
     return module
 
@@ -179,22 +181,22 @@ def arguments(test):
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "goldens"),
-    [("objectives", *change) for change in OBJECTIVES] + [("selector", *change) for change in SELECTOR],
+    [("training.objectives", *change) for change in OBJECTIVES] + [("selector.network", *change) for change in SELECTOR],
 )
 def test_a_change_is_noticed(monkeypatch, name, old, new, goldens):
     monkeypatch.setitem(sys.modules, f"lever_mlflow.{name}", changed_module(name, old, new))
-    files = {FILES[name]: goldens - {GRADIENTS}, "test_gradients": goldens & {GRADIENTS}}
+    files = {FILES[name]: goldens - {GRADIENTS}, "training/test_gradients": goldens & {GRADIENTS}}
     survived = {test for file, tests in files.items() if tests for test in tests if not fails(read_tests(file), test)}
     assert not survived
 
 
 def test_every_golden_passes_as_things_are():
-    for name, changes in (("objectives", OBJECTIVES), ("selector", SELECTOR)):
+    for name, changes in (("training.objectives", OBJECTIVES), ("selector.network", SELECTOR)):
         module = read_tests(FILES[name])
         for test in set().union(*(goldens for _, _, goldens in changes)) - {GRADIENTS}:
             assert not fails(module, test), test
 
 
 def test_every_golden_of_the_objectives_has_been_seen_to_fail():
-    goldens = {name for name in vars(read_tests("test_objectives")) if name.startswith("test_")}
+    goldens = {name for name in vars(read_tests("training/test_objectives")) if name.startswith("test_")}
     assert goldens == set().union(*(goldens for _, _, goldens in OBJECTIVES)) - {GRADIENTS}

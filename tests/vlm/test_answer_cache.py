@@ -139,7 +139,7 @@ def test_modes(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from lever_mlflow.answer_cache import AnswerCache
+from lever_mlflow.vlm.answer_cache import AnswerCache
 with AnswerCache(Path(sys.argv[1])) as cache:
     for i in range(int(sys.argv[3])):
         cache.put([(f"{i}-{j}", sys.argv[2]) for j in range(20)])
