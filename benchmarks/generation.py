@@ -117,16 +117,16 @@ def main(size: str, n_prompts: int, n_plain: int, peak_tflops: float) -> None:
             prompts = [Prompt(tuple(samples[i] for i in rest), samples[query]) for query, *rest in drawn]
             plain.answers(prompts[:1])
             ordered(ours.generate(prompts[:1]))
-            ours._load().vision._features.clear()
+            ours.loaded.vision.clear()
             started = time.perf_counter()
             for prompt in prompts[:n_plain]:
                 plain.answers([prompt])
             plain_rate = n_plain / seconds(device, started)
-            tokens = sum(ours._lengths(prompts))
+            tokens = sum(ours.token_counts(prompts))
             started = time.perf_counter()
             ordered(ours.generate(prompts))
             spent = seconds(device, started)
-            language, vision = weights(ours._load().model)
+            language, vision = weights(ours.loaded.model)
             different = {s.image_path for prompt in prompts for s in (*prompt.demonstrations, prompt.query)}
             patches = PATCHES_PER_TOKEN * sum(visual_tokens(path, ours.profile) for path in different)
             tflops = 2e-12 * (language * tokens + vision * patches) / spent

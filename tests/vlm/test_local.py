@@ -122,16 +122,20 @@ def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
 
 def test_batches_are_cut_by_tokens_and_the_longest_come_first(prompts, monkeypatch):
     model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=400)
-    lengths = model._lengths(prompts)
-    seen = []
-    monkeypatch.setattr(model, "_answers", lambda batch: seen.append(batch) or [""] * len(batch))
-    for _ in model.generate(prompts):
-        pass
-    real = [model._read(batch)[0]["input_ids"].shape for batch in seen]
-    assert all(count * length <= 400 for count, length in real)
-    assert [length for _, length in real] == sorted((length for _, length in real), reverse=True)
-    assert max(lengths) == real[0][1]
-    assert sum(count for count, _ in real) == 64
+    shapes, generate = [], model.loaded.model.generate
+
+    def recorded(input_ids, **inputs):
+        shapes.append(tuple(input_ids.shape))
+        return generate(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model.loaded.model, "generate", recorded)
+    positions = [position for batch in model.generate(prompts) for position, _ in batch]
+    assert all(count * length <= 400 for count, length in shapes)
+    counts = model.token_counts(prompts)
+    assert [counts[position] for position in positions] == sorted(counts, reverse=True)
+    firsts = np.cumsum([0, *(count for count, _ in shapes[:-1])])
+    assert [length for _, length in shapes] == [counts[positions[first]] for first in firsts]
+    assert sum(count for count, _ in shapes) == 64
 
 
 def test_token_batches_by_hand():
@@ -144,19 +148,18 @@ def test_token_batches_by_hand():
 def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog):
     expected = answers(prompts)
     model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=1_600)
-    answer, sizes = model._answers, []
+    generate, most = model.loaded.model.generate, 5
 
-    def small(batch):
-        sizes.append(len(batch))
-        if len(batch) > 5:
+    def small(input_ids, **inputs):
+        if len(input_ids) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(batch)
+        return generate(input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(model, "_answers", small)
+    monkeypatch.setattr(model.loaded.model, "generate", small)
     assert [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)] == expected
     assert model.batch_tokens in (200, 100)
     assert "out of memory with" in caplog.text
-    monkeypatch.setattr(model, "_answers", lambda batch: small([*batch] * 6))
+    most = 0
     with pytest.raises(LeverError, match="does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"):
         list(model.generate(prompts))
 
@@ -176,7 +179,21 @@ def test_each_image_is_encoded_once_within_bounded_memory(prompts):
         assert torch.equal(cached[0], repeated[0])
         torch.testing.assert_close(cached[0], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(recomputed[0], expected, atol=1e-5, rtol=1e-5)
-    assert len(small._features) <= 3
+
+
+def test_the_least_recently_used_image_is_dropped(prompts):
+    one, two, three, four = list({p.query.image_path.read_bytes(): p.query.image_path for p in prompts}.values())[:4]
+    model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH)
+    size = VisionCache(model, processor, PROFILES["mini"]).features([one])[0][0].nbytes
+    small = VisionCache(model, processor, PROFILES["mini"], max_bytes=3 * size)
+    encoded = []
+    for path in (one, two, three, one, four, one, three, two):
+        small.features([path])
+        encoded.append(small.encoded)
+    assert encoded == [1, 2, 3, 3, 4, 4, 4, 5]
+    small.clear()
+    small.features([one])
+    assert small.encoded == 6
 
 
 @pytest.mark.parametrize("name", ["mini", "qwen2.5-vl"])
