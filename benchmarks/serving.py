@@ -32,7 +32,7 @@ import pandas as pd
 import psutil
 import torch
 
-from lever_mlflow.data import features
+from lever_mlflow.data.features import forget_shared_encoders
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.pipeline.resources import Resources, default_cache_dir
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
@@ -165,7 +165,7 @@ def reloaded(model_id: str, row: dict[str, Any]) -> float:
     """Milliseconds of an answer, the median, when the model is loaded for each, its encoder too."""
 
     def answer(rows: list[dict[str, Any]]) -> None:
-        features._shared.clear()
+        forget_shared_encoders()
         mlflow.pyfunc.load_model(f"models:/{model_id}").predict(rows)
 
     return float(np.median(timed(answer, [[row]] * RELOADS)))

@@ -41,7 +41,7 @@ def test_features_agree_with_the_stock_model(train, tmp_path):
 
 def test_features_are_computed_once_per_content(train, tmp_path, monkeypatch):
     first = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
-    monkeypatch.setattr(features, "_encode", None)  # a second computation would fail
+    monkeypatch.setattr(features, "Encoder", None)  # a second computation would fail
     again = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
     assert again.digest == first.digest
     np.testing.assert_array_equal(again.fused_SD, first.fused_SD)
