@@ -36,8 +36,8 @@ def ensure_hub_dataset(name: str, columns: Mapping[str, str], splits: Sequence[s
     """Returns the folder of a hub data set in the official layout, below ``cache_dir``; it is written on first use.
 
     Answers are lists of 10 texts or of 10 objects with an ``answer``. A column of single texts stands for 10 annotators who
-    agree, with whom VQA accuracy is 1 for that answer and 0 for others. Questions are numbered over both splits when there is no
-    column of question ids, or not all ids are whole numbers. Images are numbered likewise; images of equal id, or of equal
+    agree, with whom VQA accuracy is 1 for that answer and 0 for others. Questions are numbered over both splits when there is
+    no column of question ids, or not all ids are whole numbers. Images are numbered likewise; images of equal id, or of equal
     content where there are no ids, have one number.
 
     Args:
