@@ -16,18 +16,18 @@ _CHUNK = 1 << 20  # characters
 _LONGEST_TOKEN = 16  # characters by which a number, a literal or an escape can reach beyond the position of an error in it
 
 
-def read_object(path: Path, *, missing: str, damaged: str, chunk: int = _CHUNK) -> dict[str, Any]:
+def read_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged: str) -> dict[str, Any]:
     """Returns the JSON object in a file; arguments and errors as ``iterate_object``."""
-    return dict(iterate_object(path, missing=missing, damaged=damaged, chunk=chunk))
+    return dict(iterate_object(path, chunk, missing=missing, damaged=damaged))
 
 
-def iterate_object(path: Path, *, missing: str, damaged: str, chunk: int = _CHUNK) -> Iterator[tuple[str, Any]]:
+def iterate_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged: str) -> Iterator[tuple[str, Any]]:
     """Yields keys and values of the JSON object in a file, one by one, so that only one value is in memory at a time.
 
     Args:
         path: the file.
-        missing, damaged: the remedies that an error message gives when the file is missing or damaged.
         chunk: how many characters are read at a time.
+        missing, damaged: the remedies that an error message gives when the file is missing or damaged.
 
     Raises:
         DataError: there is no such file; it is not UTF-8; it is truncated or otherwise not JSON; it holds NaN, infinities,
@@ -63,15 +63,15 @@ class _Reader:
             value = self._value()
             raise DataError(f"{self._name}: holds a JSON {type(value).__name__}, expected an object; {self._damaged}")
         self._at += 1
-        seen: set[str] = set()
+        keys: set[str] = set()
         if self._peek() != "}":
             while True:
                 if self._peek() != '"':
                     raise self._broken("Expecting property name enclosed in double quotes")
                 key = self._value()
-                if key in seen:
+                if key in keys:
                     raise self._twice(key)
-                seen.add(key)
+                keys.add(key)
                 self._expect(":", "Expecting ':' delimiter")
                 self._peek()
                 yield key, self._value()

@@ -53,7 +53,7 @@ class Asker:
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """The VLM, opened on first use; errors as ``open_language_model``."""
+        """Opens the VLM on first use; errors as ``open_language_model``."""
         return open_language_model(self.settings.vlm, self.settings.cache_dir / "digests")
 
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:

@@ -68,7 +68,7 @@ class LocalVLM:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The model with its weights, loaded on first use.
+        """Loads the model and its weights on first use.
 
         Raises:
             DataError: the folder is no Qwen2.5-VL model.

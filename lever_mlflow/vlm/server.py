@@ -77,7 +77,7 @@ class ServerVLM:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """The server's description of the model, asked for once.
+        """Asks the server for its description of the model, once.
 
         Raises:
             ServerError: the server cannot be reached, or is not compatible with OpenAI's interface.

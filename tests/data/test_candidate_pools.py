@@ -147,7 +147,7 @@ def test_nearest_does_not_mind_how_a_product_of_matrices_rounds():
 
 def test_nearest_reads_a_table_on_disk_in_slices(tmp_path):
     class Sliced:
-        """A table that counts the rows it gives out."""
+        """Records how many rows of a table are read at a time."""
 
         def __init__(self, table):
             self.table, self.largest = table, 0

@@ -26,7 +26,7 @@ def path(tmp_path_factory):
 
 def read_in_pieces(path, text, size):
     path.write_text(text, encoding="utf-8", newline="")
-    return read_object(path, **REMEDIES, chunk=size)
+    return read_object(path, size, **REMEDIES)
 
 
 @given(st.dictionaries(TEXT, VALUES, max_size=5), st.integers(1, 40), st.sampled_from([None, 1, "\t"]), st.booleans())

@@ -13,7 +13,7 @@ from lever_mlflow.vlm.prompt import Prompt
 
 
 class Counter:
-    """A generator of answers that counts, in batches of two, and can be made to die."""
+    """Generates answers in batches of two and records the prompts; it can be interrupted after some of them."""
 
     def __init__(self, die_after=None):
         self.prompts, self.die_after = [], die_after

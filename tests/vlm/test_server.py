@@ -112,10 +112,10 @@ def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
 
     before = served.answered
     first = run()
-    asked = served.answered - before
-    assert 5 * 5 <= asked <= first.data.metrics["data/n_trials"]
+    n_prompts = served.answered - before
+    assert 5 * 5 <= n_prompts <= first.data.metrics["data/n_trials"]
     second = run()
-    assert served.answered - before == asked
+    assert served.answered - before == n_prompts
     assert second.data.tags["lever.rl_data_digest"] == first.data.tags["lever.rl_data_digest"]
     assert first.data.tags["lever.vlm_digest"].startswith("mini-vlm-")
     assert {name: first.data.params[name] for name in ("vlm", "vlm_model")} == {"vlm": served.url, "vlm_model": "auto"}
@@ -130,8 +130,10 @@ def cards(*names, **entries):
 
 
 class Script(ThreadingHTTPServer):
-    """A server that answers with what ``models`` and ``chat(body, number of the request)`` give: a JSON value or text, or a
-    status and such; or with these and headers."""
+    """Answers requests with ``models`` and with what ``chat(body, number of the request)`` returns.
+
+    That is a JSON value or text; or a status and such a value; or both and headers.
+    """
 
     daemon_threads = True
 
@@ -352,10 +354,10 @@ def test_answers_that_came_before_a_failure_are_given_first(script, picture):
     batches = ServerVLM(script(chat).url, concurrency=4).generate([Prompt((), sample) for sample in samples])
     assert next(batches) == [(0, "yes")]
     last.set()
-    found = []
+    answers = []
     with pytest.raises(ServerError, match="status 400"):
-        found.extend(item for batch in batches for item in batch)
-    assert sorted(found) == [(2, "yes"), (3, "yes")]
+        answers.extend(item for batch in batches for item in batch)
+    assert sorted(answers) == [(2, "yes"), (3, "yes")]
 
 
 def test_an_image_that_does_not_decode(script, picture, tmp_path):
