@@ -16,8 +16,8 @@ class IdenticalPicks(BaseModel):
     """Says by which rule two policies pick the same for every question, and the figures that the rule rests on.
 
     Attributes:
-        rule: ``equal_weights``; ``small_pool``: the pool leaves fewer than two candidates per pick; ``same_order``: the order of
-            the leading logits is unchanged; ``too_close``: the weights differ too little, and the logits are not known.
+        rule: ``equal_weights``; ``small_pool``: the pool leaves fewer than two candidates per pick; ``same_order``: the order
+            of the leading logits is unchanged; ``too_close``: the weights differ too little, and the logits are not known.
         pool_size, shots: of a small pool.
         leading: how many of the largest logits decide the picks (one more than the shots).
         moved: how far logits moved, less their mean, at most.
