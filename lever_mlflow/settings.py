@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 __all__ = [
     "GRPO_PRESETS",
+    "format_beta",
+    "format_number",
     "PRESET_SETTINGS",
     "REWARD_MODES",
     "CacheMode",
@@ -38,6 +40,16 @@ NormalizeRewards = Literal["z-score", "rank", "none"]
 ScaleRewards = Literal["group", "batch", "none"]
 LrScheduler = Literal["constant", "linear", "cosine"]
 CacheMode = Literal["on", "read", "off"]
+
+
+def format_number(value: float) -> str:
+    """Writes a number in its shortest form, with at most 12 significant digits."""
+    return f"{value:.12g}"
+
+
+def format_beta(kl_beta: float) -> str:
+    """Writes a KL weight the one way in which it stands in aliases, tags, commands and reports."""
+    return format_number(kl_beta)
 
 
 @dataclass(frozen=True)
