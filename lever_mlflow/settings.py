@@ -8,8 +8,6 @@ from typing import Literal, get_args
 
 __all__ = [
     "GRPO_PRESETS",
-    "format_beta",
-    "format_number",
     "PRESET_SETTINGS",
     "REWARD_MODES",
     "CacheMode",
@@ -28,6 +26,8 @@ __all__ = [
     "RolloutSettings",
     "ScaleRewards",
     "ServingSettings",
+    "format_beta",
+    "format_number",
 ]
 
 

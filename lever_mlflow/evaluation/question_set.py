@@ -53,9 +53,7 @@ class QuestionSet:
     def pools_QN(self) -> np.ndarray:
         """The candidates of each question, train indices."""
         sampler, size = self.settings.pool_sampler, self.settings.pool_size
-        return candidate_pools(
-            self.samples, self.train, sampler, size, self.seed, self.question_features, self.train_features
-        )
+        return candidate_pools(self.samples, self.train, sampler, size, self.seed, self.question_features, self.train_features)
 
     def learned(self, selectors: Mapping[str, PointerSelector]) -> dict[str, np.ndarray]:
         """Returns what each selector picks."""
@@ -70,7 +68,9 @@ class QuestionSet:
         }
         same_image = self._items_of_the_same_image()
         for feature in SIMILARITIES:
-            questions_SD, train_SD = (getattr(table, f"{feature}_SD") for table in (self.question_features, self.train_features))
+            questions_SD, train_SD = (
+                getattr(table, f"{feature}_SD") for table in (self.question_features, self.train_features)
+            )
             questions_QD = questions_SD[self._rows]
             picks[similarity_policy(feature)] = similarity_picks(questions_QD, self.pools_QN, train_SD, self._most)
             picks[whole_set_policy(feature)] = nearest(questions_QD, train_SD, self._most, same_image)

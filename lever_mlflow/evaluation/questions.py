@@ -20,7 +20,7 @@ __all__ = ["Questions", "split_questions"]
 
 
 class Questions(NamedTuple):
-    """Holds evaluation questions: ``report`` in the seeded order whose prefixes are the sizes, ``selection`` about other images."""
+    """Holds questions: ``report`` in the seeded order whose prefixes are the sizes, ``selection`` on other images."""
 
     report: list[Sample]
     selection: list[Sample]

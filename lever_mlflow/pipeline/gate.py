@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def validate_step(context: Context, data: RLData, reference: RLData | None = None) -> Step:
     """Prepares the check of RL data with the Great Expectations suites; a failed critical expectation fails the run."""
     settings = context.gate
-    inputs = {
+    inputs: dict[str, Any] = {
         Tag.RL_DATA_DIGEST: data.digest,
         Tag.SUITE_DIGEST: suite_digest(context),
         Tag.DATASET_DIGEST: context.identity()[Tag.DATASET_DIGEST],

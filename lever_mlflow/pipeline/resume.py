@@ -1,4 +1,4 @@
-"""Training states: left after every epoch on this machine's disk and in MLflow, and found again by the training that goes on."""
+"""Training states: left after every epoch on this machine's disk and in MLflow, and found again to go on from."""
 
 from __future__ import annotations
 

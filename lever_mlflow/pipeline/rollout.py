@@ -75,15 +75,13 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
     """Reads the RL data that a run logged as an artifact, by default a rollout's, or that another step worked on.
 
     Raises:
-        MissingRunError: there is no such run, or it has no RL data. DataError: the RL data have changed since the run read them.
+        MissingRunError: there is no such run. DataError: it has no RL data, or they have changed since the run read them.
     """
     tags = run_tags(run_id)
     origin = tags.get(Tag.RL_DATA_SOURCE)
     if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
         path = path or RL_DATA_FILE
-        return load_rl_data(
-            artifact(run_id, path), use_fallback=context.use_fallback, source=f"runs:/{run_id}/{path}"
-        )
+        return load_rl_data(artifact(run_id, path), use_fallback=context.use_fallback, source=f"runs:/{run_id}/{path}")
     data = read_rl_data(context, origin)
     if data.digest != tags[Tag.RL_DATA_DIGEST]:
         raise DataError(

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str = AUTO) -> Step:
-    """Prepares the training of a new selector by reward-weighted cross-entropy; ``resume`` as ``interrupted_training`` takes it."""
+    """Prepares the training of a new selector by reward-weighted cross-entropy; ``resume`` as for ``interrupted_training``."""
 
     def execute() -> None:
         training = _Training(context, RCE, data, settings, settings.fusion)
@@ -72,7 +72,7 @@ def grpo_step(context: Context, data: RLData, start: str, settings: GrpoSettings
     meta = read_meta(folder) if folder.is_dir() else {}
     overrides = "; ".join(meta[name] for name in (Tag.GATE_OVERRIDE, Tag.START_GATE_OVERRIDE) if name in meta)
     start_override = {str(Tag.START_GATE_OVERRIDE): overrides} if overrides else {}
-    start_inputs = {
+    start_inputs: dict[str, str] = {
         Tag.START_DIGEST: selector_digest(selector),
         Tag.START: f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(start).name,
         Tag.START_URI: start if ":/" in start else str(Path(start).resolve()),
@@ -80,7 +80,7 @@ def grpo_step(context: Context, data: RLData, start: str, settings: GrpoSettings
     inputs = {**_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **start_inputs, **start_override}
 
     def execute() -> None:
-        origin = {name: start_inputs[name] for name in (Tag.START_URI, Tag.START_DIGEST)}
+        origin = {str(name): start_inputs[name] for name in (Tag.START_URI, Tag.START_DIGEST)}
         training = _Training(context, GRPO, data, settings, selector.fusion, origin, start_override)
         _train(training, train_grpo, step, resume, start=selector)
 
@@ -90,7 +90,7 @@ def grpo_step(context: Context, data: RLData, start: str, settings: GrpoSettings
 
 
 def find_start(context: Context, reference: str, data: RLData) -> str:
-    """Returns a start checkpoint by path or model URI; ``auto`` is the best epoch of the newest finished RCE run on these data."""
+    """Returns a start checkpoint by path or model URI; ``auto`` is the best epoch of the newest RCE run on these data."""
     if reference != AUTO:
         return reference
     run = find_run(RCE, {**context.common(), Tag.RL_DATA_DIGEST: data.digest})
@@ -209,9 +209,7 @@ def _train_along(
         pass
 
 
-def _log_training(
-    training: _Training, epochs: Iterator[Epoch], interrupted: Interrupted | None, unsent: UnsentEpochs
-) -> None:
+def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Interrupted | None, unsent: UnsentEpochs) -> None:
     """Logs each epoch as it comes, those of an interrupted run first, and at the end which is best and how training went.
 
     What is to be logged is on this machine's disk first, until all has arrived.
@@ -239,8 +237,8 @@ def _log_training(
         if not unsent.hold_a_state:
             raise LeverError(f"{first_line(error)}; no epoch was finished") from error
         raise LeverError(
-            f"{first_line(error)}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command with "
-            f"-P resume={unsent.folder} logs them and goes on"
+            f"{first_line(error)}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command "
+            f"with -P resume={unsent.folder} logs them and goes on"
         ) from error
     unsent.remove()
 

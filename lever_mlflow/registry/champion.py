@@ -90,7 +90,7 @@ def change(name: str, expected: Holders, new: Change) -> None:
     """Makes a change, if the aliases are still ``expected``: those that the change was decided on.
 
     Raises:
-        PromotionError: the aliases were changed meanwhile, or MLflow answered so slowly that others may have finished this change.
+        PromotionError: the aliases were changed meanwhile, or MLflow was so slow that others may have finished this change.
     """
     client = MlflowClient()
     while True:

@@ -93,7 +93,7 @@ def gain_over_random(candidate: Evaluated) -> Condition:
 
 
 def gain_over_champion(candidate: Evaluated, champion: Evaluated, settings: PromotionSettings) -> Condition:
-    """Demands that a version is not significantly worse than the champion and, with ``min_gain`` above 0, better by that much."""
+    """Demands that a version is not significantly worse than the champion and, if ``min_gain`` is above 0, better by that."""
     over = gain(candidate, champion)
     enough = settings.min_gain == 0.0 or over.points >= settings.min_gain
     reason = "significantly worse" if over.worse else f"below min_gain={settings.min_gain:g}"

@@ -15,7 +15,7 @@ _UNKNOWN = "-"
 
 
 def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> str:
-    """Writes a row per version, ordered by beta: aliases, accuracies in percent with 95 % intervals by shots, digests, data gate.
+    """Writes a row per version, ordered by beta: aliases, accuracies in percent with 95 % intervals, digests, data gate.
 
     Args:
         versions: each with its aliases.
@@ -23,8 +23,9 @@ def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> 
     ordered = sorted(versions, key=lambda row: (float(row[0].tags.get(VersionTag.KL_BETA, "inf")), int(row[0].version)))
     shots = sorted({count for version, _ in ordered for count in shots_of(version.tags)})
     head = ["beta", "version", "aliases", "epoch", "questions", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
+    head += ["data set", "RL data", "gate", "overridden"]
     rows = [_row(version, aliases, shots) for version, aliases in ordered]
-    return f"{name}: VQA accuracy in percent, 95 % intervals\n{aligned(rows, [*head, 'data set', 'RL data', 'gate', 'overridden'])}\n"
+    return f"{name}: VQA accuracy in percent, 95 % intervals\n{aligned(rows, head)}\n"
 
 
 def _row(version: ModelVersion, aliases: Sequence[str], shots: Sequence[int]) -> list[str]:

@@ -21,22 +21,17 @@ _PROMOTION = "## Promotion"
 Accuracies = Mapping[tuple[str, int | None], Estimate]  # by policy and shot count; None is the mean over shots
 
 
-def describe_version(
-    evaluation: Evaluation, records: EvaluationRecords, name: str, alias: str
-) -> tuple[dict[str, str], str]:
+def describe_version(evaluation: Evaluation, records: EvaluationRecords) -> tuple[dict[str, str], str]:
     """Makes the tags and the description of the version that holds an evaluation's best epoch.
 
     Accuracies are in percent on the largest number of questions, with 95 % bootstrap intervals.
-
-    Args:
-        name, alias: of the registered model, and of the version in it.
 
     Returns:
         The tags, and the model card in at most 3,500 characters: what MLflow holds of a description, less the place for what
         a promotion adds.
     """
     accuracies = _accuracies(evaluation, records)
-    return evaluation_tags(evaluation, records.digest, accuracies), _card(evaluation, accuracies, name, alias)
+    return evaluation_tags(evaluation, records.digest, accuracies), _card(evaluation, accuracies)
 
 
 def promoted(description: str, section: str) -> str:
@@ -69,10 +64,10 @@ def _accuracies(evaluation: Evaluation, records: EvaluationRecords) -> dict[tupl
     }
 
 
-def _card(evaluation: Evaluation, accuracies: Accuracies, name: str, alias: str) -> str:
-    settings = evaluation.settings
+def _card(evaluation: Evaluation, accuracies: Accuracies) -> str:
+    settings, name = evaluation.settings, evaluation.registration.name
     epochs = ", ".join(f"{epoch}: {100 * mean:.2f}" for epoch, mean in evaluation.selection_accuracy.items())
-    uri = f"models:/{name}@{alias}"
+    uri = f"models:/{name}@{evaluation.registration.alias}"
     card = f"""# {name}, beta {format_beta(evaluation.kl_beta)}, epoch {evaluation.best_epoch}
 
 A pointer selector: it picks the solved examples that stand before a question in the prompt of a vision-language model.

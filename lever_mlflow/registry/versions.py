@@ -56,7 +56,7 @@ def find_version(name: str, kl_beta: float) -> ModelVersion:
     """Returns the version behind a beta's alias.
 
     Raises:
-        MissingRunError: there is no such registered model, or no version for this beta; the message lists the betas that there are.
+        MissingRunError: there is no such registered model, or no version for this beta; the message lists the others.
     """
     beta, alias = format_beta(kl_beta), beta_alias(kl_beta)
     remedy = f"run `mlflow run . -e evaluate -P kl_beta={beta}` first"

@@ -73,9 +73,10 @@ def code_digest() -> str:
 
 @contextmanager
 def project_run(name: str) -> Iterator[Run]:
-    """Opens the run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it.
+    """Opens the run that ``mlflow run`` made, or a new one.
 
-    The run is called ``name`` until a step gives it a name of its own; its description says why it failed.
+    The run is FINISHED at the end of the block, and FAILED when an exception leaves it. It is called ``name`` until a step gives it
+    a name of its own; its description says why it failed.
 
     Raises:
         LeverError: MLflow refused something, or its store cannot be reached.
