@@ -25,7 +25,7 @@ def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> 
     head = ["beta", "version", "aliases", "epoch", "questions", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
     head += ["data set", "RL data", "gate", "overridden"]
     rows = [_row(version, aliases, shots) for version, aliases in ordered]
-    return f"{name}: VQA accuracy in percent, 95 % intervals\n{aligned(rows, head)}\n"
+    return f"{name}: VQA accuracy in percent, 95 % intervals\n{aligned([head, *rows])}\n"
 
 
 def _row(version: ModelVersion, aliases: Sequence[str], shots: Sequence[int]) -> list[str]:
