@@ -69,7 +69,7 @@ def readme_example():
 def test_example_in_readme_runs(tmp_path, monkeypatch, capsys, good_rl_data):
     (tmp_path / "rl_data.json").write_bytes(Path(good_rl_data).read_bytes())
     torch.manual_seed(0)
-    checkpoint.save_selector(tmp_path / "checkpoint", network.PointerSelector(feature_dim=512), {})
+    checkpoint.save_selector(tmp_path / "model" / "artifacts" / "checkpoint", network.PointerSelector(feature_dim=512), {})
     monkeypatch.chdir(tmp_path)
     code = readme_example()
     assert len([line for line in code.splitlines() if line.strip()]) == 5
