@@ -48,6 +48,7 @@ __all__ = [
     "TrainingInputs",
     "ValidationInputs",
     "declaration",
+    "default_of",
     "format_beta",
 ]
 
@@ -98,16 +99,21 @@ def option(default: Any, **description: Any) -> Any:
     return _field(default, Option(**description))
 
 
-def like(settings: type, name: str, default: Any = MISSING, **changes: Any) -> Any:
+def like(settings: type[Any], name: str, default: Any = MISSING, **changes: Any) -> Any:
     """Declares a setting as another class declares it, except for a new default and changes of its ``Option``."""
     original = settings.__dataclass_fields__[name]
-    return _field(original.default if default is MISSING else default, replace(declaration(original), **changes))
+    return _field(default_of(original) if default is MISSING else default, replace(declaration(original), **changes))
 
 
 def declaration(setting: Field[Any]) -> Option:
     """Returns the ``Option`` that a field of a settings class carries."""
     described: Option = setting.metadata["option"]
     return described
+
+
+def default_of(setting: Field[Any]) -> Any:
+    """Returns the default of a field of a settings class."""
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def _field(default: Any, described: Option) -> Any:

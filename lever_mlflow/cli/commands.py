@@ -121,7 +121,7 @@ def rollout(**values: Any) -> None:
 def validate(**values: Any) -> None:
     """Check RL data with the data gate.
 
-    Prints a table of the Great Expectations suites' expectations. A failed critical expectation fails the run.
+    The log shows a table of all expectations of the Great Expectations suites. A failed critical expectation fails the run.
     """
     from lever_mlflow.runs.steps import project_run, run_here
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
@@ -12,7 +12,8 @@ from lever_mlflow.settings import AUTO, NONE, Option
 __all__ = ["Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
 
 _LARGEST = 1e6  # float32 can still multiply numbers below this without becoming infinite
-Param, Context = click.Parameter | None, click.Context | None
+Param: TypeAlias = click.Parameter | None
+Context: TypeAlias = click.Context | None
 
 
 class Number(click.ParamType):

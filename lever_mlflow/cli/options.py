@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import Field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from lever_mlflow.cli.option_types import Number, NumberList, OrAuto, Pairs, Splits, Text, YesNo
-from lever_mlflow.settings import AUTO, GRPO_PRESETS, NONE, GrpoSettings, Option, Preset, declaration
+from lever_mlflow.settings import AUTO, GRPO_PRESETS, NONE, GrpoSettings, Option, Preset, declaration, default_of
 
 __all__ = ["Part", "as_typed", "chosen", "grpo_settings", "options"]
 
@@ -83,9 +83,8 @@ def _part(part: type | Part) -> Part:
 
 def _option(name: str, setting: Field[Any], kind: Any, prefix: str) -> Callable[[Command], Command]:
     described = declaration(setting)
-    default = setting.default_factory() if setting.default_factory is not MISSING else setting.default
     text = f"{prefix.removesuffix('_').upper()}: {described.help}" if prefix else described.help
-    typed, shown = _type(kind, described), as_typed(default)
+    typed, shown = _type(kind, described), as_typed(default_of(setting))
     if described.predecessor is not None:
         text += f" auto means {shown}, and {as_typed(described.predecessor)} with preset=predecessor."
         typed, shown = OrAuto(typed), AUTO
