@@ -178,7 +178,7 @@ class ExperimentSettings:
     seed: int = option(0, at_least=0, below=2**32, help="Seed of every random choice that the run makes.")
     reward_mode: RewardMode = option(
         "hard_plus_soft",
-        help="Way in which the scores of a trial become its reward. hard_plus_soft adds correctness (0 or 1) and VQA accuracy; "
+        help="Way in which the scores of a trial become its reward. The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy; "
         "hard_only and soft_only take one of them; separated is accuracy, plus 2 for a correct answer; hard_plus_gtprob adds "
         "correctness and the probability of the right answers, which the rollout records with gt_prob=true.",
     )
@@ -194,7 +194,7 @@ class RlDataSettings:
     rl_data: str = option(
         AUTO, help="RL data to work on: a file, a run id, runs:/<run id>, or auto for those of the newest matching rollout."
     )
-    use_fallback: bool = option(False, help="Whether to use also the trials that only the fallback metric could score.")
+    use_fallback: bool = option(False, help="Whether trials that only the fallback metric could score are used as well.")
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,10 @@ class RolloutSettings:
 
     n_queries: int = option(600, at_least=2, help="Number of training items that serve as queries of the RL data.")
     shots: int = option(2, at_least=1, help="Number of demonstrations in each recorded pointer.")
-    pool_size: int = option(64, at_least=2, help="Number of candidate demonstrations in the pool of a query.")
+    pool_size: int = option(64, at_least=2, help="Number of candidate demonstrations in the pool of each query.")
     pool_sampler: PoolSampler = option(
         "random",
-        help="Way in which the candidates of a pool are drawn from the training items. mixed takes a quarter of them by image "
+        help="Way in which the candidates of a pool are drawn from the training items. The sampler mixed takes a quarter of them by image "
         "similarity, a quarter by text similarity and the rest at random.",
     )
     beam_width: int = option(5, at_least=0, help="Number of pointers per query from beam search; 0 turns beam search off.")
@@ -299,7 +299,7 @@ class GrpoSettings:
     """
 
     kl_beta: float = option(
-        0.15, at_least=0, help="Weight beta of the KL penalty; GRPO runs and registered versions are known by it."
+        0.15, at_least=0, help="Weight beta of the KL penalty in GRPO; a run and its registered version are found by it."
     )
     adaptive_beta: bool = option(
         False, help="Whether each epoch adapts the KL weight: times 1.5 above a KL of 0.1, divided by 1.5 below a KL of 0.01."

@@ -83,10 +83,10 @@ def _part(part: type | Part) -> Part:
 
 def _option(name: str, setting: Field[Any], kind: Any, prefix: str) -> Callable[[Command], Command]:
     described = declaration(setting)
-    text = f"{prefix.removesuffix('_').upper()}: {described.help}" if prefix else described.help
+    text = f"{prefix.removesuffix('_').upper()}: {described.help[0].lower()}{described.help[1:]}" if prefix else described.help
     typed, shown = _type(kind, described), as_typed(default_of(setting))
     if described.predecessor is not None:
-        text += f" auto means {shown}, and {as_typed(described.predecessor)} with preset=predecessor."
+        text += f" The value auto means {shown}, and {as_typed(described.predecessor)} with preset=predecessor."
         typed, shown = OrAuto(typed), AUTO
     return click.option(f"--{name}", name, type=typed, default=shown, show_default=True, help=text)
 

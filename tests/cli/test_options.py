@@ -82,7 +82,7 @@ def test_help_shows_text_default_and_presets():
     text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=200).output.split())
     for shown in (
         "--layers NUMBER Number of layers of the cake. [default: 2]",
-        "--sugar NUMBER Share of sugar in the dough. auto means 0.25, and 0.5 with preset=predecessor. [default: auto]",
+        "--sugar NUMBER Share of sugar in the dough. The value auto means 0.25, and 0.5 with preset=predecessor. [default: auto]",
         "--icing [lemon|none] Kind of icing on the cake. [default: lemon]",
         "--candles BOOLEAN Whether candles stand on the cake. [default: false]",
         "--sizes NUMBERS Sizes of the tins in centimetres. [default: 20,26]",

@@ -72,7 +72,11 @@ def test_bad_values(chosen, argument, message):
         chosen(argument)
 
 
-@pytest.mark.parametrize(("command", "name"), [(entrypoints.grpo.main, "lr"), (entrypoints.main.main, "grpo_lr")])
-def test_help_says_what_auto_is(command, name):
+@pytest.mark.parametrize(
+    ("command", "name", "start"),
+    [(entrypoints.grpo.main, "lr", "Learning"), (entrypoints.main.main, "grpo_lr", "GRPO: learning")],
+)
+def test_help_says_what_auto_is(command, name, start):
     (option,) = (option for option in command.params if option.name == name)
-    assert option.help.endswith("Learning rate of the AdamW optimizer. auto means 0.0002, and 5e-06 with preset=predecessor.")
+    rest = "rate of the AdamW optimizer. The value auto means 0.0002, and 5e-06 with preset=predecessor."
+    assert option.help == f"{start} {rest}"
