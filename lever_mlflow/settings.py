@@ -178,9 +178,10 @@ class ExperimentSettings:
     seed: int = option(0, at_least=0, below=2**32, help="Seed of every random choice that the run makes.")
     reward_mode: RewardMode = option(
         "hard_plus_soft",
-        help="Way in which the scores of a trial become its reward. The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy; "
-        "hard_only and soft_only take one of them; separated is accuracy, plus 2 for a correct answer; hard_plus_gtprob adds "
-        "correctness and the probability of the right answers, which the rollout records with gt_prob=true.",
+        help="Way in which the scores of a trial become its reward. "
+        "The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy; hard_only and soft_only take one of them; "
+        "separated is accuracy, plus 2 for a correct answer; hard_plus_gtprob adds correctness and the probability of the "
+        "right answers, which the rollout records with gt_prob=true.",
     )
     model_name: str = option(
         AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
@@ -209,8 +210,8 @@ class RolloutSettings:
     pool_size: int = option(64, at_least=2, help="Number of candidate demonstrations in the pool of each query.")
     pool_sampler: PoolSampler = option(
         "random",
-        help="Way in which the candidates of a pool are drawn from the training items. The sampler mixed takes a quarter of them by image "
-        "similarity, a quarter by text similarity and the rest at random.",
+        help="Way in which the candidates of a pool are drawn from the training items. The sampler mixed takes a quarter of "
+        "them by image similarity, a quarter by text similarity and the rest at random.",
     )
     beam_width: int = option(5, at_least=0, help="Number of pointers per query from beam search; 0 turns beam search off.")
     temperatures: tuple[float, ...] = option(

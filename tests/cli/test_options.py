@@ -15,7 +15,7 @@ from lever_mlflow.settings import option
 @dataclass(frozen=True)
 class Cake:
     layers: int = option(2, at_least=1, help="Number of layers of the cake.")
-    sugar: float = option(0.25, above=0, below=1, predecessor=0.5, help="Share of sugar in the dough.")
+    sugar: float = option(0.25, above=0, below=1, predecessor=0.5, help="Share of sugar in dough.")
     icing: Literal["lemon", "none"] = option("lemon", help="Kind of icing on the cake.")
     candles: bool = option(False, help="Whether candles stand on the cake.")
     sizes: tuple[int, ...] = option((20, 26), at_least=5, ascending=True, help="Sizes of the tins in centimetres.")
@@ -82,7 +82,7 @@ def test_help_shows_text_default_and_presets():
     text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=200).output.split())
     for shown in (
         "--layers NUMBER Number of layers of the cake. [default: 2]",
-        "--sugar NUMBER Share of sugar in the dough. The value auto means 0.25, and 0.5 with preset=predecessor. [default: auto]",
+        "--sugar NUMBER Share of sugar in dough. The value auto means 0.25, and 0.5 with preset=predecessor. [default: auto]",
         "--icing [lemon|none] Kind of icing on the cake. [default: lemon]",
         "--candles BOOLEAN Whether candles stand on the cake. [default: false]",
         "--sizes NUMBERS Sizes of the tins in centimetres. [default: 20,26]",
