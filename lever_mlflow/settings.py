@@ -26,6 +26,7 @@ __all__ = [
     "RolloutSettings",
     "ScaleRewards",
     "ServingSettings",
+    "format_beta",
 ]
 
 
@@ -38,6 +39,11 @@ NormalizeRewards = Literal["z-score", "rank", "none"]
 ScaleRewards = Literal["group", "batch", "none"]
 LrScheduler = Literal["constant", "linear", "cosine"]
 CacheMode = Literal["on", "read", "off"]
+
+
+def format_beta(kl_beta: float) -> str:
+    """Returns a KL weight as text, such as ``0.12``: the one way to write a beta in aliases, tags, commands and reports."""
+    return f"{kl_beta:.12g}"
 
 
 @dataclass(frozen=True)
