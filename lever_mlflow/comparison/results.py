@@ -243,7 +243,12 @@ def _misfit(error: ValidationError) -> str:
         return f"{place}: {first['ctx']['error']}"
     if first["type"] == "missing":
         return f"{place}: missing"
-    kinds = {"model_type": "should be an object", "dict_type": "should be an object", "tuple_type": "should be a list"}
+    kinds = {
+        "model_type": "should be an object",
+        "dict_type": "should be an object",
+        "tuple_type": "should be a list",
+        "too_short": "should hold at least one",
+    }
     message = kinds.get(first["type"], first["msg"].removeprefix("Input "))
     return f"{place}: {_shortened(repr(first['input']))} {message}"
 
