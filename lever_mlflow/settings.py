@@ -27,6 +27,7 @@ __all__ = [
     "ScaleRewards",
     "ServingSettings",
     "format_beta",
+    "format_number",
 ]
 
 
@@ -41,9 +42,14 @@ LrScheduler = Literal["constant", "linear", "cosine"]
 CacheMode = Literal["on", "read", "off"]
 
 
+def format_number(value: float) -> str:
+    """Writes a number in its shortest form, with at most 12 significant digits."""
+    return f"{value:.12g}"
+
+
 def format_beta(kl_beta: float) -> str:
-    """Returns a KL weight as text, such as ``0.12``: the one way to write a beta in aliases, tags, commands and reports."""
-    return f"{kl_beta:.12g}"
+    """Writes a KL weight the one way in which it stands in aliases, tags, commands and reports."""
+    return format_number(kl_beta)
 
 
 @dataclass(frozen=True)

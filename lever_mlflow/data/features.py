@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.images import image_digest, read_image
 from lever_mlflow.files.model_folders import folder_digest, load_pretrained
 from lever_mlflow.settings import Fusion
@@ -159,7 +159,5 @@ def _normalise(array: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        np.save(part, array.astype(np.float32))
-    os.replace(part.name, path)
+    with whole_file(path, "wb") as file:
+        np.save(file, array.astype(np.float32))

@@ -102,7 +102,7 @@ def similarity_picks(queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.
 
 
 def random_picks(queries: Sequence[Sample], pools_QN: np.ndarray, shots: int, seed: int, draw: int = 0) -> np.ndarray:
-    """Train indices drawn uniformly from each pool without replacement, [Q, K]; by seed, question id and draw alone."""
+    """Draws from each pool uniformly without replacement: train indices [Q, K], by seed, question id and draw alone."""
     states = [[seed, query.question_id, 3, *([draw] if draw else [])] for query in queries]
     drawn = zip(map(np.random.default_rng, states), pools_QN, strict=True)
     return np.stack([rng.choice(pool, shots, replace=False) for rng, pool in drawn])

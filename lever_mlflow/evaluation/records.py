@@ -98,10 +98,10 @@ class EvaluationRecords:
             rows = self._report[self._report["position"] < size]
             of_draws = rows.groupby(["policy", "shots", "draw"], sort=False)["accuracy"].mean()
             by_cell = of_draws.groupby(["policy", "shots"], sort=False)
-            means, spreads = by_cell.mean(), by_cell.std().fillna(0.0)
+            figures = pd.DataFrame({"mean": by_cell.mean(), "spread": by_cell.std().fillna(0.0)}).reset_index()
             cells += [
-                AccuracyCell(policy=policy, size=size, shots=shots, accuracy=float(mean), spread=float(spreads[policy, shots]))
-                for (policy, shots), mean in means.items()
+                AccuracyCell(policy=row["policy"], size=size, shots=row["shots"], accuracy=row["mean"], spread=row["spread"])
+                for row in figures.to_dict("records")
             ]
         return cells
 

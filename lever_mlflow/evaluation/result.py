@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -87,7 +88,7 @@ class Registration(_Record):
     Attributes:
         name, alias: of the registered model, and of the version in it.
         model_id: of the logged checkpoint of the best epoch; ``checkpoint_digest`` is that of its weights.
-        tags, description: what the version says of itself.
+        tags, description: what the version says of itself; made from the rest of the evaluation.
         version: its number; empty before it is registered.
     """
 
@@ -95,8 +96,8 @@ class Registration(_Record):
     alias: str
     model_id: str
     checkpoint_digest: str
-    tags: dict[str, str]
-    description: str
+    tags: dict[str, str] = {}
+    description: str = ""
     version: str = ""
 
 
@@ -131,7 +132,11 @@ class Evaluation(_Record):
     checkpoints: tuple[str, ...]
     overlap: tuple[PickOverlap, ...]
     best_single: BestSingle | None
-    registration: Registration | None = None
+    registration: Registration
+
+    def with_registration(self, **values: Any) -> Evaluation:
+        """Returns a copy in which these fields of the registration are filled in."""
+        return self.model_copy(update={"registration": self.registration.model_copy(update=values)})
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:

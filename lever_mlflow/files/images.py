@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files.atomic import write_whole
+from lever_mlflow.files.atomic import whole_file
 
 __all__ = [
     "decode_image",
@@ -137,7 +137,8 @@ def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, t
         good = {
             str(path): [*stamp, *size] for path, size in sizes.items() if (stamp := stamps[path]) and isinstance(size, tuple)
         }
-        write_whole(memo, json.dumps(good))
+        with whole_file(memo) as file:
+            json.dump(good, file)
     return sizes
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["check_model", "folder_digest", "load_pretrained", "model_folder"]
@@ -92,6 +93,6 @@ def folder_digest(folder: Path, memo_dir: Path) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     result = digest.hexdigest()[:16]
-    memo_dir.mkdir(parents=True, exist_ok=True)
-    memo.write_text(result)
+    with whole_file(memo) as file:
+        file.write(result)
     return result

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
+from lever_mlflow.files.atomic import write_folder
 from lever_mlflow.selector.network import PointerSelector
 
 __all__ = ["load_selector", "read_meta", "save_selector", "selector_digest"]
@@ -34,20 +32,17 @@ def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[s
         CheckpointError: the folder exists already.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; choose another folder for the checkpoint")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
-    try:
+
+    def fill(temporary: Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in selector.state_dict().items()}
-        save_file(weights, building / WEIGHTS_FILE)
-        (building / WEIGHTS_FILE).chmod(0o644)
-        config = {"config": selector.config, "digest": selector_digest(selector), "meta": dict(meta)}
-        (building / CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        building.chmod(0o755)
-        os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        save_file(weights, temporary / WEIGHTS_FILE)
+        content = {"config": selector.config, "digest": selector_digest(selector), "meta": dict(meta)}
+        (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    try:
+        write_folder(folder, fill)
+    except FileExistsError:
+        raise CheckpointError(f"{folder}: exists already; choose another folder for the checkpoint") from None
 
 
 def load_selector(path: str | Path) -> PointerSelector:

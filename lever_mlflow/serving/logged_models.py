@@ -19,7 +19,7 @@ import lever_mlflow
 from lever_mlflow import mini
 from lever_mlflow.exceptions import CheckpointError, first_line
 from lever_mlflow.runs.artifacts import download_folder
-from lever_mlflow.runs.tags import TAG, as_text
+from lever_mlflow.runs.tags import as_text, prefixed
 from lever_mlflow.serving import retriever_model, selector_model
 
 __all__ = ["checkpoint_folder", "log_checkpoint", "log_retriever"]
@@ -45,7 +45,7 @@ def log_checkpoint(
             artifacts={selector_model.CHECKPOINT_ARTIFACT: str(folder)},
             step=epoch,
             params={key: as_text(value) for key, value in params.items()},
-            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            tags=prefixed(tags),
             signature=selector_model.model_signature(),
             input_example=example,
             pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
@@ -60,20 +60,25 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
     The code goes with the model, since no registry of packages offers it to whoever serves the model; that of the VLM does not.
     """
     with tempfile.TemporaryDirectory() as code, _no_bytecode():
-        package, ignored = Path(code) / "lever_mlflow", shutil.ignore_patterns("__pycache__", mini.VLM_PATH.name)
-        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=ignored)
+        package = Path(code) / "lever_mlflow"
+        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=_left_out)
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(retriever_model.__file__)),
             code_paths=[str(package)],
             artifacts={path.name: str(path) for path in folder.iterdir()},
             params={key: str(value) for key, value in params.items()},
-            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            tags=prefixed(tags),
             input_example=retriever_model.input_example(),
             pip_requirements=_pinned(_RETRIEVER_REQUIREMENTS),
         )
     assert info.model_id is not None
     return info.model_id
+
+
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """Which entries of a folder of the package do not go with a model: bytecode, and the weights of the embedded VLM."""
+    return [name for name in names if name == "__pycache__" or Path(folder, name) == mini.VLM_PATH]
 
 
 @contextmanager
