@@ -52,8 +52,7 @@ def compare(
     comparable = all(field.mark != "confounding" for field in fields)
     sizes, shots = _grid(runs)
     cells = differences(pairs, records, sizes, shots, seed)
-    with_examples = len(pairs) == 1 and questions and shots
-    without_findings = Comparison(
+    facts = Comparison(
         **dict(results),
         comparable=comparable,
         reference=reference.kl_beta,
@@ -68,12 +67,12 @@ def compare(
         against_baselines=against_baselines(runs, records, sizes, seed),
         ranking=tuple(ranked(runs, records, sizes, seed)),
         missing=tuple(_missing(runs, sizes, shots, project)),
-        examples=tuple(examples(pairs[0], records, max(shots), questions)) if with_examples and questions else (),
+        examples=tuple(examples(pairs[0], records, max(shots), questions or {})) if len(pairs) == 1 and shots else (),
         command=f"{project} -e compare -P kl_betas={','.join(map(format_beta, betas))}",
         choice=choice(betas, reference.kl_beta, cells, comparable=comparable),
         findings=(),
     )
-    return without_findings.model_copy(update={"findings": tuple(findings(without_findings))})
+    return facts.model_copy(update={"findings": tuple(findings(facts))})
 
 
 def _reference(runs: Sequence[RunResult]) -> RunResult:

@@ -84,7 +84,7 @@ def against_baselines(
 
     What has no records is left out.
     """
-    rows: list[tuple[RunResult, str, Interval, _Untested]] = []
+    rows: list[tuple[RunResult, str, tuple[float, float], _Untested]] = []
     for run in runs:
         if run.best_epoch is None or run.kl_beta not in records or not sizes:
             continue
@@ -106,8 +106,8 @@ def against_baselines(
 def _labels(pair: Pair, *, every_epoch: bool) -> list[Label]:
     common = sorted({epoch.epoch for epoch in pair.run.epochs} & {epoch.epoch for epoch in pair.reference.epochs})
     both = pair.run.best_epoch is not None and pair.reference.best_epoch is not None
-    epochs = common if every_epoch else [] if both else common[-1:]
-    return [*epochs, *([BEST] if both else [])]
+    labels: list[Label] = list(common if every_epoch else [] if both else common[-1:])
+    return [*labels, BEST] if both else labels
 
 
 def _cells(
@@ -115,9 +115,7 @@ def _cells(
 ) -> list[tuple[Cell, _Untested | None]]:
     """The cells of a pair; primary are those of the last label at the largest size with a known difference."""
     rows = [_difference(pair, records, *place) for place in places]
-    claims = [
-        size for (label, size, _), (_, untested) in zip(places, rows, strict=True) if untested and label == labels[-1]
-    ]
+    claims = [size for (label, size, _), (_, untested) in zip(places, rows, strict=True) if untested and label == labels[-1]]
     largest = max(claims, default=None)
     return [
         (

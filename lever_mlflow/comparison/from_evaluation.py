@@ -37,10 +37,8 @@ def run_of_evaluation(evaluation: Evaluation, commands: Sequence[str] = ()) -> R
         baselines=cells,
         best_epoch=evaluation.best_epoch,
         selection_accuracy={epoch: 100.0 * value for epoch, value in evaluation.selection_accuracy.items()},
-        best_digest=registration.checkpoint_digest if registration else "",
-        registered=RegisteredModel(name=registration.name, version=registration.version, alias=registration.alias)
-        if registration
-        else None,
+        best_digest=registration.checkpoint_digest,
+        registered=RegisteredModel(name=registration.name, version=registration.version, alias=registration.alias),
         overlap=evaluation.overlap,
         best_single=evaluation.best_single,
         profile=", ".join(f"{name}={value!r}" for name, value in asdict(evaluation.profile).items()),

@@ -8,10 +8,9 @@ from lever_mlflow.comparison.blocks import Block, Figure, Heading, Paragraph, to
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.sections import accuracy, baselines, conclusion, picks, setup, training
 from lever_mlflow.comparison.wording import Wording
-from lever_mlflow.evaluation.overlap import IdenticalPicks
 from lever_mlflow.settings import Language, format_beta
 
-__all__ = ["explain", "html", "markdown", "verdict"]
+__all__ = ["html", "markdown", "verdict"]
 
 _SECTIONS = (
     setup.setup,
@@ -46,11 +45,6 @@ def html(facts: Comparison, language: Language, figures: Mapping[str, bytes]) ->
 def verdict(facts: Comparison, language: Language) -> str:
     """Says what the comparison comes to, in one sentence."""
     return conclusion.verdict(facts, Wording(language))
-
-
-def explain(reason: IdenticalPicks, language: Language) -> str:
-    """Says why two policies pick the same."""
-    return Wording(language).explain(reason)
 
 
 def _blocks(facts: Comparison, words: Wording, figures: Collection[str]) -> list[Block]:

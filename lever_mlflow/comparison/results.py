@@ -254,7 +254,7 @@ def _misfit(error: ValidationError) -> str:
 
 
 def _place(parts: Iterator[str | int] | Sequence[str | int]) -> str:
-    names = (f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in parts)
+    names = (f"[{part}]" if isinstance(part, int) else f".{_shortened(repr(part)[1:-1])}" for part in parts)
     return "".join(names).removeprefix(".")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -40,9 +41,7 @@ LITTLE_CONTRAST = 0.1  # the least standard deviation that advantages are divide
 SAME_REWARDS = 0.9  # of the groups
 
 
-def choice(
-    betas: Sequence[float], reference: float, cells: Sequence[Difference | MissingCell], *, comparable: bool
-) -> Choice:
+def choice(betas: Sequence[float], reference: float, cells: Sequence[Difference | MissingCell], *, comparable: bool) -> Choice:
     """Chooses a beta, and says by which rule.
 
     - ``alone``: there is one beta.
@@ -110,8 +109,12 @@ def _of_training(run: RunResult, curves: Curves) -> Iterator[Finding]:
     trend = curves.trends["kl"]
     if trend == "rising" or trend == "falling":
         kl = present(curves.values["kl"])
-        rule = "kl_rising" if trend == "rising" else "kl_falling"
-        yield KlTrend(rule=rule, kl_beta=run.kl_beta, values=(kl[0], kl[-1]), change=change(kl[0], kl[-1]))
+        yield KlTrend(
+            rule="kl_rising" if trend == "rising" else "kl_falling",
+            kl_beta=run.kl_beta,
+            values=(kl[0], kl[-1]),
+            change=change(kl[0], kl[-1]),
+        )
 
 
 def _of_differences(rows: Sequence[Difference]) -> Iterator[Finding]:
@@ -139,9 +142,8 @@ def _of_baselines(rows: Sequence[AgainstBaseline]) -> Iterator[Finding]:
     for row in rows:
         strongest = min((other for other in rows if other.beta == row.beta), key=lambda other: other.points)
         if row.baseline in (RANDOM, ZERO_SHOT, START) or row is strongest:
-            up_or_down = "baseline_up" if row.direction == "up" else "baseline_down"
             yield BaselineFinding(
-                rule=up_or_down if row.significant else "no_baseline_difference",
+                rule=_baseline_rule(row),
                 beta=row.beta,
                 baseline=row.baseline,
                 size=row.size,
@@ -149,3 +151,9 @@ def _of_baselines(rows: Sequence[AgainstBaseline]) -> Iterator[Finding]:
                 interval_holm=row.interval_holm,
                 accuracies=row.accuracies,
             )
+
+
+def _baseline_rule(row: AgainstBaseline) -> Literal["baseline_up", "baseline_down", "no_baseline_difference"]:
+    if not row.significant:
+        return "no_baseline_difference"
+    return "baseline_up" if row.direction == "up" else "baseline_down"

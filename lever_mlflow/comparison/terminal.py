@@ -15,14 +15,18 @@ __all__ = ["summary"]
 
 
 def summary(facts: Comparison) -> str:
-    """Writes the accuracies in percent at the largest size: a row per baseline and per epoch of each beta, a column per shot count."""
+    """Writes the accuracies in percent at the largest size.
+
+    There is a row per baseline and per epoch of each beta, and a column per shot count.
+    """
     size = max(facts.sizes, default=0)
     shots = sorted({0, *facts.shots})
     head = ["", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
     rows = [head, *_baseline_rows(facts.runs, size, shots), *_epoch_rows(facts.runs, size, shots)]
-    align: list[Align] = ["left", *(["right"] * len(shots))]
+    right: Sequence[Align] = ["right"] * len(shots)
+    table = aligned(rows, align=["left", *right])
     title = f"VQA accuracy in percent on {size} questions"
-    return "\n".join([title, aligned(rows, align=align), *_oracle(facts.runs), *_registered(facts.runs), verdict(facts, "en")])
+    return "\n".join([title, table, *_oracle(facts.runs), *_registered(facts.runs), verdict(facts, "en")])
 
 
 def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:

@@ -16,12 +16,9 @@ from lever_mlflow.comparison.figures import figures
 from lever_mlflow.comparison.from_evaluation import commands_of, option_value, run_of_evaluation
 from lever_mlflow.comparison.page import html, markdown, verdict
 from lever_mlflow.comparison.results import Results
-from lever_mlflow.evaluation.records import EvaluationRecords
-from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.evaluation import RECORDS_FILE
+from lever_mlflow.pipeline.evaluation import read_evaluation, read_records
 from lever_mlflow.pipeline.resources import Resources
-from lever_mlflow.runs import artifacts
 from lever_mlflow.settings import Language
 
 __all__ = ["COMPARISON_FILE", "compare_betas", "compare_results"]
@@ -32,7 +29,7 @@ COMPARISON_FILE = "comparison.json"
 def compare_betas(context: Context, evaluations: Sequence[str], language: Language) -> None:
     """Compares finished evaluations, given as run ids, and logs the report as ``_log`` does."""
     resources, project = context.resources, _project(context.resources)
-    by_run = {run_id: Evaluation.read(artifacts.artifact(run_id, "evaluation.json")) for run_id in evaluations}
+    by_run = {run_id: read_evaluation(run_id) for run_id in evaluations}
     results = Results(
         dataset=resources.dataset,
         vlm=resources.vlm,
@@ -41,10 +38,7 @@ def compare_betas(context: Context, evaluations: Sequence[str], language: Langua
         runs=tuple(run_of_evaluation(evaluation, commands_of(evaluation, project)) for evaluation in by_run.values()),
         complete=True,
     )
-    records = {
-        evaluation.kl_beta: EvaluationRecords.read(artifacts.artifact(run_id, RECORDS_FILE))
-        for run_id, evaluation in by_run.items()
-    }
+    records = {evaluation.kl_beta: read_records(run_id) for run_id, evaluation in by_run.items()}
     questions = {sample.question_id: sample.question for sample in resources.val}
     _log(compare(results, records, seed=context.seed, questions=questions, project=project), language)
 

@@ -76,7 +76,10 @@ def test_null_is_missing(written):
             lambda c: c["runs"][1].update(epochs=[{"epoch": 1}, {"epoch": 1}]),
             r"epochs: should hold each epoch once, holds \[1, 1\]",
         ),
-        (lambda c: c["runs"][1]["epochs"][0].update(epoch=0), r"runs\[1\].epochs\[0\].epoch: 0 should be greater than or equal to 1"),
+        (
+            lambda c: c["runs"][1]["epochs"][0].update(epoch=0),
+            r"runs\[1\].epochs\[0\].epoch: 0 should be greater than or equal to 1",
+        ),
         (lambda c: c["runs"][1]["epochs"][0].update(kl="low"), r"runs\[1\].epochs\[0\].kl: 'low' should be a valid number"),
         (
             lambda c: c["runs"][0]["epochs"][0].update(accuracy={"100": {"1": 101}}),

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from lever_mlflow.comparison.blocks import Block, Heading, Paragraph, Table
 from lever_mlflow.comparison.differences import TIE
-from lever_mlflow.comparison.facts import BEST, CellStatistics, Comparison, Difference, ExtremeCell, MissingCell, PairStatistics, known
+from lever_mlflow.comparison.facts import (
+    BEST,
+    CellStatistics,
+    Comparison,
+    Difference,
+    ExtremeCell,
+    MissingCell,
+    PairStatistics,
+    known,
+)
 from lever_mlflow.comparison.results import EpochResult
 from lever_mlflow.comparison.wording import NOTHING, Wording
 from lever_mlflow.settings import format_beta
@@ -91,13 +100,14 @@ def _note(cells: Sequence[Difference | MissingCell], facts: Comparison, words: W
 
 def _without_repeated_notes(blocks: Sequence[Block]) -> list[Block]:
     """Leaves out each note that says the same as the note before it."""
-    last, shown = None, []
+    last: Block | None = None
+    shown: list[Block] = []
     for block in blocks:
-        if not isinstance(block, Paragraph):
-            shown.append(block)
-        elif block != last:
+        if isinstance(block, Paragraph):
+            if block == last:
+                continue
             last = block
-            shown.append(block)
+        shown.append(block)
     return shown
 
 

@@ -47,9 +47,7 @@ def _epochs_explained(pair: EpochPair, words: Wording) -> str:
 def overlap(facts: Comparison, words: Wording) -> list[Block]:
     """Shows how far the best epochs of two betas, and any two checkpoints of one, pick the same."""
     tables = [(words["overlap_best"], "KL_BETA", facts.overlap_of_best)]
-    tables += [
-        (words.say("overlap_of", beta=format_beta(run.kl_beta)), words["policy"], run.overlap) for run in facts.runs
-    ]
+    tables += [(words.say("overlap_of", beta=format_beta(run.kl_beta)), words["policy"], run.overlap) for run in facts.runs]
     blocks: list[Block] = []
     for title, first, rows in tables:
         if rows:
