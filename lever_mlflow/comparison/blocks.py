@@ -50,7 +50,7 @@ class Code:
 
     @property
     def text(self) -> str:
-        """The lines, none of which contains a line break of its own."""
+        """Joins the lines, none of which contains a line break of its own."""
         return "\n".join(map(_one_line, self.lines))
 
 

@@ -76,7 +76,7 @@ def compare(
 
 
 def _reference(runs: Sequence[RunResult]) -> RunResult:
-    """The run that the others are compared with."""
+    """Returns the run that the others are compared with."""
     chosen = [run for run in runs if run.best_epoch in run.selection_accuracy]
     if len(runs) <= 2 or len(chosen) < len(runs):
         return runs[-1]
@@ -84,7 +84,7 @@ def _reference(runs: Sequence[RunResult]) -> RunResult:
 
 
 def _grid(runs: Sequence[RunResult]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """All sizes, and all shot counts, that any epoch was evaluated at."""
+    """Returns all sizes, and all shot counts, that any epoch was evaluated at."""
     cells = {cell for run in runs for epoch in run.epochs for cell in epoch.cells}
     return tuple(sorted({size for size, _ in cells})), tuple(sorted({shots for _, shots in cells}))
 

@@ -50,6 +50,7 @@ class _Untested(NamedTuple):
 
     @property
     def direction(self) -> Literal["up", "tie", "down"]:
+        """Says which way the difference goes."""
         if abs(self.points) <= TIE + 1e-9:
             return "tie"
         return "up" if self.points > 0 else "down"
@@ -113,7 +114,7 @@ def _labels(pair: Pair, *, every_epoch: bool) -> list[Label]:
 def _cells(
     pair: Pair, records: Records, labels: Sequence[Label], places: Sequence[tuple[Label, int, int]]
 ) -> list[tuple[Cell, _Untested | None]]:
-    """The cells of a pair; primary are those of the last label at the largest size with a known difference."""
+    """Returns the cells of a pair; primary are those of the last label at the largest size with a known difference."""
     rows = [_difference(pair, records, *place) for place in places]
     claims = [size for (label, size, _), (_, untested) in zip(places, rows, strict=True) if untested and label == labels[-1]]
     largest = max(claims, default=None)
@@ -137,7 +138,7 @@ def _cells(
 def _difference(
     pair: Pair, records: Records, label: Label, size: int, shots: int
 ) -> tuple[tuple[float | None, float | None], _Untested | None]:
-    """Both accuracies of a cell in percent, and their difference where both are known."""
+    """Returns both accuracies of a cell in percent, and their difference where both are known."""
     epochs = [run.best if label == BEST else run.epoch(int(label)) for run in pair]
     first, second = (epoch.accuracy_at(size, shots) if epoch else None for epoch in epochs)
     if first is None or second is None:
@@ -157,7 +158,7 @@ def _difference(
 
 
 def _paired(first: pd.Series | None, second: pd.Series | None) -> np.ndarray | None:
-    """The differences on the same questions in the same order; None where the questions are not the same."""
+    """Returns the differences on the same questions in the same order; None where the questions are not the same."""
     if first is None or second is None or not first.index.equals(second.index):
         return None
     return np.asarray(first.to_numpy() - second.to_numpy())
@@ -195,7 +196,7 @@ def _test(rows: Sequence[_Untested], seed: int) -> list[TestedDifference]:
 
 
 def _p_value(row: _Untested) -> float:
-    """The sign-flip test of paired differences; without them, the normal test of two means of independent answers."""
+    """Applies the sign-flip test to paired differences; without them, the normal test to two means of independent answers."""
     if row.paired_Q is not None:
         return sign_flip_p_value(row.paired_Q)
     error = row.deviation / np.sqrt(row.size)
@@ -203,7 +204,7 @@ def _p_value(row: _Untested) -> float:
 
 
 def _interval(row: _Untested, means_R: np.ndarray | None, confidence: float) -> Interval:
-    """The interval in points: of the resampled means of paired differences, else by the bound."""
+    """Returns the interval in points: of the resampled means of paired differences, else by the bound."""
     if means_R is not None:
         low, high = interval(means_R, confidence)
         return 100.0 * low, 100.0 * high

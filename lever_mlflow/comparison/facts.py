@@ -1,4 +1,4 @@
-"""The facts of a comparison, as typed records: what ``compare`` returns, ``comparison.json`` holds and reports are written from.
+"""Describes the facts of a comparison: what ``compare`` returns, ``comparison.json`` holds and reports are written from.
 
 They are figures and names of rules; ``comparison.page`` puts them into words. All differences are in points: a beta's accuracy
 minus the accuracy of the reference.
@@ -41,7 +41,7 @@ __all__ = [
     "primary",
 ]
 
-BEST = "best"  # the label of what is compared at each run's best epoch
+BEST: Literal["best"] = "best"  # the label of what is compared at each run's best epoch
 Label = int | Literal["best"]  # an epoch that is compared, or BEST
 Mark = Literal["same", "intended", "confounding", "unknown"]
 Trend = Literal["rising", "falling", "not_falling", "not_rising", "constant", "mixed", "unknown"]
@@ -270,12 +270,12 @@ class Comparison(Results):
 
     @property
     def confounders(self) -> list[str]:
-        """The fields beside beta that the runs differ in."""
+        """Names the fields beside beta that the runs differ in."""
         return [field.field for field in self.fields if field.mark == "confounding"]
 
     @property
     def known_differences(self) -> list[Difference]:
-        """The differences of all cells where both accuracies are known."""
+        """Returns the differences of all cells where both accuracies are known."""
         return known(self.differences)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Draws the figures of a comparison, in one style that reads in grey: markers and hatches tell series apart, not only colours."""
+"""Draws the figures of a comparison, in a style that reads in grey: series differ in markers and hatches, not only colours."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _series(facts: Comparison, size: int) -> dict[str, Mapping[int, float]]:
 
 
 def _draw_bars(panel: Axes, bars: Mapping[str, Mapping[int, float]], shots: Sequence[int]) -> None:
-    """A group of bars per shot count, with a bar per series."""
+    """Draws a group of bars per shot count, with a bar per series."""
     width = 0.85 / max(len(bars), 1)
     greys = np.linspace(0.95, 0.35, max(len(bars), 1))
     for i, (name, row) in enumerate(bars.items()):
@@ -181,7 +181,7 @@ def _draw_bars(panel: Axes, bars: Mapping[str, Mapping[int, float]], shots: Sequ
 
 
 def _panels(count: int, columns: int, *, width: float = 3.8, height: float = 2.8) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, side by side in rows."""
+    """Returns a figure with so many panels, side by side in rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -204,14 +204,14 @@ def _png(figure: Figure) -> bytes:
 
 
 def _line(i: int, count: int) -> dict[str, Any]:
-    """The style of the i-th of so many lines."""
+    """Returns the style of the i-th of so many lines."""
     shade = 0.05 + 0.6 * i / max(count - 1, 1)
     marker, dashes = _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)]
     return {"color": str(shade), "marker": marker, "linestyle": dashes, "markersize": 5}
 
 
 def _with_gaps(values: Sequence[float | None]) -> list[float]:
-    """The values, with NaN where one is missing, which is not drawn."""
+    """Returns the values, with NaN where one is missing, which is not drawn."""
     return [np.nan if value is None else value for value in values]
 
 

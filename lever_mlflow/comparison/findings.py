@@ -1,4 +1,4 @@
-"""What a comparison can find, as typed records: one per rule, with the figures that the rule rests on."""
+"""Describes what a comparison can find: a record per rule, with the figures that the rule rests on."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Map
 
 
 def _config(evaluation: Evaluation) -> dict[str, Scalar]:
-    """Everything that decides a run beside its RL data, by name; digests stand for models and data."""
+    """Returns everything that decides a run beside its RL data, by name; digests stand for models and data."""
     sections = {"training": asdict(evaluation.training), "evaluation": asdict(evaluation.settings)}
     settings = {
         f"{section}.{name}": option_value(value)
@@ -107,7 +107,10 @@ def _config(evaluation: Evaluation) -> dict[str, Scalar]:
 
 
 def _compared_inputs(inputs: EvaluationInputs) -> dict[str, Scalar]:
-    """The inputs that are compared: no names of runs and checkpoints, whose digests are, and not the RL data's digest."""
+    """Returns the inputs that are compared.
+
+    Names of runs and checkpoints are not among them, as their digests are compared; the RL data's digest stands with these data.
+    """
     return {
         "dataset_digest": inputs.dataset_digest,
         "vlm_digest": inputs.vlm_digest,

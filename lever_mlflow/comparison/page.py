@@ -48,7 +48,7 @@ def verdict(facts: Comparison, language: Language) -> str:
 
 
 def _blocks(facts: Comparison, words: Wording, figures: Collection[str]) -> list[Block]:
-    """All sections in order; figures that were not drawn are left out."""
+    """Returns all sections in order; figures that were not drawn are left out."""
     title = words.say("title", betas=" vs ".join(format_beta(run.kl_beta) for run in facts.runs))
     blocks = [block for section in _SECTIONS for block in section(facts, words)]
     shown = [block for block in blocks if not isinstance(block, Figure) or block.file in figures]

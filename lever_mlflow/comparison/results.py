@@ -1,4 +1,7 @@
-"""The results of runs with different betas: what a comparison starts from, read from MLflow or from a file (docs/report.md)."""
+"""Describes the results of runs with different betas, from which a comparison starts, and reads them from a file.
+
+The file's format is documented in docs/report.md.
+"""
 
 from __future__ import annotations
 
@@ -95,16 +98,16 @@ class EpochResult(_Record):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics by name."""
+        """Returns the metrics by name."""
         return self.__pydantic_extra__
 
     def accuracy_at(self, size: int, shots: int) -> float | None:
-        """The accuracy in percent on so many questions; None where it is missing."""
+        """Returns the accuracy in percent on so many questions; None where it is missing."""
         return self.accuracy.get(size, {}).get(shots)
 
     @property
     def cells(self) -> dict[tuple[int, int], float]:
-        """The accuracies by size and shots."""
+        """Returns the accuracies by size and shots."""
         return {(size, shots): value for size, row in self.accuracy.items() for shots, value in row.items()}
 
 
@@ -164,17 +167,17 @@ class RunResult(_Record):
         return best_epoch
 
     def epoch(self, number: int | None) -> EpochResult | None:
-        """The epoch of that number; None where there is none."""
+        """Returns the epoch of that number; None where there is none."""
         return next((epoch for epoch in self.epochs if epoch.epoch == number), None)
 
     @property
     def best(self) -> EpochResult | None:
-        """The best epoch; None where none was chosen."""
+        """Returns the best epoch; None where none was chosen."""
         return self.epoch(self.best_epoch)
 
     @property
     def best_or_last(self) -> EpochResult:
-        """The best epoch, or where none was chosen the last one that was evaluated."""
+        """Returns the best epoch, or where none was chosen the last one that was evaluated."""
         evaluated = [epoch for epoch in self.epochs if epoch.accuracy]
         return self.best or (evaluated or self.epochs)[-1]
 
@@ -188,8 +191,8 @@ class Results(_Record):
 
     Attributes:
         source: where the numbers are from, in words.
-        complete: whether ``config`` and ``rl_data`` hold everything that decides a run. What one run lacks is then a difference,
-            and otherwise not known. A results file cannot claim it.
+        complete: whether ``config`` and ``rl_data`` hold everything that decides a run. If so, what one run lacks is a
+            difference; otherwise it is not known. A results file cannot claim it.
     """
 
     source: str = ""
@@ -268,7 +271,7 @@ def _check_limits(results: Results) -> None:
 
 
 def _leaves(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Every text and number within a value, names of fields among them, and its place."""
+    """Returns every text and number within a value, names of fields among them, each behind its place."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield place, name

@@ -1,4 +1,4 @@
-"""The rules by which a comparison's figures become findings and the choice of a beta."""
+"""Applies the rules by which the figures of a comparison become findings and the choice of a beta."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def findings(facts: Comparison) -> Iterator[Finding]:
 
 
 def _of_training(run: RunResult, curves: Curves) -> Iterator[Finding]:
-    """What RL data and curves of a run show: few positive queries, no contrast between rewards, the way of the KL."""
+    """Judges RL data and curves of a run: few positive queries, no contrast between rewards, the way of the KL."""
     queries, positive = run.rl_data.get("n_queries"), run.rl_data.get("n_positive_queries")
     if isinstance(queries, int) and isinstance(positive, int) and positive < FEW_POSITIVE * queries:
         yield FewPositive(kl_beta=run.kl_beta, queries=queries, positive=positive)
@@ -118,7 +118,7 @@ def _of_training(run: RunResult, curves: Curves) -> Iterator[Finding]:
 
 
 def _of_differences(rows: Sequence[Difference]) -> Iterator[Finding]:
-    """Each beta's significant differences from the reference, or that there is none, with the largest."""
+    """Reports each beta's significant differences from the reference; where there is none, the largest one."""
     for beta in dict.fromkeys(row.beta for row in rows):
         of_beta = [row for row in rows if row.beta == beta]
         significant = [row for row in of_beta if row.significant]
@@ -138,7 +138,7 @@ def _of_differences(rows: Sequence[Difference]) -> Iterator[Finding]:
 
 
 def _of_baselines(rows: Sequence[AgainstBaseline]) -> Iterator[Finding]:
-    """Each best epoch against zero-shot, random picks, its start and its strongest baseline."""
+    """Compares each best epoch with zero-shot, random picks, its start and its strongest baseline."""
     for row in rows:
         strongest = min((other for other in rows if other.beta == row.beta), key=lambda other: other.points)
         if row.baseline in (RANDOM, ZERO_SHOT, START) or row is strongest:

@@ -30,7 +30,7 @@ def summary(facts: Comparison) -> str:
 
 
 def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
-    """A row per baseline; one that several runs share is shown once."""
+    """Writes a row per baseline; one that several runs share is shown once."""
     shown: dict[str, Accuracies] = {}
     rows = []
     for run in runs:
@@ -42,7 +42,7 @@ def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -
 
 
 def _epoch_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
-    """A row per epoch; the best ones have a star."""
+    """Writes a row per epoch; the best ones have a star."""
     return [
         [
             f"beta {format_beta(run.kl_beta)} epoch {epoch.epoch}{' *' if epoch.epoch == run.best_epoch else ''}",
@@ -58,7 +58,7 @@ def _cells(row: Mapping[int, float], shots: Sequence[int]) -> list[str]:
 
 
 def _oracle(runs: Sequence[RunResult]) -> list[str]:
-    """A line on what there is to win with one demonstration, which does not depend on beta; none where it was not measured."""
+    """Writes what there is to win with one demonstration, which does not depend on beta; nothing where it was not measured."""
     best_single = next((run.best_single for run in runs if run.best_single), None)
     if best_single is None:
         return []
@@ -70,7 +70,7 @@ def _oracle(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _registered(runs: Sequence[RunResult]) -> list[str]:
-    """A line per registered version."""
+    """Writes a line per registered version."""
     return [
         f"* beta {format_beta(run.kl_beta)}: epoch {run.best_epoch}, chosen on selection questions, is {run.registered.name} "
         f"version {run.registered.version}, alias {run.registered.alias}"

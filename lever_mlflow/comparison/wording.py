@@ -30,7 +30,7 @@ class Wording:
     language: Language
 
     def __getitem__(self, key: str) -> str:
-        """The text of that key, which has no fields to be filled."""
+        """Returns the text of that key, which has no fields to be filled."""
         return WORDS[self.language][key]
 
     def say(self, key: str, **values: Any) -> str:

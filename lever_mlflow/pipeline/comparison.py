@@ -65,7 +65,7 @@ def _log(facts: Comparison, language: Language) -> None:
 
 
 def _project(resources: Resources) -> str:
-    """How a command of this experiment begins, with the names that are not defaults."""
+    """Returns how a command of this experiment begins, with the names that are not defaults."""
     active = mlflow.active_run()
     assert active is not None, "a comparison needs an active run"
     experiment = mlflow.get_experiment(active.info.experiment_id).name

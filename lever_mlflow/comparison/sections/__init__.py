@@ -1,1 +1,1 @@
-"""The sections of a report: each is a function that turns the facts of a comparison into blocks, in the words of one language."""
+"""Holds the sections of a report: functions that turn the facts of a comparison into blocks, in the words of a language."""

@@ -1,4 +1,4 @@
-"""How accurate the epochs are, and in what the betas differ."""
+"""Shows how accurate the epochs are, and in what the betas differ."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def accuracies(facts: Comparison, words: Wording) -> list[Block]:
 
 
 def _accuracies_of(number: int, facts: Comparison, words: Wording) -> list[Block]:
-    """A table for each run that has this epoch."""
+    """Returns a table for each run that has this epoch."""
     head = [words["size"], *(words.say("shot", shots=k) for k in facts.shots)]
     blocks: list[Block] = []
     for run in facts.runs:
@@ -57,7 +57,7 @@ def _accuracy_rows(epoch: EpochResult, facts: Comparison, words: Wording) -> lis
 
 
 def _differences(cells: Sequence[Difference | MissingCell], facts: Comparison, words: Wording) -> list[Block]:
-    """A table for each beta that is compared with the reference, and a note on its tests where there are any."""
+    """Returns a table for each beta that is compared with the reference, and a note on its tests if there are any."""
     blocks: list[Block] = []
     for beta in dict.fromkeys(cell.beta for cell in cells):
         rows = [cell for cell in cells if cell.beta == beta]

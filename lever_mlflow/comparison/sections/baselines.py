@@ -1,4 +1,4 @@
-"""How the best epochs compare with baselines, and the betas with each other."""
+"""Shows how the best epochs compare with baselines, and the betas with each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def baselines(facts: Comparison, words: Wording) -> list[Block]:
 
 
 def _accuracies(facts: Comparison, words: Wording) -> Table:
-    """A row per policy and size; a baseline that several runs share is shown once."""
+    """Returns a row per policy and size; a baseline that several runs share is shown once."""
     tables = [cells for run in facts.runs for cells in run.baselines.values()]
     shots = sorted({k for cells in tables for row in cells.values() for k in row})
     rows: list[list[str]] = []

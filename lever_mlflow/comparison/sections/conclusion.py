@@ -1,4 +1,4 @@
-"""What a comparison comes to: the verdict, the findings, the choice of a beta, what is missing and how to do it again."""
+"""Says what a comparison comes to: verdict, findings, the choice of a beta, what is missing and how to do it again."""
 
 from __future__ import annotations
 

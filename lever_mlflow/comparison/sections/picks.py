@@ -1,4 +1,4 @@
-"""What the policies picked: epochs compared with each other, how far picks are the same, and examples."""
+"""Shows what the policies picked: epochs compared with each other, how far picks are the same, and examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was compared, and whether the runs differ in nothing but beta."""
+"""Says what was compared, and whether the runs differ in nothing but beta."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training logged: the curves, and how they read."""
+"""Shows what training logged: the curves, and how they read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trends(facts: Comparison, words: Wording) -> list[Block]:
 
 
 def _values(run: Curves, name: str, words: Wording) -> list[str]:
-    """Each value, with the change from the one before it."""
+    """Writes each value, with the change from the one before it."""
     changes = [None, *run.changes[name]]
     return [
         words.number(value) + ("" if percent is None else f" ({words.percent_change(percent)})")
