@@ -77,8 +77,8 @@ def main(queries: int, epochs: int) -> None:
             start = training.start_of_run(steps.ensure(training.rce_step(context, data, RceSettings(epochs=1))))
         spent: dict[str, float] = defaultdict(float)
         training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
-        UnsentEpochs.log_state = timed(spent, "training state", UnsentEpochs.log_state)
-        UnsentEpochs.save_state = timed(spent, "state on disk", UnsentEpochs.save_state)
+        UnsentEpochs.log_state = timed(spent, "training state", UnsentEpochs.log_state)  # type: ignore[method-assign]
+        UnsentEpochs.save_state = timed(spent, "state on disk", UnsentEpochs.save_state)  # type: ignore[method-assign]
         mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
         for step in (
             training.rce_step(context, data, RceSettings(epochs=epochs)),

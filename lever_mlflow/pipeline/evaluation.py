@@ -38,7 +38,7 @@ from lever_mlflow.evaluation.result import (
     ResourceNames,
     RLDataSummary,
 )
-from lever_mlflow.exceptions import CheckpointError, ParameterError
+from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import AUTO, Context, make_step
 from lever_mlflow.pipeline.registration import register_best
@@ -149,7 +149,11 @@ def read_evaluation(run_id: str) -> Evaluation:
     Raises:
         DataError: it is not there, or was written by another version of this package.
     """
-    return Evaluation.read(artifact(run_id, RESULT_FILE))
+    path = artifact(run_id, RESULT_FILE)
+    try:
+        return Evaluation.read(path)
+    except DataError as error:
+        raise DataError(f"run {run_id}: {error}") from None
 
 
 def read_records(run_id: str) -> EvaluationRecords:
@@ -158,7 +162,11 @@ def read_records(run_id: str) -> EvaluationRecords:
     Raises:
         DataError: they are not there, or cannot be read.
     """
-    return EvaluationRecords.read(artifact(run_id, RECORDS_FILE))
+    path = artifact(run_id, RECORDS_FILE)
+    try:
+        return EvaluationRecords.read(path)
+    except DataError as error:
+        raise DataError(f"run {run_id}: {error}") from None
 
 
 @dataclass(frozen=True)
