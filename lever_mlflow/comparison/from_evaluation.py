@@ -109,7 +109,8 @@ def _config(evaluation: Evaluation) -> dict[str, Scalar]:
 def _compared_inputs(inputs: EvaluationInputs) -> dict[str, Scalar]:
     """Returns the inputs that are compared.
 
-    Names of runs and checkpoints are not among them, as their digests are compared; the RL data's digest stands with these data.
+    Names of runs and checkpoints are not among them, as their digests are compared. The digest of the RL data stands with these
+    data.
     """
     return {
         "dataset_digest": inputs.dataset_digest,
