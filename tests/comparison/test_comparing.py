@@ -1,10 +1,9 @@
 import pytest
-from test_results import PREDECESSOR
+from comparison_samples import PREDECESSOR, compared, results, right, run
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import ParameterError
-from tests.comparison_samples import compared, results, right, run
 
 
 def test_three_betas_are_compared_with_the_best_by_selection():

@@ -1,7 +1,7 @@
 import pytest
+from comparison_samples import right, run
 
 from lever_mlflow.comparison.curves import change, curves_of, trend
-from tests.comparison_samples import right, run
 
 
 @pytest.mark.parametrize(

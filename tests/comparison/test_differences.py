@@ -3,13 +3,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from comparison_samples import PREDECESSOR, compared, epoch, policy, results, right, run
 from scipy.stats import binomtest, norm
-from test_results import PREDECESSOR
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.evaluation.records import EvaluationRecords
-from tests.comparison_samples import compared, epoch, policy, results, right, run
 
 
 def test_a_clear_difference_is_paired_and_named():

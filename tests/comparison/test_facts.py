@@ -1,12 +1,12 @@
 import json
 
 import pytest
+from comparison_samples import compared, right, run
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError
-from tests.comparison_samples import compared, right, run
 
 
 @pytest.fixture

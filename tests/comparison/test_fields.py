@@ -1,6 +1,5 @@
 import pytest
-
-from tests.comparison_samples import compared, right, run
+from comparison_samples import compared, right, run
 
 
 @pytest.mark.parametrize(

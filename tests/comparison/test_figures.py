@@ -1,10 +1,10 @@
 import io
 
 import numpy as np
+from comparison_samples import compared, right, run
 from PIL import Image
 
 from lever_mlflow.comparison.figures import figures as draw_figures
-from tests.comparison_samples import compared, right, run
 
 
 def test_figures_are_drawn_and_read_in_grey():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comparison_samples import PREDECESSOR, compared, right, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_results import PREDECESSOR
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.figures import figures as draw_figures
@@ -18,7 +18,6 @@ from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.comparison.words import WORDS
 from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap
 from lever_mlflow.exceptions import DataError
-from tests.comparison_samples import compared, right, run
 
 FUZZ_EXAMPLES = int(os.environ.get("LEVER_FUZZ_EXAMPLES", "60"))
 GOLDEN = Path(__file__).parents[1] / "data"

@@ -2,12 +2,11 @@ import math
 
 import pandas as pd
 import pytest
-from test_results import PREDECESSOR
+from comparison_samples import PREDECESSOR, compared, policy, right, run
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.evaluation.records import EvaluationRecords
-from tests.comparison_samples import compared, policy, right, run
 
 
 def rules(facts):

@@ -1,5 +1,6 @@
+from comparison_samples import compared, right, run
+
 from lever_mlflow.comparison.terminal import summary
-from tests.comparison_samples import compared, right, run
 
 
 def test_summary_for_the_terminal():
