@@ -101,6 +101,6 @@ def folder_digest(folder: Path, memo_dir: Path) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     result = digest.hexdigest()[:16]
-    with whole_file(memo) as file:
-        file.write(result)
+    with whole_file(memo) as memo_file:
+        memo_file.write(result)
     return result

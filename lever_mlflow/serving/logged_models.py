@@ -19,7 +19,7 @@ import lever_mlflow
 from lever_mlflow import mini
 from lever_mlflow.exceptions import CheckpointError, first_line
 from lever_mlflow.runs.artifacts import download_folder
-from lever_mlflow.runs.tags import TAG, as_text
+from lever_mlflow.runs.tags import as_text, prefixed
 from lever_mlflow.selector.checkpoint import CONFIG_FILE
 from lever_mlflow.serving import retriever_model, selector_model
 
@@ -52,7 +52,7 @@ def log_checkpoint(
             artifacts={selector_model.CHECKPOINT_ARTIFACT: str(folder)},
             step=epoch,
             params={key: as_text(value) for key, value in params.items()},
-            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            tags=prefixed(tags),
             signature=selector_model.model_signature(),
             input_example=example,
             pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
@@ -76,7 +76,7 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
             code_paths=[str(package)],
             artifacts={path.name: str(path) for path in folder.iterdir()},
             params={key: str(value) for key, value in params.items()},
-            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            tags=prefixed(tags),
             input_example=retriever_model.input_example(),
             pip_requirements=_pinned(_RETRIEVER_REQUIREMENTS),
         )
@@ -85,7 +85,7 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
 
 
 def _left_out(folder: str, names: list[str]) -> list[str]:
-    """Which entries of a folder of the package do not go with a model: bytecode, and the weights of the embedded VLM."""
+    """Returns the entries of a folder of the package that are no part of a model: bytecode and the embedded VLM's weights."""
     return [name for name in names if name == "__pycache__" or Path(folder, name) == mini.VLM_PATH]
 
 
