@@ -104,7 +104,7 @@ def seconds(device: str, started: float) -> float:
     "--peak_tflops", default=0.0, help="Peak of the device in dense bfloat16 by its data sheet, such as 989 for an H100 SXM."
 )
 def main(size: str, n_prompts: int, n_plain: int, peak_tflops: float) -> None:
-    """Print prompts per second for 0 to 4 demonstrations."""
+    """Prints prompts per second for 0 to 4 demonstrations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     with tempfile.TemporaryDirectory() as temporary:

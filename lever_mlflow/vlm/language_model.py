@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
+from lever_mlflow.settings import AUTO
 from lever_mlflow.vlm.local import LocalVLM
 from lever_mlflow.vlm.prompt import QWEN_PROFILE
-from lever_mlflow.vlm.server import AUTO, ServerVLM, is_server
+from lever_mlflow.vlm.server import ServerVLM, is_server
 
 __all__ = ["LanguageModel", "VlmName", "check_language_model", "open_language_model"]
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from lever_mlflow.exceptions import ParameterError, ServerError
 from lever_mlflow.files.images import fitted_image, image_digest, png_data_url
+from lever_mlflow.settings import AUTO
 from lever_mlflow.vlm.prompt import (
     PROFILES,
     SERVER_PROFILE,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AUTO", "ServerVLM", "is_server"]
 
-AUTO = "auto"
 _API_KEY = "OPENAI_API_KEY"  # environment variable
 _NO_KEY = "none"  # the client requires a key, and servers without keys take any
 _LISTED = 20  # most names that an error message lists

@@ -73,7 +73,7 @@ def model(store):
 
 
 class Served:
-    """``mlflow models serve`` as a user types it."""
+    """Runs ``mlflow models serve`` as a user types it."""
 
     def __init__(self, store, folder):
         self.log, port = folder / "server.log", free_port()
