@@ -64,9 +64,9 @@ class Step:
 
 @cache
 def code_digest() -> str:
-    """Returns the SHA-256 over this package's modules, 16 hex characters."""
+    """Returns the SHA-256 over this package's modules, 16 hex characters; those of the commands decide nothing of a result."""
     digest, package = hashlib.sha256(), Path(lever_mlflow.__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(set(package.rglob("*.py")) - set(package.glob("cli/*"))):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -75,8 +75,8 @@ def code_digest() -> str:
 def project_run(name: str) -> Iterator[Run]:
     """Opens the run that ``mlflow run`` made, or a new one.
 
-    The run is FINISHED at the end of the block, and FAILED when an exception leaves it. It is called ``name`` until a step gives it
-    a name of its own; its description says why it failed.
+    The run is FINISHED at the end of the block, and FAILED when an exception leaves it. It is called ``name`` until a step
+    gives it a name of its own; its description says why it failed.
 
     Raises:
         LeverError: MLflow refused something, or its store cannot be reached.
