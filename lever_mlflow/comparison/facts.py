@@ -115,8 +115,6 @@ class TestedDifference(_Record):
         questions_needed: about as many show a difference of this size in 80 % of experiments; None for no difference.
     """
 
-    __test__ = False  # for pytest: this is no test
-
     points: float
     direction: Literal["up", "tie", "down"]
     deviation: float

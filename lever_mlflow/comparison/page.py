@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from lever_mlflow.comparison.blocks import Block, Figure, Heading, Paragraph, to_html, to_markdown
 from lever_mlflow.comparison.facts import Comparison
-from lever_mlflow.comparison.sections import accuracy, baselines, conclusion, picks, setup, training
+from lever_mlflow.comparison.sections import accuracy, baselines, conclusion, findings, picks, setup, training
 from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.settings import Language, format_beta
 
@@ -25,7 +25,7 @@ _SECTIONS = (
     baselines.baselines,
     baselines.ranking,
     picks.examples,
-    conclusion.findings,
+    findings.findings,
     conclusion.conclusion,
     conclusion.missing,
     conclusion.reproduce,

@@ -5,6 +5,8 @@ The file's format is documented in docs/report.md.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -206,6 +208,11 @@ class Results(_Record):
     def to_json(self) -> dict[str, Any]:
         """Returns the content of a results file; what is not known is left out."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def digest(self) -> str:
+        """Names the content, 32 hex characters."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_results(path: Path) -> Results:

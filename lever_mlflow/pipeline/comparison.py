@@ -1,4 +1,4 @@
-"""Compares evaluated betas, or the runs of a results file, and logs the report."""
+"""The comparison step: compares evaluated betas, or the runs of a results file, and logs the report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -15,18 +16,75 @@ from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.figures import figures
 from lever_mlflow.comparison.from_evaluation import commands_of, option_value, run_of_evaluation
 from lever_mlflow.comparison.page import html, markdown, verdict
-from lever_mlflow.comparison.results import Results
-from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.evaluation import read_evaluation, read_records
+from lever_mlflow.comparison.results import Results, read_results
+from lever_mlflow.comparison.terminal import summary
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.commands import ui_command
+from lever_mlflow.runs.search import describe, find_runs
+from lever_mlflow.runs.steps import Step, active_run
+from lever_mlflow.runs.tags import Tag, finished_run_tags, set_description
 from lever_mlflow.settings import Language
 
-__all__ = ["COMPARISON_FILE", "compare_betas", "compare_results"]
+__all__ = ["chosen_evaluations", "compare_results_step", "compare_step", "comparison_summary"]
 
-COMPARISON_FILE = "comparison.json"
+COMPARE, COMPARISON_FILE = "compare", "comparison.json"
 
 
-def compare_betas(context: Context, evaluations: Sequence[str], language: Language) -> None:
+def compare_step(context: Context, evaluations: Sequence[str], language: Language) -> Step:
+    """Prepares the comparison of evaluated betas, given as run ids: a report, its figures and ``comparison.json``."""
+    inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
+    execute = partial(_compare_evaluations, context, evaluations, language)
+    return make_step(context, COMPARE, COMPARE, {"lang": language}, inputs, execute)
+
+
+def compare_results_step(context: Context, path: Path, language: Language) -> Step:
+    """Prepares the comparison of the runs in a results file; nothing else is read.
+
+    Raises:
+        DataError: the file is not there, or not of that shape.
+    """
+    results = read_results(path)
+    execute = partial(_compare_results, results, str(path), language, context.seed)
+    return Step(COMPARE, COMPARE, {"lang": language, "results": str(path)}, {Tag.RESULTS_DIGEST: results.digest}, execute)
+
+
+def chosen_evaluations(references: Sequence[str]) -> list[str]:
+    """Returns the ids of finished evaluations of different betas, each given by its id or the beginning of it.
+
+    Raises:
+        ParameterError: several evaluations begin so, or two are of the same beta; the message lists them.
+        MissingRunError: there is no such finished evaluation in this experiment.
+    """
+    runs = find_runs(EVALUATE, {})
+    chosen: dict[str, str] = {}
+    for reference in references:
+        matches = [run for run in runs if reference and run.info.run_id.startswith(reference)]
+        if len(matches) > 1:
+            named = "; ".join(map(describe, matches))
+            raise ParameterError(f"evaluations={reference}: several begin so: {named}; give more of the id")
+        run_id = matches[0].info.run_id if matches else reference
+        beta = finished_run_tags(run_id, EVALUATE)[Tag.KL_BETA]
+        if beta in chosen:
+            raise ParameterError(f"evaluations: {chosen[beta]} and {run_id} are both of beta {beta}; give one of them")
+        chosen[beta] = run_id
+    return list(chosen.values())
+
+
+def comparison_summary(comparison_run: str) -> str:
+    """Returns a comparison as a table for the terminal, and the line that opens the active run in the UI.
+
+    The verdict becomes the description of the active run.
+    """
+    comparison = Comparison.read(artifact(comparison_run, COMPARISON_FILE))
+    set_description(comparison.verdict)
+    return f"{summary(comparison)}\n\nLook at it with:\n  {ui_command()}"
+
+
+def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language) -> None:
     """Compares finished evaluations, given as run ids, and logs the report as ``_log`` does."""
     resources, project = context.resources, _project(context.resources)
     by_run = {run_id: read_evaluation(run_id) for run_id in evaluations}
@@ -43,7 +101,7 @@ def compare_betas(context: Context, evaluations: Sequence[str], language: Langua
     _log(compare(results, records, seed=context.seed, questions=questions, project=project), language)
 
 
-def compare_results(results: Results, file: str, language: Language, seed: int) -> None:
+def _compare_results(results: Results, file: str, language: Language, seed: int) -> None:
     """Compares the runs of a results file, and logs the report as ``_log`` does."""
     command = f"mlflow run . -e compare -P {shlex.quote(f'results={file}')}"
     _log(compare(results, {}, seed=seed).model_copy(update={"command": command}), language)
@@ -61,14 +119,12 @@ def _log(facts: Comparison, language: Language) -> None:
         (folder / "report.html").write_text(html(facts, language, drawn), encoding="utf-8")
         facts.write(folder / COMPARISON_FILE)
         mlflow.log_artifacts(name)
-    mlflow.set_tag("mlflow.note.content", facts.verdict)
+    set_description(facts.verdict)
 
 
 def _project(resources: Resources) -> str:
     """Returns how a command of this experiment begins, with the names that are not defaults."""
-    active = mlflow.active_run()
-    assert active is not None, "a comparison needs an active run"
-    experiment = mlflow.get_experiment(active.info.experiment_id).name
+    experiment = mlflow.get_experiment(active_run().info.experiment_id).name
     defaults = Resources()
     names = {name: getattr(resources, name) for name in ("dataset", "vlm", "vlm_model", "encoder")}
     names = {name: value for name, value in names.items() if value != getattr(defaults, name)}

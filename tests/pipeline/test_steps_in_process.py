@@ -234,9 +234,9 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     assert run.inputs.dataset_inputs[0].dataset.digest == read_rl_data(line, good_rl_data).digest
 
 
-def test_evaluations_that_are_not_told_apart(local):
+def test_evaluations_that_are_not_told_apart(mlflow_store):
     """Of 17 run ids two at least begin with the same digit."""
-    line, client = local(), MlflowClient()
+    client = MlflowClient()
     with steps.project_run("test") as active:
         found = [client.create_run(active.info.experiment_id, run_name=f"evaluate {i}").info.run_id for i in range(17)]
         for run_id in found:
