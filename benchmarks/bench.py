@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.data.candidate_pools import candidate_pools
 from lever_mlflow.evaluation.answering import Answering
 from lever_mlflow.evaluation.policies import greedy_picks, random_picks, similarity_picks
 from lever_mlflow.evaluation.records import REPORT
@@ -76,7 +77,10 @@ class QuestionSet:
 
     @cached_property
     def pools_QN(self) -> np.ndarray:
-        return self.bench.resources.pools(self.samples, EvalSettings.pool_size, DATA_SEED)
+        resources, settings = self.bench.resources, EvalSettings()
+        features = resources.features("val"), resources.features("train")
+        sampler, size = settings.pool_sampler, settings.pool_size
+        return candidate_pools(self.samples, resources.train, sampler, size, DATA_SEED, *features)
 
     def greedy_QK(self, selector: PointerSelector) -> np.ndarray:
         """A selector's picks at the largest shot count."""

@@ -19,9 +19,10 @@ import click
 import mlflow
 import numpy as np
 
+from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline import training
 from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import UnsentEpochs
 from lever_mlflow.pipeline.rollout import read_rl_data
 from lever_mlflow.runs import steps

@@ -312,8 +312,9 @@ def run() -> None:
 
 def make_context(values: dict[str, Any], *, check: bool = True) -> Context:
     """Returns what all steps share, by a command's values; ``check`` looks at the data set and the models at once."""
+    from lever_mlflow.files.cache_dir import default_cache_dir
     from lever_mlflow.pipeline.context import Context
-    from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+    from lever_mlflow.pipeline.resources import Resources
 
     data = DataSettings(**chosen(DataSettings, values))
     resources = Resources(**chosen(ResourceSettings, values), cache_dir=default_cache_dir(), data=data)

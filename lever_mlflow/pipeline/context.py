@@ -14,11 +14,9 @@ from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.metrics import DATA
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, set_tags
-from lever_mlflow.settings import GateSettings, RewardMode
+from lever_mlflow.settings import AUTO, GateSettings, RewardMode
 
-__all__ = ["AUTO", "NONE", "Context", "make_step"]
-
-AUTO, NONE = "auto", "none"
+__all__ = ["Context", "make_step"]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from lever_mlflow.evaluation.result import (
 )
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.pipeline.checkpoints import read_selector
-from lever_mlflow.pipeline.context import AUTO, Context, make_step
+from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.registration import register_best
 from lever_mlflow.pipeline.training import GRPO, checkpoints_of, find_grpo
 from lever_mlflow.registry.model_card import describe_version
@@ -53,7 +53,7 @@ from lever_mlflow.runs.tags import Tag, finished_run_tags, set_tags
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder
-from lever_mlflow.settings import EvalSettings, GrpoSettings, format_beta
+from lever_mlflow.settings import AUTO, EvalSettings, GrpoSettings, format_beta
 
 __all__ = [
     "EVALUATE",

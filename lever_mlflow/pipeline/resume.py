@@ -15,12 +15,12 @@ import mlflow
 import torch
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
-from lever_mlflow.pipeline.context import AUTO, NONE
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.processes import is_training
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, run_settings
 from lever_mlflow.runs.tags import Tag, run_tags, set_tags
+from lever_mlflow.settings import AUTO, NONE
 from lever_mlflow.training.loop import TrainingState
 from lever_mlflow.training.state import load_state, save_state
 

@@ -13,7 +13,7 @@ import mlflow
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
-from lever_mlflow.pipeline.context import AUTO, Context, make_step
+from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.metrics import DATA
 from lever_mlflow.runs.search import describe, find_run
@@ -21,7 +21,7 @@ from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, run_tags, set_tags
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.settings import AUTO, RolloutSettings
 from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import check_settings, choose_queries, is_mined, positive_query_rate, rollout
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from lever_mlflow import distributed
 from lever_mlflow.exceptions import DataError, LeverError, ParameterError, first_line
 from lever_mlflow.pipeline.checkpoints import read_selector
-from lever_mlflow.pipeline.context import AUTO, Context, make_step
+from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
@@ -33,7 +33,7 @@ from lever_mlflow.runs.tags import Tag, finished_run_tags, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_checkpoint
-from lever_mlflow.settings import PRESET_SETTINGS, Fusion, GrpoSettings, RceSettings, format_beta
+from lever_mlflow.settings import AUTO, PRESET_SETTINGS, Fusion, GrpoSettings, RceSettings, format_beta
 from lever_mlflow.training.batches import split_groups
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
