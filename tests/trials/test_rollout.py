@@ -10,7 +10,7 @@ from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings
-from lever_mlflow.trials import rollout as module
+from lever_mlflow.trials import generators
 from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import choose_queries, is_mined, positive_query_rate, rollout
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
@@ -125,7 +125,7 @@ def test_many_queries_at_once_are_proposed_the_same_as_one_by_one(samples, featu
     alone = [
         rollout([query], samples, features, selector, answer_by_both_demonstrations, settings, seed=0)[0] for query in samples
     ]
-    monkeypatch.setattr(module, "_BATCH", 7)
+    monkeypatch.setattr(generators, "BATCH_SIZE", 7)
     in_batches = rollout(samples[::-1], samples, features, selector, answer_by_both_demonstrations, settings, seed=0)[::-1]
     assert together == alone == in_batches
     for one, other in zip(together, alone, strict=True):
@@ -177,7 +177,7 @@ def test_pools_are_those_of_the_sampler(samples, features, selector, sampler):
 
 
 def test_what_leaves_nothing_to_try_or_does_not_fit_is_refused(samples, features, selector):
-    with pytest.raises(ParameterError, match=r"beam_width, .*, random_pointers: all 0, which leaves nothing to try"):
+    with pytest.raises(ParameterError, match=r"beam_width, .*, random_pointers: all 0, so there is no pointer to try"):
         record(samples, features, selector, OFF)
     with pytest.raises(ParameterError, match="retrieval_per_feature=6 with 2 shots needs 12 candidates, but pool_size=10"):
         record(samples, features, selector, replace(SETTINGS, retrieval_per_feature=6))
