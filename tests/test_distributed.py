@@ -19,9 +19,11 @@ import torch
 from conftest import ROOT, learnable_groups
 from mlflow import MlflowClient
 
+from lever_mlflow.data.candidate_pools import random_pool
 from lever_mlflow.distributed import follow, join, release
-from lever_mlflow.evaluation.answering import evaluate
+from lever_mlflow.evaluation.answering import Answering
 from lever_mlflow.evaluation.policies import RANDOM, ZERO_SHOT, random_picks
+from lever_mlflow.evaluation.records import REPORT
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GrpoSettings, RceSettings
@@ -99,15 +101,14 @@ def test_two_processes_give_the_metrics_of_one(launched, case):
         np.testing.assert_allclose(other_weights[name], tensor, atol=1e-4, err_msg=name)
 
 
-def evaluated(cache_dir):
-    """Records of 41 questions with random demonstrations."""
+def evaluation_records(cache_dir):
+    """Returns the records of 41 questions without and with random demonstrations, as a table."""
     resources = Resources(device="cpu", cache_dir=cache_dir)
     questions = resources.val[:41]
     pools = np.stack([random_pool(resources.train, question, 8, 0) for question in questions])
     picks = {ZERO_SHOT: np.zeros((41, 0), int), RANDOM: random_picks(questions, pools, 2, 0)}
-    answer = partial(resources.answer, description="test")
-    key = resources.language_model.key
-    return evaluate(questions, "report", picks, (1, 2), resources.train, answer, key)
+    answering = Answering(resources.train, partial(resources.answer, description="test"), resources.language_model.key)
+    return answering.records(questions, REPORT, picks, (1, 2)).frame
 
 
 def stored_answers(cache_dir):
@@ -117,7 +118,7 @@ def stored_answers(cache_dir):
 
 def test_two_processes_give_the_records_of_one(launched, tmp_path):
     _, cache_dir = launched
-    records, other = evaluated(tmp_path), pd.read_parquet(cache_dir / "records.parquet")
+    records, other = evaluation_records(tmp_path), pd.read_parquet(cache_dir / "records.parquet")
     pd.testing.assert_frame_equal(other.assign(picks=other.picks.map(list)), records)
     assert stored_answers(cache_dir) == stored_answers(tmp_path)
     assert len(set(records.prompt)) > 100
@@ -151,7 +152,7 @@ if __name__ == "__main__":
     results = {name: (join("cpu").num_processes, *train(settings)) for name, settings in CASES.items()}
     if join("cpu").is_main_process:
         Path(sys.argv[1]).write_text(json.dumps(results))
-        evaluated(Path(sys.argv[2])).to_parquet(Path(sys.argv[2]) / "records.parquet")
+        evaluation_records(Path(sys.argv[2])).to_parquet(Path(sys.argv[2]) / "records.parquet")
         release(join("cpu"))
     else:
         follow(join("cpu"))

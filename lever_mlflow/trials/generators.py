@@ -131,8 +131,8 @@ def uniform_pointers(inputs: RolloutInputs, batch: QueryBatch) -> list[list[Prop
     return random_pointers(inputs, batch, QueryStream.RANDOM_POINTERS, inputs.settings.random_pointers)
 
 
-# Each generator stands under the setting that says how many pointers it makes; 0 turns it off. The order matters: a pointer that
-# several generators propose is recorded under the first of them.
+# Each generator stands under the setting that says how many pointers it makes; 0 turns it off. The order matters: a pointer
+# that several generators propose is recorded under the first of them.
 GENERATORS: Mapping[str, Generator] = {
     "beam_width": beam_pointers,
     "samples_per_temperature": policy_samples,

@@ -40,7 +40,7 @@ def check_settings(settings: RolloutSettings) -> None:
             f"but pool_size={settings.pool_size}; choose fewer or a larger pool"
         )
     if not any(getattr(settings, name) for name in GENERATORS):
-        raise ParameterError(f"{', '.join(GENERATORS)}: all 0, so there is no pointer to try; set at least one of them above 0")
+        raise ParameterError(f"{', '.join(GENERATORS)}: all 0, which leaves nothing to try; turn one on")
 
 
 def choose_queries(train: Sequence[Sample], count: int, seed: int) -> list[Sample]:

@@ -14,7 +14,7 @@ POOL = [50, 60, 70, 80]
 
 
 def trial(pointer, correct=0, accuracy=0.0, **fields):
-    """A trial of the newest vintage, without its pointer_global when that cannot be told."""
+    """A trial of the newest vintage, without its pointer_global when that is unknown."""
     return {"pointer": pointer, "vqa_correct": correct, "vqa_acc_score": accuracy, "gen_method": "beam", **fields}
 
 
@@ -182,7 +182,7 @@ def test_files_that_are_no_rl_data_are_refused(load, tmp_path, text, message):
     [
         (Group(4, (10, 31), ()), "query 4: item 31 is not among the 30 training items"),
         (Group(4, (10, 12), (), {"question_id": 7}), "question_id 7, but 104 in the data set"),
-        (Group(4, (10, 5), ()), "pool item 5 shows the query's own image"),
+        (Group(4, (10, 5), ()), "pool item 5 shows the query's image; run the rollout step again"),
     ],
 )
 def test_data_of_another_data_set_is_refused(samples, group, message):

@@ -177,7 +177,7 @@ def test_pools_are_those_of_the_sampler(samples, features, selector, sampler):
 
 
 def test_what_leaves_nothing_to_try_or_does_not_fit_is_refused(samples, features, selector):
-    with pytest.raises(ParameterError, match=r"beam_width, .*, random_pointers: all 0, so there is no pointer to try"):
+    with pytest.raises(ParameterError, match=r"beam_width, .*, random_pointers: all 0, which leaves nothing to try"):
         record(samples, features, selector, OFF)
     with pytest.raises(ParameterError, match="retrieval_per_feature=6 with 2 shots needs 12 candidates, but pool_size=10"):
         record(samples, features, selector, replace(SETTINGS, retrieval_per_feature=6))
