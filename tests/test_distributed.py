@@ -45,7 +45,7 @@ CASES = {
 
 
 def problem():
-    """31 training queries, so that the last of the steps of six has one; pools and groups of different sizes."""
+    """Makes 39 queries, of which 31 are trained on, so that the last step of six has one; pools and groups differ in size."""
     features_SD, groups = learnable_groups(39)
     uneven = [
         replace(group, pool=group.pool[: 12 - i % 3], trials=tuple(t for t in group.trials[i % 4 :] if max(t.pointer) < 10))
@@ -56,7 +56,7 @@ def problem():
 
 
 def train(settings):
-    """Metrics of each epoch, and the weights after the last one."""
+    """Trains, and returns the metrics of each epoch and the weights after the last one."""
     features_SD, data = problem()
     if isinstance(settings, RceSettings):
         epochs = train_rce(data, features_SD, settings, seed=3)
@@ -71,7 +71,7 @@ def train(settings):
 
 
 def launch(*arguments, **environment):
-    """What ``accelerate launch`` does with a script or module, as a finished process."""
+    """Runs a script or module by ``accelerate launch``, and returns the finished process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **environment}
     return subprocess.run(
@@ -81,7 +81,7 @@ def launch(*arguments, **environment):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """What two processes made of all cases."""
+    """Runs all cases in two processes, and returns their results and the folder of their files."""
     folder = tmp_path_factory.mktemp("distributed")
     result = launch(__file__, str(folder / "results.json"), str(folder))
     assert result.returncode == 0, result.stderr
@@ -126,7 +126,7 @@ def test_two_processes_give_the_records_of_one(launched, tmp_path):
 
 @pytest.fixture
 def place(mlflow_store, cache_dir):
-    """Environment variables for runs on a fresh store."""
+    """Returns environment variables for runs on a fresh store."""
     return {"MLFLOW_TRACKING_URI": mlflow_store, "MLFLOW_EXPERIMENT_NAME": "test", "LEVER_MLFLOW_CACHE": str(cache_dir)}
 
 
@@ -140,7 +140,7 @@ def test_an_entry_point_in_two_processes_is_one_run(place, good_rl_data):
     assert len(MlflowClient().search_logged_models([runs[0].info.experiment_id])) == 2
 
 
-def test_bad_input_ends_all_processes_with_one_line_of_ours_and_a_failed_run(place):
+def test_bad_input_ends_all_processes_with_one_line_and_a_failed_run(place):
     result = launch("-m", "entrypoints.rce", "--rl_data", "/nowhere.json", "--device", "cpu", **place)
     assert result.returncode != 0
     assert re.findall("^error: .*", result.stderr, re.MULTILINE)[0].startswith("error: /nowhere.json: no such file")

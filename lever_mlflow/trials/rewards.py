@@ -52,7 +52,7 @@ def rewards(
         case "hard_plus_gtprob":
             if gt_prob is None or np.isnan(gt_prob).any():
                 raise ParameterError(
-                    "reward_mode=hard_plus_gtprob needs vqa_gt_prob on every trial, but these RL data lack it; use another reward_mode"
+                    "reward_mode=hard_plus_gtprob needs vqa_gt_prob on every trial; these RL data lack it: use another mode"
                 )
             return hard + soft_weight * np.asarray(gt_prob, dtype=float)
     raise ParameterError(f"reward_mode={mode!r} is not one of {', '.join(REWARD_MODES)}")

@@ -14,7 +14,7 @@ POOL = [50, 60, 70, 80]
 
 
 def trial(pointer, correct=0, accuracy=0.0, **fields):
-    """A trial of the newest vintage, without its pointer_global when that is unknown."""
+    """Makes a trial of the newest vintage, without ``pointer_global``."""
     return {"pointer": pointer, "vqa_correct": correct, "vqa_acc_score": accuracy, "gen_method": "beam", **fields}
 
 
@@ -28,7 +28,7 @@ def query(*trials):
 
 @pytest.fixture
 def load(tmp_path):
-    """load(content) writes content as JSON (or text as it is) and reads it."""
+    """Returns a function that writes content as JSON, or text as it is, and reads the file."""
 
     def write_and_load(content, **options):
         path = tmp_path / "rl.json"

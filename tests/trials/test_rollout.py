@@ -34,12 +34,12 @@ def selector():
 
 
 def answer_by_first_demonstration(prompts):
-    """Right when the first demonstration has an even index."""
+    """Answers right when the first demonstration has an even index."""
     return [f" {p.query.answer}" if p.demonstrations[0].index % 2 == 0 else " no idea, sorry" for p in prompts]
 
 
 def answer_by_both_demonstrations(prompts):
-    """Right when both demonstrations have a low index: rarely."""
+    """Answers right when both demonstrations have a low index, which is rare."""
     return [f" {p.query.answer}" if max(d.index for d in p.demonstrations) < 9 else " no idea" for p in prompts]
 
 
