@@ -1,4 +1,4 @@
-"""Groups of RL data as padded arrays and tensors, and their split into training and validation queries."""
+"""Lays out groups of RL data as padded arrays and tensors, and splits them into training and validation queries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import RewardMode
 from lever_mlflow.training.objectives import zero_spread
 from lever_mlflow.trials.rl_data import Group
@@ -19,10 +20,12 @@ __all__ = ["GroupBatch", "GroupTable", "split_groups", "tabulate"]
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """B queries with their pools and groups. ``mask_BG`` is False at padded trials, ``pool_mask_BN`` at padded candidates.
+    """Holds B queries with their pools and groups.
 
-    ``pool_mask_BN`` is None when all pools have the same size; ``rewards_std`` is that of all trials of the step that these
-    queries are of (unbiased, 0 for a single one).
+    Attributes:
+        pool_mask_BN: False at padded candidates; None when all pools have the same size.
+        mask_BG: False at padded trials.
+        rewards_std: the unbiased std of the rewards of all trials of the step that these queries are part of; 0 for one trial.
     """
 
     query_ids: tuple[int, ...]
@@ -37,10 +40,12 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class GroupTable:
-    """All groups of a split as padded arrays, made once; features stay where they are until a batch gathers its own.
+    """Holds all Q groups of a split as padded arrays, which are made once; a batch gathers its features when it is made.
 
-    Q groups: ``pools_QN`` and ``pointers_QGK`` int64, ``rewards_QG`` float32, valid up to ``pool_sizes_Q`` and ``sizes_Q``;
-    ``features_SD`` is the whole, possibly memory-mapped, feature table.
+    Attributes:
+        pools_QN, pool_sizes_Q: candidates of each query, int64, valid up to the size of its pool.
+        pointers_QGK, rewards_QG, sizes_Q: trials of each query, int64 and float32, valid up to their number.
+        features_SD: the whole feature table, possibly memory-mapped.
     """
 
     query_ids_Q: np.ndarray
@@ -56,12 +61,12 @@ class GroupTable:
 
     @property
     def reward_mean(self) -> float:
-        """Mean reward of all trials."""
+        """The mean reward of all trials."""
         return float(self.rewards_QG.sum(dtype=np.float64) / self.sizes_Q.sum())
 
     @property
     def frac_zero_spread(self) -> float:
-        """Share of groups whose rewards are all equal."""
+        """The share of groups whose rewards are all equal."""
         rewards_QG, mask_QG = torch.from_numpy(self.rewards_QG), torch.from_numpy(self._mask(np.arange(len(self))))
         return float(zero_spread(rewards_QG, mask_QG).double().mean())
 
@@ -73,12 +78,16 @@ class GroupTable:
         return float(rewards.std(ddof=1, dtype=np.float64)) if len(rewards) > 1 else 0.0
 
     def batches(self, order: np.ndarray, batch_size: int, device: str) -> Iterator[GroupBatch]:
-        """Batches of ``batch_size`` groups in the given order of rows, the last one possibly smaller."""
+        """Yields batches of ``batch_size`` groups in this order of rows; the last one may be smaller."""
         for start in range(0, len(order), batch_size):
             yield self.batch(order[start : start + batch_size], device)
 
     def batch(self, rows: np.ndarray, device: str = "cpu", step_rows: np.ndarray | None = None) -> GroupBatch:
-        """The groups of these rows, padded to the largest of them; ``step_rows``: of the whole step, if these are a part."""
+        """Gathers the groups of these rows, padded to the largest of them.
+
+        Args:
+            step_rows: the rows of the whole step, where ``rows`` are only a part of it.
+        """
         n, g = int(self.pool_sizes_Q[rows].max()), int(self.sizes_Q[rows].max())
         pool_mask_BN = np.arange(n) < self.pool_sizes_Q[rows, None]
         candidates_BND = self.features_SD[self.pools_QN[rows, :n]].astype(np.float32, copy=False)
@@ -98,7 +107,7 @@ class GroupTable:
 
 
 def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[list[Group], list[Group]]:
-    """Training and validation queries, shuffled by ``seed``; groups without usable trials are left out.
+    """Splits groups into training and validation queries, shuffled by ``seed``; groups without usable trials are left out.
 
     Raises:
         DataError: fewer than two queries have usable trials.
@@ -106,15 +115,18 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
     usable = [group for group in groups if group.trials]
     if len(usable) < 2:
         raise DataError(f"{len(usable)} queries with usable trials; training needs at least 2")
-    order = np.random.default_rng([seed, 80_20]).permutation(len(usable))
+    order = np.random.default_rng([seed, SeedStream.VALIDATION]).permutation(len(usable))
     n_val = min(max(1, round(val_share * len(usable))), len(usable) - 1)
     return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
 
 
 def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, *, top_k: int = 0) -> GroupTable:
-    """Groups as a table; ``features_SD`` holds the feature of each training item.
+    """Lays out groups as a table.
 
-    With ``top_k`` only the trials with the k highest rewards of each group are kept, in their order; among equals the first.
+    Args:
+        features_SD: the feature of each training item.
+        top_k: keeps only the trials with the k highest rewards of each group, in their order, the first among equals; 0 keeps
+            all.
 
     Raises:
         DataError: a query or pool names an item that the features lack, or pointers differ in length.
@@ -123,7 +135,7 @@ def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode,
     if len(shots) != 1:
         raise DataError(f"pointers of {sorted(shots)} shots in one file; keep those of one length")
     Q, K = len(groups), shots.pop()
-    kept_rewards, kept_pointers = [], []
+    rewards, pointers = [], []
     for group in groups:
         outside = [i for i in (group.query_id, *group.pool) if not 0 <= i < len(features_SD)]
         if outside:
@@ -138,16 +150,16 @@ def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode,
                 "candidates; take the query out, or record it again"
             )
         rewards_G = group.rewards_G(mode)
-        kept = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
-        kept_rewards.append(rewards_G[kept])
-        kept_pointers.append(group.pointers_GK[kept])
-    sizes_Q = np.array([len(rewards_G) for rewards_G in kept_rewards])
+        best = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
+        rewards.append(rewards_G[best])
+        pointers.append(group.pointers_GK[best])
+    sizes_Q = np.array([len(rewards_G) for rewards_G in rewards])
     pool_sizes_Q = np.array([len(group.pool) for group in groups])
     pools_QN = np.zeros((Q, pool_sizes_Q.max()), dtype=np.int64)
     pointers_QGK = np.tile(np.arange(K), (Q, sizes_Q.max(), 1))  # padding: any valid pointer
     rewards_QG = np.zeros((Q, sizes_Q.max()), dtype=np.float32)
     for q, group in enumerate(groups):
         pools_QN[q, : pool_sizes_Q[q]] = group.pool
-        pointers_QGK[q, : sizes_Q[q]], rewards_QG[q, : sizes_Q[q]] = kept_pointers[q], kept_rewards[q]
+        pointers_QGK[q, : sizes_Q[q]], rewards_QG[q, : sizes_Q[q]] = pointers[q], rewards[q]
     query_ids_Q = np.array([group.query_id for group in groups])
     return GroupTable(query_ids_Q, pools_QN, pool_sizes_Q, pointers_QGK, rewards_QG, sizes_Q, features_SD)

@@ -1,4 +1,4 @@
-"""The figure of a training run: its metrics by epoch."""
+"""Draws the figure of a training run: its metrics by epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PANELS = {
 
 
 def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch: int) -> Figure:
-    """A panel per kind of metric that the run has, with the best epoch marked."""
+    """Draws a panel for each kind of metric that the run has, with the best epoch marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

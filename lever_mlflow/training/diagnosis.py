@@ -12,7 +12,7 @@ _LEAST_GAIN = 1e-3  # of expected reward, in units of the reward
 
 
 def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch: int) -> str:
-    """One line, by the first rule that holds.
+    """Returns one line that says what a training run did, by the first rule that holds.
 
     * ``no signal``: 95 % of the training groups or more have equal rewards;
     * ``diverging``: the exact KL from the start, on validation queries after the last epoch, is 1 nat or more (GRPO only);

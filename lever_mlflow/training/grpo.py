@@ -8,21 +8,28 @@ same batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
-from lever_mlflow.settings import GrpoSettings, RewardMode
-from lever_mlflow.training.batches import GroupBatch, split_groups, tabulate
+from lever_mlflow.settings import GrpoSettings, RewardMode, format_beta
+from lever_mlflow.training.batches import GroupBatch, GroupTable, split_groups, tabulate
 from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
-from lever_mlflow.training.objectives import adapted_beta, categorical_kl, entropy, group_advantages, grpo_loss, zero_spread
+from lever_mlflow.training.objectives import (
+    adapted_beta,
+    categorical_kl,
+    entropy,
+    group_advantages,
+    grpo_loss,
+    zero_spread,
+)
 from lever_mlflow.training.validation import exact_kl, picks_changed, validate_selector
 from lever_mlflow.trials.rl_data import RLData
 
-__all__ = ["train_grpo"]
+__all__ = ["GrpoObjective", "train_grpo"]
 
 
 def train_grpo(
@@ -38,10 +45,8 @@ def train_grpo(
 ) -> Iterator[Epoch]:
     """Trains a copy of ``start`` and yields each epoch, or those after ``state``.
 
-    Metrics: those of ``training.train_epochs``; means over the training queries, ``ppo_loss``, ``kl`` (k3), ``kl_exact``,
-    ``clip_ratio_low``, ``clip_ratio_high``, ``entropy`` (nats per shot); over the epoch's trials ``adv_std`` and
-    ``adv_max``; ``beta``; on the validation queries ``val_loss``, ``expected_reward``, that of the start
-    (``expected_reward_start``), ``val_kl_exact`` from it and ``picks_changed`` since.
+    Metrics: those of ``loop.train_epochs``, of ``GrpoObjective.step`` as means over the training queries, and of
+    ``GrpoObjective.finish``.
 
     Raises:
         DataError: the data does not fit the features. LeverError: the loss is not finite.
@@ -53,59 +58,91 @@ def train_grpo(
     policy = copy.deepcopy(start).to(device).eval()
     if settings.freeze_backbone:
         policy.freeze_backbone()
-    start_reward = validate_selector(reference, val_table, device)["expected_reward"]
-    beta = settings.kl_beta
-    if state is not None and settings.adaptive_beta:
-        beta = adapted_beta(state.history[-1]["beta"], state.history[-1]["kl"])
+    objective = GrpoObjective(policy, reference, val_table, settings, device)
+    if state is not None:
+        objective.go_on_after(state.history[-1])
+    name = f"GRPO beta {format_beta(settings.kl_beta)}"
+    return train_epochs(policy, train_table, settings, objective, seed=seed, name=name, device=device, state=state)
 
-    def step(model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
-        model.eval()  # dropout off for log-probs
+
+class GrpoObjective:
+    """Computes the GRPO loss of a policy against its reference policy, the frozen start checkpoint."""
+
+    def __init__(
+        self,
+        policy: PointerSelector,
+        reference: PointerSelector,
+        val_table: GroupTable,
+        settings: GrpoSettings,
+        device: str,
+    ) -> None:
+        self.policy, self.reference, self.val_table = policy, reference, val_table
+        self.settings, self.device = settings, device
+        self.beta = settings.kl_beta
+        self.start_reward = validate_selector(reference, val_table, device)["expected_reward"]
+
+    def go_on_after(self, metrics: Metrics) -> None:
+        """Sets beta to what it is after an epoch with these metrics."""
+        self._adapt_beta(metrics["beta"], metrics["kl"])
+
+    def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
+        """Computes the loss of a batch without dropout.
+
+        Means: ``ppo_loss``, ``kl`` (k3), ``kl_exact``, ``clip_ratio_low``, ``clip_ratio_high`` and ``entropy`` (nats per shot).
+        """
+        model.eval()
         inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
         steps_BGKN = model(*inputs)
         with torch.no_grad():
-            old_steps_BGKN = reference.step_logprobs(*inputs)
+            old_steps_BGKN = self.reference.step_logprobs(*inputs)
         advantages_BG = group_advantages(
-            batch.rewards_BG, batch.mask_BG, scale=settings.scale_rewards, batch_std=batch.rewards_std
+            batch.rewards_BG, batch.mask_BG, scale=self.settings.scale_rewards, batch_std=batch.rewards_std
         )
         mask_BG = batch.mask_BG
-        if settings.mask_zero_std_groups:
+        if self.settings.mask_zero_std_groups:
             mask_BG = mask_BG & ~zero_spread(batch.rewards_BG, mask_BG)[:, None]
         result = grpo_loss(
             pointer_logprobs(steps_BGKN, batch.pointers_BGK),
             pointer_logprobs(old_steps_BGKN, batch.pointers_BGK),
             advantages_BG,
-            beta,
-            settings.epsilon,
-            epsilon_high=settings.epsilon_high or None,
+            self.beta,
+            self.settings.epsilon,
+            epsilon_high=self.settings.epsilon_high or None,
             mask_BG=mask_BG,
         )
-        entropy_now = entropy(steps_BGKN, mask_BG)
+        policy_entropy = entropy(steps_BGKN, mask_BG)
         means = {
             "ppo_loss": result.policy_loss,
             "kl": result.kl,
             "kl_exact": categorical_kl(steps_BGKN.detach(), old_steps_BGKN, mask_BG),
             "clip_ratio_low": result.clip_ratio_low,
             "clip_ratio_high": result.clip_ratio_high,
-            "entropy": entropy_now.detach(),
+            "entropy": policy_entropy.detach(),
         }
-        loss = result.loss - settings.entropy_coef * entropy_now if settings.entropy_coef else result.loss
+        coefficient = self.settings.entropy_coef
+        loss = result.loss - coefficient * policy_entropy if coefficient else result.loss
         return StepOutput(loss, int(mask_BG.any(1).sum()), means, {"advantages": advantages_BG[batch.mask_BG]})
 
-    def finish(metrics: Metrics, kept: dict[str, Tensor]) -> Metrics:
-        nonlocal beta
-        advantages = kept["advantages"].double()
+    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
+        """Returns the metrics of an epoch that are not means over its steps, and adapts beta for the next one if asked to.
+
+        ``adv_std`` and ``adv_max`` are over the advantages of the epoch's trials, ``beta`` is the one in use. On the validation
+        queries: ``val_loss``, ``expected_reward``, that of the start (``expected_reward_start``), the exact KL from the start
+        (``val_kl_exact``) and the share of other greedy picks than the start's (``picks_changed``).
+        """
+        advantages = values["advantages"].double()
         added = {
             "adv_std": float(advantages.std(correction=0)),
             "adv_max": float(advantages.max()),
-            "beta": beta,
-            **validate_selector(policy, val_table, device),
-            "expected_reward_start": start_reward,
-            "val_kl_exact": exact_kl(policy, reference, val_table, device),
-            "picks_changed": picks_changed(policy, reference, val_table, device),
+            "beta": self.beta,
+            **validate_selector(self.policy, self.val_table, self.device),
+            "expected_reward_start": self.start_reward,
+            "val_kl_exact": exact_kl(self.policy, self.reference, self.val_table, self.device),
+            "picks_changed": picks_changed(self.policy, self.reference, self.val_table, self.device),
         }
-        if settings.adaptive_beta:
-            beta = adapted_beta(beta, metrics["kl"])
+        self._adapt_beta(self.beta, metrics["kl"])
         return added
 
-    name = f"GRPO beta {settings.kl_beta:g}"
-    return train_epochs(policy, train_table, settings, step, finish, seed=seed, name=name, device=device, state=state)
+    def _adapt_beta(self, beta: float, kl: float) -> None:
+        if self.settings.adaptive_beta:
+            self.beta = adapted_beta(beta, kl)

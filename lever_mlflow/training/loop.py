@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,13 +24,13 @@ from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import LrScheduler
 from lever_mlflow.training.batches import GroupBatch, GroupTable
 
-__all__ = ["Epoch", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
+__all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
 
 Metrics = dict[str, float]
 
 
 class LoopSettings(Protocol):
-    """What the loop needs of a stage's settings."""
+    """Describes what the loop needs of a trainer's settings."""
 
     @property
     def epochs(self) -> int: ...
@@ -47,9 +47,13 @@ class LoopSettings(Protocol):
 
 
 class StepOutput(NamedTuple):
-    """One step: the loss to follow, scalars to be averaged over queries, and values to be kept for the whole epoch.
+    """Holds what an objective makes of one batch.
 
-    ``counted``: the number of queries that the loss and the scalars are means of.
+    Attributes:
+        loss: the scalar to descend on.
+        counted: the number of queries that the loss and ``means`` are means of.
+        means: scalars that are averaged over the queries of the epoch.
+        values: tensors that are collected over the whole epoch.
     """
 
     loss: Tensor
@@ -58,11 +62,33 @@ class StepOutput(NamedTuple):
     values: Mapping[str, Tensor] = {}
 
 
+class Objective(Protocol):
+    """Describes what a trainer optimises; one object lives as long as the training."""
+
+    def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            model: the module to call for log-probs; in several processes it wraps the selector.
+            progress: the share of all steps done, in [0, 1].
+        """
+
+    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
+        """Returns the metrics to add at an epoch's end to the mean ones, ``expected_reward`` among them.
+
+        Args:
+            values: the tensors that the steps returned as ``values``, of all processes, one behind the other.
+        """
+
+
 @dataclass(frozen=True)
 class TrainingState:
-    """What training needs to go on after an epoch: the metrics of all epochs so far, weights, and the optimiser's state.
+    """Holds what training needs to go on after an epoch.
 
-    ``optimizer`` maps ``<parameter name>/<quantity>`` to tensors.
+    Attributes:
+        history: the metrics of all epochs so far.
+        weights: the selector's weights.
+        optimizer: the optimiser's tensors, by ``<parameter name>/<quantity>``.
     """
 
     history: tuple[Metrics, ...]
@@ -71,7 +97,10 @@ class TrainingState:
 
 
 class Epoch(NamedTuple):
-    """One finished epoch (1-based), its metrics, the selector as it is now (use it before asking for the next), the state."""
+    """Holds one finished epoch (1-based) with its metrics and its state.
+
+    ``selector`` is the one that is trained on: use it before asking for the next epoch.
+    """
 
     epoch: int
     metrics: Metrics
@@ -80,7 +109,10 @@ class Epoch(NamedTuple):
 
 
 def lr_factor(kind: LrScheduler, progress: float) -> float:
-    """Share of the learning rate at ``progress`` in [0, 1] of all steps: constant, linear to 0, or half a cosine to 0."""
+    """Returns the share of the learning rate at ``progress`` in [0, 1] of all steps.
+
+    The share is 1 throughout, falls linearly to 0, or falls to 0 along half a cosine.
+    """
     match kind:
         case "constant":
             return 1.0
@@ -94,8 +126,7 @@ def train_epochs(
     selector: PointerSelector,
     groups: GroupTable,
     settings: LoopSettings,
-    step: Callable[[nn.Module, GroupBatch, float], StepOutput],
-    finish: Callable[[Metrics, dict[str, Tensor]], Metrics],
+    objective: Objective,
     *,
     seed: int,
     name: str,
@@ -104,73 +135,150 @@ def train_epochs(
 ) -> Iterator[Epoch]:
     """Trains ``selector`` in place and yields each epoch, in every process of the training.
 
+    The training ends early where ``early_stopping`` epochs in a row did not raise ``expected_reward``.
+
     Args:
-        step: from the module to call for log-probs, a batch and the share of all steps done, in [0, 1], the loss.
-        finish: from the epoch's mean metrics and kept values, the metrics to add.
+        name: label of the progress bar.
         state: of an earlier run with the same arguments, to go on after its last epoch; the selector's weights are replaced.
 
-    Metrics: ``train_loss``, the step's means, ``frac_reward_zero_std``, ``reward_mean`` (of the training trials),
-    ``grad_norm`` (mean before clipping), ``lr`` (at the epoch's last step), ``seconds``, and what ``finish`` adds. Ends early
-    where ``early_stopping`` epochs in a row did not raise ``expected_reward``.
+    Metrics: ``train_loss``, the steps' means, ``frac_reward_zero_std``, ``reward_mean`` (of the training trials),
+    ``grad_norm`` (mean before clipping), ``lr`` (at the epoch's last step), ``seconds``, and what the objective adds.
 
     Raises:
         LeverError: the loss is not finite. CheckpointError: the state is of another selector.
     """
-    trainable = {name: parameter for name, parameter in selector.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(trainable.values(), lr=settings.lr)
+    trainer = _Trainer(selector, groups, settings, objective, seed, name, device)
     history: list[Metrics] = []
     if state is not None:
         history = [dict(metrics) for metrics in state.history]
-        _restore(selector, optimizer, trainable, state)
-    processes = distributed.join(device)
-    model = distributed.wrapped(processes, selector)
-    steps_per_epoch = -(-len(groups) // settings.batch_size)
-    all_steps = settings.epochs * steps_per_epoch
+        trainer.restore(state)
     for epoch in range(len(history) + 1, settings.epochs + 1):
         if _stopped(history, settings.early_stopping):
             return
+        history.append(trainer.run(epoch))
+        yield Epoch(epoch, history[-1], selector, trainer.state(history))
+
+
+class _Trainer:
+    """Runs the epochs of one training."""
+
+    def __init__(
+        self,
+        selector: PointerSelector,
+        groups: GroupTable,
+        settings: LoopSettings,
+        objective: Objective,
+        seed: int,
+        name: str,
+        device: str,
+    ) -> None:
+        self.selector, self.groups, self.settings, self.objective = selector, groups, settings, objective
+        self.seed, self.name = seed, name
+        self.trainable = {name: parameter for name, parameter in selector.named_parameters() if parameter.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=settings.lr)
+        self.processes = distributed.join(device)
+        self.model = distributed.wrapped(self.processes, selector)
+        self.steps_per_epoch = -(-len(groups) // settings.batch_size)
+
+    def run(self, epoch: int) -> Metrics:
+        """Trains one epoch (1-based) and returns its metrics."""
         started = time.perf_counter()
-        torch.manual_seed(_dropout_seed(seed, epoch, processes.process_index))
-        order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-        sums: dict[str, float] = defaultdict(float)
-        n_counted, norms = 0, []
-        kept: dict[str, list[Tensor]] = defaultdict(list)
-        quiet = None if processes.is_main_process else True
-        for i in tqdm(range(steps_per_epoch), f"{name} epoch {epoch}", unit="step", disable=quiet):
-            done = (epoch - 1) * steps_per_epoch + i
-            lr = settings.lr * lr_factor(settings.lr_scheduler, done / all_steps)  # so that the last step still moves something
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            own = distributed.share(processes, rows)
-            # a process without a query in a small last step takes part with one that counts for nothing
-            batch = groups.batch(own if len(own) else rows[:1], str(processes.device), rows)
-            output = step(model, batch, done / max(all_steps - 1, 1))
-            figures = {"train_loss": output.loss, **output.means}
-            own_values = torch.stack([value.detach() for value in figures.values()])
-            values, weight, counted = distributed.average(processes, own_values, output.counted if len(own) else 0)
-            _check_finite(float(values[0]), groups.query_ids_Q[rows])
-            optimizer.zero_grad()
-            processes.backward(output.loss * weight)
-            norm = torch.nn.utils.clip_grad_norm_(list(trainable.values()), settings.grad_clip)
-            optimizer.step()
-            for key, value in zip(figures, values.tolist(), strict=True):
-                sums[key] += value * counted
-            n_counted += counted
-            norms.append(norm.item() * len(rows))
-            for key, tensor in output.values.items():
-                kept[key].append(tensor.detach().cpu()[: None if len(own) else 0])
-        metrics: Metrics = {key: total / max(n_counted, 1) for key, total in sums.items()}
-        metrics["grad_norm"] = sum(norms) / len(groups)
-        metrics |= {"reward_mean": groups.reward_mean, "frac_reward_zero_std": groups.frac_zero_spread, "lr": lr}
-        metrics |= finish(metrics, {key: distributed.gathered(processes, tensors) for key, tensors in kept.items()})
+        torch.manual_seed(_dropout_seed(self.seed, epoch, self.processes.process_index))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        sums = _EpochSums()
+        quiet = None if self.processes.is_main_process else True
+        for i in tqdm(range(self.steps_per_epoch), f"{self.name} epoch {epoch}", unit="step", disable=quiet):
+            rows = order[i * self.settings.batch_size : (i + 1) * self.settings.batch_size]
+            lr = self._step((epoch - 1) * self.steps_per_epoch + i, rows, sums)
+        metrics = sums.means()
+        metrics["grad_norm"] = sums.norm / len(self.groups)
+        metrics |= {"reward_mean": self.groups.reward_mean, "frac_reward_zero_std": self.groups.frac_zero_spread, "lr": lr}
+        values = {name: distributed.gathered(self.processes, tensors) for name, tensors in sums.values.items()}
+        metrics |= self.objective.finish(metrics, values)
         metrics["seconds"] = time.perf_counter() - started
-        history.append(metrics)
-        yield Epoch(epoch, metrics, selector, _state(history, selector, optimizer, trainable))
+        return metrics
+
+    def _step(self, steps_done: int, rows: np.ndarray, sums: _EpochSums) -> float:
+        """Takes one step on these rows of the groups, and returns its learning rate."""
+        settings, processes = self.settings, self.processes
+        all_steps = settings.epochs * self.steps_per_epoch
+        # the share of steps done before this one, so that the last step still moves something
+        lr = settings.lr * lr_factor(settings.lr_scheduler, steps_done / all_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        share = distributed.share(processes, rows)
+        # a process without a query in a small last step takes part with one that counts for nothing
+        batch = self.groups.batch(share if len(share) else rows[:1], str(processes.device), rows)
+        output = self.objective.step(self.model, batch, steps_done / max(all_steps - 1, 1))
+        figures = {"train_loss": output.loss, **output.means}
+        figures_M = torch.stack([value.detach() for value in figures.values()])
+        means_M, loss_factor, counted = distributed.average(processes, figures_M, output.counted if len(share) else 0)
+        _check_finite(float(means_M[0]), self.groups.query_ids_Q[rows])
+        self.optimizer.zero_grad()
+        processes.backward(output.loss * loss_factor)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable.values()), settings.grad_clip)
+        self.optimizer.step()
+        sums.add(dict(zip(figures, means_M.tolist(), strict=True)), counted, norm.item() * len(rows))
+        for name, tensor in output.values.items():
+            sums.values[name].append(tensor.detach().cpu()[: None if len(share) else 0])
+        return lr
+
+    def state(self, history: list[Metrics]) -> TrainingState:
+        """Copies what is needed to go on from here."""
+        moments = {
+            f"{name}/{quantity}": value.detach().cpu().clone()
+            for name, parameter in self.trainable.items()
+            for quantity, value in self.optimizer.state[parameter].items()
+        }
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.selector.state_dict().items()}
+        return TrainingState(tuple(dict(metrics) for metrics in history), weights, moments)
+
+    def restore(self, state: TrainingState) -> None:
+        """Puts weights and optimiser into a state.
+
+        Raises:
+            CheckpointError: the state is of another selector.
+        """
+        expected = {name: tensor.shape for name, tensor in self.selector.state_dict().items()}
+        actual = {name: tensor.shape for name, tensor in state.weights.items()}
+        by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in state.optimizer.items():
+            name, _, quantity = key.rpartition("/")
+            by_parameter[name][quantity] = value
+        if actual != expected or by_parameter.keys() != self.trainable.keys():
+            raise CheckpointError("the training state is of another selector, or of one with other frozen parts; train anew")
+        self.selector.load_state_dict(dict(state.weights))
+        for name, parameter in self.trainable.items():
+            # AdamW counts steps on the CPU; its moments live beside the parameter
+            self.optimizer.state[parameter] = {
+                quantity: value.clone() if quantity == "step" else value.to(parameter.device).clone()
+                for quantity, value in by_parameter[name].items()
+            }
+
+
+class _EpochSums:
+    """Adds up the figures of an epoch's steps."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counted = 0  # queries that the sums are over
+        self.norm = 0.0  # of the gradients, times the queries of the step
+        self.values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, means: Mapping[str, float], counted: int, norm: float) -> None:
+        """Adds a step: its means, over how many queries they are, and the norm of its gradient times its queries."""
+        for name, value in means.items():
+            self.sums[name] += value * counted
+        self.counted += counted
+        self.norm += norm
+
+    def means(self) -> Metrics:
+        """Returns the mean figures per query; 0 where no query counted."""
+        return {name: total / max(self.counted, 1) for name, total in self.sums.items()}
 
 
 def _dropout_seed(seed: int, epoch: int, process: int) -> int:
-    """Another one for each process, whose queries would else lose the same hidden units."""
+    """Another seed for each process, whose queries would otherwise lose the same hidden units."""
     return int(np.random.SeedSequence([seed, epoch, process] if process else [seed, epoch]).generate_state(1)[0])
 
 
@@ -185,31 +293,3 @@ def _stopped(history: list[Metrics], patience: int) -> bool:
     """Whether the last ``patience`` epochs brought no higher expected reward than the best before them."""
     rewards = [metrics["expected_reward"] for metrics in history]
     return bool(patience) and len(rewards) > patience and max(rewards[-patience:]) <= max(rewards[:-patience])
-
-
-def _state(
-    history: list[Metrics], selector: PointerSelector, optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor]
-) -> TrainingState:
-    moments = {
-        f"{name}/{key}": value.detach().cpu().clone()
-        for name, parameter in trainable.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in selector.state_dict().items()}
-    return TrainingState(tuple(dict(metrics) for metrics in history), weights, moments)
-
-
-def _restore(
-    selector: PointerSelector, optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor], state: TrainingState
-) -> None:
-    expected = {name: tensor.shape for name, tensor in selector.state_dict().items()}
-    known = {name.rsplit("/", 1)[0] for name in state.optimizer}
-    if {name: tensor.shape for name, tensor in state.weights.items()} != expected or known != trainable.keys():
-        raise CheckpointError("the training state is of another selector, or of one with other frozen parts; train anew")
-    selector.load_state_dict(dict(state.weights))
-    for name, parameter in trainable.items():
-        quantities = {key.rsplit("/", 1)[1]: value for key, value in state.optimizer.items() if key.rsplit("/", 1)[0] == name}
-        # AdamW counts steps on the CPU; its moments live beside the parameter
-        optimizer.state[parameter] = {
-            key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in quantities.items()
-        }

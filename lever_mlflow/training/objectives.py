@@ -1,4 +1,4 @@
-"""The training objectives as pure functions: RCE, group advantages, GRPO and KL.
+"""Computes the training objectives, as pure functions: RCE, group advantages, GRPO and KL.
 
 Shapes: B queries, G pointers of a group, K shots, N candidates. ``mask_BG`` is True at real trials and False at the
 padding of shorter groups; without it all trials are real. Groups are averaged first, then queries, so that a batch of
@@ -33,14 +33,14 @@ _KL_BAND, _BETA_FACTOR = (0.01, 0.1), 1.5
 
 
 class RceLoss(NamedTuple):
-    """``loss``: scalar; ``weights_BG``: detached softmax weights of the trials."""
+    """Holds the scalar ``loss``, and the detached softmax weights of the trials ``weights_BG``."""
 
     loss: Tensor
     weights_BG: Tensor
 
 
 class GrpoLoss(NamedTuple):
-    """``loss`` = ``policy_loss`` + beta * ``kl``; all but ``loss`` detached.
+    """Holds ``loss`` = ``policy_loss`` + beta * ``kl``; everything but ``loss`` is detached.
 
     ``clip_ratio_low``, ``clip_ratio_high``: share of trials whose ratio is held at the lower bound (with a negative
     advantage) or at the upper one (with a positive one).
@@ -54,7 +54,7 @@ class GrpoLoss(NamedTuple):
 
 
 def rce_temperature(progress: float, start: float = 2.0, end: float = 0.5) -> float:
-    """Temperature at ``progress`` in [0, 1] of all training steps: linear from ``start`` to ``end``."""
+    """Returns the temperature at ``progress`` in [0, 1] of all training steps: linear from ``start`` to ``end``."""
     return start + (end - start) * min(max(progress, 0.0), 1.0)
 
 
@@ -66,10 +66,12 @@ def rce_loss(
     normalize: NormalizeRewards = "z-score",
     mask_BG: Tensor | None = None,
 ) -> RceLoss:
-    """Reward-weighted cross-entropy: the sum over a group of softmax(r / temperature) * -logprob, mean over queries.
+    """Computes reward-weighted cross-entropy: the sum over a group of softmax(r / temperature) * -logprob, mean over queries.
 
-    ``normalize``: ``z-score`` within the group (unbiased std), clamped to +/-3, equal rewards become 0; ``rank`` within the
-    group, equal rewards sharing their mean rank, spread evenly from -1 (worst) to 1 (best); ``none``, raw rewards.
+    Args:
+        normalize: what is done to the rewards r within a group. ``z-score`` (unbiased std) clamps them to +/-3, and equal
+            rewards become 0; ``rank`` spreads them evenly from -1 (worst) to 1 (best), and equal rewards share their mean
+            rank; ``none`` takes raw rewards.
     """
     mask_BG = _full(mask_BG, rewards_BG)
     rewards_BG = rewards_BG.to(logprobs_BG.dtype)
@@ -87,16 +89,19 @@ def rce_loss(
 def group_advantages(
     rewards_BG: Tensor, mask_BG: Tensor | None = None, *, scale: ScaleRewards = "group", batch_std: float | None = None
 ) -> Tensor:
-    """(r - mean of the group) / max(std, 0.1), clamped to +/-5; 0 at padding, shape [B, G].
+    """Computes (r - mean of the group) / max(std, 0.1), clamped to +/-5; 0 at padding, shape [B, G].
 
-    ``scale``: the unbiased std is that of the ``group``, or of all trials of the ``batch`` (``batch_std``, where these are only
-    a part of it); ``none`` does not divide. Names and meaning as in TRL's GRPO; the floor and the clamp are the predecessor's.
+    The names of the scales and their meaning are those of TRL's GRPO; the floor and the clamp are the predecessor's.
+
+    Args:
+        scale: whose unbiased std divides: that of the ``group``, or of all trials of the ``batch``; ``none`` does not divide.
+        batch_std: the std of the whole batch, where these groups are only a part of it.
     """
     mask_BG = _full(mask_BG, rewards_BG)
     mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
     if scale == "batch":
-        _, own_11 = _moments(rewards_BG.reshape(1, -1), mask_BG.reshape(1, -1))
-        std_B1 = own_11 if batch_std is None else own_11.new_tensor([[batch_std]])
+        _, std_11 = _moments(rewards_BG.reshape(1, -1), mask_BG.reshape(1, -1))
+        std_B1 = std_11 if batch_std is None else std_11.new_tensor([[batch_std]])
     divisor_B1 = torch.ones_like(std_B1) if scale == "none" else std_B1.clamp_min(0.1)
     return ((rewards_BG - mean_B1) / divisor_B1).clamp(-5.0, 5.0).where(mask_BG, 0.0)
 
@@ -111,7 +116,7 @@ def grpo_loss(
     epsilon_high: float | None = None,
     mask_BG: Tensor | None = None,
 ) -> GrpoLoss:
-    """Clipped policy loss plus ``beta`` times KL to the old policy.
+    """Computes the clipped policy loss plus ``beta`` times the KL to the old policy.
 
     ratio = exp(logprobs - old_logprobs); policy loss = -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A),
     ``epsilon_high`` being ``epsilon`` unless given (clip-higher of DAPO, Yu et al. 2025);
@@ -126,13 +131,16 @@ def grpo_loss(
     surrogate_BG = torch.minimum(ratio_BG * advantages_BG, clipped_BG * advantages_BG)
     policy_loss = -_masked_mean(surrogate_BG, mask_BG)
     kl = _masked_mean(ratio_BG - 1.0 - log_ratio_BG, mask_BG)
-    held_low = _masked_mean(((ratio_BG < low) & (advantages_BG < 0)).to(ratio_BG.dtype), mask_BG)
-    held_high = _masked_mean(((ratio_BG > high) & (advantages_BG > 0)).to(ratio_BG.dtype), mask_BG)
-    return GrpoLoss(policy_loss + beta * kl, policy_loss.detach(), kl.detach(), held_low, held_high)
+    clipped_low = _masked_mean(((ratio_BG < low) & (advantages_BG < 0)).to(ratio_BG.dtype), mask_BG)
+    clipped_high = _masked_mean(((ratio_BG > high) & (advantages_BG > 0)).to(ratio_BG.dtype), mask_BG)
+    return GrpoLoss(policy_loss + beta * kl, policy_loss.detach(), kl.detach(), clipped_low, clipped_high)
 
 
 def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
-    """Exact KL(old || new) of each shot's distribution given the picks before it, summed over shots, mean over groups."""
+    """Computes the exact KL(old || new) of each shot's distribution given the picks before it.
+
+    The KL is summed over shots and averaged over the trials of a group, then over groups.
+    """
     support_BGKN = torch.isfinite(old_step_logprobs_BGKN)
     difference_BGKN = (old_step_logprobs_BGKN - step_logprobs_BGKN).where(support_BGKN, 0.0)
     kl_BG = (old_step_logprobs_BGKN.exp() * difference_BGKN).sum((2, 3))
@@ -140,7 +148,7 @@ def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, m
 
 
 def entropy(step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
-    """Entropy in nats of each shot's distribution given the picks before it, mean over shots, trials and queries."""
+    """Computes the entropy in nats of each shot's distribution given the picks before it, averaged over shots and trials."""
     support_BGKN = torch.isfinite(step_logprobs_BGKN)
     terms_BGKN = (step_logprobs_BGKN.exp() * step_logprobs_BGKN.where(support_BGKN, 0.0)).where(support_BGKN, 0.0)
     entropy_BG = -terms_BGKN.sum(3).mean(2)
@@ -148,13 +156,13 @@ def entropy(step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor
 
 
 def adapted_beta(beta: float, kl: float) -> float:
-    """The KL weight for the next epoch: 1.5 times as large where KL is above 0.1, as small where it is below 0.01."""
+    """Returns the KL weight for the next epoch: times 1.5 where KL is above 0.1, divided by 1.5 where it is below 0.01."""
     low, high = _KL_BAND
     return beta * _BETA_FACTOR if kl > high else beta / _BETA_FACTOR if kl < low else beta
 
 
 def zero_spread(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
-    """Whether all rewards of a group are equal, bool [B]; empty groups and groups of one count."""
+    """Says whether all rewards of a group are equal, bool [B]; empty groups and groups of one count as equal."""
     mask_BG = _full(mask_BG, rewards_BG)
     high_B = rewards_BG.masked_fill(~mask_BG, -torch.inf).amax(1)
     low_B = rewards_BG.masked_fill(~mask_BG, torch.inf).amin(1)

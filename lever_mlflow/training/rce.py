@@ -6,7 +6,7 @@ validation never uses dropout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
 from lever_mlflow.settings import RceSettings, RewardMode
-from lever_mlflow.training.batches import GroupBatch, split_groups, tabulate
+from lever_mlflow.training.batches import GroupBatch, GroupTable, split_groups, tabulate
 from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import rce_loss, rce_temperature
 from lever_mlflow.training.validation import validate_selector
 from lever_mlflow.trials.rl_data import RLData
 
-__all__ = ["train_rce"]
+__all__ = ["RceObjective", "train_rce"]
 
 
 def train_rce(
@@ -35,8 +35,7 @@ def train_rce(
 ) -> Iterator[Epoch]:
     """Trains a freshly initialised selector and yields each epoch, or those after ``state``.
 
-    Metrics: those of ``training.train_epochs``, ``val_loss`` and ``expected_reward`` of the validation queries, the latter also
-    of the untrained selector (``expected_reward_start``), and ``temperature`` (at the epoch's end).
+    Metrics: those of ``loop.train_epochs`` and of ``RceObjective.finish``.
 
     Raises:
         DataError: the data does not fit the features. LeverError: the loss is not finite.
@@ -53,21 +52,34 @@ def train_rce(
         state_update=settings.state_update,
         fusion=settings.fusion,
     ).to(device)
-    start_reward = validate_selector(selector, val_table, device)["expected_reward"]
-    temperature = settings.temperature_start
+    objective = RceObjective(selector, val_table, settings, device)
+    return train_epochs(selector, train_table, settings, objective, seed=seed, name="RCE", device=device, state=state)
 
-    def step(model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
-        nonlocal temperature
+
+class RceObjective:
+    """Computes the RCE loss at a temperature that changes over the steps, and validates without dropout."""
+
+    def __init__(self, selector: PointerSelector, val_table: GroupTable, settings: RceSettings, device: str) -> None:
+        self.selector, self.val_table, self.settings, self.device = selector, val_table, settings, device
+        self.temperature = settings.temperature_start
+        self.start_reward = validate_selector(selector, val_table, device)["expected_reward"]
+
+    def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
+        """Computes the loss of a batch, with dropout if the settings ask for it."""
         model.train()
-        temperature = rce_temperature(progress, settings.temperature_start, settings.temperature_end)
+        settings = self.settings
+        self.temperature = rce_temperature(progress, settings.temperature_start, settings.temperature_end)
         steps_BGKN = model(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
         logprobs_BG = pointer_logprobs(steps_BGKN, batch.pointers_BGK)
-        normalize = settings.normalize_rewards
-        result = rce_loss(logprobs_BG, batch.rewards_BG, temperature, normalize=normalize, mask_BG=batch.mask_BG)
+        result = rce_loss(
+            logprobs_BG, batch.rewards_BG, self.temperature, normalize=settings.normalize_rewards, mask_BG=batch.mask_BG
+        )
         return StepOutput(result.loss, counted=len(batch.query_ids))
 
-    def finish(metrics: Metrics, kept: dict[str, Tensor]) -> Metrics:
-        figures = validate_selector(selector, val_table, device)
-        return {**figures, "expected_reward_start": start_reward, "temperature": temperature}
+    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
+        """Returns ``val_loss`` and ``expected_reward`` of the validation queries, and ``temperature`` at the epoch's end.
 
-    return train_epochs(selector, train_table, settings, step, finish, seed=seed, name="RCE", device=device, state=state)
+        ``expected_reward_start`` is the expected reward of the untrained selector.
+        """
+        figures = validate_selector(self.selector, self.val_table, self.device)
+        return {**figures, "expected_reward_start": self.start_reward, "temperature": self.temperature}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.files.atomic import write_folder
 from lever_mlflow.training.loop import TrainingState
 
 __all__ = ["load_state", "save_state"]
@@ -24,26 +22,24 @@ _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 
 
 def save_state(folder: Path, state: TrainingState, meta: Mapping[str, Any]) -> None:
-    """Writes a state into a new folder, whole or not at all; the JSON holds the tensors' digest."""
+    """Writes a state into a new folder, whole or not at all.
+
+    Args:
+        meta: any JSON, kept beside the state. The file also holds the digest of the tensors, by which half a state is known.
+    """
     tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in state.weights.items()}
     tensors |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in state.optimizer.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".state-", dir=folder.parent))
-    try:
+
+    def fill(building: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / _TENSORS_FILE)
         content = {"history": state.history, "meta": dict(meta), "digest": _digest(building / _TENSORS_FILE)}
-        with (building / _JSON_FILE).open("w", encoding="utf-8") as file:
-            json.dump(content, file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        building.chmod(0o755)
-        os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        (building / _JSON_FILE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+    write_folder(folder, fill)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
-    """A state and its ``meta``.
+    """Reads a state and its ``meta``.
 
     Raises:
         CheckpointError: the folder holds no whole state.

@@ -1,4 +1,4 @@
-"""What a selector is worth on validation groups: the figures that both trainers report."""
+"""Measures what a selector is worth on validation groups, by the figures that both trainers report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BATCH = 32
 
 @torch.no_grad()
 def validate_selector(selector: PointerSelector, groups: GroupTable, device: str = "cpu") -> dict[str, float]:
-    """Means over ``groups``, without dropout; each process of a training takes a part of them.
+    """Measures a selector without dropout, as means over ``groups``; each process of a training takes a part of them.
 
     ``val_loss``: RCE loss with raw rewards at temperature 1, the predecessor's figure. It rises when a policy grows sure of
     itself, even rightly so, since every recorded trial keeps a weight; so epochs are not chosen by it.
@@ -39,23 +39,29 @@ def validate_selector(selector: PointerSelector, groups: GroupTable, device: str
 
 @torch.no_grad()
 def picks_changed(selector: PointerSelector, reference: PointerSelector, groups: GroupTable, device: str = "cpu") -> float:
-    """Share of queries whose greedy picks, in order, differ between two selectors; as many shots as the pointers have."""
+    """Returns the share of queries whose greedy picks, in order, differ between two selectors.
+
+    There are as many picks as the recorded pointers have shots.
+    """
     processes = distributed.join(device)
     changed = 0
     for batch in groups.batches(distributed.share(processes, np.arange(len(groups))), _BATCH, str(processes.device)):
         pool, shots = (batch.query_BD, batch.candidates_BND), batch.pointers_BGK.shape[2]
-        ours_BK, theirs_BK = (model.greedy(*pool, shots, batch.pool_mask_BN) for model in (selector, reference))
-        changed += int((ours_BK != theirs_BK).any(1).sum())
+        picks_BK, reference_BK = (model.greedy(*pool, shots, batch.pool_mask_BN) for model in (selector, reference))
+        changed += int((picks_BK != reference_BK).any(1).sum())
     return distributed.total(processes, [changed])[0] / len(groups)
 
 
 @torch.no_grad()
 def exact_kl(selector: PointerSelector, reference: PointerSelector, groups: GroupTable, device: str = "cpu") -> float:
-    """Exact KL(reference || selector) of the recorded pointers' shots, as ``objectives.categorical_kl``, mean over queries."""
+    """Returns the exact KL(reference || selector) of the recorded pointers' shots, as the mean over queries.
+
+    Computed by ``objectives.categorical_kl``.
+    """
     processes = distributed.join(device)
     kl = 0.0
     for batch in groups.batches(distributed.share(processes, np.arange(len(groups))), _BATCH, str(processes.device)):
         inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
-        ours_BGKN, theirs_BGKN = (model.step_logprobs(*inputs) for model in (selector, reference))
-        kl += float(categorical_kl(ours_BGKN, theirs_BGKN, batch.mask_BG)) * len(batch.query_ids)
+        steps_BGKN, reference_BGKN = (model.step_logprobs(*inputs) for model in (selector, reference))
+        kl += float(categorical_kl(steps_BGKN, reference_BGKN, batch.mask_BG)) * len(batch.query_ids)
     return distributed.total(processes, [kl])[0] / len(groups)
