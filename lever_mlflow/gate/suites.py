@@ -103,6 +103,7 @@ def resolved(expectation: Mapping[str, Any], parameters: Mapping[str, Any], fact
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    """Reads the expectations of one suite, and raises ParameterError where they cannot be used."""
     try:
         suite = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -122,6 +123,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _restore(path: Path) -> str:
+    """Returns the remedy for a damaged suite, with the command that restores it."""
     folder, name = shlex.quote(str(path.parent)), shlex.quote(path.name)
     return f"correct the file, or restore it with `git -C {folder} checkout -- {name}`"
 
@@ -141,6 +143,7 @@ def _problem(expectation: Any) -> str | None:
 
 
 def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float | str) -> None:
+    """Replaces one threshold or severity in place; ``target`` is the name of an expectation, or ``name.field``."""
     name, _, field = target.partition(".")
     if name not in by_name:
         close = difflib.get_close_matches(name, by_name, n=3) or sorted(by_name)
@@ -169,6 +172,7 @@ def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float |
 
 
 def _scaled(key: str, value: Any, factor: float) -> Any:
+    """Returns a keyword argument of an expectation with its bounds multiplied by ``factor``; other values stay as they are."""
     if isinstance(value, int | float):
         return value * factor if key in _BOUNDS else value
     if key == "quantile_ranges":

@@ -64,8 +64,9 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
     Args:
         data: the RL data.
         trials: the ``trial_table`` of the same data.
-        train: the training items that the indices of the data refer to. The images of pool items are known from them if the
-            question ids that all queries record are theirs; otherwise from the ``image_id`` of the queries in ``data``.
+        train: the training items that the indices of the data refer to. If every query records its question id, and these
+            ids agree with the training items, the images of pool items are known from the training items. Otherwise they are
+            known from the ``image_id`` of the queries in ``data``.
 
     Returns:
         Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
