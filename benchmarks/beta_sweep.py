@@ -50,7 +50,8 @@ from benchmarks.bench import (
 )
 from lever_mlflow.evaluation.policies import RANDOM
 from lever_mlflow.evaluation.questions import split_questions
-from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.files.cache_dir import default_cache_dir
+from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GRPO_PRESETS, EvalSettings, GrpoSettings, RceSettings, RolloutSettings
 from lever_mlflow.training.grpo import train_grpo

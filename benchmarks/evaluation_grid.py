@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from lever_mlflow import mini
+from lever_mlflow.data.candidate_pools import random_pool
 from lever_mlflow.evaluation.overlap import overlaps
 from lever_mlflow.evaluation.policies import greedy_picks
+from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.files.images import fitted_image
 from lever_mlflow.files.model_folders import load_pretrained
-from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.vlm import prompt
 from lever_mlflow.vlm.local import LocalVLM
@@ -119,7 +121,7 @@ def main(sizes: str, num_beams: int) -> None:
     counts = [int(size) for size in sizes.split(",")]
     train_table, val_table = resources.features("train"), resources.features("val")
     questions = resources.val[: max(counts)]
-    pools_QN = resources.pools(questions, POOL_SIZE, SEED)
+    pools_QN = np.stack([random_pool(resources.train, question, POOL_SIZE, SEED) for question in questions])
     queries_QD = val_table.fused_SD[[sample.index for sample in questions]]
     selectors = policies(train_table.fused_SD.shape[1])
     picks = {
@@ -140,7 +142,7 @@ def main(sizes: str, num_beams: int) -> None:
     plain = PlainVLM(profile)
     ours, again = (LocalVLM(mini.VLM_PATH, "digest", "benchmark") for _ in range(2))
     for vlm in (ours, again):
-        vlm._load()
+        _ = vlm.loaded
     plain.answers(grid[:1])
     steps = [
         ("one by one, every cell anew", lambda: [plain.answers([item])[0] for item in grid]),

@@ -39,8 +39,9 @@ from tqdm import tqdm
 from benchmarks.bench import RANDOM_DRAWS, SIMILARITY, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
 from lever_mlflow import gate
 from lever_mlflow.evaluation.policies import RANDOM
+from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.gate.suites import read_suites
-from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.settings import GRPO_PRESETS, RceSettings, RolloutSettings
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.rce import train_rce

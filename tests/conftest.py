@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs import steps
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
@@ -272,10 +272,10 @@ def bad_rl_data(tmp_path):
 
 @pytest.fixture
 def local(mlflow_store, cache_dir):
-    """local(**choices) is a pipeline in this process, on a fresh store."""
+    """local(**choices) is a context for steps in this process, on a fresh store."""
 
     def make(**choices):
-        return experiment.Pipeline(Resources(cache_dir=cache_dir), **choices)
+        return Context(Resources(cache_dir=cache_dir), **choices)
 
     return make
 

@@ -103,7 +103,8 @@ def evaluated(cache_dir):
     """Records of 41 questions with random demonstrations."""
     resources = Resources(device="cpu", cache_dir=cache_dir)
     questions = resources.val[:41]
-    picks = {ZERO_SHOT: np.zeros((41, 0), int), RANDOM: random_picks(questions, resources.pools(questions, 8, 0), 2, 0)}
+    pools = np.stack([random_pool(resources.train, question, 8, 0) for question in questions])
+    picks = {ZERO_SHOT: np.zeros((41, 0), int), RANDOM: random_picks(questions, pools, 2, 0)}
     answer = partial(resources.answer, description="test")
     key = resources.language_model.key
     return evaluate(questions, "report", picks, (1, 2), resources.train, answer, key)

@@ -29,7 +29,8 @@ __all__ = [
     "suite_digest",
 ]
 
-DEFAULT_PROJECT_DIR = Path(__file__).parents[2] / "data_checks"
+_CHECKOUT, _PACKAGED = Path(__file__).parents[2], Path(__file__).parent / "default_checks"
+DEFAULT_PROJECT_DIR = _CHECKOUT / "data_checks" if (_CHECKOUT / "MLproject").is_file() else _PACKAGED  # setup.py ships the copy
 Severity = Literal["critical", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # from the worst to the mildest
 DATA_SUITES = ("rl_trials", "rl_queries", "rl_evaluations")
@@ -108,7 +109,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         suite = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParameterError(
-            f"{path}: this suite of the data gate does not exist; work in a clone of the repository, which holds data_checks/"
+            f"{path}: this suite of the data gate does not exist; restore the suites with `git checkout -- data_checks`, or "
+            f"install the package again"
         ) from None
     except (OSError, ValueError) as error:
         raise ParameterError(f"{path}: the suite cannot be read: {error}; {_restore(path)}") from None
