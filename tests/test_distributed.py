@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, learnable_groups
+from helpers.projects import ROOT
+from helpers.small_data import learnable_groups
 from mlflow import MlflowClient
 
 from lever_mlflow.distributed import follow, join, release

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from comparisons import policy, results, right, run
+from comparisons import PREDECESSOR, policy, results, right, run
 from scipy.stats import binomtest, norm
-from test_results import PREDECESSOR
 
 from lever_mlflow.comparison.facts import Records, compare, read_records
 from lever_mlflow.comparison.results import read_results

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import results, right, run
+from comparisons import PREDECESSOR, results, right, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_results import PREDECESSOR
 
 from lever_mlflow.comparison.blocks import Bullets, Code, Heading, Paragraph, Table, to_html, to_markdown
 from lever_mlflow.comparison.facts import compare

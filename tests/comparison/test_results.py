@@ -1,12 +1,10 @@
 import json
-from pathlib import Path
 
 import pytest
+from comparisons import PREDECESSOR
 
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError
-
-PREDECESSOR = Path(__file__).parents[1] / "data" / "predecessor_results.json"
 
 
 @pytest.fixture

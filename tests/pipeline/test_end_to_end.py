@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import ROOT, error_lines
+from helpers.projects import ROOT, error_lines
 
 from lever_mlflow.pipeline import experiment as pipeline
 from lever_mlflow.runs.steps import project_run, run_here

@@ -14,9 +14,9 @@ import click
 import mlflow
 import pytest
 import torch
-from conftest import ROOT, error_lines, run_step
+from helpers.failures import failing_from, lose_connection
+from helpers.projects import ROOT, error_lines, run_step
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 import entrypoints.grpo
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
@@ -170,29 +170,6 @@ def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
     (run,) = states
     assert project.client.get_run(run.info.run_id).info.status == "FAILED"
     assert int(project.client.get_run(run.info.run_id).data.tags["lever.state_epoch"]) >= 2
-
-
-def failing_from(monkeypatch, name, call):
-    """Makes an MLflow function fail from its n-th call with an epoch on, as when the server has gone."""
-    function, calls = getattr(mlflow, name), []
-
-    def failing(*arguments, **keywords):
-        if keywords.get("step") is not None:
-            calls.append(keywords["step"])
-            if len(calls) >= call:
-                raise MlflowException("API request failed with connection error")
-        return function(*arguments, **keywords)
-
-    monkeypatch.setattr(mlflow, name, failing)
-    return calls
-
-
-def lose_connection(monkeypatch, make_step, *, epoch):
-    """Runs a step that MLflow leaves alone when it logs this epoch's metrics."""
-    with monkeypatch.context() as patch:
-        failing_from(patch, "log_metrics", epoch)
-        with pytest.raises(LeverError, match="connection error"):
-            run_step(make_step)
 
 
 def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import run_step
+from helpers.projects import run_step
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 

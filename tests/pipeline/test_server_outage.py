@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Server
+from helpers.projects import ROOT
+from helpers.servers import Server
 from mlflow import MlflowClient
 
 OUTAGE = float(os.environ.get("LEVER_OUTAGE_SECONDS", "12"))

@@ -8,11 +8,12 @@ import sys
 import mlflow
 import pandas as pd
 import pytest
-from conftest import ROOT, Server, error_lines, run_step
+from helpers.contest import contend
+from helpers.failures import lose_connection
+from helpers.projects import ROOT, error_lines, run_step
+from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from test_champion import contend
-from test_faults import lose_connection
 
 from lever_mlflow.pipeline import experiment
 from lever_mlflow.pipeline.resources import Resources

@@ -17,7 +17,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, free_port
+from helpers.projects import ROOT
+from helpers.servers import free_port
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, error_lines, free_port, run_step
+from helpers.projects import ROOT, error_lines, run_step
+from helpers.servers import free_port
 from PIL import Image
 
 from lever_mlflow import mini

@@ -1,11 +1,14 @@
 """Small results with records per question, for the tests of comparisons and reports."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from lever_mlflow.comparison.facts import Records
 from lever_mlflow.comparison.results import EpochResult, Results, RunResult
 
+PREDECESSOR = Path(__file__).parent / "data" / "predecessor_results.json"
 METRICS = {"train_loss": 0.5, "val_loss": 5.0, "kl": 0.01, "advantage_std": 0.9}
 
 
