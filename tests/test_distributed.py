@@ -30,6 +30,8 @@ from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.rce import train_rce
 from lever_mlflow.trials.rl_data import RLData
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 SMALL = {"epochs": 2, "lr": 1e-4, "batch_size": 6}

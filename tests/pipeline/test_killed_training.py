@@ -26,6 +26,8 @@ from lever_mlflow.serving import logged_models
 from lever_mlflow.settings import RceSettings
 from lever_mlflow.training.state import load_state
 
+pytestmark = pytest.mark.slow
+
 PROCESS = multiprocessing.get_context("forkserver")
 STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
 PROCESS.set_forkserver_preload(  # all that a training imports on its way, once for all processes

@@ -12,6 +12,8 @@ from helpers.projects import ROOT
 from helpers.servers import Server
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.slow
+
 OUTAGE = float(os.environ.get("LEVER_OUTAGE_SECONDS", "12"))
 EPOCHS = 4
 

@@ -21,6 +21,8 @@ from lever_mlflow.registry import champion, model_card
 from lever_mlflow.runs import artifacts
 from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
 
+pytestmark = pytest.mark.slow
+
 NAME = "lever-selector-mini-mini"
 SMALL = EvalSettings(sizes=(9,), shots=(1, 2), n_selection=3, n_oracle=0)
 

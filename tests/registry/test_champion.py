@@ -17,17 +17,24 @@ from lever_mlflow.registry.champion import Holders
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"), workers=2)
-    server.start()
-    yield server
-    server.kill()
+def store(make_store, tmp_path_factory):
+    """URI of the store that all tests of this file share; each has a model of its own there."""
+    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
-def client(server):
-    mlflow.set_tracking_uri(server.store)  # directly: what is tried here against the server has processes of its own
+def client(store):
+    mlflow.set_tracking_uri(store)
     return MlflowClient()
+
+
+@pytest.fixture
+def server(store, tmp_path):
+    """A tracking server on that store."""
+    server = Server(tmp_path, store=store, workers=2)
+    server.start()
+    yield server
+    server.kill()
 
 
 def test_changes_one_after_another(client):
@@ -59,6 +66,7 @@ def test_a_decision_on_aliases_that_have_changed_is_refused(client):
     assert everything(client, name) == ({"champion": "3"}, [])
 
 
+@pytest.mark.slow
 def test_of_several_at_once_one_wins_and_the_others_see_it(server, client):
     contend(server.uri, client, "contended")
 
@@ -93,14 +101,15 @@ def killed_before(uri, name, call, change):
     champion.change(name, champion.holders(name), change)
 
 
-def start_and_kill(server, name, call, wanted):
-    process = PROCESS.Process(target=killed_before, args=(server.store, name, call, wanted))
+def start_and_kill(store, name, call, wanted):
+    process = PROCESS.Process(target=killed_before, args=(store, name, call, wanted))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch, caplog):
+@pytest.mark.slow
+def test_a_killed_change_is_finished_by_the_next_one(store, client, monkeypatch, caplog):
     """Killed before one of its writes, of all with ``LEVER_CHAMPION_ROUNDS`` above 3; then a rollback or a promotion."""
     caplog.set_level(logging.WARNING, logger="lever_mlflow")
     name = model(client, "killed", 3)
@@ -111,7 +120,7 @@ def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch
         old = champion.holders(name)
         (new,) = {"1", "2", "3"} - set(old)
         done = champion.settle(name)
-        start_and_kill(server, name, call, to(new, old.champion, tags={"why": f"kill {call}"}, description=f"card {call}"))
+        start_and_kill(store, name, call, to(new, old.champion, tags={"why": f"kill {call}"}, description=f"card {call}"))
         assert champion.holders(name) in (old, Holders(old.champion, old.champion), Holders(new, old.champion))
         with monkeypatch.context() as patch:
             patch.setattr(champion, "PATIENCE", 0.3)
@@ -134,10 +143,11 @@ def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch
             assert champion.holders(name) == Holders(third, held.champion)
 
 
-def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(server, client, monkeypatch, caplog):
+@pytest.mark.slow
+def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(store, client, monkeypatch, caplog):
     name = model(client, "deleted", 3)
     champion.change(name, Holders(None, None), to("1"))
-    start_and_kill(server, name, 3, to("2", "1", tags={"why": "better"}))
+    start_and_kill(store, name, 3, to("2", "1", tags={"why": "better"}))
     client.delete_model_version(name, "2")
     with monkeypatch.context() as patch:
         patch.setattr(champion, "PATIENCE", 0.3)
