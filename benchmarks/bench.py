@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.evaluation.answering import evaluate
+from lever_mlflow.evaluation.answering import Answering
 from lever_mlflow.evaluation.policies import greedy_picks, random_picks, similarity_picks
+from lever_mlflow.evaluation.records import REPORT
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, RolloutSettings
@@ -94,16 +95,11 @@ class QuestionSet:
         key = picks_QK.tobytes()
         if key not in self._known:
             resources = self.bench.resources
-            records = evaluate(
-                self.samples,
-                "report",
-                {"policy": picks_QK},
-                self.shots,
-                resources.train,
-                lambda prompts: resources.answer(prompts, "evaluation"),
-                resources.language_model.key,
+            answering = Answering(
+                resources.train, lambda prompts: resources.answer(prompts, "evaluation"), resources.language_model.key
             )
-            by_shots = records.pivot(index="position", columns="shots", values="accuracy")
+            records = answering.records(self.samples, REPORT, {"policy": picks_QK}, self.shots)
+            by_shots = records.frame.pivot(index="position", columns="shots", values="accuracy")
             self._known[key] = by_shots[list(self.shots)].to_numpy(dtype=float)
         return self._known[key]
 

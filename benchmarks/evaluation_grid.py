@@ -140,7 +140,7 @@ def main(sizes: str, num_beams: int) -> None:
     plain = PlainVLM(profile)
     ours, again = (LocalVLM(mini.VLM_PATH, "digest", "benchmark") for _ in range(2))
     for vlm in (ours, again):
-        vlm._load()
+        _ = vlm.loaded
     plain.answers(grid[:1])
     steps = [
         ("one by one, every cell anew", lambda: [plain.answers([item])[0] for item in grid]),

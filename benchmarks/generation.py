@@ -1,10 +1,11 @@
-"""Prompts per second of a Qwen2.5-VL at real sizes against plain generation, one prompt at a time; meant for a GPU.
+"""Compares the prompts per second of ``LocalVLM`` with those of plain generation, on a Qwen2.5-VL of real size, for a GPU.
 
-Weights are random, as speed does not depend on them. ``3b`` has the sizes of Qwen2.5-VL-3B-Instruct (its config.json),
-``tiny`` those of the embedded VLM, to try the script on a CPU. Images are 640x480, as most of COCO are; a prompt of k shots has
-k + 1 of them. Both sides run the profile of a Qwen2.5-VL (3 beams, 5 new tokens) on the same prompts; plainly, each prompt is a
-batch of its own and every image is encoded each time. Arithmetic: 2 operations per weight and token, of the language model for
-every token of the prompts, and of the vision tower for every patch of each different image.
+Weights are random, as speed does not depend on them. ``3b`` has the sizes of Qwen2.5-VL-3B-Instruct (its config.json), and
+``tiny`` those of the embedded VLM, to try the script on a CPU. Images have 640x480 pixels, as most of COCO have; a prompt of k
+shots has k + 1 of them. Both sides run the profile of a Qwen2.5-VL (3 beams, 5 new tokens) on the same prompts. In plain
+generation each prompt is a batch of its own, and every image is encoded each time. Arithmetic is counted as 2 operations per
+weight and token: of the language model for every token of the prompts, of the vision tower for every patch of each different
+image.
 
     python -m benchmarks.generation [--size tiny] [--prompts 64] [--peak_tflops 989]
 """
@@ -25,10 +26,10 @@ from benchmarks.evaluation_grid import PlainVLM, ordered
 from lever_mlflow import mini
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.vlm.local import LocalVLM
-from lever_mlflow.vlm.prompt import PROFILES, Prompt
+from lever_mlflow.vlm.prompt import PROFILES, QWEN_PROFILE, Prompt
 from lever_mlflow.vlm.vision_cache import visual_tokens
 
-PROFILE, IMAGES, SEED, PATCHES_PER_TOKEN = "qwen2.5-vl", 48, 0, 4
+PROFILE, IMAGES, SEED, PATCHES_PER_TOKEN = QWEN_PROFILE, 48, 0, 4
 TEXT_3B = {
     "hidden_size": 2048,
     "intermediate_size": 11008,
@@ -51,7 +52,7 @@ VISION_3B = {
 
 
 def write_model(folder: Path, size: str) -> None:
-    """A model folder with random weights, and the embedded VLM's tokenizer with real limits on images."""
+    """Writes a model folder with random weights, and with the embedded VLM's tokenizer and real limits on images."""
     from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
     config = AutoConfig.from_pretrained(mini.VLM_PATH)
@@ -70,7 +71,7 @@ def write_model(folder: Path, size: str) -> None:
 
 
 def make_samples(folder: Path) -> list[Sample]:
-    """Samples with noisy images of their own."""
+    """Makes samples, each with its own image of noise."""
     rng, samples = np.random.default_rng(SEED), []
     for i in range(IMAGES):
         path = folder / f"{i}.jpg"
@@ -80,14 +81,14 @@ def make_samples(folder: Path) -> list[Sample]:
 
 
 def weights(model: Any) -> tuple[int, int]:
-    """Weights of the language model, embeddings apart, and of the vision tower."""
+    """Counts the weights of the language model, without embeddings, and of the vision tower."""
     vision = sum(parameter.numel() for parameter in model.model.visual.parameters())
     language = sum(p.numel() for name, p in model.model.language_model.named_parameters() if "embed" not in name)
     return language, vision
 
 
 def seconds(device: str, started: float) -> float:
-    """Since ``started``, with what the device has still to do."""
+    """Returns the seconds since ``started``, after all work on the device is done."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -95,20 +96,22 @@ def seconds(device: str, started: float) -> float:
 
 @click.command()
 @click.option("--size", type=click.Choice(["3b", "tiny"]), default="3b", show_default=True)
-@click.option("--prompts", "n_prompts", default=64, show_default=True, help="per number of demonstrations")
-@click.option("--plain", "n_plain", default=8, show_default=True, help="of them, for the plain way")
 @click.option(
-    "--peak_tflops", default=0.0, help="of the device in bfloat16, dense, such as 989 for an H100 SXM (its data sheet)"
+    "--prompts", "n_prompts", default=64, show_default=True, help="Number of prompts for each number of demonstrations."
+)
+@click.option("--plain", "n_plain", default=8, show_default=True, help="Number of these prompts that plain generation answers.")
+@click.option(
+    "--peak_tflops", default=0.0, help="Peak of the device in dense bfloat16 by its data sheet, such as 989 for an H100 SXM."
 )
 def main(size: str, n_prompts: int, n_plain: int, peak_tflops: float) -> None:
-    """Print prompts per second for 0 to 4 demonstrations."""
+    """Prints prompts per second for 0 to 4 demonstrations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(folder, size)
         samples = make_samples(folder)
-        plain, ours = PlainVLM(PROFILES[PROFILE], folder, device), LocalVLM(folder, "digest", PROFILE, device)
+        plain, local = PlainVLM(PROFILES[PROFILE], folder, device), LocalVLM(folder, "digest", PROFILE, device)
         rng = np.random.default_rng(SEED)
         head = ("shots", "tokens of a prompt", "plain, prompts/s", "ours, prompts/s", "times as fast", "TFLOP/s", "of peak")
         print(f"{size} on {name}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
@@ -116,19 +119,19 @@ def main(size: str, n_prompts: int, n_plain: int, peak_tflops: float) -> None:
             drawn = [rng.choice(IMAGES, shots + 1, replace=False).tolist() for _ in range(n_prompts)]
             prompts = [Prompt(tuple(samples[i] for i in rest), samples[query]) for query, *rest in drawn]
             plain.answers(prompts[:1])
-            ordered(ours.generate(prompts[:1]))
-            ours._load().vision._features.clear()
+            ordered(local.generate(prompts[:1]))
+            local.loaded.vision.clear()
             started = time.perf_counter()
             for prompt in prompts[:n_plain]:
                 plain.answers([prompt])
             plain_rate = n_plain / seconds(device, started)
-            tokens = sum(ours._lengths(prompts))
+            tokens = sum(local.token_counts(prompts))
             started = time.perf_counter()
-            ordered(ours.generate(prompts))
+            ordered(local.generate(prompts))
             spent = seconds(device, started)
-            language, vision = weights(ours._load().model)
+            language, vision = weights(local.loaded.model)
             different = {s.image_path for prompt in prompts for s in (*prompt.demonstrations, prompt.query)}
-            patches = PATCHES_PER_TOKEN * sum(visual_tokens(path, ours.profile) for path in different)
+            patches = PATCHES_PER_TOKEN * sum(visual_tokens(path, local.profile) for path in different)
             tflops = 2e-12 * (language * tokens + vision * patches) / spent
             rate = n_prompts / spent
             cells = (str(shots), f"{tokens / n_prompts:.0f}", f"{plain_rate:.2f}", f"{rate:.2f}", f"{rate / plain_rate:.1f}")

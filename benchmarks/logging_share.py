@@ -20,8 +20,10 @@ import mlflow
 import numpy as np
 
 from lever_mlflow.pipeline import training
-from lever_mlflow.pipeline.experiment import Pipeline
+from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.pipeline.resume import UnsentEpochs
+from lever_mlflow.pipeline.rollout import read_rl_data
 from lever_mlflow.runs import steps
 from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
@@ -69,18 +71,18 @@ def main(queries: int, epochs: int) -> None:
         mlflow.set_experiment("benchmark")
         resources = Resources(cache_dir=default_cache_dir())
         write_data(Path(folder) / "data.json", queries, len(resources.train))
-        pipeline = Pipeline(resources)
-        data = pipeline.rl_data(str(Path(folder) / "data.json"))
+        context = Context(resources)
+        data = read_rl_data(context, str(Path(folder) / "data.json"))
         with steps.project_run("warm-up"):
-            start = pipeline.start_of(steps.ensure(pipeline.rce(data, RceSettings(epochs=1))))
+            start = training.start_of_run(steps.ensure(training.rce_step(context, data, RceSettings(epochs=1))))
         spent: dict[str, float] = defaultdict(float)
         training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
-        training._log_state = timed(spent, "training state", training._log_state)
-        training._save_state = timed(spent, "state on disk", training._save_state)
+        UnsentEpochs.log_state = timed(spent, "training state", UnsentEpochs.log_state)  # type: ignore[method-assign]
+        UnsentEpochs.save_state = timed(spent, "state on disk", UnsentEpochs.save_state)  # type: ignore[method-assign]
         mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
         for step in (
-            pipeline.rce(data, RceSettings(epochs=epochs)),
-            pipeline.grpo(data, start, GrpoSettings(epochs=epochs)),
+            training.rce_step(context, data, RceSettings(epochs=epochs)),
+            training.grpo_step(context, data, start, GrpoSettings(epochs=epochs)),
         ):
             spent.clear()
             with steps.project_run(step.name) as run:

@@ -1,9 +1,9 @@
-"""Similarity search in a table on disk: ``pools.nearest`` against the plain way, the matrix of all scores and a full sort.
+"""Compares the similarity search ``candidate_pools.nearest`` with plain search: a matrix of all scores and a full sort.
 
-1,000,000 items of 512 float32, a memory-mapped file of 2 GB in a temporary folder. The features are small whole numbers, so
-that every sum is exact and many scores are equal: both sides must name the same items in the same order. The plain way takes
-the queries 32 at a time, or its matrices would not fit. Memory is what NumPy allocates; pages of the mapped file, which the
-system drops at need, are not in it.
+Both search a memory-mapped file of 1,000,000 items of 512 float32, 2 GB in a temporary folder. The features are small whole
+numbers, so that every sum is exact and many scores are equal: both sides must find the same items in the same order. Plain
+search takes the queries 32 at a time, or its matrices would not fit. The memory is what NumPy allocates, without the pages of
+the mapped file, which the system drops when it needs to.
 
     python -m benchmarks.retrieval [--items 1000000] [--queries 256]
 """
@@ -25,7 +25,7 @@ DIM, K, SEED, BLOCK = 512, 64, 0, 32
 
 
 def make_items(path: Path, count: int) -> np.ndarray:
-    """Items [S, D] of whole numbers from -8 to 8, written slice by slice."""
+    """Writes items [S, D] of whole numbers from -8 to 8 to a file, slice by slice, and returns them memory-mapped."""
     rng = np.random.default_rng(SEED)
     items_SD = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, DIM))
     for start in range(0, count, 10_000):
@@ -36,42 +36,42 @@ def make_items(path: Path, count: int) -> np.ndarray:
 
 
 def plain(queries_QD: np.ndarray, items_SD: np.ndarray) -> np.ndarray:
-    """All scores of a block of queries, the query itself left out, and a stable sort of each row."""
-    found = []
+    """Finds the nearest items by a stable sort of all scores of a query, without the query itself."""
+    parts = []
     for start in range(0, len(queries_QD), BLOCK):
         scores_BS = queries_QD[start : start + BLOCK] @ items_SD.T
         rows = np.arange(len(scores_BS))
         scores_BS[rows, start + rows] = -np.inf
-        found.append(np.argsort(-scores_BS, axis=1, kind="stable")[:, :K])
-    return np.concatenate(found)
+        parts.append(np.argsort(-scores_BS, axis=1, kind="stable")[:, :K])
+    return np.concatenate(parts)
 
 
-def ours(queries_QD: np.ndarray, items_SD: np.ndarray) -> np.ndarray:
-    """The same by ``nearest``."""
+def exact(queries_QD: np.ndarray, items_SD: np.ndarray) -> np.ndarray:
+    """Finds the same items by ``nearest``."""
     return nearest(queries_QD, items_SD, K, list(np.arange(len(queries_QD))[:, None]))
 
 
 def measured(search: Callable[[np.ndarray, np.ndarray], np.ndarray], *inputs: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Result, seconds and the peak of what was allocated, in GB."""
+    """Returns the result of a search, its seconds, and the peak of allocated memory in GB."""
     tracemalloc.start()
     started = time.perf_counter()
-    found = search(*inputs)
+    result = search(*inputs)
     seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return found, seconds, peak / 1e9
+    return result, seconds, peak / 1e9
 
 
 @click.command()
 @click.option("--items", default=1_000_000, show_default=True)
 @click.option("--queries", default=256, show_default=True)
 def main(items: int, queries: int) -> None:
-    """Compare time and memory of both sides, whose results must be equal."""
+    """Compares time and memory of both sides, whose results must be equal."""
     with tempfile.TemporaryDirectory() as folder:
         items_SD = make_items(Path(folder) / "items.npy", items)
         queries_QD = np.array(items_SD[:queries])
         expected, plain_seconds, plain_peak = measured(plain, queries_QD, items_SD)
-        found, seconds, peak = measured(ours, queries_QD, items_SD)
-    assert np.array_equal(found, expected), "the sides name different items"
+        actual, seconds, peak = measured(exact, queries_QD, items_SD)
+    assert np.array_equal(actual, expected), "the sides find different items"
     print(f"{items:,} items of {DIM}, {queries} queries, {K} nearest each\n")
     print("| side | seconds | times as fast | peak memory, GB |\n|---|---|---|---|")
     print(f"| plain | {plain_seconds:.1f} | 1 | {plain_peak:.2f} |")

@@ -1,9 +1,9 @@
-"""A served retriever on the embedded default: requests over loopback HTTP, batches of rows, memory, and fresh starts.
+"""Measures a served retriever on the embedded default: requests over loopback HTTP, batches of rows, memory, and fresh starts.
 
-Each figure stands beside a named baseline of the same run: a request beside the same ``predict`` in this process, a batch
-beside one request for each of its rows, the server beside one that serves an epoch's checkpoint (no encoder, no pool), and
-an answer of the server beside loading the model for each (in this process, where the libraries are imported already). The
-weights of the selector are those before training, which changes no figure.
+Each figure is compared with a baseline of the same run: a request with the same ``predict`` in this process, a batch with one
+request for each of its rows, the server with one that serves an epoch's checkpoint (no encoder, no pool), and an answer of the
+server with loading the model for each answer (in this process, where the libraries are imported already). The selector is
+untrained, which changes no figure.
 
     python -m benchmarks.serving [--rows 1000] [--starts 6]
 """
@@ -32,9 +32,10 @@ import pandas as pd
 import psutil
 import torch
 
-from lever_mlflow.data import features
+from lever_mlflow.data.features import forget_shared_encoders
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+from lever_mlflow.files.cache_dir import default_cache_dir
+from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving import logged_models
@@ -47,7 +48,7 @@ REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5
 
 @contextmanager
 def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, float]]:
-    """The URL of a fresh server, the seconds until it was ready, and its memory then, in MB."""
+    """Starts a server; yields its URL, the seconds until it was ready, and its memory then in MB."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -79,18 +80,18 @@ def _ready(url: str) -> bool:
 
 
 def _memory(pid: int) -> float:
-    """MB of the process that answers, the largest of those that the command started."""
+    """Returns the memory in MB of the process that answers, which is the largest of those that the command started."""
     return max(child.memory_info().rss for child in psutil.Process(pid).children(recursive=True)) / 1e6
 
 
 def post(url: str, body: bytes) -> dict[str, Any]:
-    """The answer to a request."""
+    """Sends a request and returns the answer."""
     with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as answer:
         return dict(json.load(answer))
 
 
 def timed(call: Callable[[Any], Any], inputs: Sequence[Any]) -> np.ndarray:
-    """Milliseconds of the call for each input."""
+    """Measures the milliseconds of a call for each input."""
     times = []
     for value in inputs:
         started = time.perf_counter()
@@ -100,7 +101,7 @@ def timed(call: Callable[[Any], Any], inputs: Sequence[Any]) -> np.ndarray:
 
 
 def log_models(resources: Resources, folder: Path) -> tuple[str, str]:
-    """The ids of a retriever on the whole training set, and of its checkpoint as training logs it."""
+    """Logs a retriever on the whole training set, and its checkpoint as training logs it; returns the ids of both models."""
     torch.manual_seed(0)
     selector, table = PointerSelector().eval(), resources.features("train")
     (folder / "retriever").mkdir()
@@ -125,7 +126,7 @@ def log_models(resources: Resources, folder: Path) -> tuple[str, str]:
 
 
 def rows_of(resources: Resources, count: int) -> dict[str, list[dict[str, Any]]]:
-    """``count`` rows of each kind: the evaluation questions, over and over."""
+    """Makes ``count`` rows of each kind, from the evaluation questions again and again."""
     val, table = resources.val, resources.features("val")
 
     def image_row(sample: Sample) -> dict[str, Any]:
@@ -140,21 +141,21 @@ def rows_of(resources: Resources, count: int) -> dict[str, list[dict[str, Any]]]
 
 
 def bodies_of(rows: Sequence[dict[str, Any]]) -> list[bytes]:
-    """A request for each row."""
+    """Makes a request for each row."""
     return [json.dumps({"inputs": [row]}).encode() for row in rows]
 
 
 def single_requests(url: str, rows: Sequence[dict[str, Any]], model: Any) -> str:
-    """A line of the table of requests with one row."""
-    here = timed(model.predict, [[row] for row in rows[:REQUESTS]])
-    there = timed(partial(post, url), bodies_of(rows[:REQUESTS]))
-    p50, p95 = np.percentile(there, [50, 95])
-    base50, base95 = np.percentile(here, [50, 95])
+    """Measures requests with one row, and returns a line of their table."""
+    in_process = timed(model.predict, [[row] for row in rows[:REQUESTS]])
+    over_http = timed(partial(post, url), bodies_of(rows[:REQUESTS]))
+    p50, p95 = np.percentile(over_http, [50, 95])
+    base50, base95 = np.percentile(in_process, [50, 95])
     return f"{p50:.1f} | {p95:.1f} | {base50:.1f} | {base95:.1f} | {p50 / base50:.1f}"
 
 
 def batches(url: str, rows: Sequence[dict[str, Any]]) -> str:
-    """A line of the table of batches: all rows in one request, and each in its own."""
+    """Measures all rows in one request, and each in its own, and returns a line of the table of batches."""
     together = timed(partial(post, url), [json.dumps({"inputs": rows}).encode()] * BATCHES) / 1e3
     alone = timed(partial(post, url), bodies_of(rows)).sum() / 1e3
     p50, p95 = np.percentile(together, [50, 95])
@@ -162,10 +163,10 @@ def batches(url: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def reloaded(model_id: str, row: dict[str, Any]) -> float:
-    """Milliseconds of an answer, the median, when the model is loaded for each, its encoder too."""
+    """Returns the median milliseconds of an answer for which the model is loaded anew, its encoder too."""
 
     def answer(rows: list[dict[str, Any]]) -> None:
-        features._shared.clear()
+        forget_shared_encoders()
         mlflow.pyfunc.load_model(f"models:/{model_id}").predict(rows)
 
     return float(np.median(timed(answer, [[row]] * RELOADS)))
@@ -175,7 +176,7 @@ def reloaded(model_id: str, row: dict[str, Any]) -> float:
 @click.option("--rows", default=1_000, show_default=True)
 @click.option("--starts", default=6, show_default=True)
 def main(rows: int, starts: int) -> None:
-    """Measure and print the tables of docs/performance.md."""
+    """Measures and prints the tables of docs/performance.md."""
     resources = Resources(cache_dir=default_cache_dir())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -213,8 +214,8 @@ def main(rows: int, starts: int) -> None:
     print(f"| the retriever (median of {starts}) | {np.median(ready):.1f} | {np.median(memory):.0f} |")
     print(f"| an epoch's checkpoint | {base_seconds:.1f} | {base_memory:.0f} |")
     print(f"| ratio | {np.median(ready) / base_seconds:.2f} | {np.median(memory) / base_memory:.2f} |")
-    told = ", ".join(f"{ratio:.2f}" for ratio in sorted(firsts))
-    print(f"\nFirst request / median of the next {AFTER_FIRST}, {starts} fresh starts: {told}")
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in sorted(firsts))
+    print(f"\nFirst request / median of the next {AFTER_FIRST}, {starts} fresh starts: {ratios}")
     print(f"An answer: {answer_ms:.1f} ms; loading the model for each: {reload_ms:.0f} ms, {reload_ms / answer_ms:.0f} times")
 
 

@@ -1,4 +1,4 @@
-"""The project's errors. Each message names the file, the field, the value and the remedy; entry points print it as one line."""
+"""Defines the project's errors. A message names file, field, value and remedy; the command line prints it as one line."""
 
 __all__ = [
     "CheckpointError",
@@ -14,37 +14,37 @@ __all__ = [
 
 
 class LeverError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Is the base of every error that a user can cause and mend."""
 
 
 class DataError(LeverError):
-    """A data file, an image or an annotation is missing, damaged or inconsistent."""
+    """Says that a data file, an image or an annotation is missing, damaged or inconsistent."""
 
 
 class ParameterError(LeverError):
-    """A parameter has a value that cannot be used."""
+    """Says that a parameter has a value that cannot be used."""
 
 
 class CheckpointError(LeverError):
-    """A checkpoint is missing, damaged or does not fit the selector."""
+    """Says that a checkpoint is missing, damaged or does not fit the selector."""
 
 
 class GateError(LeverError):
-    """RL data failed a critical expectation of the data gate."""
+    """Says that RL data failed a critical expectation of the data gate."""
 
 
 class MissingRunError(LeverError):
-    """MLflow holds no run or model version of the kind asked for."""
+    """Says that MLflow holds no run or model version of the requested kind."""
 
 
 class PromotionError(LeverError):
-    """A version does not meet the conditions of a promotion, or another change of champion came first."""
+    """Says that a version does not meet the conditions of a promotion, or that another change of champion came first."""
 
 
 class ServerError(LeverError):
-    """The server of a VLM cannot be reached, refuses a request or does not speak the protocol."""
+    """Says that the server of a VLM cannot be reached, refuses a request or does not speak the protocol."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of our own that quotes it."""
+    """Returns the first line of an error's message, for another message that quotes it."""
     return str(error).strip().split("\n", 1)[0]

@@ -1,189 +1,495 @@
-"""The settings of each stage with their defaults, and the choices that they may hold; nowhere else."""
+"""Declares every setting once: its type, its default, its bounds and its help text.
+
+The command line (``lever_mlflow.cli``) generates its options from these declarations, and a test holds ``MLproject`` to them.
+Nothing but the standard library is imported here, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 __all__ = [
+    "AUTO",
     "GRPO_PRESETS",
+    "NONE",
     "PRESET_SETTINGS",
     "REWARD_MODES",
     "CacheMode",
+    "ComparisonInputs",
     "DataSettings",
+    "Device",
     "EvalSettings",
+    "EvaluationInputs",
+    "ExperimentSettings",
     "Fusion",
     "GateSettings",
+    "GrpoInputs",
     "GrpoSettings",
     "Language",
     "LrScheduler",
     "NormalizeRewards",
+    "OnBadData",
+    "OnBadItem",
+    "Option",
     "PoolSampler",
+    "Preset",
     "PromotionSettings",
     "RceSettings",
+    "ResourceSettings",
     "RewardMode",
+    "RlDataSettings",
+    "RolloutInputs",
     "RolloutSettings",
     "ScaleRewards",
     "ServingSettings",
+    "SweepInputs",
+    "TrainingInputs",
+    "ValidationInputs",
+    "declaration",
+    "default_of",
+    "format_beta",
+    "format_number",
 ]
 
+AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input that is left out
 
-Fusion = Literal["mean", "concat"]  # of image and text features
-Language = Literal["en", "zh"]  # of a report
+CacheMode = Literal["on", "read", "off"]
+Device = Literal["auto", "cpu", "cuda"]
+Fusion = Literal["mean", "concat"]
+Language = Literal["en", "zh"]
+LrScheduler = Literal["constant", "linear", "cosine"]
+NormalizeRewards = Literal["z-score", "rank", "none"]
+OnBadData = Literal["stop", "warn"]
+OnBadItem = Literal["stop", "skip"]
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "mixed"]
+Preset = Literal["default", "predecessor"]
 RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
-NormalizeRewards = Literal["z-score", "rank", "none"]
 ScaleRewards = Literal["group", "batch", "none"]
-LrScheduler = Literal["constant", "linear", "cosine"]
-CacheMode = Literal["on", "read", "off"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """Describes what a setting means and which values it takes, beside its type and default.
+
+    Attributes:
+        help: whole sentences that are understood alone; the first one is the comment in ``MLproject``.
+        at_least: the smallest number that is allowed.
+        above: a number that every allowed one must exceed.
+        below: a number that every allowed one must stay under.
+        least_items: how many numbers a list must hold.
+        ascending: whether a list is sorted.
+        example: a ``name=value`` pair for the error message of a setting that takes such pairs.
+        predecessor: the value of the preset ``predecessor``, where it differs from the default.
+    """
+
+    help: str
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    least_items: int = 1
+    ascending: bool = False
+    example: str = ""
+    predecessor: Any = None
+
+
+def option(default: Any, **description: Any) -> Any:
+    """Declares a setting: a dataclass field with this default that carries an ``Option`` of the other arguments."""
+    return _field(default, Option(**description))
+
+
+def like(settings: type[Any], name: str, default: Any = MISSING, **changes: Any) -> Any:
+    """Declares a setting as another class declares it, except for a new default and changes of its ``Option``."""
+    original = settings.__dataclass_fields__[name]
+    return _field(default_of(original) if default is MISSING else default, replace(declaration(original), **changes))
+
+
+def declaration(setting: Field[Any]) -> Option:
+    """Returns the ``Option`` that a field of a settings class carries."""
+    described: Option = setting.metadata["option"]
+    return described
+
+
+def default_of(setting: Field[Any]) -> Any:
+    """Returns the default of a field of a settings class."""
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+def _field(default: Any, described: Option) -> Any:
+    metadata = {"option": described}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def format_number(value: float) -> str:
+    """Returns a number as text in its shortest form, with at most 12 significant digits."""
+    return f"{value:.12g}"
+
+
+def format_beta(kl_beta: float) -> str:
+    """Returns a KL weight as text, such as ``0.12``: the one way to write a beta in aliases, tags, commands and reports."""
+    return format_number(kl_beta)
+
+
+@dataclass(frozen=True)
+class ResourceSettings:
+    """Names the data set, the VLM and the encoder that a run works with, and says how the models are run."""
+
+    dataset: str = option(
+        "mini", help="Data set: mini (the embedded one), a folder of the official OK-VQA files, or hf:NAME of a hub data set."
+    )
+    vlm: str = option(
+        "mini",
+        help="Vision-language model: mini (the embedded one), a folder or hub name of a Qwen2.5-VL, or a server's URL. "
+        "The server must be compatible with OpenAI's interface.",
+    )
+    vlm_model: str = option(
+        AUTO, help="Name of the model on the server that vlm gives the URL of; auto takes the only model that it has."
+    )
+    encoder: str = option("mini", help="CLIP model for features: mini (the embedded one), a folder or a hub name.")
+    device: Device = option(AUTO, help="Device that the models run on; auto takes a GPU when there is one.")
+    batch_tokens: int = option(
+        0, at_least=0, help="Number of tokens in a batch of the VLM; 0 means 8192 on a CPU and 32768 on a GPU."
+    )
+    cache: CacheMode = option(
+        "on", help="Use of the cache of VLM answers: on looks up and adds, read only looks up, off asks for every answer anew."
+    )
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How a data set is read: what bad items do, and which columns and splits of a hub data set are taken.
+    """Says how a data set is read."""
 
-    ``on_bad_item`` is ``stop``, or ``skip`` to leave them out; ``hf_columns`` names the columns that are called otherwise
-    than here: ``question``, ``answers``, ``image``, ``question_id``, ``image_id``; ``hf_splits`` are training and evaluation.
-    """
+    on_bad_item: OnBadItem = option(
+        "stop", help="What to do about items of the data set that cannot be used: stop with an error, or skip them."
+    )
+    hf_columns: Mapping[str, str] = option(
+        {},
+        example="image_id=coco_id",
+        help="Columns of a hub data set that have other names than expected, such as answers=labels,image_id=coco_id. "
+        "The expected names are question, answers, image, question_id and image_id; none means that no column differs.",
+    )
+    hf_splits: tuple[str, str] = option(
+        ("train", "validation"), help="Splits of a hub data set for training and for evaluation, separated by a comma."
+    )
 
-    on_bad_item: Literal["stop", "skip"] = "stop"
-    hf_columns: Mapping[str, str] = field(default_factory=dict)
-    hf_splits: tuple[str, ...] = ("train", "validation")
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """Holds what all steps of an experiment share."""
+
+    seed: int = option(0, at_least=0, below=2**32, help="Seed of every random choice that the run makes.")
+    reward_mode: RewardMode = option(
+        "hard_plus_soft",
+        help="Way in which the scores of a trial become its reward. "
+        "The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy; hard_only and soft_only take one of them; "
+        "separated is accuracy, plus 2 for a correct answer; hard_plus_gtprob adds correctness and the probability of the "
+        "right answers, which the rollout records with gt_prob=true.",
+    )
+    model_name: str = option(
+        AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
+    )
+
+
+@dataclass(frozen=True)
+class RlDataSettings:
+    """Names the RL data that a step works on."""
+
+    rl_data: str = option(
+        AUTO, help="RL data to work on: a file, a run id, runs:/<run id>, or auto for those of the newest matching rollout."
+    )
+    use_fallback: bool = option(False, help="Whether trials that only the fallback metric could score are used as well.")
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How trials are recorded: the candidate pool, and pointers per query by generator, of which 0 turns one off.
+    """Says how trials are recorded: the candidate pools, and how many pointers each generator adds for a query.
 
-    Equal pointers are kept once. ``retrieval_per_feature`` pointers are taken by each of fused, image and text feature.
-    Queries without a positive trial get up to ``mine_positives`` more. With ``gt_prob`` each trial says how probable the right
-    answers were.
+    A pointer is an ordered choice of candidates as demonstrations. Equal pointers of a query are recorded once.
     """
 
-    n_queries: int = 600
-    shots: int = 2
-    pool_size: int = 64
-    pool_sampler: PoolSampler = "random"
-    beam_width: int = 5
-    temperatures: tuple[float, ...] = (1.0, 1.3)
-    samples_per_temperature: int = 2
-    retrieval_per_feature: int = 1
-    random_pointers: int = 2
-    mine_positives: int = 0
-    gt_prob: bool = False
+    n_queries: int = option(600, at_least=2, help="Number of training items that serve as queries of the RL data.")
+    shots: int = option(2, at_least=1, help="Number of demonstrations in each recorded pointer.")
+    pool_size: int = option(64, at_least=2, help="Number of candidate demonstrations in the pool of each query.")
+    pool_sampler: PoolSampler = option(
+        "random",
+        help="Way in which the candidates of a pool are drawn from the training items. The sampler mixed takes a quarter of "
+        "them by image similarity, a quarter by text similarity and the rest at random.",
+    )
+    beam_width: int = option(5, at_least=0, help="Number of pointers per query from beam search; 0 turns beam search off.")
+    temperatures: tuple[float, ...] = option(
+        (1.0, 1.3),
+        at_least=0.05,
+        help="Temperatures at which pointers are sampled from the starting policy, separated by commas.",
+    )
+    samples_per_temperature: int = option(
+        2, at_least=0, help="Number of pointers per query sampled at each temperature; 0 turns sampling off."
+    )
+    retrieval_per_feature: int = option(
+        1,
+        at_least=0,
+        help="Number of pointers per query retrieved by similarity of each feature; 0 turns retrieval off. "
+        "The features are the fused, the image and the text feature.",
+    )
+    random_pointers: int = option(
+        2, at_least=0, help="Number of pointers per query drawn uniformly at random; 0 turns random pointers off."
+    )
+    mine_positives: int = option(
+        0, at_least=0, help="Largest number of further trials for a query that has no correct trial yet; 0 mines none."
+    )
+    gt_prob: bool = option(
+        False,
+        help="Whether to record for each trial how probable the right answers were. This costs about as much as the answers, "
+        "and takes a VLM that is not on a server.",
+    )
+
+
+@dataclass(frozen=True)
+class RolloutInputs:
+    """Names what a rollout starts from."""
+
+    init: str = option(
+        "random", help="Starting policy of the rollout: random for an untrained selector, a checkpoint or a model URI."
+    )
 
 
 @dataclass(frozen=True)
 class RceSettings:
-    """RCE training. ``temperature_*`` is the reward temperature, linear over all steps; a ``top_k`` of 0 keeps whole groups.
+    """Says how a new selector is trained by reward-weighted cross-entropy (RCE), and how the selector is built."""
 
-    ``early_stopping`` epochs without a higher expected reward end the training, 0 never; ``n_layers`` to ``state_update``
-    shape the selector.
-    """
+    epochs: int = option(5, at_least=1, help="Number of passes over the training queries.")
+    lr: float = option(1e-4, above=0, help="Learning rate of the AdamW optimizer.")
+    lr_scheduler: LrScheduler = option("constant", help="Schedule of the learning rate over all training steps.")
+    batch_size: int = option(1, at_least=1, help="Number of queries in a training step.")
+    temperature_start: float = option(
+        2.0, at_least=0.01, help="Reward temperature at the first step; it then changes linearly to that of the last step."
+    )
+    temperature_end: float = option(0.5, at_least=0.01, help="Reward temperature at the last step.")
+    normalize_rewards: NormalizeRewards = option(
+        "z-score", help="Way in which rewards are normalised among the trials of a query."
+    )
+    top_k: int = option(
+        0, at_least=0, help="Number of best trials kept of each query; 0 keeps all, as bad trials serve for contrast."
+    )
+    dropout: float = option(0.0, at_least=0, below=1, help="Dropout rate in the forward pass of training.")
+    grad_clip: float = option(1.0, above=0, help="Largest norm of a gradient; larger ones are scaled down to it.")
+    val_share: float = option(0.2, above=0, below=1, help="Share of the queries that is held out for validation.")
+    early_stopping: int = option(
+        0, at_least=0, help="Number of epochs without a higher expected reward that end the training; 0 never ends it early."
+    )
+    n_layers: int = option(1, at_least=1, help="Number of cross-attention layers of the selector.")
+    n_heads: int = option(1, at_least=1, help="Number of attention heads in each layer of the selector.")
+    fusion: Fusion = option("mean", help="Way in which image and text features become one vector.")
+    state_update: bool = option(
+        False, help="Whether each pick changes the state of the query, so that later picks depend on earlier ones."
+    )
 
-    epochs: int = 5
-    lr: float = 1e-4
-    lr_scheduler: LrScheduler = "constant"
-    batch_size: int = 1
-    temperature_start: float = 2.0
-    temperature_end: float = 0.5
-    normalize_rewards: NormalizeRewards = "z-score"
-    top_k: int = 0
-    dropout: float = 0.0
-    grad_clip: float = 1.0
-    val_share: float = 0.2
-    early_stopping: int = 0
-    n_layers: int = 1
-    n_heads: int = 1
-    fusion: Fusion = "mean"
-    state_update: bool = False
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Names the interrupted training that a training continues."""
+
+    resume: str = option(
+        AUTO, help="Interrupted run to continue: a run id, a folder, none to start over, or auto for the newest of this step."
+    )
 
 
 @dataclass(frozen=True)
 class GrpoSettings:
-    """GRPO training from a start checkpoint, which is also the reference policy; ``kl_beta`` is the KL weight.
+    """Says how a start checkpoint, which is also the reference policy, is optimised by GRPO.
 
-    The ratio to the start is clipped to 1 - ``epsilon`` and 1 + ``epsilon_high``, of which 0 is ``epsilon``; as the start never
-    moves on, this bounds how far training goes in all. ``top_k`` and ``early_stopping`` as for RCE. ``lr``, ``batch_size``,
-    the clip range and ``freeze_backbone`` were chosen by experiment (docs/experiments.md).
+    The defaults of ``lr``, ``batch_size``, the clip bounds and ``freeze_backbone`` were chosen by experiment
+    (docs/experiments.md).
     """
 
-    kl_beta: float = 0.15
-    adaptive_beta: bool = False
-    epochs: int = 3
-    lr: float = 2e-4
-    lr_scheduler: LrScheduler = "constant"
-    batch_size: int = 8
-    epsilon: float = 0.9
-    epsilon_high: float = 5.0
-    scale_rewards: ScaleRewards = "group"
-    mask_zero_std_groups: bool = False
-    top_k: int = 0
-    entropy_coef: float = 0.0
-    freeze_backbone: bool = False
-    grad_clip: float = 1.0
-    val_share: float = 0.2
-    early_stopping: int = 0
+    kl_beta: float = option(
+        0.15, at_least=0, help="Weight beta of the KL penalty in GRPO; a run and its registered version are found by it."
+    )
+    adaptive_beta: bool = option(
+        False, help="Whether each epoch adapts the KL weight: times 1.5 above a KL of 0.1, divided by 1.5 below a KL of 0.01."
+    )
+    epochs: int = like(RceSettings, "epochs", 3)
+    lr: float = like(RceSettings, "lr", 2e-4, predecessor=5e-6)
+    lr_scheduler: LrScheduler = like(RceSettings, "lr_scheduler")
+    batch_size: int = like(RceSettings, "batch_size", 8, predecessor=1)
+    epsilon: float = option(
+        0.9,
+        above=0,
+        below=1,
+        predecessor=0.2,
+        help="Lower clip bound of the probability ratio, given as epsilon in 1 - epsilon. The ratio is that of the policy to "
+        "its start checkpoint, which never moves on, so that the bounds limit how far training goes in all.",
+    )
+    epsilon_high: float = option(
+        5.0,
+        at_least=0,
+        predecessor=0.0,
+        help="Upper clip bound of the probability ratio, given as epsilon_high in 1 + epsilon_high; 0 means epsilon. "
+        "An epsilon that is set alone bounds the ratio on both sides.",
+    )
+    scale_rewards: ScaleRewards = option(
+        "group", help="Standard deviation that advantages are divided by: that of the group, of the batch, or none."
+    )
+    mask_zero_std_groups: bool = option(False, help="Whether groups whose rewards are all equal are left out of the loss.")
+    top_k: int = like(RceSettings, "top_k")
+    entropy_coef: float = option(0.0, at_least=0, help="Weight of the policy's entropy as a bonus in the objective.")
+    freeze_backbone: bool = option(
+        False, predecessor=True, help="Whether only attention layers and norms are trained, and all other weights are frozen."
+    )
+    grad_clip: float = like(RceSettings, "grad_clip")
+    val_share: float = like(RceSettings, "val_share")
+    early_stopping: int = like(RceSettings, "early_stopping")
 
 
-GRPO_PRESETS: Mapping[str, GrpoSettings] = {
-    "default": GrpoSettings(),
-    "predecessor": GrpoSettings(lr=5e-6, batch_size=1, epsilon=0.2, epsilon_high=0.0, freeze_backbone=True),
+_PREDECESSOR = {
+    setting.name: declaration(setting).predecessor
+    for setting in fields(GrpoSettings)
+    if declaration(setting).predecessor is not None
 }
-PRESET_SETTINGS = tuple(  # what presets differ in
-    setting.name for setting in fields(GrpoSettings) if len({getattr(p, setting.name) for p in GRPO_PRESETS.values()}) > 1
-)
+GRPO_PRESETS: Mapping[Preset, GrpoSettings] = {"default": GrpoSettings(), "predecessor": GrpoSettings(**_PREDECESSOR)}
+PRESET_SETTINGS = tuple(_PREDECESSOR)  # names of the settings that presets differ in
+
+
+@dataclass(frozen=True)
+class GrpoInputs:
+    """Names the start checkpoint of a GRPO training and the preset of its settings."""
+
+    init: str = option(
+        AUTO,
+        help="Start checkpoint: a folder, a .pt or .ckpt file, a model URI, or auto for the best epoch of the newest RCE run.",
+    )
+    preset: Preset = option(
+        "default",
+        help="Default set for the GRPO options left at auto: default, or predecessor for the settings of Lever-Plus v3.",
+    )
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Evaluation: nested prefixes (``sizes``) of one seeded order of questions; the last ones choose the epoch.
+    """Says which questions, shot counts and baselines an evaluation has."""
 
-    ``random_draws``: of the random baseline; ``n_oracle``: questions on which every candidate is tried alone, 0 for none.
-    """
+    sizes: tuple[int, ...] = option(
+        (100, 200, 400, 800),
+        at_least=1,
+        ascending=True,
+        help="Numbers of evaluation questions, separated by commas; larger sets of questions contain the smaller ones.",
+    )
+    shots: tuple[int, ...] = option(
+        (1, 2, 3, 4), at_least=1, ascending=True, help="Numbers of demonstrations to evaluate with, separated by commas."
+    )
+    n_selection: int = option(
+        400,
+        at_least=1,
+        help="Number of questions that choose the best epoch; they are about images that no evaluation question is about.",
+    )
+    pool_size: int = like(RolloutSettings, "pool_size")
+    pool_sampler: PoolSampler = like(RolloutSettings, "pool_sampler")
+    random_draws: int = option(3, at_least=1, help="Number of draws that the random baseline is the mean of.")
+    n_oracle: int = option(
+        50,
+        at_least=0,
+        help="Number of questions on which every candidate is tried alone, as an oracle; 0 skips the oracle.",
+    )
 
-    sizes: tuple[int, ...] = (100, 200, 400, 800)
-    shots: tuple[int, ...] = (1, 2, 3, 4)
-    n_selection: int = 400
-    pool_size: int = 64
-    pool_sampler: PoolSampler = RolloutSettings.pool_sampler
-    random_draws: int = 3
-    n_oracle: int = 50
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Names the policies that an evaluation compares."""
+
+    grpo_run: str = option(AUTO, help="GRPO run to evaluate: a run id, or auto for the newest one with this kl_beta.")
+    checkpoints: str = option(
+        NONE,
+        help="Further checkpoints to evaluate, separated by commas: folders, .pt or .ckpt files, model URIs; none adds none.",
+    )
+
+
+@dataclass(frozen=True)
+class SweepInputs:
+    """Names the KL weights of an experiment."""
+
+    kl_betas: tuple[float, ...] = option(
+        (0.12, 0.15), at_least=0, help="KL weights beta that GRPO trains with and the report compares, separated by commas."
+    )
+
+
+@dataclass(frozen=True)
+class ComparisonInputs:
+    """Names what a comparison compares, and the language of its report."""
+
+    kl_betas: tuple[float, ...] = like(
+        SweepInputs,
+        "kl_betas",
+        least_items=2,
+        help="KL weights beta to compare, separated by commas; the newest evaluation of each is taken.",
+    )
+    evaluations: str = option(
+        AUTO,
+        help="Evaluation runs to compare, separated by commas: run ids or their first characters; auto finds them by kl_betas.",
+    )
+    results: str = option(
+        NONE, help="File of results from elsewhere to compare instead (see docs/report.md); none compares evaluation runs."
+    )
+    lang: Language = option("en", help="Language of the report: en for English, zh for Chinese.")
 
 
 @dataclass(frozen=True)
 class PromotionSettings:
-    """When a version becomes champion: gaining ``min_gain`` points over the present one; with ``force``, whatever is known."""
+    """Says when a registered version becomes the champion."""
 
-    min_gain: float = 0.0
-    force: bool = False
+    min_gain: float = option(
+        0.0,
+        at_least=0,
+        help="Points of accuracy by which a version must beat the champion; 0 asks only that it is not significantly worse.",
+    )
+    force: bool = option(False, help="Whether to promote in spite of the evidence, which a tag of the version then records.")
 
 
 @dataclass(frozen=True)
 class GateSettings:
-    """The data gate: ``thresholds`` instead of the suites' own, the most shots that evaluation will use, what critical data do.
+    """Says how the data gate judges RL data, and what happens to bad data."""
 
-    ``on_bad_data`` is ``stop``, or ``warn`` to go on; whatever is trained then says so.
-    """
+    thresholds: Mapping[str, float | str] = option(
+        {},
+        example="positive_query_rate=0.05",
+        help="Thresholds that replace those of the data gate's suites, as name=value separated by commas; none replaces none. "
+        "An example is positive_query_rate=0.05,reward_mean.max_value=1.9.",
+    )
+    max_shots: int = option(
+        max(EvalSettings.shots),
+        at_least=1,
+        help="Largest number of demonstrations that evaluation will use; every pool must hold more candidates.",
+    )
+    on_bad_data: OnBadData = option(
+        "stop",
+        help="What to do when the data fail a critical expectation: stop, or warn and go on. "
+        "With warn, a tag on whatever is trained names the failed expectations.",
+    )
 
-    thresholds: Mapping[str, float | str] = field(default_factory=dict)
-    max_shots: int = max(EvalSettings.shots)
-    on_bad_data: Literal["stop", "warn"] = "stop"
+
+@dataclass(frozen=True)
+class ValidationInputs:
+    """Names the RL data that a validation compares with."""
+
+    reference: str = option(
+        NONE, help="RL data to compare with: a file, a run id or runs:/<run id>; none checks the data on their own."
+    )
 
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """A served retriever: ``shots`` and ``as_messages`` where a request gives none, and the most that a request may hold.
+    """Says what a served retriever does by default, and how much a request may hold."""
 
-    ``max_pool_image_bytes``: up to this, the files of the pool's images are part of the model.
-    """
-
-    shots: int = RolloutSettings.shots
-    as_messages: bool = False
-    max_rows: int = 10_000
-    max_question_characters: int = 2_000
-    max_image_bytes: int = 10 * 2**20
-    max_image_pixels: int = 16_000_000
-    max_pool_image_bytes: int = 64 * 2**20
+    shots: int = option(RolloutSettings.shots, at_least=1, help="Number of demonstrations where a request gives none.")
+    as_messages: bool = option(False, help="Whether demonstrations are returned as chat messages where a request does not say.")
+    max_rows: int = option(10_000, at_least=1, help="Largest number of rows in a request.")
+    max_question_characters: int = option(2_000, at_least=1, help="Largest number of characters in a question.")
+    max_image_bytes: int = option(10 * 2**20, at_least=1, help="Largest size of an image file in bytes.")
+    max_image_pixels: int = option(16_000_000, at_least=1, help="Largest number of pixels in an image.")
+    max_pool_image_bytes: int = option(
+        64 * 2**20,
+        at_least=0,
+        help="Largest total size in bytes of the pool's image files up to which they become part of the model.",
+    )

@@ -14,7 +14,7 @@ from helpers.small_data import write_okvqa_split
 from mlflow import MlflowClient
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
@@ -125,10 +125,10 @@ def bad_rl_data(tmp_path):
 
 @pytest.fixture
 def local(mlflow_store, cache_dir):
-    """local(**choices) is a pipeline in this process, on a fresh store."""
+    """local(**choices) is a context for steps in this process, on a fresh store."""
 
     def make(**choices):
-        return experiment.Pipeline(Resources(cache_dir=cache_dir), **choices)
+        return Context(Resources(cache_dir=cache_dir), **choices)
 
     return make
 

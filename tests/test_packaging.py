@@ -1,15 +1,19 @@
-"""pyproject.toml, conda.yaml, MLproject and the scripts say the same."""
+"""pyproject.toml, conda.yaml, MLproject and the commands say the same."""
 
 import importlib
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import click
 import pytest
 import yaml
+from mlflow.projects import _project_spec
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from lever_mlflow.cli.option_types import Number
 
 ROOT = Path(__file__).parents[1]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -52,21 +56,39 @@ def test_names_of_the_entry_points():
 def test_parameters_commands_and_scripts_agree(name):
     parameters, command, script = ENTRY_POINTS[name]["parameters"], ENTRY_POINTS[name]["command"], options(name)
     assert command.startswith(f"python -m entrypoints.{name} ")
-    assert dict(re.findall(r"--(\w+) \{(\w+)\}", command)) == {parameter: parameter for parameter in parameters}
+    assert re.findall(r"--(\w+) \{(\w+)\}", command) == [(parameter, parameter) for parameter in script]
     assert parameters.keys() == script.keys()
     for parameter, declared in parameters.items():
         option = script[parameter]
-        assert declared["type"] in ("string", "float")
-        assert option.help, parameter
+        assert declared["type"] == ("float" if isinstance(option.type, Number) else "string"), parameter
         convert = lambda value, option=option: option.type.convert(value, option, None)  # noqa: E731
         assert convert(str(declared["default"])) == convert(option.default), parameter
+        if declared["type"] == "string":
+            assert declared["default"] == option.default, parameter  # as a user types it
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_one_comment_on_each_parameter(name):
-    text = (ROOT / "MLproject").read_text().split(f"\n  {name}:\n")[1].split("command:")[0]
-    lines = [line for line in text.splitlines() if line.startswith("      ")]
-    assert len(lines) == len(ENTRY_POINTS[name]["parameters"])
-    for line in lines:
-        parameter, comment = re.fullmatch(r"      (\w+): \{.*\} +# (.*)", line).groups()
-        assert comment == options(name)[parameter].help
+def test_mlflow_passes_each_parameter_once(name):
+    entry_point = _project_spec.load_project(str(ROOT)).get_entry_point(name)
+    assert set(entry_point.parameters) == set(options(name))
+    line = entry_point.compute_command({"vlm": "a vlm"}, None).split(" ", 3)
+    passed = dict(zip(*[iter(shlex.split(line[3]))] * 2, strict=True))
+    assert passed["--vlm"] == "a vlm"
+    expected = {f"--{parameter}": str(declared["default"]) for parameter, declared in ENTRY_POINTS[name]["parameters"].items()}
+    assert passed == {**expected, "--vlm": "a vlm"}
+
+
+def test_each_parameter_has_the_first_sentence_of_its_help_as_comment():
+    lines = re.findall(r"^ +(\w+): \{type: .*\} +# (.*)$", (ROOT / "MLproject").read_text(), re.MULTILINE)
+    assert len(lines) == (ROOT / "MLproject").read_text().count("{type: ")
+    helps = {
+        (option.name, option.help.split(". ")[0].rstrip(".") + ".")
+        for name in ENTRY_POINTS
+        for option in options(name).values()
+    }
+    assert set(lines) == helps
+
+
+def test_the_installed_command():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"lever-mlflow": "lever_mlflow.cli.commands:run"}

@@ -1,1 +1,1 @@
-"""The comparison of runs: what differs between them, what the differences are worth, and the report that says so."""
+"""Compares runs: finds what differs between them and what the differences are worth, and writes the report that says so."""

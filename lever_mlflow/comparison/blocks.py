@@ -1,4 +1,4 @@
-"""The parts of a page, and how each is written as Markdown and as HTML. Every text is taken literally in both."""
+"""Describes the parts of a page, and writes them as Markdown and as HTML. Every text is taken literally in both."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lever_mlflow.files import html_page
+from lever_mlflow.files.html_page import render
 
 __all__ = ["Block", "Bullets", "Code", "Figure", "Heading", "Paragraph", "Table", "to_html", "to_markdown"]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A title of a level from 1."""
+    """Holds a title; levels begin at 1."""
 
     level: int
     text: str
@@ -21,7 +21,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text; ``strong`` for what is to be read first."""
+    """Holds running text; ``strong`` marks what is to be read first."""
 
     text: str
     strong: bool = False
@@ -29,14 +29,14 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list."""
+    """Holds the items of a list."""
 
     items: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head."""
+    """Holds rows of cells under a head."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -44,14 +44,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Code:
-    """Commands, a line each."""
+    """Holds commands, a line each."""
 
     lines: Sequence[str]
+
+    @property
+    def text(self) -> str:
+        """Joins the lines, none of which contains a line break of its own."""
+        return "\n".join(map(_one_line, self.lines))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG by its file's name, and what it shows in words."""
+    """Names the file of a PNG, and says in words what it shows."""
 
     file: str
     description: str
@@ -61,14 +66,15 @@ Block = Heading | Paragraph | Bullets | Table | Code | Figure
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """A Markdown page; figures are files beside it."""
+    """Writes a Markdown page; figures are files beside it."""
     return "\n\n".join(map(_markdown, blocks)) + "\n"
 
 
 def to_html(blocks: Sequence[Block], figures: Mapping[str, bytes], language: str) -> str:
-    """A self-contained HTML page with the figures inside; its title is that of the first block."""
+    """Writes a self-contained HTML page with the figures inside; its title is that of the first heading."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
-    return html_page.page(title, "\n".join(_html(block, figures) for block in blocks), language=language)
+    named = [(type(block).__name__, block) for block in blocks]
+    return render("comparison/templates/report.html", title=title, blocks=named, figures=figures, language=language)
 
 
 def _markdown(block: Block) -> str:
@@ -83,30 +89,13 @@ def _markdown(block: Block) -> str:
             lines = [block.head, ["---"] * len(block.head), *block.rows]
             return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
         case Code():
-            return "\n".join(["```", *(_one_line(line) for line in block.lines), "```"])
+            return f"```\n{block.text}\n```"
         case Figure():
             return f"![{_plain(block.description)}]({block.file})"
 
 
-def _html(block: Block, figures: Mapping[str, bytes]) -> str:
-    text = html_page.text
-    match block:
-        case Heading():
-            return f"<h{block.level}>{text(block.text)}</h{block.level}>"
-        case Paragraph():
-            return f"<p><strong>{text(block.text)}</strong></p>" if block.strong else f"<p>{text(block.text)}</p>"
-        case Bullets():
-            return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in block.items) + "</ul>"
-        case Table():
-            return html_page.table(block.head, [[text(cell) for cell in row] for row in block.rows])
-        case Code():
-            return f"<pre>{text(chr(10).join(map(_one_line, block.lines)))}</pre>"
-        case Figure():
-            return html_page.figure(figures[block.file], block.description)
-
-
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: on one line, nothing in it a tag, a link, a table's border or emphasis."""
+    """Escapes a text so that Markdown shows it as it is: nothing in it is a tag, a link, the border of a table or emphasis."""
     escaped = re.sub(r"([\\`*|]|(?<=\])[(:\[])", r"\\\1", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)  # within a word it is no emphasis
 

@@ -1,250 +1,290 @@
-"""Aggregate results of runs with different betas: what a comparison starts from, in MLflow or not (docs/report.md)."""
+"""Describes the results of runs with different betas, from which a comparison starts, and reads them from a file.
+
+The file's format is documented in docs/report.md.
+"""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from lever_mlflow.evaluation.answering import BestSingle
+from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.settings import format_beta
 
-__all__ = ["Accuracies", "EpochResult", "Results", "RunResult", "read_results"]
+__all__ = ["Accuracies", "EpochResult", "RegisteredModel", "Results", "RunResult", "Scalar", "read_results", "results_of"]
 
-Accuracies = Mapping[tuple[int, int], float]  # (size, shots) -> percent
-_Scalar = str | int | float | bool | None
-_DAMAGED = "see docs/report.md for the shape of a results file"
-_LARGEST = 10**9  # of whole numbers and other figures: nothing here is as large
-_LONGEST = 1000  # characters of a text
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One epoch: what training logged, and its accuracy in percent where it was evaluated."""
-
-    epoch: int
-    metrics: Mapping[str, float]
-    accuracy: Accuracies
+_REMEDY = "see docs/report.md for the shape of a results file"
+_LARGEST = 10**9  # no number of a results file is as large
+_LONGEST = 1000  # characters of a text in a results file
+_SHOWN = 60  # characters of a value in an error message
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """One beta: how it was trained and on which RL data, its epochs ascending, and what else is known.
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _without_null(value: Any) -> Any:
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+def _without_empty(value: dict[Any, Any]) -> dict[Any, Any]:
+    return {name: item for name, item in value.items() if item}
+
+
+def _whole(value: Any) -> int:
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", str(value)):
+        raise ValueError(f"{_shortened(repr(value))} should be a whole number")
+    return int(value)
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, str | bool | int | float):
+        raise ValueError(f"{_shortened(repr(value))} should be a text, a number, true or false")
+    return value
+
+
+_Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+_Shots = Annotated[int, BeforeValidator(_whole)]
+_Number = Annotated[float, Field(strict=True)]
+_Percent = Annotated[float, Field(strict=True, ge=0.0, le=100.0)]
+_Row = Annotated[dict[_Shots, _Percent], BeforeValidator(_without_null)]
+Accuracies = Annotated[dict[_Count, _Row], BeforeValidator(_without_null), AfterValidator(_without_empty)]
+Scalar = Annotated[str | bool | int | float, BeforeValidator(_scalar)]
+_Scalars = Annotated[dict[str, Scalar], BeforeValidator(_without_null)]
+
+
+class _Record(BaseModel):
+    """Reads a part of a results file: what is ``null`` is missing, and what is not known here is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, value: Any) -> Any:
+        return _without_null(value)
+
+
+class EpochResult(_Record):
+    """Holds the metrics that training logged for one epoch (1-based), and the epoch's accuracy where it was evaluated.
+
+    In a file the metrics stand beside ``epoch`` and ``accuracy``, so they are extra fields of this record.
+
+    Attributes:
+        accuracy: size -> shots -> VQA accuracy in percent.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Number]
+
+    epoch: _Count
+    accuracy: Accuracies = {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Returns the metrics by name."""
+        return self.__pydantic_extra__
+
+    def accuracy_at(self, size: int, shots: int) -> float | None:
+        """Returns the accuracy in percent on so many questions; None where it is missing."""
+        return self.accuracy.get(size, {}).get(shots)
+
+    @property
+    def cells(self) -> dict[tuple[int, int], float]:
+        """Returns the accuracies by size and shots."""
+        return {(size, shots): value for size, row in self.accuracy.items() for shots, value in row.items()}
+
+
+class RegisteredModel(_Record):
+    """Names the version of a registered model, and the alias that points to it."""
+
+    name: str
+    version: str
+    alias: str
+
+
+def _in_order(epochs: tuple[EpochResult, ...]) -> tuple[EpochResult, ...]:
+    numbers = [epoch.epoch for epoch in epochs]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"should hold each epoch once, holds {_shortened(str(numbers))}")
+    return tuple(sorted(epochs, key=lambda epoch: epoch.epoch))
+
+
+class RunResult(_Record):
+    """Holds the results of one beta: how it was trained and on which RL data, its epochs, and what else is known.
 
     Attributes:
         config, rl_data: what decides whether runs are comparable, by name.
-        baselines: accuracy of what was not trained here, by name; zero-shot at 0 shots.
-        best_epoch: the one chosen on selection questions; ``selection``: mean accuracy on them, in percent, per epoch.
-        best_digest: of the best epoch's weights.
-        registered: name, version and alias of the registered model.
-        overlap: pairs of policies with the shares of questions on which their picks are the same, and why where all are.
-        best_single: the oracle bound of one demonstration.
+        epochs: ascending.
+        baselines: the accuracies of each policy that was not trained here, by name; zero-shot has 0 shots.
+        best_epoch: the epoch that was chosen on the selection questions.
+        selection_accuracy: of each epoch on these questions, in percent, mean over shots.
+        best_digest: of the weights of the best epoch.
+        overlap: the shares of questions for which two policies pick the same.
+        best_single: what the best single demonstration of each pool would bring.
         profile: how the VLM was asked, in words.
-        run_id: of the evaluation; ``commands``: what trains and evaluates this beta again.
+        run_id: of the evaluation.
+        commands: what trains and evaluates this beta again.
     """
 
-    kl_beta: float
-    config: Mapping[str, _Scalar]
-    rl_data: Mapping[str, _Scalar]
-    epochs: tuple[EpochResult, ...]
-    baselines: Mapping[str, Accuracies] = field(default_factory=dict)
-    best_epoch: int | None = None
-    selection: Mapping[int, float] = field(default_factory=dict)
+    kl_beta: Annotated[float, Field(strict=True, ge=0.0)]
+    config: _Scalars = {}
+    rl_data: _Scalars = {}
+    epochs: Annotated[tuple[EpochResult, ...], Field(min_length=1), AfterValidator(_in_order)]
+    baselines: dict[str, Accuracies] = {}
+    best_epoch: _Count | None = None
+    selection_accuracy: dict[_Count, _Percent] = {}
     best_digest: str = ""
-    registered: Mapping[str, str] | None = None
-    overlap: tuple[Mapping[str, Any], ...] = ()
-    best_single: Mapping[str, float] | None = None
+    registered: RegisteredModel | None = None
+    overlap: tuple[PickOverlap, ...] = ()
+    best_single: BestSingle | None = None
     profile: str = ""
     run_id: str = ""
     commands: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """As in a results file; unknown parts are left out."""
-        epochs = [{"epoch": e.epoch, **e.metrics, "accuracy": _nested(e.accuracy)} for e in self.epochs]
-        known = {
-            "best_epoch": self.best_epoch,
-            "selection_accuracy": {str(epoch): value for epoch, value in self.selection.items()},
-            "baselines": {name: _nested(cells) for name, cells in self.baselines.items()},
-            "registered": self.registered and dict(self.registered),
-            "overlap": [dict(row) for row in self.overlap],
-            "best_single": self.best_single and dict(self.best_single),
-            "profile": self.profile,
-            "run_id": self.run_id,
-            "commands": list(self.commands),
-        }
-        required = {"kl_beta": self.kl_beta, "config": dict(self.config), "rl_data": dict(self.rl_data), "epochs": epochs}
-        return required | {name: value for name, value in known.items() if value not in (None, {}, [], "")}
+    @field_validator("best_epoch")
+    @classmethod
+    def _check_best_epoch(cls, best_epoch: int | None, others: ValidationInfo) -> int | None:
+        numbers = [epoch.epoch for epoch in others.data.get("epochs", ())]
+        if best_epoch is not None and best_epoch not in numbers:
+            raise ValueError(f"{best_epoch} should be one of {_shortened(str(numbers))}")
+        return best_epoch
+
+    def epoch(self, number: int | None) -> EpochResult | None:
+        """Returns the epoch of that number; None where there is none."""
+        return next((epoch for epoch in self.epochs if epoch.epoch == number), None)
+
+    @property
+    def best(self) -> EpochResult | None:
+        """Returns the best epoch; None where none was chosen."""
+        return self.epoch(self.best_epoch)
+
+    @property
+    def best_or_last(self) -> EpochResult:
+        """Returns the best epoch, or where none was chosen the last one that was evaluated."""
+        evaluated = [epoch for epoch in self.epochs if epoch.accuracy]
+        return self.best or (evaluated or self.epochs)[-1]
 
 
-@dataclass(frozen=True)
-class Results:
-    """Runs of different betas, ascending, on one data set and VLM.
+def _ascending(runs: tuple[RunResult, ...]) -> tuple[RunResult, ...]:
+    return tuple(sorted(runs, key=lambda run: run.kl_beta))
 
-    ``complete``: everything that decides a run is in its ``config`` and ``rl_data``, so that what one of them lacks is a
-    difference; otherwise it is not known.
+
+class Results(_Record):
+    """Holds runs of different betas, ascending, on one data set and VLM.
+
+    Attributes:
+        source: where the numbers are from, in words.
+        complete: whether ``config`` and ``rl_data`` hold everything that decides a run. If so, what one run lacks is a
+            difference; otherwise it is not known. A results file cannot claim it.
     """
 
-    runs: tuple[RunResult, ...]
+    source: str = ""
     dataset: str = ""
     vlm: str = ""
     sampler: str = ""
-    source: str = ""
-    complete: bool = False
+    unit: Literal["percent"]
+    runs: Annotated[tuple[RunResult, ...], Field(min_length=1), AfterValidator(_ascending)]
+    complete: bool = Field(default=False, exclude=True)
 
     def to_json(self) -> dict[str, Any]:
-        """As in a results file."""
-        head = {name: value for name in ("source", "dataset", "vlm", "sampler") if (value := getattr(self, name))}
-        return {**head, "unit": "percent", "runs": [run.to_json() for run in self.runs]}
+        """Returns the content of a results file; what is not known is left out."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def digest(self) -> str:
+        """Names the content, 32 hex characters."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_results(path: Path) -> Results:
-    """The runs in a results file.
+    """Reads the runs in a results file.
 
     Raises:
         DataError: the file is not there, not JSON or not of this shape; the message names the place in it.
     """
-    content = read_object(path, missing="give the path of a results file", damaged=_DAMAGED)
+    content = read_object(path, missing="give the path of a results file", damaged=_REMEDY)
     try:
-        return _results(content)
-    except _Misfit as error:
-        raise DataError(f"{path}: {error}; {_DAMAGED}") from None
+        return results_of(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; {_REMEDY}") from None
 
 
-class _Misfit(Exception):
-    """What does not fit, and where."""
+def results_of(content: Mapping[str, Any]) -> Results:
+    """Reads the runs in the content of a results file.
 
-
-def _results(content: Mapping[str, Any]) -> Results:
-    if content.get("unit") != "percent":
-        raise _Misfit(f"unit: {_shown(content.get('unit'))}, expected 'percent'")
-    runs = [_run(item, f"runs[{i}]") for i, item in enumerate(_list(content.get("runs"), "runs"))]
-    betas = [run.kl_beta for run in runs]
-    if not runs:
-        raise _Misfit("runs: empty, expected at least one")
+    Raises:
+        DataError: the content is not of this shape; the message names the place in it.
+    """
+    try:
+        results = Results.model_validate({**content, "complete": False})
+    except ValidationError as error:
+        raise DataError(_misfit(error)) from None
+    _check_limits(results)
+    betas = [run.kl_beta for run in results.runs]
     if len(set(betas)) < len(betas):
-        raise _Misfit(f"runs: kl_beta {', '.join(f'{beta:g}' for beta in sorted(betas))}, expected each once")
-    dataset, vlm, sampler, source = (_text(content.get(name, ""), name) for name in ("dataset", "vlm", "sampler", "source"))
-    return Results(tuple(sorted(runs, key=lambda run: run.kl_beta)), dataset, vlm, sampler, source)
+        raise DataError(f"runs: should hold each kl_beta once, holds {', '.join(map(format_beta, betas))}")
+    return results
 
 
-def _run(item: Any, where: str) -> RunResult:
-    fields = _mapping(item, where)
-    epochs = [_epoch(e, f"{where}.epochs[{i}]") for i, e in enumerate(_list(fields.get("epochs"), f"{where}.epochs"))]
-    numbers = [epoch.epoch for epoch in epochs]
-    if not epochs or len(set(numbers)) < len(numbers):
-        raise _Misfit(f"{where}.epochs: epochs {numbers}, expected at least one, and each once")
-    best = fields.get("best_epoch")
-    if best is not None and best not in numbers:
-        raise _Misfit(f"{where}.best_epoch: {_shown(best)}, expected one of {numbers}")
-    registered = fields.get("registered")
-    return RunResult(
-        _number(fields.get("kl_beta"), f"{where}.kl_beta", 0.0),
-        _scalars(fields.get("config", {}), f"{where}.config"),
-        _scalars(fields.get("rl_data", {}), f"{where}.rl_data"),
-        tuple(sorted(epochs, key=lambda epoch: epoch.epoch)),
-        baselines={
-            _text(name, f"{where}.baselines"): _accuracy(cells, f"{where}.baselines.{_short(name)}")
-            for name, cells in _mapping(fields.get("baselines", {}), f"{where}.baselines").items()
-        },
-        best_epoch=best,
-        selection=_by_number(fields.get("selection_accuracy", {}), f"{where}.selection_accuracy"),
-        registered=None
-        if registered is None
-        else {
-            name: _text(_mapping(registered, f"{where}.registered").get(name), f"{where}.registered.{name}")
-            for name in ("name", "version", "alias")
-        },
-        profile=_text(fields.get("profile", ""), f"{where}.profile"),
-        run_id=_text(fields.get("run_id", ""), f"{where}.run_id"),
-    )
-
-
-def _epoch(item: Any, where: str) -> EpochResult:
-    fields = dict(_mapping(item, where))
-    accuracy = _accuracy(fields.pop("accuracy", {}), f"{where}.accuracy")
-    epoch = _whole(fields.pop("epoch", None), f"{where}.epoch")
-    metrics = {
-        _text(name, where): _number(value, f"{where}.{_short(name)}", -_LARGEST)
-        for name, value in fields.items()
-        if value is not None
+def _misfit(error: ValidationError) -> str:
+    """Says where the first error is, what stands there and what should."""
+    first = error.errors(include_url=False)[0]
+    place = _place(part for part in first["loc"] if part != "[key]")
+    if first["type"] == "value_error":  # one of this module's validators, which name the value themselves
+        return f"{place}: {first['ctx']['error']}"
+    if first["type"] == "missing":
+        return f"{place}: missing"
+    kinds = {
+        "model_type": "should be an object",
+        "dict_type": "should be an object",
+        "tuple_type": "should be a list",
+        "too_short": "should hold at least one",
     }
-    return EpochResult(epoch, metrics, accuracy)
+    message = kinds.get(first["type"], first["msg"].removeprefix("Input "))
+    return f"{place}: {_shortened(repr(first['input']))} {message}"
 
 
-def _accuracy(item: Any, where: str) -> Accuracies:
-    return {
-        (_whole(size, f"{where}: size"), _whole(shots, f"{where}.{size}: shots", 0)): _number(
-            value, f"{where}.{size}.{shots}", 0.0, 100.0
-        )
-        for size, row in _mapping(item, where).items()
-        for shots, value in _mapping(row, f"{where}.{_short(size)}").items()
-        if value is not None
-    }
+def _place(parts: Iterator[str | int] | Sequence[str | int]) -> str:
+    names = (f"[{part}]" if isinstance(part, int) else f".{_shortened(repr(part)[1:-1])}" for part in parts)
+    return "".join(names).removeprefix(".")
 
 
-def _by_number(item: Any, where: str) -> dict[int, float]:
-    return {
-        _whole(name, where): _number(value, f"{where}.{_short(name)}", 0.0, 100.0)
-        for name, value in _mapping(item, where).items()
-    }
+def _check_limits(results: Results) -> None:
+    """Refuses texts and numbers of a size that no results have, so that a report stays readable."""
+    for place, value in _leaves(results.model_dump(exclude={"runs": {"__all__": {"commands"}}}), ()):
+        if isinstance(value, str) and len(value) > _LONGEST:
+            raise DataError(f"{_place(place)}: {_shortened(repr(value))} should be a text of at most {_LONGEST} characters")
+        if isinstance(value, float) and not abs(value) <= _LARGEST:
+            raise DataError(f"{_place(place)}: {value} should be a number of at most {_LARGEST:g}")
 
 
-def _scalars(item: Any, where: str) -> dict[str, _Scalar]:
-    scalars = _mapping(item, where)
-    for name, value in scalars.items():
-        if isinstance(value, str):
-            _text(value, f"{where}.{_short(name)}")
-        elif isinstance(value, float):
-            _number(value, f"{where}.{_short(name)}", -math.inf)
-        elif not isinstance(value, int | None):
-            raise _Misfit(f"{where}.{_short(name)}: {_shown(value)}, expected a text, a number, true, false or null")
-    return {_text(name, where): value for name, value in scalars.items() if value is not None}
-
-
-def _mapping(item: Any, where: str) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise _Misfit(f"{where}: {_shown(item)}, expected an object")
-    return item
-
-
-def _list(item: Any, where: str) -> list[Any]:
-    if not isinstance(item, list):
-        raise _Misfit(f"{where}: {_shown(item)}, expected a list")
-    return item
-
-
-def _number(value: Any, where: str, low: float, high: float = _LARGEST) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise _Misfit(f"{where}: {_shown(value)}, expected a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _whole(value: Any, where: str, low: int = 1) -> int:
-    text = str(value)
-    if not re.fullmatch("0|[1-9][0-9]{0,8}", text) or int(text) < low:
-        raise _Misfit(f"{where}: {_shown(value)}, expected a whole number of at least {low}")
-    return int(text)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST:
-        raise _Misfit(f"{where}: {_shown(value)}, expected a text of at most {_LONGEST} characters")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else _short(repr(value))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _nested(cells: Accuracies) -> dict[str, dict[str, float]]:
-    rows: dict[str, dict[str, float]] = {}
-    for (size, shots), value in cells.items():
-        rows.setdefault(str(size), {})[str(shots)] = value
-    return rows
+def _leaves(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Returns every text and number within a value, names of fields among them, each behind its place."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield place, name
+            yield from _leaves(item, (*place, str(name)))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _leaves(item, (*place, number))
+    else:
+        yield place, value

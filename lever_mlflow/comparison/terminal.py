@@ -1,63 +1,79 @@
-"""A comparison as a plain table for the terminal."""
+"""Writes a comparison as a plain table for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from lever_mlflow.comparison.page import policy_label, verdict
+from lever_mlflow.comparison.facts import Comparison
+from lever_mlflow.comparison.page import verdict
+from lever_mlflow.comparison.results import Accuracies, RunResult
+from lever_mlflow.comparison.wording import policy_label
+from lever_mlflow.files.tables import Align, aligned
+from lever_mlflow.settings import format_beta
 
 __all__ = ["summary"]
 
-Facts = Mapping[str, Any]
 
+def summary(facts: Comparison) -> str:
+    """Writes the accuracies in percent at the largest size.
 
-def summary(facts: Facts) -> str:
-    """Accuracy in percent at the largest size: a row per baseline and per epoch of each beta, a column per shot count."""
-    size = str(max(facts["sizes"], default=0))
-    runs: Sequence[Facts] = facts["runs"]
-    shots = sorted({0, *facts["shots"]})
-    rows = [["", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]]
-    seen: dict[str, Facts] = {}
-    for run in runs:
-        for name, cells in run.get("baselines", {}).items():
-            if seen.get(name) != cells:
-                seen[name] = cells
-                rows.append([policy_label(run, name), *_cells(cells, size, shots)])
-    for run in runs:
-        for epoch in run["epochs"]:
-            best = " *" if epoch["epoch"] == run.get("best_epoch") else ""
-            rows.append([f"beta {run['kl_beta']:g} epoch {epoch['epoch']}{best}", *_cells(epoch["accuracy"], size, shots)])
-    registered = [
-        f"* beta {run['kl_beta']:g}: epoch {run['best_epoch']}, chosen on selection questions, is "
-        f"{run['registered']['name']} version {run['registered']['version']}, alias {run['registered']['alias']}"
-        for run in runs
-        if "registered" in run and "best_epoch" in run
-    ]
+    There is a row per baseline and per epoch of each beta, and a column per shot count.
+    """
+    size = max(facts.sizes, default=0)
+    shots = sorted({0, *facts.shots})
+    head = ["", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
+    rows = [head, *_baseline_rows(facts.runs, size, shots), *_epoch_rows(facts.runs, size, shots)]
+    right: Sequence[Align] = ["right"] * len(shots)
+    table = aligned(rows, align=["left", *right])
     title = f"VQA accuracy in percent on {size} questions"
-    return "\n".join([title, *_aligned(rows), *_oracle(runs), *registered, verdict(facts, "en")])
+    return "\n".join([title, table, *_oracle(facts.runs), *_registered(facts.runs), verdict(facts, "en")])
 
 
-def _cells(accuracy: Facts, size: str, shots: Sequence[int]) -> list[str]:
-    row = accuracy.get(size, {})
-    return [f"{row[str(k)]:.2f}" if str(k) in row else "-" for k in shots]
+def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
+    """Writes a row per baseline; one that several runs share is shown once."""
+    shown: dict[str, Accuracies] = {}
+    rows = []
+    for run in runs:
+        for name, accuracy in run.baselines.items():
+            if shown.get(name) != accuracy:
+                shown[name] = accuracy
+                rows.append([policy_label(run, name), *_cells(accuracy.get(size, {}), shots)])
+    return rows
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def _epoch_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
+    """Writes a row per epoch; the best ones have a star."""
     return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
+        [
+            f"beta {format_beta(run.kl_beta)} epoch {epoch.epoch}{' *' if epoch.epoch == run.best_epoch else ''}",
+            *_cells(epoch.accuracy.get(size, {}), shots),
+        ]
+        for run in runs
+        for epoch in run.epochs
     ]
 
 
-def _oracle(runs: Sequence[Facts]) -> list[str]:
-    """What there is to win with one demonstration, as a line; none where that was not measured. It does not depend on beta."""
-    found = next((run["best_single"] for run in runs if "best_single" in run), None)
-    if found is None:
+def _cells(row: Mapping[int, float], shots: Sequence[int]) -> list[str]:
+    return [f"{row[k]:.2f}" if k in row else "-" for k in shots]
+
+
+def _oracle(runs: Sequence[RunResult]) -> list[str]:
+    """Writes what there is to win with one demonstration, which does not depend on beta; nothing where it was not measured."""
+    best_single = next((run.best_single for run in runs if run.best_single), None)
+    if best_single is None:
         return []
     return [
-        f"oracle: {100 * found['oracle']:.2f} with the best single demonstration of each pool, on the first "
-        f"{found['questions']} questions ({100 * found['random']:.2f} with the mean one; it matters on "
-        f"{100 * found['winnable']:.0f} % of them)"
+        f"oracle: {100 * best_single.oracle:.2f} with the best single demonstration of each pool, on the first "
+        f"{best_single.questions} questions ({100 * best_single.random:.2f} with the mean one; it matters on "
+        f"{100 * best_single.winnable:.0f} % of them)"
+    ]
+
+
+def _registered(runs: Sequence[RunResult]) -> list[str]:
+    """Writes a line per registered version."""
+    return [
+        f"* beta {format_beta(run.kl_beta)}: epoch {run.best_epoch}, chosen on selection questions, is {run.registered.name} "
+        f"version {run.registered.version}, alias {run.registered.alias}"
+        for run in runs
+        if run.registered and run.best_epoch is not None
     ]

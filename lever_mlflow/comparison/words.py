@@ -1,5 +1,6 @@
-"""The two vocabularies of a report, the same keys and fields in both; Chinese section and column names are those of the
-reports that Lever-Plus v3 wrote by hand.
+"""Holds the two vocabularies of a report, which have the same keys and fields.
+
+The Chinese names of sections and columns are those of the reports that Lever-Plus v3 wrote by hand.
 """
 
 from __future__ import annotations

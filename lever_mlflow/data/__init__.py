@@ -1,1 +1,1 @@
-"""The data a selector works on: OK-VQA samples, their features, candidate pools, and the VQA accuracy of an answer."""
+"""Reads the data that a selector works on: samples, their features and candidate pools; scores answers by VQA accuracy."""

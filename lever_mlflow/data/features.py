@@ -1,9 +1,8 @@
-"""CLIP features: of samples, cached by content, and of single images and texts."""
+"""Computes CLIP features of images and texts; those of samples are cached by content."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -16,21 +15,25 @@ from PIL import Image
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.images import image_digest, read_image
 from lever_mlflow.files.model_folders import folder_digest, load_pretrained
 from lever_mlflow.settings import Fusion
 
-__all__ = ["Encoder", "FeatureTable", "fused_features", "sample_features", "shared_encoder"]
+__all__ = ["Encoder", "FeatureTable", "forget_shared_encoders", "fused_features", "sample_features", "shared_encoder"]
 
-_BATCH = 64
+_BATCH = 64  # images or texts that are encoded at a time
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of samples, float32, rows in the samples' order; ``digest`` names encoder and contents.
+    """Holds features of S samples, float32, L2-normalised, with rows in the samples' order. Arrays may be memory-mapped.
 
-    ``image_SD`` and ``text_SD`` are L2-normalised; ``fused_SD`` is their mean, ``concat_SD`` one behind the other, both
-    L2-normalised again. Memory-mapped.
+    Attributes:
+        image_SD, text_SD: features of images and of texts.
+        fused_SD: their mean, normalised again.
+        concat_SD: image and text features in one row of twice the length, normalised again.
+        digest: names the encoder and the content of the samples.
     """
 
     image_SD: np.ndarray
@@ -40,14 +43,23 @@ class FeatureTable:
     digest: str
 
     def of(self, fusion: Fusion) -> np.ndarray:
-        """The features that a selector of this fusion is fed."""
+        """Returns the features that a selector with this fusion takes."""
         return self.concat_SD if fusion == "concat" else self.fused_SD
 
 
 def sample_features(
     samples: Sequence[Sample], encoder: Path, encoder_digest: str, cache_dir: Path, device: str = "cpu"
 ) -> FeatureTable:
-    """CLIP features of image and question of each sample; computed once per encoder and content, then read from disk.
+    """Returns CLIP features of image and question of each sample.
+
+    They are computed once per encoder and content, and then read from the folder ``features`` in ``cache_dir``.
+
+    Args:
+        samples: the samples.
+        encoder: folder of the CLIP model.
+        encoder_digest: names the content of that folder.
+        cache_dir: the cache folder.
+        device: device that the model runs on.
 
     Raises:
         DataError: an image does not decode, or the encoder folder is no CLIP model.
@@ -69,13 +81,15 @@ def sample_features(
 
 
 def fused_features(image_SD: np.ndarray, text_SD: np.ndarray, digest: str) -> FeatureTable:
-    """The table of these image and text features, in memory."""
+    """Returns the feature table of L2-normalised image and text features, in memory."""
     fused_SD, concat_SD = _normalise(image_SD + text_SD), _normalise(np.concatenate([image_SD, text_SD], axis=1))
     return FeatureTable(image_SD, text_SD, fused_SD, concat_SD, digest)
 
 
 class Encoder:
-    """A CLIP model, for any number of threads. Its features are those of ``sample_features``: L2-normalised float32 [B, D].
+    """Encodes images and texts with a CLIP model, for any number of threads.
+
+    Its features are those of ``sample_features``: L2-normalised float32 [B, D].
 
     Raises:
         DataError: the folder is no CLIP model.
@@ -88,16 +102,16 @@ class Encoder:
         self._model = model.to(device).eval()
         self._device = device
         self._max_length = model.config.text_config.max_position_embeddings
-        self._lock = threading.Lock()  # padding and truncation are settings of the one tokenizer, made anew by each call
+        self._lock = threading.Lock()  # each call sets padding and truncation of the one tokenizer
 
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Features of one batch of RGB images."""
+        """Returns the features of one batch of RGB images, [B, D]."""
         with self._lock:
             pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
             return self._features(self._model.get_image_features, pixel_values=pixels)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Features of one batch of texts, each cut at the most tokens that the model takes."""
+        """Returns the features of one batch of texts, [B, D]; each text is cut to the model's limit of tokens."""
         with self._lock:
             tokens = self._processor(
                 text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._max_length
@@ -115,26 +129,39 @@ class Encoder:
 
 
 def shared_encoder(folder: Path, digest: str) -> Encoder:
-    """The encoder with this digest on the CPU, loaded once per process.
+    """Returns the encoder with this digest on the CPU, loaded once per process.
+
+    Args:
+        folder: folder of the CLIP model; not looked at when an encoder with this digest is loaded already.
+        digest: the ``folder_digest`` that the folder must have.
 
     Raises:
         DataError: the folder holds another encoder, or no CLIP model.
     """
-    with _sharing:
-        if digest not in _shared:
-            with tempfile.TemporaryDirectory() as memo_dir:  # read anew: nothing that was remembered vouches for the files
-                found = folder_digest(folder, Path(memo_dir))
-            if found != digest:
-                raise DataError(f"{folder}: an encoder of digest {found}, expected {digest}; give the folder of that one")
-            _shared[digest] = Encoder(folder)
-        return _shared[digest]
+    with _shared_lock:
+        if digest not in _shared_encoders:
+            with tempfile.TemporaryDirectory() as memo_dir:  # an empty one, so that the files themselves are read
+                actual = folder_digest(folder, Path(memo_dir))
+            if actual != digest:
+                raise DataError(
+                    f"{folder}: an encoder of digest {actual}, expected {digest}; give the folder of the expected encoder"
+                )
+            _shared_encoders[digest] = Encoder(folder)
+        return _shared_encoders[digest]
 
 
-_shared: dict[str, Encoder] = {}
-_sharing = threading.Lock()
+def forget_shared_encoders() -> None:
+    """Drops the encoders that ``shared_encoder`` has loaded, so that they are loaded again."""
+    with _shared_lock:
+        _shared_encoders.clear()
+
+
+_shared_encoders: dict[str, Encoder] = {}
+_shared_lock = threading.Lock()
 
 
 def _encode(samples: Sequence[Sample], folder: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features of the samples' images and of their questions, both [S, D]."""
     encoder = Encoder(folder, device)
     paths, questions = [sample.image_path for sample in samples], [sample.question for sample in samples]
     return (
@@ -143,13 +170,13 @@ def _encode(samples: Sequence[Sample], folder: Path, device: str) -> tuple[np.nd
     )
 
 
-def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], what: str) -> np.ndarray:
-    """Features of each item, encoding every distinct one once, [items, D]."""
+def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], kind: str) -> np.ndarray:
+    """Returns the features of each item, [items, D]; equal items are encoded once. ``kind`` labels the progress bar."""
     from tqdm import tqdm
 
     unique = list(dict.fromkeys(items))
     row = {item: i for i, item in enumerate(unique)}
-    starts = tqdm(range(0, len(unique), _BATCH), desc=f"CLIP {what}", unit="batch", disable=None)
+    starts = tqdm(range(0, len(unique), _BATCH), desc=f"encoding {kind}", unit="batch", disable=None)
     features = np.concatenate([encode(unique[start : start + _BATCH]) for start in starts])
     return features[[row[item] for item in items]]
 
@@ -159,7 +186,6 @@ def _normalise(array: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        np.save(part, array.astype(np.float32))
-    os.replace(part.name, path)
+    """Writes an array as float32."""
+    with whole_file(path, "wb") as file:
+        np.save(file, array.astype(np.float32))

@@ -1,6 +1,6 @@
-"""Hub data sets, read by the ``datasets`` library and kept as files in the official OK-VQA layout.
+"""Reads hub data sets with the ``datasets`` library, and stores them as files in the official OK-VQA layout.
 
-Images are kept byte for byte under the official ``.jpg`` names, whatever their format; readers go by the content.
+Images are stored byte for byte under the official ``.jpg`` names, whatever their format; readers recognise it by the content.
 """
 
 from __future__ import annotations
@@ -18,55 +18,60 @@ from lever_mlflow.files.atomic import build_folder
 
 __all__ = ["ensure_hub_dataset"]
 
-_COLUMNS = ("question", "answers", "image", "question_id", "image_id")
 _OPTIONAL = ("question_id", "image_id")
-_NAMES: tuple[SplitName, ...] = ("train", "val")
-_VERSION = "1"  # of what is written here
+_COLUMNS = ("question", "answers", "image", *_OPTIONAL)
+_SPLITS: tuple[SplitName, ...] = ("train", "val")
+_VERSION = "1"  # of the form of the files that are written here
 
 
 class _Row(NamedTuple):
+    """Holds a row of a split, the image as the content of its file."""
+
     question: str | None
     answers: Any
     image: bytes | None
 
 
 def ensure_hub_dataset(name: str, columns: Mapping[str, str], splits: Sequence[str], cache_dir: Path) -> Path:
-    """Folder of a hub data set in the official layout, below ``cache_dir``; written on first use, complete or not at all.
+    """Returns the folder of a hub data set in the official layout, below ``cache_dir``; it is written on first use.
 
     Answers are lists of 10 texts or of 10 objects with an ``answer``. A column of single texts stands for 10 annotators who
-    agree, with whom VQA accuracy is 1 for that answer and 0 for others. Without a question id column, or when not all ids
-    are whole numbers, questions are numbered over both splits; images likewise, equal ones alike, by id or content.
+    agree, with whom VQA accuracy is 1 for that answer and 0 for others. Questions are numbered over both splits when there is
+    no column of question ids, or not all ids are whole numbers. Images are numbered likewise; images of equal id, or of equal
+    content where there are no ids, have one number.
 
     Args:
         name: hub name, or folder of files that ``datasets.load_dataset`` reads.
-        columns: ours -> the data set's name of a column, where they differ.
+        columns: the data set's names of columns that it calls otherwise than expected, by the expected name.
         splits: the data set's splits (or slices, such as ``train[:90%]``) for training and evaluation.
+        cache_dir: the cache folder.
 
     Raises:
-        ParameterError: ``columns`` names one that we have not, or ``datasets`` is not installed.
+        ParameterError: ``columns`` names an unknown column, or ``datasets`` is not installed.
         DataError: no such data set, split or column, or a column of another type.
     """
     unknown = sorted(columns.keys() - set(_COLUMNS))
     if unknown:
         raise ParameterError(f"hf_columns: {unknown[0]} is not one of {', '.join(_COLUMNS)}")
-    tables = {ours: _load(name, theirs) for ours, theirs in zip(_NAMES, splits, strict=True)}
-    taken = _taken(name, tables, columns)
-    content = json.dumps([_VERSION, [table._fingerprint for table in tables.values()], taken])
+    tables = {split: _load(name, hub_split) for split, hub_split in zip(_SPLITS, splits, strict=True)}
+    names = _column_names(name, tables, columns)
+    content = json.dumps([_VERSION, [table._fingerprint for table in tables.values()], names])
     root = cache_dir / "hub-datasets" / hashlib.sha256(content.encode()).hexdigest()[:32]
 
-    def build(folder: Path) -> None:
-        question_ids = _ids(tables, taken["question_id"]) if "question_id" in taken else _positions(tables)
-        image_ids = _ids(tables, taken["image_id"]) if "image_id" in taken else None
+    def fill(folder: Path) -> None:
+        question_ids = _ids(tables, names["question_id"]) if "question_id" in names else _positions(tables)
+        image_ids = _ids(tables, names["image_id"]) if "image_id" in names else None
         by_content: dict[bytes, int] = {}
         for split, table in tables.items():
             of_images = image_ids[split] if image_ids else itertools.repeat(None, len(table))
-            rows = zip(_rows(table, taken), question_ids[split], of_images, strict=True)
-            _write_split(split_files(folder, split), rows, by_content, f"hf:{name}: column {taken.get('image_id')}")
+            rows = zip(_rows(table, names), question_ids[split], of_images, strict=True)
+            _write_split(split_files(folder, split), rows, by_content, f"hf:{name}: column {names.get('image_id')}")
 
-    return build_folder(root, build)
+    return build_folder(root, fill)
 
 
 def _load(name: str, split: str) -> Any:
+    """Loads a split as a ``datasets.Dataset``."""
     try:
         import datasets
     except ImportError:
@@ -80,39 +85,41 @@ def _load(name: str, split: str) -> Any:
         raise DataError(f"hf:{name}, split {split}: cannot be read ({reason}); check the name and hf_splits") from None
 
 
-def _taken(name: str, tables: Mapping[SplitName, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Ours -> the data set's name of each column that both splits have, with their types checked."""
+def _column_names(name: str, tables: Mapping[SplitName, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """Returns the data set's name of each column that both splits have, by the expected name; checks the columns' types."""
     import datasets
 
-    taken = {}
-    for ours in _COLUMNS:
-        theirs = columns.get(ours, ours)
-        lacking = [table for table in tables.values() if theirs not in table.column_names]
+    names = {}
+    for column in _COLUMNS:
+        hub_column = columns.get(column, column)
+        lacking = [table for table in tables.values() if hub_column not in table.column_names]
         if not lacking:
-            taken[ours] = theirs
-        elif ours not in _OPTIONAL or ours in columns:
-            there = ", ".join(lacking[0].column_names)
-            raise DataError(f"hf:{name}: no column {theirs} (there are: {there}); name it with hf_columns={ours}=COLUMN")
+            names[column] = hub_column
+        elif column not in _OPTIONAL or column in columns:
+            existing = ", ".join(lacking[0].column_names)
+            raise DataError(
+                f"hf:{name}: no column {hub_column} (there are: {existing}); name it with hf_columns={column}=COLUMN"
+            )
     for table in tables.values():
-        image, question = table.features[taken["image"]], table.features[taken["question"]]
+        image, question = table.features[names["image"]], table.features[names["question"]]
         if not isinstance(image, datasets.Image):
-            raise DataError(f"hf:{name}: column {taken['image']} is {image}, expected images; name another with hf_columns")
+            raise DataError(f"hf:{name}: column {names['image']} is {image}, expected images; name another with hf_columns")
         if getattr(question, "dtype", None) not in ("string", "large_string"):
-            raise DataError(f"hf:{name}: column {taken['question']} is {question}, expected text; name another with hf_columns")
-    return taken
+            raise DataError(f"hf:{name}: column {names['question']} is {question}, expected text; name another with hf_columns")
+    return names
 
 
-def _rows(table: Any, taken: Mapping[str, str]) -> Iterator[_Row]:
-    """The rows of a split, images undecoded."""
+def _rows(table: Any, names: Mapping[str, str]) -> Iterator[_Row]:
+    """Yields the rows of a split; images are not decoded."""
     import datasets
 
-    plain = table.select_columns([taken["question"], taken["answers"], taken["image"]])
-    for row in plain.cast_column(taken["image"], datasets.Image(decode=False)):
-        yield _Row(row[taken["question"]], row[taken["answers"]], _image_bytes(row[taken["image"]]))
+    plain = table.select_columns([names["question"], names["answers"], names["image"]])
+    for row in plain.cast_column(names["image"], datasets.Image(decode=False)):
+        yield _Row(row[names["question"]], row[names["answers"]], _image_bytes(row[names["image"]]))
 
 
 def _image_bytes(image: Mapping[str, Any] | None) -> bytes | None:
-    """The file's content, held in the table or beside it; None where there is none."""
+    """Returns the content of an image file, which is in the table or beside it; None where there is none."""
     if image and image["bytes"]:
         return bytes(image["bytes"])
     try:
@@ -122,7 +129,7 @@ def _image_bytes(image: Mapping[str, Any] | None) -> bytes | None:
 
 
 def _ids(tables: Mapping[SplitName, Any], column: str) -> dict[SplitName, list[int]]:
-    """The ids of each split's rows: whole numbers as they are, anything else numbered by first appearance in both splits."""
+    """Returns the ids of each split's rows: whole numbers as they are, others numbered by first appearance in both splits."""
     values = {split: list(table[column]) for split, table in tables.items()}
     numbers: dict[Any, int] = {value: 0 for split in values.values() for value in split}
     whole = all(str(value).isdecimal() for value in numbers)
@@ -131,7 +138,7 @@ def _ids(tables: Mapping[SplitName, Any], column: str) -> dict[SplitName, list[i
 
 
 def _positions(tables: Mapping[SplitName, Any]) -> dict[SplitName, list[int]]:
-    """The rows of both splits numbered from 1."""
+    """Numbers the rows of both splits together, from 1."""
     numbers = itertools.count(1)
     return {split: list(itertools.islice(numbers, len(table))) for split, table in tables.items()}
 
@@ -139,7 +146,14 @@ def _positions(tables: Mapping[SplitName, Any]) -> dict[SplitName, list[int]]:
 def _write_split(
     files: SplitFiles, rows: Iterable[tuple[_Row, int, int | None]], by_content: dict[bytes, int], place: str
 ) -> None:
-    """Writes one split's files; an image without id gets the one of its content in ``by_content``, or the next."""
+    """Writes the files of one split.
+
+    Args:
+        files: the paths.
+        rows: each row with its question id, and with its image id or None.
+        by_content: image ids by the digest of the image, for images without an id; new ones are added.
+        place: names the column of image ids in an error message.
+    """
     files.images.mkdir()
     written: dict[int, bytes] = {}
     questions, annotations = [], []
@@ -158,7 +172,7 @@ def _write_split(
 
 
 def _answers(value: Any) -> list[dict[str, str | None]] | None:
-    """Answers in the official form; what is no text becomes null, which the reader counts as a bad item."""
+    """Returns answers in the official form. A value that is no text becomes null, which the reader counts as a bad item."""
     if isinstance(value, str):
         value = [value] * ANSWERS_PER_QUESTION
     elif isinstance(value, Mapping):  # objects of a Sequence feature arrive as lists, one for each field

@@ -1,6 +1,6 @@
-"""OK-VQA: the official question and annotation files of one split, and its COCO images, to samples.
+"""Reads samples of a split of OK-VQA from the official question and annotation files and the COCO images.
 
-Items that cannot be used are found all at once, each counted under the first kind of problem that it has.
+All items that cannot be used are found at once. Each is counted under the first kind of problem that it has.
 """
 
 from __future__ import annotations
@@ -49,11 +49,17 @@ _REMEDIES = {
     _DAMAGED: "copy the images again",
     _NARROW: "crop or replace the images",
 }
-_NAMED = 3  # items of each kind that a message names
+_NAMED = 3  # most items of each kind that a message names
 
 
 class BadItem(NamedTuple):
-    """An entry that cannot be used: the kind of problem, its question id (or place in the file), and what is wrong there."""
+    """Describes an entry that cannot be used.
+
+    Attributes:
+        kind: kind of problem, in words that follow a number, such as ``without annotation``.
+        place: question id of the entry, or its place in the file where it has none.
+        detail: what is wrong with the entry.
+    """
 
     kind: str
     place: int | str
@@ -61,7 +67,13 @@ class BadItem(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The usable items of a split, what is wrong with the others, and how many of its questions those are."""
+    """Holds the usable items of a split and the problems of the others.
+
+    Attributes:
+        samples: the usable items.
+        bad: what is wrong with the others.
+        left_out: how many questions of the file are not among the samples.
+    """
 
     samples: list[Sample]
     bad: list[BadItem]
@@ -69,19 +81,19 @@ class Split(NamedTuple):
 
 
 class SplitFiles(NamedTuple):
-    """Where a split's official files are: questions, annotations, and the folder of the images."""
+    """Holds the paths of a split's official files: questions, annotations, and the folder of the images."""
 
     questions: Path
     annotations: Path
     images: Path
 
     def image(self, image_id: int) -> Path:
-        """The file of an image."""
+        """Returns the path of an image."""
         return self.images / f"COCO_{self.images.name}_{image_id:012d}.jpg"
 
 
 def split_files(root: Path, split: SplitName) -> SplitFiles:
-    """The official names of a split's files in ``root``."""
+    """Returns the paths of a split's files in ``root``, by their official names."""
     subset = f"{split}2014"
     return SplitFiles(
         root / f"OpenEnded_mscoco_{subset}_questions.json", root / f"mscoco_{subset}_annotations.json", root / subset
@@ -89,29 +101,30 @@ def split_files(root: Path, split: SplitName) -> SplitFiles:
 
 
 def load_split(root: str | Path, split: SplitName) -> list[Sample]:
-    """Samples of one split in the order of its questions file, all of them usable.
+    """Reads the samples of one split in the order of its questions file, all of which must be usable.
 
     Raises:
-        DataError: as ``read_split``; or items cannot be used: the message counts each kind and names the first ones.
+        DataError: as ``read_split``; or items cannot be used, which the message counts by kind, naming the first ones.
     """
-    found = read_split(root, split)
-    if found.bad:
-        raise DataError(f"{root}: {split} items that cannot be used: {describe(found.bad)}")
-    return found.samples
+    content = read_split(root, split)
+    if content.bad:
+        raise DataError(f"{root}: {split} items that cannot be used: {describe(content.bad)}")
+    return content.samples
 
 
 def read_split(root: str | Path, split: SplitName, *, memo_dir: Path | None = None, max_aspect: float = math.inf) -> Split:
-    """Reads one split: samples in the order of its questions file, numbered without gaps, and what cannot be used.
-
-    ``root`` holds ``OpenEnded_mscoco_{split}2014_questions.json``, ``mscoco_{split}2014_annotations.json`` and the images
-    ``{split}2014/COCO_{split}2014_{image_id:012d}.jpg``.
+    """Reads one split: its samples in the order of the questions file, numbered without gaps, and the bad items.
 
     Bad items are entries of the wrong form, question ids that occur twice (all their entries), questions without annotation
-    or the reverse, image ids that differ, other than 10 answers, images that are missing or do not decode, and images whose
-    longer side is ``max_aspect`` times the shorter or more.
+    or the reverse, image ids that differ, other than 10 answers, images that are missing or do not decode, and images that are
+    too narrow.
 
     Args:
-        memo_dir: where images that decoded are remembered, so that the next reading is quick.
+        root: folder of ``OpenEnded_mscoco_{split}2014_questions.json``, ``mscoco_{split}2014_annotations.json`` and the images
+            ``{split}2014/COCO_{split}2014_{image_id:012d}.jpg``.
+        split: the split.
+        memo_dir: folder in which images that decode are remembered, so that the next reading is quick.
+        max_aspect: an image whose longer side is this many times the shorter, or more, is too narrow.
 
     Raises:
         DataError: the folder or a file is missing, or a file is damaged as a whole.
@@ -141,31 +154,43 @@ def read_split(root: str | Path, split: SplitName, *, memo_dir: Path | None = No
 
 
 def tally(bad: Sequence[BadItem]) -> str:
-    """How many items of each kind, such as ``2 with a missing image, 1 without annotation``."""
+    """Returns how many items there are of each kind, such as ``2 with a missing image, 1 without annotation``."""
     return ", ".join(f"{len(items)} {kind}" for kind, items in _by_kind(bad).items())
 
 
 def describe(bad: Sequence[BadItem]) -> str:
-    """How many items of each kind, which are the first ones, what is wrong with the first, and the remedy."""
+    """Returns for each kind how many items there are, which are the first, what is wrong with the first, and the remedy."""
     return "; ".join(
         f"{len(items)} {kind} ({_places(items)}: {items[0].detail}; {_REMEDIES[kind]})" for kind, items in _by_kind(bad).items()
     )
 
 
 def _by_kind(bad: Sequence[BadItem]) -> dict[str, list[BadItem]]:
+    """Returns the items by kind, without the kinds that have none."""
     grouped = {kind: [item for item in bad if item.kind == kind] for kind in _REMEDIES}
     return {kind: items for kind, items in grouped.items() if items}
 
 
 def _places(items: Sequence[BadItem]) -> str:
-    named = [item.place if isinstance(item.place, str) else f"question_id {item.place}" for item in items[:_NAMED]]
-    return ", ".join(named) + (", ..." if len(items) > _NAMED else "")
+    """Returns the places of the first items."""
+    names = [item.place if isinstance(item.place, str) else f"question_id {item.place}" for item in items[:_NAMED]]
+    return ", ".join(names) + (", ..." if len(items) > _NAMED else "")
 
 
 def _entries(
     path: Path, key: str, fields: Mapping[str, type], bad: list[BadItem]
 ) -> tuple[int, dict[int, dict[str, Any] | None]]:
-    """How many entries a file has, and each by its question id; None where it is bad, which is then in ``bad``."""
+    """Reads the entries of a file, and appends what is wrong with them to ``bad``.
+
+    Args:
+        path: the file.
+        key: name of the list of entries in it.
+        fields: the types of the fields that an entry must have.
+        bad: is appended to.
+
+    Returns:
+        How many entries the file has; and each entry by its question id, None where it is bad.
+    """
     missing = f"download the official OK-VQA files into {path.parent}"
     items = read_object(path, missing=missing, damaged="download it again").get(key)
     if not isinstance(items, list) or not items:
@@ -188,7 +213,7 @@ def _entries(
 
 
 def _wrong_form(item: Any, fields: Mapping[str, type]) -> str:
-    """What is wrong with an entry's fields, or nothing."""
+    """Returns what is wrong with an entry's fields; an empty text where nothing is."""
     if not isinstance(item, dict):
         return f"{reprlib.repr(item)} is no object"
     problems = (_wrong_value(name, item.get(name), kind) for name, kind in fields.items())
@@ -196,6 +221,7 @@ def _wrong_form(item: Any, fields: Mapping[str, type]) -> str:
 
 
 def _wrong_value(name: str, value: Any, kind: type) -> str:
+    """Returns what is wrong with the value of a field; an empty text where nothing is."""
     if not isinstance(value, kind) or isinstance(value, bool):
         return f"{name} is {reprlib.repr(value)}, expected {kind.__name__}"
     if isinstance(value, int) and not 0 <= value < 2**63:
@@ -204,6 +230,7 @@ def _wrong_value(name: str, value: Any, kind: type) -> str:
 
 
 def _wrong_answers(answers: Sequence[Any]) -> str:
+    """Returns what is wrong with the first bad one of the annotators' answers; an empty text where nothing is."""
     texts = [item.get("answer") if isinstance(item, dict) else None for item in answers]
     wrong = [(i, text) for i, text in enumerate(texts) if not isinstance(text, str)]
     return f"answers[{wrong[0][0]}]: answer is {reprlib.repr(wrong[0][1])}, expected text" if wrong else ""
@@ -215,16 +242,16 @@ def _pairs(
     annotations: Mapping[int, dict[str, Any] | None],
     bad: list[BadItem],
 ) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
-    """Each good question with the answers of its good annotation; the others, unless they are in ``bad``, are put there."""
+    """Returns each good question with the answers of its annotation; appends the others to ``bad``, unless they are there."""
     pairs = []
     for question_id, question in questions.items():
         if question_id not in annotations:
             bad.append(BadItem(_NO_ANNOTATION, question_id, f"not in {files.annotations}"))
         elif question is not None and (annotation := annotations[question_id]) is not None:
-            image_id, other = question["image_id"], annotation["image_id"]
+            image_id, annotated_id = question["image_id"], annotation["image_id"]
             answers = tuple(item["answer"] for item in annotation["answers"])
-            if image_id != other:
-                detail = f"image_id {other} in {files.annotations}, but {image_id} in {files.questions.name}"
+            if image_id != annotated_id:
+                detail = f"image_id {annotated_id} in {files.annotations}, but {image_id} in {files.questions.name}"
                 bad.append(BadItem(_OTHER_IMAGE, question_id, detail))
             elif len(answers) != ANSWERS_PER_QUESTION:
                 bad.append(BadItem(_ANSWERS, question_id, f"{len(answers)} answers in {files.annotations}"))
@@ -234,7 +261,7 @@ def _pairs(
 
 
 def _bad_images(paths: Sequence[Path], memo_dir: Path | None, max_aspect: float) -> dict[Path, tuple[str, str]]:
-    """Kind of problem and what is wrong, of each image that cannot be used."""
+    """Returns kind of problem and detail of each image that cannot be used."""
     if not paths:
         return {}
     bad = {path: (_MISSING, str(path)) for path in paths if not path.is_file()}

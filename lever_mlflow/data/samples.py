@@ -1,4 +1,4 @@
-"""One item of a visual question answering data set."""
+"""Defines an item of a visual question answering data set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Sample"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One OK-VQA item.
+    """Holds one OK-VQA item.
 
     Attributes:
-        index: position among the split's usable items; for training items the id used in RL data.
+        index: position among the split's usable items; RL data name training items by it.
         question_id: the data set's own id of the question.
         image_id: the data set's own id of the image.
         question: the question's text.
@@ -31,5 +31,5 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """The most frequent annotator answer (the earliest among equals): what a demonstration shows."""
+        """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it."""
         return Counter(self.answers).most_common(1)[0][0]

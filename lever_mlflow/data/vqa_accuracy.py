@@ -1,4 +1,4 @@
-"""The official VQA accuracy.
+"""Computes the official VQA accuracy.
 
 Normalisation and score follow the VQA evaluation code (github.com/GT-Vision-Lab/VQA, ``vqaEval.py``): its punctuation
 rules, number words, articles and contractions, and the mean over annotators of min(matches among the others / 3, 1).
@@ -23,8 +23,8 @@ _NUMBERS = {"none": "0"} | {
     word: str(value) for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 _ARTICLES = frozenset({"a", "an", "the"})
-# Spelling without an apostrophe -> contraction. Text is lower-cased before the look-up, so the official list's
-# capitalised entries (Im, Ive, Id've) never match and are left out here.
+# Spelling without an apostrophe -> contraction. Text is in lower case at the look-up, so the official list's capitalised
+# entries (Im, Ive, Id've) would never match and are left out here.
 _CONTRACTIONS = dict(
     pair.split(":")
     for pair in """
@@ -51,7 +51,7 @@ y'all'dve:y'all'd've youd:you'd youd've:you'd've you'dve:you'd've youll:you'll y
 
 @lru_cache(maxsize=65_536)
 def normalize_answer(text: str) -> str:
-    """``text`` in the official normal form: lower case, no punctuation or articles, digits for zero to ten."""
+    """Returns a text in the official normal form: lower case, no punctuation or articles, digits for zero to ten."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
     original = text
     has_number_comma = _COMMA_BETWEEN_DIGITS.search(original) is not None
@@ -63,9 +63,13 @@ def normalize_answer(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Leave-one-out VQA accuracy of ``prediction`` against the annotators' raw ``answers``, in [0, 1].
+    """Returns the leave-one-out VQA accuracy of a prediction, in [0, 1].
 
-    The mean over annotators of min(matches among the other annotators / 3, 1); both sides are normalised first.
+    It is the mean over annotators of min(matches among the other annotators / 3, 1). Both sides are normalised first.
+
+    Args:
+        prediction: the answer of a model.
+        answers: the annotators' raw answers.
 
     Raises:
         ValueError: ``answers`` is empty.
@@ -75,4 +79,4 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     predicted = normalize_answer(prediction)
     matches = [normalize_answer(answer) == predicted for answer in answers]
     total = sum(matches)
-    return sum(min((total - own) / 3, 1.0) for own in matches) / len(matches)
+    return sum(min((total - match) / 3, 1.0) for match in matches) / len(matches)

@@ -4,34 +4,64 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Overlap", "overlaps", "why_identical"]
+__all__ = ["IdenticalPicks", "PickOverlap", "overlaps", "why_identical"]
 
 
-class Overlap(NamedTuple):
-    """Shares of questions with the same picks of two policies at a shot count: in the same order, and in any order."""
+class IdenticalPicks(BaseModel):
+    """Says by which rule two policies pick the same for every question, and the figures that the rule rests on.
+
+    Attributes:
+        rule: ``equal_weights``; ``small_pool``: the pool leaves fewer than two candidates per pick; ``same_order``: the order
+            of the leading logits is unchanged; ``too_close``: the weights differ too little, and the logits are not known.
+        pool_size, shots: of a small pool.
+        leading: how many of the largest logits decide the picks (one more than the shots).
+        moved: how far logits moved, less their mean, at most.
+        median, tightest: the margin by which picks led, in the median question and in the tightest one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Literal["equal_weights", "small_pool", "same_order", "too_close"]
+    pool_size: int | None = None
+    shots: int | None = None
+    leading: int | None = None
+    moved: float | None = None
+    median: float | None = None
+    tightest: float | None = None
+
+
+class PickOverlap(BaseModel):
+    """Holds the shares of questions for which two policies pick the same: in the same order, and in any order.
+
+    ``reason`` says why, where the picks are the same in order for every question and that could be found out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: str
     second: str
     shots: int
     ordered: float
     unordered: float
+    reason: IdenticalPicks | None = None
 
 
-def overlaps(picks: Mapping[str, np.ndarray], shots: Sequence[int]) -> list[Overlap]:
-    """Every pair of policies at every shot count.
+def overlaps(picks: Mapping[str, np.ndarray], shots: Sequence[int]) -> list[PickOverlap]:
+    """Compares every pair of policies at every shot count.
 
     Args:
         picks: policy name -> items [Q, K] in the order of the prompt, K at least the largest shot count.
     """
     return [
-        Overlap(
-            first,
-            second,
-            k,
+        PickOverlap(
+            first=first,
+            second=second,
+            shots=k,
             ordered=float((picks[first][:, :k] == picks[second][:, :k]).all(1).mean()),
             unordered=float((np.sort(picks[first][:, :k], 1) == np.sort(picks[second][:, :k], 1)).all(1).mean()),
         )
@@ -40,21 +70,25 @@ def overlaps(picks: Mapping[str, np.ndarray], shots: Sequence[int]) -> list[Over
     ]
 
 
-def why_identical(first_QN: np.ndarray, second_QN: np.ndarray, shots: int, *, equal_weights: bool) -> dict[str, Any]:
-    """Why two policies with these logits pick the same for every question: a ``rule`` and the figures it rests on.
+def why_identical(first_QN: np.ndarray, second_QN: np.ndarray, shots: int, *, equal_weights: bool) -> IdenticalPicks:
+    """Finds the first rule that explains why two policies with these logits pick the same for every question.
 
-    The first one that applies: ``equal_weights``; ``small_pool``, that leaves fewer than two candidates per pick;
-    ``same_order`` of logits, with how far these ``moved`` (less their mean) at most, beside the margins by which picks led in
-    the ``median`` question and in the ``tightest``.
+    Args:
+        first_QN, second_QN: logits of the first pick.
     """
     if equal_weights:
-        return {"rule": "equal_weights"}
+        return IdenticalPicks(rule="equal_weights")
     pool_size = first_QN.shape[1]
     if pool_size < 2 * shots:
-        return {"rule": "small_pool", "pool_size": pool_size, "shots": shots}
+        return IdenticalPicks(rule="small_pool", pool_size=pool_size, shots=shots)
     moved_QN = second_QN - first_QN
     moved_QN = moved_QN - moved_QN.mean(1, keepdims=True)
     leading_QK = -np.sort(-first_QN, axis=1)[:, : shots + 1]
     margins_Q = (leading_QK[:, :-1] - leading_QK[:, 1:]).min(1)
-    figures = {"moved": np.abs(moved_QN).max(), "median": np.median(margins_Q), "tightest": margins_Q.min()}
-    return {"rule": "same_order", "leading": shots + 1, **{name: float(value) for name, value in figures.items()}}
+    return IdenticalPicks(
+        rule="same_order",
+        leading=shots + 1,
+        moved=float(np.abs(moved_QN).max()),
+        median=float(np.median(margins_Q)),
+        tightest=float(margins_Q.min()),
+    )

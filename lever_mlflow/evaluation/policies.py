@@ -1,7 +1,8 @@
-"""The policies that an evaluation compares: their names, and what each picks."""
+"""The policies that an evaluation compares: their names, which are made and read here only, and what each of them picks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,60 @@ from lever_mlflow.data.candidate_pools import top_k
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.selector.network import PointerSelector
 
-__all__ = ["RANDOM", "START", "ZERO_SHOT", "first_logits", "greedy_picks", "random_picks", "similarity_picks"]
+__all__ = [
+    "BASELINES",
+    "CHAMPION",
+    "RANDOM",
+    "SIMILARITIES",
+    "START",
+    "ZERO_SHOT",
+    "checkpoint_policy",
+    "epoch_policy",
+    "first_logits",
+    "greedy_picks",
+    "metric_name",
+    "random_picks",
+    "similarity_picks",
+    "similarity_policy",
+    "whole_set_policy",
+]
+
+ZERO_SHOT, RANDOM = "zero-shot", "random"
+START = "start"  # the checkpoint that GRPO started from
+CHAMPION = "champion"  # a registered version that is evaluated for a promotion
+SIMILARITIES = ("image", "text", "fused")  # the features by which a similarity policy searches
 
 
-ZERO_SHOT, RANDOM, START = "zero-shot", "random", "start"
+def similarity_policy(feature: str) -> str:
+    """Names the policy that picks the nearest candidates of the pool by a feature."""
+    return f"{feature}-similarity"
+
+
+def whole_set_policy(feature: str) -> str:
+    """Names the policy that picks the nearest items of the whole training set by a feature."""
+    return f"{similarity_policy(feature)} of all"
+
+
+BASELINES = (
+    ZERO_SHOT,
+    RANDOM,
+    *(policy for feature in SIMILARITIES for policy in (similarity_policy(feature), whole_set_policy(feature))),
+)
+
+
+def epoch_policy(epoch: int) -> str:
+    """Names the policy of an epoch's checkpoint."""
+    return f"epoch {epoch}"
+
+
+def checkpoint_policy(number: int, reference: str) -> str:
+    """Names the policy of a further checkpoint (numbered from 1), which the user gave as ``reference``."""
+    return f"checkpoint {number} ({reference})"
+
+
+def metric_name(policy: str) -> str:
+    """Writes a policy's name with the letters, digits and underscores that tags and metrics may hold."""
+    return re.sub(r"[^a-z0-9]+", "_", policy.lower())
 
 
 _BATCH = 256
@@ -24,7 +75,7 @@ _BATCH = 256
 def greedy_picks(
     selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray, shots: int
 ) -> np.ndarray:
-    """Train indices of the selector's greedy picks, [Q, K]; the first k of a row are the picks at k shots."""
+    """Picks greedily with a selector: train indices [Q, K], of which the first k of a row are the picks at k shots."""
     rows = []
     for start in range(0, len(queries_QD), _BATCH):
         pool_BN = pools_QN[start : start + _BATCH]
@@ -36,7 +87,7 @@ def greedy_picks(
 
 @torch.no_grad()
 def first_logits(selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray) -> np.ndarray:
-    """The selector's logits for the first pick, [Q, N]."""
+    """Returns a selector's logits for the first pick, [Q, N]."""
     rows = []
     for start in range(0, len(queries_QD), _BATCH):
         query_BD = torch.from_numpy(np.asarray(queries_QD[start : start + _BATCH]))
@@ -46,12 +97,12 @@ def first_logits(selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np
 
 
 def similarity_picks(queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray, shots: int) -> np.ndarray:
-    """Train indices of the most similar candidates of each pool, most similar first, [Q, K]."""
+    """Picks the most similar candidates of each pool, most similar first: train indices [Q, K]."""
     return np.stack([pool[top_k(query, train_SD[pool], shots)] for query, pool in zip(queries_QD, pools_QN, strict=True)])
 
 
 def random_picks(queries: Sequence[Sample], pools_QN: np.ndarray, shots: int, seed: int, draw: int = 0) -> np.ndarray:
-    """Train indices drawn uniformly from each pool without replacement, [Q, K]; by seed, question id and draw alone."""
+    """Draws from each pool uniformly without replacement: train indices [Q, K], by seed, question id and draw alone."""
     states = [[seed, query.question_id, 3, *([draw] if draw else [])] for query in queries]
     drawn = zip(map(np.random.default_rng, states), pools_QN, strict=True)
     return np.stack([rng.choice(pool, shots, replace=False) for rng, pool in drawn])

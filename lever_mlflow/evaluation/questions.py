@@ -20,14 +20,14 @@ __all__ = ["Questions", "split_questions"]
 
 
 class Questions(NamedTuple):
-    """Evaluation questions: ``report`` in the seeded order whose prefixes are the sizes, ``selection`` about other images."""
+    """Holds questions: ``report`` in the seeded order whose prefixes are the sizes, ``selection`` on other images."""
 
     report: list[Sample]
     selection: list[Sample]
 
 
 def split_questions(val: Sequence[Sample], settings: EvalSettings, seed: int) -> Questions:
-    """The report and selection questions of the evaluation split.
+    """Splits the evaluation questions into those that are reported and those that choose the epoch.
 
     Raises:
         ParameterError: the split has fewer questions than the largest size and the selection need together, or the

@@ -1,37 +1,153 @@
-"""The records of an evaluation, a row per policy, draw, shot count and question, and the accuracies that they come to."""
+"""The records of an evaluation: what each policy picked for each question, what the VLM answered, and how right that was.
+
+This is the only module that turns records into accuracies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["accuracy_table", "choose_epoch"]
+from lever_mlflow.evaluation.policies import epoch_policy
+from lever_mlflow.exceptions import DataError
+
+__all__ = ["REPORT", "SELECTION", "AccuracyCell", "EvaluationRecords", "best_epoch"]
+
+REPORT, SELECTION = "report", "selection"  # parts of the questions: those that are reported, those that choose the epoch
+COLUMNS = ("policy", "draw", "part", "position", "question_id", "shots", "picks", "prompt", "answer", "accuracy")
 
 
-def accuracy_table(records: pd.DataFrame, sizes: Sequence[int]) -> pd.DataFrame:
-    """Mean accuracy on the report questions: columns ``policy``, ``size``, ``shots``, ``accuracy`` (in [0, 1]), ``spread``.
+class AccuracyCell(BaseModel):
+    """The accuracy of a policy on the first ``size`` report questions at one shot count.
 
-    ``spread``: unbiased standard deviation of that mean between the policy's draws, 0 where there is one.
+    Attributes:
+        accuracy: mean VQA accuracy, in [0, 1].
+        spread: unbiased standard deviation of that mean between the policy's draws; 0 where there is one draw.
     """
-    report = records[records.part == "report"]
-    parts = []
-    for size in sizes:
-        of_draws = report[report.position < size].groupby(["policy", "shots", "draw"], sort=False).accuracy.mean()
-        means = of_draws.groupby(["policy", "shots"], sort=False)
-        parts.append(
-            pd.DataFrame({"accuracy": means.mean(), "spread": means.std().fillna(0.0)}).reset_index().assign(size=size)
-        )
-    return pd.concat(parts, ignore_index=True)[["policy", "size", "shots", "accuracy", "spread"]]
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str
+    size: int
+    shots: int
+    accuracy: float
+    spread: float
 
 
-def choose_epoch(records: pd.DataFrame, epochs: Mapping[int, str]) -> tuple[int, dict[int, float]]:
-    """The epoch with the best mean accuracy over shots on the selection questions, the earliest among equals; and all means.
+class EvaluationRecords:
+    """Holds a record per policy, draw, shot count and question.
 
     Args:
-        epochs: epoch number -> policy name in ``records``.
+        frame: the columns ``policy``, ``draw`` (0-based), ``part`` (``report`` or ``selection``), ``position`` (0-based, in the
+            seeded order of the questions), ``question_id``, ``shots``, ``picks`` (question ids of the demonstrations in the
+            order of the prompt), ``prompt`` (its digest), ``answer`` and ``accuracy`` (in [0, 1]).
     """
-    selection = records[records.part == "selection"]
-    means = {epoch: float(selection[selection.policy == name].accuracy.mean()) for epoch, name in epochs.items()}
-    best = max(means, key=lambda epoch: (round(means[epoch], 12), -epoch))
-    return best, means
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self._report = frame[frame["part"] == REPORT]
+
+    @classmethod
+    def joined(cls, parts: Iterable[EvaluationRecords]) -> EvaluationRecords:
+        """Joins records, one behind the other."""
+        return cls(pd.concat([part.frame for part in parts], ignore_index=True))
+
+    @classmethod
+    def read(cls, path: Path) -> EvaluationRecords:
+        """Reads the file that ``write`` made.
+
+        Raises:
+            DataError: the file cannot be read, or holds something else.
+        """
+        try:
+            return cls(pd.read_parquet(path, columns=list(COLUMNS)))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path}: not the records of an evaluation ({error}); run the evaluate step again") from None
+
+    def write(self, path: Path) -> None:
+        """Writes the records as a Parquet file."""
+        self.frame.to_parquet(path, index=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all records, 16 hex characters."""
+        rows = self.frame[list(COLUMNS)].assign(picks=self.frame["picks"].map(lambda picks: ",".join(map(str, picks))))
+        return hashlib.sha256(rows.to_json(orient="values", double_precision=12).encode()).hexdigest()[:16]
+
+    @property
+    def policies(self) -> list[str]:
+        """The policies that answered report questions, in the order of their first record."""
+        return list(dict.fromkeys(self._report["policy"]))
+
+    @property
+    def asked(self) -> set[tuple[int, int]]:
+        """Every question id and shot count that any policy with demonstrations was asked among the report questions."""
+        rows = self._report[self._report["shots"] > 0]
+        return set(zip(rows["question_id"], rows["shots"], strict=True))
+
+    def table(self, sizes: Sequence[int]) -> list[AccuracyCell]:
+        """The accuracy of every policy on the report questions, by size and shot count, averaged over draws."""
+        cells: list[AccuracyCell] = []
+        for size in sizes:
+            rows = self._report[self._report["position"] < size]
+            of_draws = rows.groupby(["policy", "shots", "draw"], sort=False)["accuracy"].mean()
+            by_cell = of_draws.groupby(["policy", "shots"], sort=False)
+            figures = pd.DataFrame({"mean": by_cell.mean(), "spread": by_cell.std().fillna(0.0)}).reset_index()
+            cells += [
+                AccuracyCell(policy=row["policy"], size=size, shots=row["shots"], accuracy=row["mean"], spread=row["spread"])
+                for row in figures.to_dict("records")
+            ]
+        return cells
+
+    def selection_accuracy(self, epochs: Iterable[int]) -> dict[int, float]:
+        """The mean accuracy of each epoch over shots and selection questions, in [0, 1]."""
+        rows = self.frame[self.frame["part"] == SELECTION]
+        return {epoch: float(rows[rows["policy"] == epoch_policy(epoch)]["accuracy"].mean()) for epoch in epochs}
+
+    def by_question(self, policy: str, *, shots: int | None = None, size: int | None = None) -> pd.Series | None:
+        """The accuracies of a policy by question id in the seeded order, averaged over draws.
+
+        Args:
+            shots: one shot count; without it, the mean over all that the policy was evaluated at.
+            size: the first so many report questions; all of them without it.
+
+        Returns:
+            Values in [0, 1]; None where the policy did not answer all of these questions.
+        """
+        question_ids, columns = self._columns
+        chosen = [column for (name, k), column in columns.items() if name == policy and shots in (None, k)]
+        count = len(question_ids) if size is None else size
+        if not chosen or len(question_ids) < count:
+            return None
+        mean = np.mean([column[:count] for column in chosen], axis=0)
+        return None if np.isnan(mean).any() else pd.Series(mean, index=question_ids[:count])
+
+    def by_question_and_shots(self, policy: str) -> pd.Series:
+        """The accuracies of a policy on the report questions by question id and shot count, averaged over draws."""
+        rows = self._report[self._report["policy"] == policy]
+        return rows.groupby(["question_id", "shots"])["accuracy"].mean()
+
+    def picks_and_answers(self, policy: str) -> pd.DataFrame:
+        """What a policy picked and the VLM answered: ``question_id``, ``shots``, ``picks``, ``answer``, ``accuracy``."""
+        rows = self._report[self._report["policy"] == policy]
+        return rows[["question_id", "shots", "picks", "answer", "accuracy"]]
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, dict[tuple[str, int], np.ndarray]]:
+        """Question ids in the seeded order, and the accuracies of each policy at each shot count; NaN where one is missing."""
+        table = self._report.pivot_table(
+            index=["position", "question_id"], columns=["policy", "shots"], values="accuracy", aggfunc="mean"
+        )
+        columns = {(policy, shots): table[policy, shots].to_numpy() for policy, shots in table.columns.to_numpy().tolist()}
+        return table.index.get_level_values("question_id").to_numpy(), columns
+
+
+def best_epoch(selection_accuracy: dict[int, float]) -> int:
+    """The epoch with the highest accuracy on the selection questions, the earliest among equals."""
+    return max(selection_accuracy, key=lambda epoch: (round(selection_accuracy[epoch], 12), -epoch))

@@ -1,1 +1,1 @@
-"""Reads and writes files: strict JSON, images, model folders, HTML pages, and whatever must be written whole or not at all."""
+"""Reads and writes files: strict JSON, images, model folders, HTML pages, and files and folders written whole or not at all."""

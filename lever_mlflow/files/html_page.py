@@ -1,4 +1,8 @@
-"""Self-contained HTML pages: one style, every text escaped, figures inside, nothing loaded from anywhere."""
+"""Renders self-contained HTML pages: one style, every text escaped, figures inside the page, nothing loaded from elsewhere.
+
+A page is a Jinja template in the ``templates`` folder of the package that it belongs to. It extends
+``files/templates/page.html`` and may use the macros of ``files/templates/macros.html``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,38 @@ import base64
 from collections.abc import Iterable
 from html import escape
 
-__all__ = ["figure", "page", "table", "text"]
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+__all__ = ["ENVIRONMENT", "figure", "page", "render", "table", "text"]
+
+
+def render(template: str, /, **values: object) -> str:
+    """Fills a template with values and returns the page.
+
+    Every value is escaped, unless it is ``markupsafe.Markup``. Lone surrogates become ``?``, since no file can hold them.
+
+    Args:
+        template: path of the template below the package ``lever_mlflow``, such as ``gate/templates/gate.html``.
+        values: what the template names; the template fails where it uses a name that is not among them.
+    """
+    page = ENVIRONMENT.get_template(template).render(**values)
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("lever_mlflow", package_path=""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.filters["base64"] = _base64
+
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }

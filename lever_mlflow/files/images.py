@@ -1,4 +1,4 @@
-"""Image files: decoded, checked once and named by their content.
+"""Decodes image files, checks each once, resizes them and names them by their content.
 
 An image is its first frame in RGB, as stored: an orientation in EXIF is not applied, transparency is dropped, and CMYK,
 grey and palette images are converted.
@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files.atomic import write_whole
+from lever_mlflow.files.atomic import whole_file
 
 __all__ = [
     "decode_image",
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def read_image(path: Path) -> Image.Image:
-    """The decoded RGB image.
+    """Reads an image file and returns the RGB image.
 
     Raises:
         DataError: the file is missing, does not decode, or is a decompression bomb.
@@ -47,33 +47,37 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """The RGB image in a file's content, as ``read_image`` gives it.
+    """Returns the RGB image in a file's content, as ``read_image`` does for a path.
 
     Raises:
-        DataError: it does not decode, or is a decompression bomb.
+        DataError: the content does not decode, or is a decompression bomb.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except Exception as error:  # as in _opened
+    except Exception as error:  # all kinds, as in _opened
         raise DataError(f"does not decode as an image ({_reason(error)})") from None
 
 
 def header_size(content: bytes, formats: tuple[str, ...]) -> tuple[int, int]:
-    """Width and height by the header of a file's content in one of Pillow's ``formats``; nothing is decoded.
+    """Returns width and height in pixels from the header of a file's content; nothing is decoded.
+
+    Args:
+        content: the file's content.
+        formats: the formats that are allowed, by Pillow's names.
 
     Raises:
-        DataError: no such header, or that of a decompression bomb.
+        DataError: the content is in none of the formats, or is a decompression bomb.
     """
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             return image.size
-    except Exception as error:  # as in _opened
+    except Exception as error:  # all kinds, as in _opened
         raise DataError(f"is no {' or '.join(formats)} image ({_reason(error)})") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the file's header.
+    """Returns width and height in pixels from a file's header; nothing is decoded.
 
     Raises:
         DataError: the file is missing or no image.
@@ -84,23 +88,29 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image file; any error in the block becomes a DataError that names the file."""
     try:
         with Image.open(path) as image:
             yield image
-    except Exception as error:  # which exceptions damaged files raise is up to Pillow's many decoders
+    except Exception as error:  # Pillow's many decoders raise all kinds of exceptions for damaged files
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 
 
 def fitted_image(path: Path, min_pixels: int, max_pixels: int) -> Image.Image:
-    """The image in a file resized by ``fit_image``; errors as ``read_image`` and ``fit_image``."""
+    """Reads an image file and resizes the image by ``fit_image``; errors as ``read_image`` and ``fit_image``."""
     return fit_image(read_image(path), str(path), min_pixels, max_pixels)
 
 
 def fit_image(image: Image.Image, name: str, min_pixels: int, max_pixels: int) -> Image.Image:
-    """The image resized as Qwen2.5-VL wants it: sides are multiples of 28, the area is within the bounds.
+    """Resizes an image for Qwen2.5-VL: sides become multiples of 28, and the area lies within the bounds.
+
+    Args:
+        image: an RGB image.
+        name: names the image in an error message.
+        min_pixels, max_pixels: bounds of the area in pixels.
 
     Raises:
-        DataError: the aspect ratio is beyond what the model takes.
+        DataError: the aspect ratio is too large for the model.
     """
     from qwen_vl_utils.vision_process import fetch_image
 
@@ -111,39 +121,44 @@ def fit_image(image: Image.Image, name: str, min_pixels: int, max_pixels: int) -
 
 
 def png_data_url(image: Image.Image) -> str:
-    """The image as a ``data:`` URL, without loss."""
+    """Returns an image as a ``data:`` URL of a PNG file, without loss."""
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, tuple[int, int] | DataError]:
-    """Width and height of each image, which is decoded to the end, or the error of ``read_image``.
+    """Decodes each image to its end, and returns its width and height, or the error of ``read_image``.
 
-    Only decoding finds a truncated JPEG (``Image.verify`` does not), at about 3 ms for 640x480. Images found good are
-    remembered in the file ``memo`` under their size in bytes and modification time; it may be missing or damaged.
+    A truncated JPEG is found by decoding alone (``Image.verify`` does not find it), which takes about 3 ms for 640x480.
+
+    Args:
+        paths: the image files; duplicates are decoded once.
+        memo: file in which images that decode are remembered by their size in bytes and modification time. They are not decoded
+            again until they change. The file may be missing or damaged.
     """
-    known = _remembered(memo)
+    remembered = _remembered(memo)
     unique = list(dict.fromkeys(paths))
     stamps = {path: _stamp(path) for path in unique}
-    new = [path for path in unique if stamps[path] is None or known.get(str(path), [])[:2] != stamps[path]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow's decoders run beside each other
-        found = tqdm(pool.map(_size, new), desc="checking images", total=len(new), unit="image", disable=None)
-        decoded = dict(zip(new, found, strict=True))
+    unknown = [path for path in unique if stamps[path] is None or remembered.get(str(path), [])[:2] != stamps[path]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow's decoders release Python's global lock
+        results = tqdm(pool.map(_size, unknown), desc="checking images", total=len(unknown), unit="image", disable=None)
+        decoded = dict(zip(unknown, results, strict=True))
     sizes: dict[Path, tuple[int, int] | DataError] = {}
     for path in unique:
-        sizes[path] = decoded[path] if path in decoded else (known[str(path)][2], known[str(path)][3])
-    if memo is not None and new:
+        sizes[path] = decoded[path] if path in decoded else (remembered[str(path)][2], remembered[str(path)][3])
+    if memo is not None and unknown:
         good = {
             str(path): [*stamp, *size] for path, size in sizes.items() if (stamp := stamps[path]) and isinstance(size, tuple)
         }
-        write_whole(memo, json.dumps(good))
+        with whole_file(memo) as file:
+            json.dump(good, file)
     return sizes
 
 
 @lru_cache(maxsize=65_536)
 def image_digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, hexadecimal; read once per process.
+    """Returns the SHA-256 of a file's bytes, hexadecimal. Each file is read once per process.
 
     Raises:
         DataError: the file cannot be read.
@@ -155,12 +170,12 @@ def image_digest(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Pillow's words, without the memory address of what it could not identify."""
+    """Returns Pillow's message, without the memory address that one of its messages holds."""
     return "of an unknown format" if isinstance(error, UnidentifiedImageError) else str(error).strip().split("\n", 1)[0]
 
 
 def _remembered(memo: Path | None) -> dict[str, list[int]]:
-    """The memo's entries of the right form: path -> [bytes, modification time, width, height]."""
+    """Reads the well-formed entries of a memo: path -> [size in bytes, modification time in ns, width, height]."""
     try:
         content = json.loads(memo.read_text(encoding="utf-8")) if memo else {}
     except (OSError, ValueError):
@@ -174,6 +189,7 @@ def _remembered(memo: Path | None) -> dict[str, list[int]]:
 
 
 def _stamp(path: Path) -> list[int] | None:
+    """Returns size in bytes and modification time in ns of a file, or None where it cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -182,6 +198,7 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _size(path: Path) -> tuple[int, int] | DataError:
+    """Decodes an image and returns its width and height, or the error."""
     try:
         return read_image(path).size
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Model folders: a hub name or a local path to a folder of safetensors, and a digest of what is in it."""
+"""Finds, checks, loads and identifies model folders: local folders of safetensors, or models on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["check_model", "folder_digest", "load_pretrained", "model_folder"]
@@ -16,10 +17,13 @@ _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]  # weights, configur
 
 
 def model_folder(name: str) -> Path:
-    """The local folder of a model given as folder or hub name; a hub model is downloaded once by ``huggingface_hub``.
+    """Returns the local folder of a model. A model on the hub is downloaded once by ``huggingface_hub``.
+
+    Args:
+        name: a folder, or the model's name on the hub.
 
     Raises:
-        DataError: no such folder, and the hub does not give it (wrong name, no network, no access).
+        DataError: there is no such folder, and the hub does not deliver the model (wrong name, no network, no access).
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -39,24 +43,30 @@ def model_folder(name: str) -> Path:
 
 
 def check_model(folder: Path, model_type: str) -> None:
-    """Looks into a model folder without loading it.
+    """Checks a model folder without loading it: its type, and that it has weights and a tokenizer.
 
     Raises:
         DataError: no readable ``config.json``, another type of model, or no weights or tokenizer in the folder.
     """
-    found = read_object(folder / "config.json", missing="give a model folder", damaged="copy the model again").get("model_type")
-    if found != model_type:
-        raise DataError(f"{folder}: config.json says model_type {found!r}, expected {model_type!r}; give a model of that type")
-    for what, names in (("weights", ("*.safetensors",)), ("tokenizer", ("tokenizer.json", "vocab.json"))):
+    config = read_object(folder / "config.json", missing="give a model folder", damaged="copy the model again")
+    actual = config.get("model_type")
+    if actual != model_type:
+        raise DataError(f"{folder}: config.json says model_type {actual!r}, expected {model_type!r}; give a model of that type")
+    for part, names in (("weights", ("*.safetensors",)), ("tokenizer", ("tokenizer.json", "vocab.json"))):
         if not any(next(folder.glob(name), None) for name in names):
-            raise DataError(f"{folder}: no {what} ({' or '.join(names)}); copy the model again")
+            raise DataError(f"{folder}: no {part} ({' or '.join(names)}); copy the model again")
 
 
 def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -> tuple[Any, Any]:
-    """A transformers model in float32 and its processor from a local folder; safetensors only, no remote code.
+    """Loads a transformers model in float32 and its processor from a local folder; safetensors only, no remote code.
+
+    Args:
+        model_class: the transformers class of the model.
+        folder: as written by ``save_pretrained``.
+        processor_settings: further arguments of the processor's ``from_pretrained``.
 
     Raises:
-        DataError: something is missing or damaged; weights that the folder lacks are never made up.
+        DataError: something is missing or damaged. Weights that the folder lacks are never initialised at random.
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
@@ -76,10 +86,9 @@ def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -
 
 
 def folder_digest(folder: Path, memo_dir: Path) -> str:
-    """SHA-256 over names and contents of the model's files, 16 hex characters.
+    """Returns a SHA-256 over names and contents of a model's files, 16 hex characters.
 
-    Hashing gigabytes takes seconds, so the result is remembered in ``memo_dir`` under the files' sizes and
-    modification times.
+    Hashing gigabytes takes seconds, so the result is remembered in ``memo_dir`` under the files' sizes and modification times.
     """
     files = sorted(file for pattern in _PATTERNS for file in folder.glob(pattern))
     stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -92,6 +101,6 @@ def folder_digest(folder: Path, memo_dir: Path) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     result = digest.hexdigest()[:16]
-    memo_dir.mkdir(parents=True, exist_ok=True)
-    memo.write_text(result)
+    with whole_file(memo) as memo_file:
+        memo_file.write(result)
     return result

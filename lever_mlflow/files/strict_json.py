@@ -1,4 +1,4 @@
-"""One strict way to read a JSON object from a file: what is damaged or ambiguous is an error that names the place."""
+"""Reads a JSON object from a file strictly: damaged or ambiguous content is an error that names line and column."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from lever_mlflow.exceptions import DataError
 __all__ = ["iterate_object", "read_object"]
 
 _CHUNK = 1 << 20  # characters
-_LONGEST_TOKEN = 16  # of what a number, a literal or an escape that a chunk's end cuts can be behind the error's place
+_LONGEST_TOKEN = 16  # characters by which a number, a literal or an escape can reach beyond the position of an error in it
 
 
-def read_object(path: Path, *, missing: str, damaged: str) -> dict[str, Any]:
-    """The JSON object in a file; arguments and errors as ``iterate_object``."""
-    return dict(iterate_object(path, missing=missing, damaged=damaged))
+def read_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged: str) -> dict[str, Any]:
+    """Returns the JSON object in a file; arguments and errors as ``iterate_object``."""
+    return dict(iterate_object(path, chunk, missing=missing, damaged=damaged))
 
 
-def iterate_object(path: Path, *, missing: str, damaged: str) -> Iterator[tuple[str, Any]]:
-    """Keys and values of the JSON object in a file, one by one: only the value at hand is in memory.
+def iterate_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged: str) -> Iterator[tuple[str, Any]]:
+    """Yields keys and values of the JSON object in a file, one by one, so that only one value is in memory at a time.
 
     Args:
-        missing, damaged: what to do about it when the file is not there or not readable, for the message.
+        path: the file.
+        chunk: how many characters are read at a time.
+        missing, damaged: the remedies that an error message gives when the file is missing or damaged.
 
     Raises:
-        DataError: no such file; not text in UTF-8; truncated or otherwise not JSON; NaN, infinities, duplicate keys or
-            numbers of thousands of digits in it; nested too deeply; or something else than an object.
+        DataError: there is no such file; it is not UTF-8; it is truncated or otherwise not JSON; it holds NaN, infinities,
+            duplicate keys or numbers of thousands of digits; it is nested too deeply; or it holds no object.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            yield from _Reader(file, f"{path}", damaged).items()
+            yield from _Reader(file, f"{path}", damaged, chunk).items()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {missing}") from None
     except (OSError, UnicodeError) as error:
@@ -43,30 +45,33 @@ def iterate_object(path: Path, *, missing: str, damaged: str) -> Iterator[tuple[
 
 
 class _Reader:
-    """Decodes an object from a window over a file: ``_text``, which starts at ``_line`` and ``_column``."""
+    """Decodes an object from a window over a file.
 
-    def __init__(self, file: TextIO, name: str, damaged: str) -> None:
-        self._file, self._name, self._damaged = file, name, damaged
+    The window is ``_text``. It starts at ``_line`` and ``_column`` of the file, and is decoded up to position ``_at``.
+    """
+
+    def __init__(self, file: TextIO, name: str, damaged: str, chunk: int) -> None:
+        self._file, self._name, self._damaged, self._chunk = file, name, damaged, chunk
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 1
         self._decoder = json.JSONDecoder(parse_constant=self._refuse_constant, object_pairs_hook=self._unique)
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Keys and values, one by one; the whole file is the object."""
+        """Yields keys and values, one by one. The file must hold nothing else than the object."""
         start = self._peek()
         if start != "{":
             value = self._value()
             raise DataError(f"{self._name}: holds a JSON {type(value).__name__}, expected an object; {self._damaged}")
         self._at += 1
-        seen: set[str] = set()
+        keys: set[str] = set()
         if self._peek() != "}":
             while True:
                 if self._peek() != '"':
                     raise self._broken("Expecting property name enclosed in double quotes")
                 key = self._value()
-                if key in seen:
+                if key in keys:
                     raise self._twice(key)
-                seen.add(key)
+                keys.add(key)
                 self._expect(":", "Expecting ':' delimiter")
                 self._peek()
                 yield key, self._value()
@@ -78,26 +83,26 @@ class _Reader:
             raise self._broken("Extra data")
 
     def _value(self) -> Any:
-        """Decodes the value that starts here; a chunk's end within it is no error, the file's end is."""
+        """Decodes the value that starts at ``_at``, reading on where the window ends within it."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos + _LONGEST_TOKEN > len(self._text)
-                if not (cut and self._read_on()):
+                if not (cut and self._read_on()):  # an error within the window, or at the end of the file
                     raise self._broken(error.msg, error.pos) from None
                 continue
             except ValueError:  # Python reads no whole number of more than 4,300 digits
                 raise DataError(f"{self._name}: holds a number of thousands of digits; {self._damaged}") from None
             if end + _LONGEST_TOKEN > len(self._text) and self._read_on():
-                continue  # a number may go on, even behind a point or an exponent's sign
-            if "\\ud" in self._text[self._at : end].lower():  # half of a surrogate pair is no text
+                continue  # a number may go on beyond the window, even behind its point or the sign of its exponent
+            if "\\ud" in self._text[self._at : end].lower():  # encoding fails for half of a surrogate pair
                 json.dumps(value, ensure_ascii=False).encode()
             self._at = end
             return value
 
     def _peek(self) -> str:
-        """The next character that is not white space, which is skipped; empty at the end of the file."""
+        """Skips white space, and returns the next character, or an empty text at the end of the file."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\n\r":
                 self._at += 1
@@ -112,10 +117,13 @@ class _Reader:
         self._at += 1
 
     def _read_on(self) -> bool:
-        """Drops what is decoded and appends what follows, at least as much as is left, so that long values cost no more."""
+        """Moves the window on, and returns whether the file had more.
+
+        At least as much is read as is left in the window, so that the time for a long value grows linearly.
+        """
         if self._ended:
             return False
-        chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
+        chunk = self._file.read(max(self._chunk, len(self._text) - self._at))
         if not chunk:
             self._ended = True
             return False
@@ -124,7 +132,7 @@ class _Reader:
         return True
 
     def _place(self, at: int) -> tuple[int, int]:
-        """Line and column in the file, both from 1, of a position in the window."""
+        """Returns line and column in the file, both from 1, of a position in the window."""
         lines = self._text.count("\n", 0, at)
         return self._line + lines, at - self._text.rfind("\n", 0, at) if lines else self._column + at
 

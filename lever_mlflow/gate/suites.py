@@ -18,7 +18,8 @@ from lever_mlflow.exceptions import ParameterError
 
 __all__ = ["DATA_SUITES", "DEFAULT_PROJECT_DIR", "DRIFT_SUITES", "SEVERITIES", "read_suites", "resolved", "suite_digest"]
 
-DEFAULT_PROJECT_DIR = Path(__file__).parents[2] / "data_checks"
+_CHECKOUT, _PACKAGED = Path(__file__).parents[2], Path(__file__).parent / "default_checks"
+DEFAULT_PROJECT_DIR = _CHECKOUT / "data_checks" if (_CHECKOUT / "MLproject").is_file() else _PACKAGED  # setup.py ships the copy
 SEVERITIES = ("critical", "warning", "info")
 DATA_SUITES = ("rl_trials", "rl_queries", "rl_evaluations")
 DRIFT_SUITES = ("rl_drift", "rl_drift_rewards")
@@ -85,7 +86,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         suite = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParameterError(
-            f"{path}: no such suite of the data gate; work in a clone of the repository, which holds data_checks/"
+            f"{path}: no such suite of the data gate; restore it with git checkout data_checks, or install the package again"
         ) from None
     except (OSError, ValueError) as error:
         raise ParameterError(f"{path}: not a readable suite: {error}; mend the file or restore it with git") from None

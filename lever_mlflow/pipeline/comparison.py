@@ -1,157 +1,134 @@
-"""Comparison of evaluated betas, of MLflow's runs or of a results file."""
+"""The comparison step: compares evaluated betas, or the runs of a results file, and logs the report."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlflow
 
-from lever_mlflow.comparison.facts import compare, read_records
-from lever_mlflow.comparison.figures import figures as draw_figures
-from lever_mlflow.comparison.page import html, markdown
-from lever_mlflow.comparison.page import verdict as verdict_of
-from lever_mlflow.comparison.results import EpochResult, Results, RunResult
-from lever_mlflow.exceptions import DataError
-from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.evaluation import RECORDS_FILE, read_evaluation
+from lever_mlflow.comparison.comparing import compare
+from lever_mlflow.comparison.facts import Comparison
+from lever_mlflow.comparison.figures import figures
+from lever_mlflow.comparison.from_evaluation import commands_of, option_value, run_of_evaluation
+from lever_mlflow.comparison.page import html, markdown, verdict
+from lever_mlflow.comparison.results import Results, read_results
+from lever_mlflow.comparison.terminal import summary
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
 from lever_mlflow.pipeline.resources import Resources
-from lever_mlflow.runs import artifacts
+from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.commands import ui_command
+from lever_mlflow.runs.search import describe, find_runs
+from lever_mlflow.runs.steps import Step, active_run
+from lever_mlflow.runs.tags import Tag, finished_run_tags, set_description
 from lever_mlflow.settings import Language
 
-__all__ = ["COMPARISON_FILE", "compare_betas", "compare_results"]
+__all__ = ["chosen_evaluations", "compare_results_step", "compare_step", "comparison_summary"]
 
-COMPARISON_FILE = "comparison.json"
-_NAMES = frozenset({"models", "grpo_run", "start_uri", "checkpoints"})  # of runs and models; their digests are compared
-_OF_DATA = "rl_data_digest"  # stands with what else is known of the RL data
-_MEASURED = frozenset({"n_oracle", "random_draws"})  # what was measured of the baselines decides nothing
-_CURVE_NAMES = {"adv_std": "advantage_std", "adv_max": "advantage_max"}
+COMPARE, COMPARISON_FILE = "compare", "comparison.json"
 
 
-def compare_betas(context: Context, evaluations: Sequence[str], language: Language) -> None:
-    """Comparison of finished evaluations, given as run ids; logs it as ``_log`` does."""
-    found = {run_id: read_evaluation(run_id) for run_id in evaluations}
-    runs = sorted(
-        (_result(run_id, evaluation, _project(context.resources)) for run_id, evaluation in found.items()),
-        key=lambda run: run.kl_beta,
+def compare_step(context: Context, evaluations: Sequence[str], language: Language) -> Step:
+    """Prepares the comparison of evaluated betas, given as run ids: a report, its figures and ``comparison.json``."""
+    inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
+    execute = partial(_compare_evaluations, context, evaluations, language)
+    return make_step(context, COMPARE, COMPARE, {"lang": language}, inputs, execute)
+
+
+def compare_results_step(context: Context, path: Path, language: Language) -> Step:
+    """Prepares the comparison of the runs in a results file; nothing else is read.
+
+    Raises:
+        DataError: the file is not there, or not of that shape.
+    """
+    results = read_results(path)
+    execute = partial(_compare_results, results, str(path), language, context.seed)
+    return Step(COMPARE, COMPARE, {"lang": language, "results": str(path)}, {Tag.RESULTS_DIGEST: results.digest}, execute)
+
+
+def chosen_evaluations(references: Sequence[str]) -> list[str]:
+    """Returns the ids of finished evaluations of different betas, each given by its id or the beginning of it.
+
+    Raises:
+        ParameterError: several evaluations begin so, or two are of the same beta; the message lists them.
+        MissingRunError: there is no such finished evaluation in this experiment.
+    """
+    runs = find_runs(EVALUATE, {})
+    chosen: dict[str, str] = {}
+    for reference in references:
+        matches = [run for run in runs if reference and run.info.run_id.startswith(reference)]
+        if len(matches) > 1:
+            named = "; ".join(map(describe, matches))
+            raise ParameterError(f"evaluations={reference}: several begin so: {named}; give more of the id")
+        run_id = matches[0].info.run_id if matches else reference
+        beta = finished_run_tags(run_id, EVALUATE)[Tag.KL_BETA]
+        if beta in chosen:
+            raise ParameterError(f"evaluations: {chosen[beta]} and {run_id} are both of beta {beta}; give one of them")
+        chosen[beta] = run_id
+    return list(chosen.values())
+
+
+def comparison_summary(comparison_run: str) -> str:
+    """Returns a comparison as a table for the terminal, and the line that opens the active run in the UI.
+
+    The verdict becomes the description of the active run.
+    """
+    comparison = Comparison.read(artifact(comparison_run, COMPARISON_FILE))
+    set_description(comparison.verdict)
+    return f"{summary(comparison)}\n\nLook at it with:\n  {ui_command()}"
+
+
+def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language) -> None:
+    """Compares finished evaluations, given as run ids, and logs the report as ``_log`` does."""
+    resources, project = context.resources, _project(context.resources)
+    by_run = {run_id: read_evaluation(run_id) for run_id in evaluations}
+    results = Results(
+        dataset=resources.dataset,
+        vlm=resources.vlm,
+        sampler=next(iter(by_run.values())).settings.pool_sampler,
+        unit="percent",
+        runs=tuple(run_of_evaluation(evaluation, commands_of(evaluation, project)) for evaluation in by_run.values()),
+        complete=True,
     )
-    records = {found[run_id]["kl_beta"]: read_records(artifacts.artifact(run_id, RECORDS_FILE)) for run_id in evaluations}
-    resources, settings = context.resources, next(iter(found.values()))["settings"]
-    results = Results(tuple(runs), resources.dataset, resources.vlm, settings["pool_sampler"], complete=True)
+    records = {evaluation.kl_beta: read_records(run_id) for run_id, evaluation in by_run.items()}
     questions = {sample.question_id: sample.question for sample in resources.val}
-    project = _project(resources)
     _log(compare(results, records, seed=context.seed, questions=questions, project=project), language)
 
 
-def compare_results(results: Results, file: str, language: Language, seed: int) -> None:
-    """Comparison of a results file's runs; logs it as ``_log`` does."""
-    facts = compare(results, {}, seed=seed)
-    _log({**facts, "command": f"mlflow run . -e compare -P {shlex.quote(f'results={file}')}"}, language)
+def _compare_results(results: Results, file: str, language: Language, seed: int) -> None:
+    """Compares the runs of a results file, and logs the report as ``_log`` does."""
+    command = f"mlflow run . -e compare -P {shlex.quote(f'results={file}')}"
+    _log(compare(results, {}, seed=seed).model_copy(update={"command": command}), language)
 
 
-def _log(facts: dict[str, Any], language: Language) -> None:
-    """Logs ``report.md``, ``html``, ``comparison.json`` and the figures; the verdict becomes the run's description."""
-    figures = draw_figures(facts)
-    verdict = verdict_of(facts, language)
+def _log(facts: Comparison, language: Language) -> None:
+    """Logs ``report.md``, ``report.html``, ``comparison.json`` and the figures; the verdict becomes the run's description."""
+    facts = facts.model_copy(update={"verdict": verdict(facts, language)})
+    drawn = figures(facts)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file, png in figures.items():
+        for file, png in drawn.items():
             (folder / file).write_bytes(png)
-        (folder / "report.md").write_text(markdown(facts, language, figures), encoding="utf-8")
-        (folder / "html").write_text(html(facts, language, figures), encoding="utf-8")
-        comparison = json.dumps({"verdict": verdict, **facts}, indent=2, ensure_ascii=False)
-        (folder / COMPARISON_FILE).write_text(comparison, encoding="utf-8")
+        (folder / "report.md").write_text(markdown(facts, language, drawn), encoding="utf-8")
+        (folder / "report.html").write_text(html(facts, language, drawn), encoding="utf-8")
+        facts.write(folder / COMPARISON_FILE)
         mlflow.log_artifacts(name)
-    mlflow.set_tag("mlflow.note.content", verdict)
+    set_description(facts.verdict)
 
 
 def _project(resources: Resources) -> str:
-    """How a command of this experiment begins, with the names that are not defaults."""
-    active = mlflow.active_run()
-    assert active is not None, "a comparison needs an active run"
-    experiment = mlflow.get_experiment(active.info.experiment_id).name
+    """Returns how a command of this experiment begins, with the names that are not defaults."""
+    experiment = mlflow.get_experiment(active_run().info.experiment_id).name
     defaults = Resources()
     names = {name: getattr(resources, name) for name in ("dataset", "vlm", "vlm_model", "encoder")}
     names = {name: value for name, value in names.items() if value != getattr(defaults, name)}
     choices = asdict(resources.data)
-    names |= {name: _scalar(value) for name, value in choices.items() if value != asdict(defaults.data)[name]}
-    given = [f"-P {shlex.quote(f'{name}={value}')}" for name, value in names.items()]
-    return " ".join(["mlflow run .", f"--experiment-name {shlex.quote(experiment)}", *given])
-
-
-def _result(run_id: str, evaluation: Mapping[str, Any], project: str) -> RunResult:
-    try:
-        return _run(run_id, evaluation, project)
-    except KeyError as error:
-        raise DataError(f"run {run_id}: its evaluation has no {error}, it is of an older version; evaluate again") from None
-
-
-def _run(run_id: str, evaluation: Mapping[str, Any], project: str) -> RunResult:
-    """An evaluation as one beta's results: accuracies in percent, epochs apart from baselines."""
-    inputs = evaluation["inputs"]
-    sections = {"training": evaluation["training"], "evaluation": evaluation["settings"]}
-    config = {name: _scalar(value) for name, value in inputs.items() if name not in _NAMES and name != _OF_DATA}
-    config |= {
-        f"{section}.{name}": _scalar(value)
-        for section, settings in sections.items()
-        for name, value in settings.items()
-        if name not in _MEASURED
-    }
-    cells: dict[str, dict[tuple[int, int], float]] = {}
-    for row in evaluation["accuracy"]:
-        cells.setdefault(row["policy"], {})[row["size"], row["shots"]] = 100.0 * row["accuracy"]
-    epochs = tuple(
-        EpochResult(
-            int(metrics["epoch"]),
-            {_CURVE_NAMES.get(name, name): value for name, value in metrics.items() if name != "epoch"},
-            cells.pop(f"epoch {int(metrics['epoch'])}"),
-        )
-        for metrics in evaluation["epochs"]
-    )
-    return RunResult(
-        evaluation["kl_beta"],
-        config,
-        {"digest": inputs[_OF_DATA], **evaluation["rl_data"]},
-        epochs,
-        baselines=cells,
-        best_epoch=evaluation["best_epoch"],
-        selection={int(epoch): 100.0 * value for epoch, value in evaluation["selection_accuracy"].items()},
-        registered=evaluation["registered"],
-        overlap=tuple(evaluation["overlap"]),
-        best_single=evaluation["best_single"],
-        best_digest=evaluation["registration"]["checkpoint_digest"],
-        profile=", ".join(f"{name}={value!r}" for name, value in evaluation["profile"].items()),
-        run_id=run_id,
-        commands=tuple(_commands(evaluation, project)),
-    )
-
-
-def _scalar(value: Any) -> Any:
-    """A setting as the command line takes it."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={item}" for name, item in value.items()) or "none"
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _commands(evaluation: Mapping[str, Any], project: str) -> list[str]:
-    """The commands that train and evaluate one beta again, on the RL data and with the names given then."""
-    inputs, training = evaluation["inputs"], evaluation["training"]
-    settings = {name: _scalar(value) for name, value in evaluation["settings"].items()}
-    others = {"checkpoints": ",".join(evaluation["checkpoints"])} if evaluation["checkpoints"] else {}
-    train = {
-        "rl_data": evaluation["rl_data"]["source"],
-        **training,
-        "init": inputs["start_uri"],
-        "seed": inputs["training_seed"],
-        "reward_mode": inputs["reward_mode"],
-    }
-    test = {"kl_beta": evaluation["kl_beta"], "grpo_run": inputs["grpo_run"], "seed": inputs["seed"], **settings, **others}
-    return [
-        f"{project} -e {step} " + " ".join(f"-P {shlex.quote(f'{name}={value}')}" for name, value in parameters.items())
-        for step, parameters in (("grpo", train), ("evaluate", test))
-    ]
+    names |= {name: option_value(value) for name, value in choices.items() if value != asdict(defaults.data)[name]}
+    options = [f"-P {shlex.quote(f'{name}={value}')}" for name, value in names.items()]
+    return " ".join(["mlflow run .", f"--experiment-name {shlex.quote(experiment)}", *options])

@@ -1,13 +1,13 @@
-"""Evaluation of a beta's epochs beside the baselines, and registration of the best."""
+"""The evaluation step: a beta's epochs beside the baselines, and the registration of the best epoch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,166 +16,358 @@ import mlflow
 import pandas as pd
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.evaluation.answering import best_single, evaluate
-from lever_mlflow.evaluation.policies import RANDOM, START, ZERO_SHOT
+from lever_mlflow.evaluation.answering import Answering, BestSingle
+from lever_mlflow.evaluation.overlap import PickOverlap
+from lever_mlflow.evaluation.policies import (
+    CHAMPION,
+    RANDOM,
+    START,
+    ZERO_SHOT,
+    checkpoint_policy,
+    epoch_policy,
+    metric_name,
+)
 from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.evaluation.questions import split_questions
-from lever_mlflow.evaluation.records import accuracy_table, choose_epoch
-from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.pipeline.context import Context
+from lever_mlflow.evaluation.records import REPORT, SELECTION, AccuracyCell, EvaluationRecords, best_epoch
+from lever_mlflow.evaluation.result import (
+    EpochMetrics,
+    Evaluation,
+    EvaluationInputs,
+    Registration,
+    ResourceNames,
+    RLDataSummary,
+)
+from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
+from lever_mlflow.pipeline.checkpoints import read_selector
+from lever_mlflow.pipeline.context import AUTO, Context, make_step
 from lever_mlflow.pipeline.registration import register_best
-from lever_mlflow.registry import model_card, versions
-from lever_mlflow.runs import artifacts, metrics, steps, tags
-from lever_mlflow.runs.tags import TAG
+from lever_mlflow.pipeline.training import GRPO, checkpoints_of, find_grpo
+from lever_mlflow.registry.model_card import describe_version
+from lever_mlflow.registry.versions import beta_alias
+from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.metrics import DATA, epoch_metrics
+from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
+from lever_mlflow.runs.tags import Tag, finished_run_tags, set_tags
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.serving import logged_models
-from lever_mlflow.settings import EvalSettings
-from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.serving.logged_models import checkpoint_folder
+from lever_mlflow.settings import EvalSettings, GrpoSettings, format_beta
 
-__all__ = ["RECORDS_FILE", "evaluate_epochs", "read_evaluation"]
+__all__ = [
+    "EVALUATE",
+    "ensure_evaluated",
+    "evaluate_step",
+    "evaluate_version_step",
+    "find_evaluation",
+    "read_evaluation",
+    "read_records",
+]
 
+EVALUATE = "evaluate"
 RECORDS_FILE, RESULT_FILE, ANSWERS_TABLE = "records.parquet", "evaluation.json", "answers.json"
+_GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_epochs(
-    context: Context,
-    grpo_run: str,
-    kl_beta: float,
-    settings: EvalSettings,
-    inputs: Mapping[str, Any],
-    others: Mapping[str, PointerSelector],
-) -> None:
-    """Evaluation of a GRPO run's epochs, of other checkpoints and the baselines; registers the best epoch."""
-    models = {int(epoch): model_id for epoch, model_id in json.loads(inputs["models"]).items()}
-    selectors = {f"epoch {e}": load_selector(logged_models.checkpoint_folder(f"models:/{m}")) for e, m in models.items()}
-    start = load_selector(logged_models.checkpoint_folder(inputs["start_uri"]))
-    if selector_digest(start) != inputs["start_digest"]:
-        raise CheckpointError(
-            f"{inputs['start_uri']}: not the checkpoint any more that run {grpo_run} started from "
-            f"(digest {inputs['start_digest']}); restore it, or train again from the present one"
-        )
-    epochs = {epoch: f"epoch {epoch}" for epoch in models}
-    parts = {
-        part: QuestionSet(context, samples, settings)
-        for part, samples in split_questions(context.resources.val, settings, context.seed)._asdict().items()
+def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, checkpoints: Sequence[str] = ()) -> Step:
+    """Prepares the evaluation of every epoch of one GRPO run beside the baselines, and the registration of the best.
+
+    Args:
+        checkpoints: further ones to be evaluated, each a path or a model URI; they are never registered.
+
+    Raises:
+        ParameterError: the GRPO run was trained on other data or models, or a checkpoint's name is empty.
+    """
+    tags = finished_run_tags(grpo_run, GRPO)
+    _check_same_resources(context, grpo_run, tags)
+    if not all(checkpoints):
+        raise ParameterError("checkpoints: an empty name between commas; name each checkpoint, or give none")
+    others = {
+        checkpoint_policy(number, reference): read_selector(context, reference)
+        for number, reference in enumerate(checkpoints, start=1)
     }
-    report = parts["report"]
-    checkpoints = {START: start, **others, **selectors}
-    learned = report.learned(checkpoints)
-    picks = {"report": {**report.baselines(), **learned}, "selection": parts["selection"].learned(selectors)}
-    train, answer = context.resources.train, partial(context.resources.answer, description=f"evaluate beta {kl_beta:g}")
-    key = context.resources.language_model.key
-    records = pd.concat(
-        [evaluate(parts[part].samples, part, found, settings.shots, train, answer, key) for part, found in picks.items()],
-        ignore_index=True,
+    inputs = EvaluationInputs.model_validate(
+        {
+            **{name: value for name, value in tags.items() if name in EvaluationInputs.model_fields},
+            "seed": context.seed,
+            "training_seed": tags[Tag.SEED],
+            "grpo_run": grpo_run,
+            "checkpoints": {policy: selector_digest(selector) for policy, selector in others.items()},
+        }
     )
-    best, selection = choose_epoch(records, epochs)
-    table = accuracy_table(records, settings.sizes)
-    overlap = report.overlap(checkpoints, learned)
-    _log_accuracies(table, epochs, models, selection)
-    _log_overlap(overlap, epochs, models)
-    _log_answers(report.samples, records, epochs[best])
-    rows = table.to_dict("records")
-    mlflow.set_tag(f"{TAG}best_epoch", str(best))
-    result: dict[str, Any] = {
-        "kl_beta": kl_beta,
-        "best_epoch": best,
-        "run_id": steps.active_run_id(),
-        "git_commit": mlflow.get_run(grpo_run).data.tags.get("mlflow.source.git.commit", "unknown"),
-        "selection_accuracy": selection,
-        "settings": asdict(settings),
-        "training": steps.run_settings(grpo_run),
-        "inputs": dict(inputs),
-        "rl_data": _rl_data(grpo_run),
-        "resources": {name: getattr(context.resources, name) for name in ("dataset", "vlm", "encoder")},
-        "epochs": metrics.epoch_metrics(grpo_run),
-        "profile": asdict(context.resources.language_model.profile),
-        "accuracy": rows,
-        "checkpoints": [name.partition("(")[2].removesuffix(")") for name in others],
-        "overlap": overlap,
-        "best_single": _best_single(report, answer),
-        "registered": {"name": context.registered_name, "alias": versions.beta_alias(kl_beta)},
-    }
-    result["registration"] = {
-        "model_id": models[best],
-        "checkpoint_digest": selector_digest(selectors[epochs[best]]),
-        "tags": model_card.version_tags(result, records),
-        "description": model_card.markdown(result, records),
-    }
-    version = register_best(context, result)
-    log.info("beta %g: epoch %d is %s version %s", kl_beta, best, context.registered_name, version)
-    mlflow.set_tag(f"{TAG}registered", f"{context.registered_name} version {version}")
-    result["registered"]["version"] = version
-    mlflow.log_dict(result, RESULT_FILE)
-    with tempfile.TemporaryDirectory() as folder:
-        artifacts.log_frame(records, Path(folder) / RECORDS_FILE)
+    job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
+    choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
+    return make_step(context, EVALUATE, job.name, choices, {Tag.KL_BETA: job.kl_beta, **_input_tags(inputs)}, job.run)
 
 
-def read_evaluation(run_id: str) -> dict[str, Any]:
-    """The ``evaluation.json`` of a finished evaluation."""
-    return dict(json.loads(artifacts.artifact(run_id, RESULT_FILE).read_text(encoding="utf-8")))
+def evaluate_version_step(context: Context, version: str, like: Evaluation) -> Step:
+    """Prepares the evaluation of a registered version on the report questions of another evaluation.
+
+    Raises:
+        ParameterError: this context works on other data, models or another seed than that evaluation.
+    """
+    context.resources.check()
+    identity = context.identity()
+    for name, value in identity.items():
+        if (expected := getattr(like.inputs, name)) != value:
+            raise ParameterError(
+                f"run {like.run_id} evaluated with {name} {expected}, but this has {value}; "
+                "give the dataset, vlm, encoder and seed of that evaluation"
+            )
+    reference = f"models:/{context.registered_name}/{version}"
+    selector = load_selector(checkpoint_folder(reference))
+    execute = partial(_evaluate_version, context, selector, like.settings)
+    inputs = {**identity, Tag.CHECKPOINT_DIGEST: selector_digest(selector)}
+    return make_step(context, "evaluate-version", f"evaluate version {version}", asdict(like.settings), inputs, execute)
 
 
-def _rl_data(grpo_run: str) -> dict[str, Any]:
-    """What a GRPO run was trained on: where it was read, its size and how much there was to learn from."""
+def find_evaluation(context: Context, kl_beta: float, settings: EvalSettings) -> str:
+    """Returns the id of the newest finished evaluation of this beta on these resources and this seed, or runs it first."""
+    beta = format_beta(kl_beta)
+    run = find_run(EVALUATE, {**context.common(), Tag.KL_BETA: kl_beta})
+    if run is not None:
+        log.info("beta %s: evaluation taken from %s", beta, describe(run))
+        register_best(context, read_evaluation(run.info.run_id))
+        return str(run.info.run_id)
+    log.info("beta %s: no finished evaluation in this experiment, running it first", beta)
+    return ensure_evaluated(context, find_grpo(context, AUTO, GrpoSettings(kl_beta=kl_beta)), settings)
+
+
+def ensure_evaluated(context: Context, grpo_run: str, settings: EvalSettings) -> str:
+    """Returns the id of an evaluation of this GRPO run, reused or new, whose best epoch is behind its beta's alias."""
+    run_id = ensure(evaluate_step(context, grpo_run, settings))
+    register_best(context, read_evaluation(run_id))
+    return run_id
+
+
+def read_evaluation(run_id: str) -> Evaluation:
+    """Reads the result of a finished evaluation.
+
+    Raises:
+        DataError: it is not there, or was written by another version of this package.
+    """
+    path = artifact(run_id, RESULT_FILE)
+    try:
+        return Evaluation.read(path)
+    except DataError as error:
+        raise DataError(f"run {run_id}: {error}") from None
+
+
+def read_records(run_id: str) -> EvaluationRecords:
+    """Reads the records of a finished evaluation.
+
+    Raises:
+        DataError: they are not there, or cannot be read.
+    """
+    path = artifact(run_id, RECORDS_FILE)
+    try:
+        return EvaluationRecords.read(path)
+    except DataError as error:
+        raise DataError(f"run {run_id}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The evaluation of one GRPO run, ready to run.
+
+    Attributes:
+        checkpoints: the references of further checkpoints; ``others`` are their selectors by policy.
+    """
+
+    context: Context
+    kl_beta: float
+    settings: EvalSettings
+    inputs: EvaluationInputs
+    checkpoints: tuple[str, ...]
+    others: Mapping[str, PointerSelector]
+
+    @property
+    def name(self) -> str:
+        return f"evaluate beta {format_beta(self.kl_beta)}"
+
+    def run(self) -> None:
+        """Evaluates the epochs, logs everything, and registers the best epoch."""
+        models = checkpoints_of(self.inputs.grpo_run)
+        epochs = {epoch: load_selector(checkpoint_folder(f"models:/{model_id}")) for epoch, model_id in models.items()}
+        by_policy = {epoch_policy(epoch): selector for epoch, selector in epochs.items()}
+        checkpoints = {START: self._start(), **self.others, **by_policy}
+        questions = split_questions(self.context.resources.val, self.settings, self.context.seed)
+        report, selection = (_question_set(self.context, samples, self.settings) for samples in questions)
+        learned = report.learned(checkpoints)
+        answering = _answering(self.context, self.name)
+        records = EvaluationRecords.joined(
+            [
+                answering.records(report.samples, REPORT, {**report.baselines(), **learned}, self.settings.shots),
+                answering.records(selection.samples, SELECTION, selection.learned(by_policy), self.settings.shots),
+            ]
+        )
+        selection_accuracy = records.selection_accuracy(epochs)
+        best = best_epoch(selection_accuracy)
+        table, overlap = records.table(self.settings.sizes), report.overlap(checkpoints, learned)
+        _log_accuracies(table, models, selection_accuracy)
+        _log_overlap(overlap, models)
+        _log_answers(report.samples, records, epoch_policy(best))
+        set_tags({Tag.BEST_EPOCH: best})
+        registration = Registration(
+            name=self.context.registered_name,
+            alias=beta_alias(self.kl_beta),
+            model_id=models[best],
+            checkpoint_digest=selector_digest(epochs[best]),
+        )
+        evaluation = self._result(best, selection_accuracy, table, overlap, _best_single(report, answering), registration)
+        tags, card = describe_version(evaluation, records)
+        self._register_and_log(evaluation.with_registration(tags=tags, description=card), records)
+
+    def _start(self) -> PointerSelector:
+        """The start checkpoint, if it is still the one that the GRPO run started from."""
+        start = load_selector(checkpoint_folder(self.inputs.start_uri))
+        if selector_digest(start) != self.inputs.start_digest:
+            raise CheckpointError(
+                f"{self.inputs.start_uri}: not the checkpoint any more that run {self.inputs.grpo_run} started from "
+                f"(digest {self.inputs.start_digest}); restore it, or train again from the present one"
+            )
+        return start
+
+    def _result(
+        self,
+        best: int,
+        selection_accuracy: dict[int, float],
+        table: Sequence[AccuracyCell],
+        overlap: Sequence[PickOverlap],
+        best_single: BestSingle | None,
+        registration: Registration,
+    ) -> Evaluation:
+        resources, grpo_run = self.context.resources, self.inputs.grpo_run
+        return Evaluation(
+            kl_beta=self.kl_beta,
+            best_epoch=best,
+            run_id=active_run().info.run_id,
+            git_commit=mlflow.get_run(grpo_run).data.tags.get(_GIT_COMMIT, "unknown"),
+            settings=self.settings,
+            training=GrpoSettings(**run_settings(grpo_run)),
+            inputs=self.inputs,
+            rl_data=_rl_data_summary(grpo_run),
+            resources=ResourceNames(dataset=resources.dataset, vlm=resources.vlm, encoder=resources.encoder),
+            epochs=tuple(EpochMetrics(epoch=epoch, metrics=values) for epoch, values in epoch_metrics(grpo_run).items()),
+            profile=resources.language_model.profile,
+            accuracy=tuple(table),
+            selection_accuracy=selection_accuracy,
+            checkpoints=self.checkpoints,
+            overlap=tuple(overlap),
+            best_single=best_single,
+            registration=registration,
+        )
+
+    def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
+        version = register_best(self.context, evaluation)
+        name = self.context.registered_name
+        log.info("beta %s: epoch %d is %s version %s", format_beta(self.kl_beta), evaluation.best_epoch, name, version)
+        set_tags({Tag.REGISTERED: f"{name} version {version}"})
+        mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
+        _log_records(records)
+
+
+def _evaluate_version(context: Context, selector: PointerSelector, settings: EvalSettings) -> None:
+    """Evaluates a registered version on the report questions, and logs the records."""
+    samples = split_questions(context.resources.val, settings, context.seed).report
+    picks = _question_set(context, samples, settings).learned({CHAMPION: selector})
+    _log_records(_answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots))
+
+
+def _check_same_resources(context: Context, grpo_run: str, tags: Mapping[str, str]) -> None:
+    for name, value in context.identity().items():
+        if name != Tag.SEED and tags[name] != str(value):
+            raise ParameterError(
+                f"run {grpo_run} was trained with {name} {tags[name]}, but this evaluation has {value}; "
+                "give the dataset, vlm and encoder that it was trained with"
+            )
+
+
+def _input_tags(inputs: EvaluationInputs) -> dict[str, Any]:
+    """The inputs as tags; the digests of further checkpoints as one."""
+    tags = inputs.model_dump(exclude_none=True, exclude={"checkpoints"})
+    if inputs.checkpoints:
+        content = json.dumps(inputs.checkpoints, sort_keys=True)
+        tags[Tag.CHECKPOINTS] = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return tags
+
+
+def _question_set(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> QuestionSet:
+    resources = context.resources
+    features = resources.features("val"), resources.features("train")
+    return QuestionSet(samples, resources.train, *features, settings, context.seed)
+
+
+def _answering(context: Context, description: str) -> Answering:
+    resources = context.resources
+    answer = partial(resources.answer, description=description)
+    return Answering(resources.train, answer, resources.language_model.key)
+
+
+def _rl_data_summary(grpo_run: str) -> RLDataSummary:
     metrics = mlflow.get_run(grpo_run).data.metrics
-    queries = int(metrics["data/n_queries"])
-    return {
-        "source": tags.run_tags(grpo_run, "grpo")["rl_data_source"],
-        "n_queries": queries,
-        "n_positive_queries": round(metrics["data/positive_query_rate"] * queries),
-        "mean_reward": metrics["data/reward_mean"],
-    }
+    queries = int(metrics[f"{DATA}n_queries"])
+    return RLDataSummary(
+        source=finished_run_tags(grpo_run, GRPO)[Tag.RL_DATA_SOURCE],
+        n_queries=queries,
+        n_positive_queries=round(metrics[f"{DATA}positive_query_rate"] * queries),
+        mean_reward=metrics[f"{DATA}reward_mean"],
+    )
 
 
-def _log_accuracies(table: Any, epochs: Mapping[int, str], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
-    """Epochs as metrics ``acc/n{size}/shots{k}`` with the epoch as step, everything else as ``baseline/{policy}/...``."""
-    metrics: dict[str, dict[str, float]] = {}
-    for row in table.to_dict("records"):
-        cell = f"n{row['size']}/shots{row['shots']}"
-        metrics.setdefault(row["policy"], {})[cell] = row["accuracy"]
-        if row["policy"] == RANDOM:
-            metrics.setdefault("random_spread", {})[cell] = row["spread"]
-    for epoch, name in epochs.items():
-        accuracies = {f"acc/{cell}": value for cell, value in metrics.pop(name).items()}
-        mlflow.log_metrics({**accuracies, "selection/accuracy": selection[epoch]}, step=epoch, model_id=models[epoch])
-    for policy, cells in metrics.items():
-        slug = re.sub(r"[^a-z0-9]+", "_", policy.lower())
-        mlflow.log_metrics({f"baseline/{slug}/{cell}": value for cell, value in cells.items()})
-
-
-def _log_overlap(rows: Sequence[Mapping[str, Any]], epochs: Mapping[int, str], models: Mapping[int, str]) -> None:
-    """The share of questions with the start's picks, in order, as ``overlap/shots{k}`` per epoch."""
-    for epoch, name in epochs.items():
-        of_start = [row for row in rows if (row["first"], row["second"]) == (START, name)]
-        shares = {f"overlap/shots{row['shots']}": row["ordered"] for row in of_start}
-        mlflow.log_metrics(shares, step=epoch, model_id=models[epoch])
-
-
-def _best_single(questions: QuestionSet, answer: Callable[[Sequence[Prompt]], list[str]]) -> dict[str, Any] | None:
-    """What the best single demonstration of each pool would bring, logged as ``baseline/oracle/...``; None if not asked for."""
+def _best_single(questions: QuestionSet, answering: Answering) -> BestSingle | None:
+    """Tries the first questions' candidates alone and logs ``baseline/oracle/...``; None if that was not asked for."""
     n = min(questions.settings.n_oracle, len(questions.samples))
     if not n:
         return None
-    found = best_single(questions.samples[:n], questions.pools_QN[:n], questions.context.resources.train, answer)
-    mlflow.log_metrics({f"baseline/oracle/n{n}/shots1": found["oracle"]})
-    return found
+    best = answering.best_single(questions.samples[:n], questions.pools_QN[:n])
+    mlflow.log_metrics({f"baseline/oracle/n{n}/shots1": best.oracle})
+    return best
 
 
-def _log_answers(samples: Sequence[Sample], records: pd.DataFrame, best: str) -> None:
-    """A table for the UI: what the best epoch picked and the VLM answered on each report question, beside zero-shot."""
-    asked = pd.DataFrame(
+def _log_records(records: EvaluationRecords) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / RECORDS_FILE
+        records.write(path)
+        mlflow.log_artifact(str(path))
+
+
+def _log_accuracies(table: Sequence[AccuracyCell], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
+    """Logs epochs as metrics ``acc/n{size}/shots{k}`` with the epoch as step, all others as ``baseline/{policy}/...``."""
+    by_policy: dict[str, dict[str, float]] = {}
+    for cell in table:
+        place = f"n{cell.size}/shots{cell.shots}"
+        by_policy.setdefault(cell.policy, {})[place] = cell.accuracy
+        if cell.policy == RANDOM:
+            by_policy.setdefault("random_spread", {})[place] = cell.spread
+    for epoch, model_id in models.items():
+        accuracies = {f"acc/{place}": value for place, value in by_policy.pop(epoch_policy(epoch)).items()}
+        mlflow.log_metrics({**accuracies, "selection/accuracy": selection[epoch]}, step=epoch, model_id=model_id)
+    for policy, values in by_policy.items():
+        mlflow.log_metrics({f"baseline/{metric_name(policy)}/{place}": value for place, value in values.items()})
+
+
+def _log_overlap(rows: Sequence[PickOverlap], models: Mapping[int, str]) -> None:
+    """Logs the share of questions with the start's picks, in order, as ``overlap/shots{k}`` per epoch."""
+    for epoch, model_id in models.items():
+        with_start = [row for row in rows if (row.first, row.second) == (START, epoch_policy(epoch))]
+        shares = {f"overlap/shots{row.shots}": row.ordered for row in with_start}
+        mlflow.log_metrics(shares, step=epoch, model_id=model_id)
+
+
+def _log_answers(samples: Sequence[Sample], records: EvaluationRecords, best: str) -> None:
+    """Logs a table for the UI: what the best epoch picked and the VLM answered on each report question, beside zero-shot."""
+    questions = pd.DataFrame(
         {
             "question_id": [sample.question_id for sample in samples],
             "question": [sample.question for sample in samples],
             "annotators": [", ".join(sorted(set(sample.answers))) for sample in samples],
         }
     )
-    shown = records[(records.part == "report") & records.policy.isin([ZERO_SHOT, best])]
-    table = shown.merge(asked, on="question_id")[
-        ["question_id", "question", "annotators", "policy", "shots", "picks", "answer", "accuracy"]
-    ]
-    mlflow.log_table(table.assign(picks=table.picks.map(str)), ANSWERS_TABLE)
+    answers = pd.concat([records.picks_and_answers(policy).assign(policy=policy) for policy in (ZERO_SHOT, best)])
+    columns = ["question_id", "question", "annotators", "policy", "shots", "picks", "answer", "accuracy"]
+    table = answers.merge(questions, on="question_id")[columns]
+    mlflow.log_table(table.assign(picks=table["picks"].map(str)), ANSWERS_TABLE)

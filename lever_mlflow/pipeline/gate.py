@@ -1,34 +1,104 @@
-"""RL data: recording them, and the gate before whatever is trained on them."""
+"""The validation step: judges RL data, and stops whatever would be trained on bad ones."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 
 from lever_mlflow import gate
-from lever_mlflow.exceptions import DataError
-from lever_mlflow.gate import report as gate_report
+from lever_mlflow.exceptions import DataError, GateError
+from lever_mlflow.gate.report import format_table, report_html, summary
 from lever_mlflow.gate.tables import trial_table
-from lever_mlflow.pipeline.context import LEFT_OUT, Context
-from lever_mlflow.runs import artifacts
+from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.rollout import LEFT_OUT
+from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.metrics import finite
-from lever_mlflow.runs.tags import TAG
+from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.steps import Step, ensure
+from lever_mlflow.runs.tags import Tag, set_description, set_tags
 from lever_mlflow.trials.rl_data import RLData
 
-__all__ = ["check_data", "pass_gate", "read_verdict", "rl_dataset"]
+__all__ = ["find_verdict", "pass_gate", "rl_dataset", "suite_digest", "validate_step"]
 
-GATE_FILE = "gate.json"
+STEP, GATE_FILE = "validate", "gate.json"
 
 log = logging.getLogger(__name__)
 
 
-def check_data(context: Context, data: RLData, reference: RLData | None = None) -> None:
-    """Validation: logs the gate's page and results; raises GateError where a critical expectation failed."""
+def validate_step(context: Context, data: RLData, reference: RLData | None = None) -> Step:
+    """Prepares the check of RL data with the Great Expectations suites; a failed critical expectation fails the run."""
+    settings = context.gate
+    inputs: dict[str, Any] = {
+        Tag.RL_DATA_DIGEST: data.digest,
+        Tag.SUITE_DIGEST: suite_digest(context),
+        Tag.DATASET_DIGEST: context.identity()[Tag.DATASET_DIGEST],
+        **({} if reference is None else {Tag.REFERENCE_DIGEST: reference.digest}),
+    }
+    choices = {"reward_mode": context.reward_mode, "thresholds": settings.thresholds, "max_shots": settings.max_shots}
+    return make_step(context, STEP, STEP, choices, inputs, partial(_check_data, context, data, reference))
+
+
+def suite_digest(context: Context) -> str:
+    """Returns the digest of the gate's suites with the thresholds of this experiment."""
+    return gate.suite_digest(thresholds=context.gate.thresholds)
+
+
+def find_verdict(context: Context, data: RLData) -> gate.GateResult:
+    """Returns the gate's verdict on RL data: as recorded for their digest and these suites, or reached now in a child run."""
+    step = validate_step(context, data)
+    find: Callable[[], Any] = partial(find_run, STEP, {Tag.KEY: step.key}, having=Tag.GATE)
+    run = find()
+    if run is not None:
+        log.info("data gate: verdict taken from %s", describe(run))
+        return _read_verdict(run.info.run_id)
+    with suppress(GateError):  # the verdict is recorded in the run; what follows from it is decided where it is asked for
+        return _read_verdict(ensure(step))
+    return _read_verdict(find().info.run_id)
+
+
+def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[str, str]:
+    """Logs the data and the gate's figures and verdict on the active run, and ends it where a critical expectation failed.
+
+    Returns:
+        The tags of what is trained behind the gate: none, or where bad data were let through, which expectations failed.
+
+    Raises:
+        DataError: training items are left out, now or when the data were recorded, and they are not the same items: RL data
+            name them by position. GateError: a critical expectation failed.
+    """
+    _check_items(context, data)
+    source = data.source if data.source.startswith("runs:/") else str(Path(data.source).resolve())
+    mlflow.log_input(rl_dataset(data), context="training")
+    mlflow.log_metrics(finite(result.metrics))
+    # The verdict comes last: a run that has it has all the rest.
+    set_tags({Tag.SUITE_DIGEST: result.suite_digest, Tag.RL_DATA_SOURCE: source, Tag.GATE: result.verdict})
+    if context.gate.on_bad_data == "stop":
+        result.raise_if_critical()
+    if not result.failed_critical:
+        return {}
+    override = {str(Tag.GATE_OVERRIDE): f"on_bad_data=warn: {', '.join(result.failed_critical)}"}
+    log.warning("%s: goes on in spite of critical expectations, as on_bad_data=warn asks; the run is tagged", data.source)
+    set_tags(override)
+    return override
+
+
+def rl_dataset(data: RLData) -> PandasDataset:
+    """Returns RL data as an MLflow data set under our content digest; MLflow's own covers the first 10,000 rows only."""
+    source = CodeDatasetSource(tags={"source": data.source})  # MLflow resolves no ``runs:/`` URIs as a source
+    return from_pandas(trial_table(data), source=source, name="rl_data", digest=data.digest)
+
+
+def _check_data(context: Context, data: RLData, reference: RLData | None) -> None:
+    """Runs the suites and logs the gate's page and results; raises GateError where a critical expectation failed."""
     settings = context.gate
     result = gate.check(
         data,
@@ -38,61 +108,34 @@ def check_data(context: Context, data: RLData, reference: RLData | None = None) 
         reference=reference,
         thresholds=settings.thresholds,
     )
-    mlflow.log_text(gate_report.report_html(result), "gate.html")
+    mlflow.log_text(report_html(result), "gate.html")
     mlflow.log_dict(result.to_json(), GATE_FILE)
     mlflow.log_dict(dict(result.gx_results), "great_expectations.json")
-    mlflow.set_tag("mlflow.note.content", result.comparison or gate_report.summary(result))
+    set_description(result.comparison or summary(result))
     if reference is not None:
         mlflow.log_input(rl_dataset(reference), context="reference")
-        mlflow.set_tag(f"{TAG}comparison", result.comparison)
-    log.info("%s", gate_report.format_table(result))
+        set_tags({Tag.COMPARISON: result.comparison})
+    log.info("%s", format_table(result))
     pass_gate(context, data, result)
 
 
-def read_verdict(run_id: str) -> gate.GateResult:
-    """What a validation run found.
-
-    Raises:
-        DataError: its result is not there, or not to be read.
-    """
-    path = artifacts.artifact(run_id, GATE_FILE)
-    try:
-        return gate.GateResult.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"run {run_id}: {GATE_FILE} cannot be read ({error}); run the validate step again") from None
-
-
-def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[str, str]:
-    """Logs the data and the gate's figures and verdict on the active run, and ends it where a critical expectation failed.
-
-    Returns the tags of what is trained behind it: none, or where bad data were let through, which expectations failed.
-
-    Raises:
-        DataError: training items are left out, now or when the data were recorded, and they are not the same items: RL data
-            name them by position. GateError: a critical expectation failed.
-    """
+def _check_items(context: Context, data: RLData) -> None:
     left_out, recorded = context.resources.left_out["train"], data.meta.get(LEFT_OUT, 0)
-    if (left_out or recorded) and data.meta.get("dataset_digest") != context.resources.dataset_digest:
+    if (left_out or recorded) and data.meta.get(Tag.DATASET_DIGEST) != context.resources.dataset_digest:
         raise DataError(
             f"{data.source}: RL data name training items by position, and were not recorded on the items at hand (of the "
             f"training questions {left_out} are left out, then {recorded} were); mend the data set, or run the rollout step"
         )
-    source = data.source if data.source.startswith("runs:/") else str(Path(data.source).resolve())
-    mlflow.log_input(rl_dataset(data), context="training")
-    mlflow.log_metrics(finite(result.metrics))
-    # The verdict comes last: a run that has it has all the rest.
-    mlflow.set_tags({f"{TAG}suite_digest": result.suite_digest, f"{TAG}rl_data_source": source, f"{TAG}gate": result.verdict})
-    if context.gate.on_bad_data == "stop":
-        result.raise_if_critical()
-    if not result.failed_critical:
-        return {}
-    override = {"gate_override": f"on_bad_data=warn: {', '.join(result.failed_critical)}"}
-    log.warning("%s: goes on in spite of critical expectations, as on_bad_data=warn asks; the run is tagged", data.source)
-    mlflow.set_tag(f"{TAG}gate_override", override["gate_override"])
-    return override
 
 
-def rl_dataset(data: RLData) -> PandasDataset:
-    """RL data as an MLflow data set under our content digest (MLflow's own covers the first 10,000 rows only)."""
-    source = CodeDatasetSource(tags={"source": data.source})  # MLflow resolves no ``runs:/`` URIs as a source
-    return from_pandas(trial_table(data), source=source, name="rl_data", digest=data.digest)
+def _read_verdict(run_id: str) -> gate.GateResult:
+    """Reads what a validation run concluded.
+
+    Raises:
+        DataError: its result is not there, or cannot be read.
+    """
+    path = artifact(run_id, GATE_FILE)
+    try:
+        return gate.GateResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"run {run_id}: {GATE_FILE} cannot be read ({error}); run the validate step again") from None

@@ -1,62 +1,58 @@
-"""Registration of an evaluation's best epoch as a retriever that can be served."""
+"""Registers an evaluation's best epoch as a retriever that can be served; a part of the evaluation step."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from lever_mlflow.pipeline.context import OVERRIDES, Context
-from lever_mlflow.registry import versions
-from lever_mlflow.serving import logged_models
+from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.registry.version_tags import VersionTag
+from lever_mlflow.registry.versions import beta_alias, holds, register
+from lever_mlflow.runs.tags import Tag
+from lever_mlflow.serving.logged_models import checkpoint_folder, log_retriever
 from lever_mlflow.serving.retriever import RetrieverSettings, load_retriever, save_retriever
-from lever_mlflow.vlm.prompt import PromptProfile
 
 __all__ = ["register_best"]
 
 
-def register_best(context: Context, result: Mapping[str, Any]) -> str:
+def register_best(context: Context, evaluation: Evaluation) -> str:
     """Puts the retriever of an evaluation's best epoch behind its beta's alias, and returns the version.
 
     The retriever is logged in the active run, unless a version holds it already.
     """
-    registration, settings = result["registration"], _settings(context, result)
-    model_id, name = registration["model_id"], context.registered_name
-    tags = {**registration["tags"], "selector_digest": settings.checkpoint_digest}
-    if not versions.holds(name, settings.digest):
-        model_id = _log_retriever(context, result["kl_beta"], model_id, settings, tags)
-    return versions.register(model_id, name, result["kl_beta"], settings.digest, tags, registration["description"])
+    registration, settings = evaluation.registration, _retriever_settings(context, evaluation)
+    model_id, name = registration.model_id, context.registered_name
+    if not holds(name, settings.digest):
+        model_id = _log_retriever(context, evaluation, settings)
+    tags = {**registration.tags, VersionTag.SELECTOR_DIGEST: settings.checkpoint_digest}
+    return register(model_id, name, evaluation.kl_beta, settings.digest, tags, registration.description)
 
 
-def _settings(context: Context, result: Mapping[str, Any]) -> RetrieverSettings:
-    inputs, evaluation = result["inputs"], result["settings"]
+def _retriever_settings(context: Context, evaluation: Evaluation) -> RetrieverSettings:
     folder = Path(context.resources.encoder).expanduser()
     return RetrieverSettings(
-        checkpoint_digest=result["registration"]["checkpoint_digest"],
-        dataset_digest=inputs["dataset_digest"],
+        checkpoint_digest=evaluation.registration.checkpoint_digest,
+        dataset_digest=evaluation.inputs.dataset_digest,
         encoder=str(folder.resolve()) if folder.is_dir() else context.resources.encoder,
-        encoder_digest=inputs["encoder_digest"],
-        profile=PromptProfile(**result["profile"]),
-        pool_sampler=evaluation["pool_sampler"],
-        pool_size=evaluation["pool_size"],
-        seed=int(inputs["seed"]),
+        encoder_digest=evaluation.inputs.encoder_digest,
+        profile=evaluation.profile,
+        pool_sampler=evaluation.settings.pool_sampler,
+        pool_size=evaluation.settings.pool_size,
+        seed=evaluation.inputs.seed,
     )
 
 
-def _log_retriever(
-    context: Context, kl_beta: float, model_id: str, settings: RetrieverSettings, tags: Mapping[str, Any]
-) -> str:
-    """Logs the retriever around an epoch's checkpoint; it is loaded first, since MLflow only warns of what cannot be."""
-    resources = context.resources
+def _log_retriever(context: Context, evaluation: Evaluation, settings: RetrieverSettings) -> str:
+    """Logs the retriever around an epoch's checkpoint; it is loaded first, since MLflow only warns of what cannot be loaded."""
+    resources, model_id = context.resources, evaluation.registration.model_id
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        checkpoint = logged_models.checkpoint_folder(f"models:/{model_id}")
-        save_retriever(folder, settings, checkpoint, resources.train, resources.features("train"))
+        save_retriever(folder, settings, checkpoint_folder(f"models:/{model_id}"), resources.train, resources.features("train"))
         load_retriever(folder)
-        return logged_models.log_retriever(
-            f"retriever-{versions.beta_alias(kl_beta)}",
+        return log_retriever(
+            f"retriever-{beta_alias(evaluation.kl_beta)}",
             folder,
-            params={"kl_beta": kl_beta, "epoch": tags["epoch"], "checkpoint_model": model_id},
-            tags={"retriever_digest": settings.digest, **{name: tags[name] for name in OVERRIDES if name in tags}},
+            params={"kl_beta": evaluation.kl_beta, "epoch": evaluation.best_epoch, "checkpoint_model": model_id},
+            tags={Tag.RETRIEVER_DIGEST: settings.digest, **evaluation.inputs.overrides},
         )

@@ -1,7 +1,9 @@
-"""The rollout step: records trials of a starting policy as RL data."""
+"""The rollout step: records trials of a starting policy as RL data; and how RL data are found again."""
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 from dataclasses import asdict
 from functools import partial
@@ -9,45 +11,113 @@ from pathlib import Path
 
 import mlflow
 
-from lever_mlflow.pipeline.context import LEFT_OUT, Context
-from lever_mlflow.runs.tags import TAG
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
+from lever_mlflow.pipeline.context import AUTO, Context, make_step
+from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.metrics import DATA
+from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.steps import Step, ensure
+from lever_mlflow.runs.tags import Tag, run_tags, set_tags
+from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings
-from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
-from lever_mlflow.trials.rollout import choose_queries, is_mined, positive_query_rate, rollout
+from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
+from lever_mlflow.trials.rollout import check_settings, choose_queries, is_mined, positive_query_rate, rollout
 
-__all__ = ["RL_DATA_FILE", "record_trials"]
+__all__ = ["LEFT_OUT", "find_rl_data", "read_rl_data", "rl_data_of_run", "rollout_step"]
 
-RL_DATA_FILE = "rl_data.json"
+STEP, RL_DATA_FILE = "rollout", "rl_data.json"
+LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
+
+log = logging.getLogger(__name__)
 
 
-def record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector) -> None:
-    """Rollout: logs ``rl_data.json``, its digest and what mining changed."""
-    train = context.resources.train
-    queries = choose_queries(train, settings.n_queries, context.seed)
-    answer = partial(context.resources.answer, description="rollout")
-    score = partial(context.resources.score, description="rollout, right answers")
+def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM_INIT) -> Step:
+    """Prepares the recording of trials of a starting policy: ``init`` is ``random`` (an untrained selector) or a checkpoint.
+
+    Raises:
+        ParameterError: the settings do not fit together.
+    """
+    check_settings(settings)
+    selector = initial_selector(context, init)
+    inputs = {**context.identity(), Tag.START_DIGEST: selector_digest(selector)}
+    return make_step(context, STEP, STEP, asdict(settings), inputs, partial(_record_trials, context, settings, selector))
+
+
+def find_rl_data(context: Context, reference: str) -> RLData:
+    """Reads RL data by file or run; ``auto`` takes the newest finished rollout on the same resources and seed, or makes one."""
+    if reference != AUTO:
+        return read_rl_data(context, reference)
+    run = find_run(STEP, context.identity())
+    if run is None:
+        log.info("rl_data=auto: no finished rollout with these settings in this experiment, running it first")
+        return rl_data_of_run(context, ensure(rollout_step(context, RolloutSettings())))
+    log.info("rl_data=auto: taken from %s", describe(run))
+    return rl_data_of_run(context, run.info.run_id)
+
+
+def read_rl_data(context: Context, reference: str) -> RLData:
+    """Reads RL data from a file, or from a run given by its id or as ``runs:/<id>[/<artifact>]``.
+
+    Raises:
+        DataError, MissingRunError: as ``rl_data_of_run``; or the file cannot be read.
+    """
+    if reference.startswith("runs:/"):
+        run_id, _, path = reference.removeprefix("runs:/").partition("/")
+        return rl_data_of_run(context, run_id, path)
+    if re.fullmatch("[0-9a-f]{32}", reference) and not Path(reference).exists():
+        return rl_data_of_run(context, reference)
+    return load_rl_data(reference, use_fallback=context.use_fallback)
+
+
+def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
+    """Reads the RL data that a run logged as an artifact, by default a rollout's, or that another step worked on.
+
+    Raises:
+        MissingRunError: there is no such run. DataError: it has no RL data, or they have changed since the run read them.
+    """
+    tags = run_tags(run_id)
+    origin = tags.get(Tag.RL_DATA_SOURCE)
+    if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
+        path = path or RL_DATA_FILE
+        return load_rl_data(artifact(run_id, path), use_fallback=context.use_fallback, source=f"runs:/{run_id}/{path}")
+    data = read_rl_data(context, origin)
+    if data.digest != tags[Tag.RL_DATA_DIGEST]:
+        raise DataError(
+            f"{origin}: its digest is {data.digest}, but run {run_id} worked on {tags[Tag.RL_DATA_DIGEST]}; "
+            "the file has changed since"
+        )
+    return data
+
+
+def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector) -> None:
+    """Records the trials; logs ``rl_data.json``, its digest and its figures."""
+    resources = context.resources
+    queries = choose_queries(resources.train, settings.n_queries, context.seed)
+    answer = partial(resources.answer, description="rollout")
+    score = partial(resources.score, description="rollout, right answers")
     if settings.gt_prob:
-        score([])  # refused now, if at all, and not after all answers
-    features = context.resources.features("train")
-    groups = rollout(queries, train, features, selector, answer, settings, seed=context.seed, score=score)
-    meta = {**context.identity(), **asdict(settings), "generation": asdict(context.resources.language_model.profile)}
-    meta[LEFT_OUT] = context.resources.left_out["train"]
+        score([])  # a VLM that cannot score is refused now, and not after all answers
+    features = resources.features("train")
+    groups = rollout(queries, resources.train, features, selector, answer, settings, seed=context.seed, score=score)
+    meta = {**context.identity(), **asdict(settings), "generation": asdict(resources.language_model.profile)}
+    meta[LEFT_OUT] = resources.left_out["train"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RL_DATA_FILE
         save_rl_data(path, groups, meta)
         data = load_rl_data(path)
         mlflow.log_artifact(str(path))
-    mlflow.set_tag(f"{TAG}rl_data_digest", data.digest)
+    set_tags({Tag.RL_DATA_DIGEST: data.digest})
     trials = [trial for group in groups for trial in group.trials]
     mlflow.log_metrics(
         {
-            "data/n_queries": len(groups),
-            "data/n_trials": len(trials),
-            "data/positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
-            "data/positive_query_rate_before": positive_query_rate(groups, mined=False),
-            "data/positive_query_rate": positive_query_rate(groups),
-            "data/mined_trials": sum(map(is_mined, trials)),
-            "data/mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
+            f"{DATA}n_queries": len(groups),
+            f"{DATA}n_trials": len(trials),
+            f"{DATA}positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
+            f"{DATA}positive_query_rate_before": positive_query_rate(groups, mined=False),
+            f"{DATA}positive_query_rate": positive_query_rate(groups),
+            f"{DATA}mined_trials": sum(map(is_mined, trials)),
+            f"{DATA}mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
     )

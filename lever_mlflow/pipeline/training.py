@@ -1,11 +1,9 @@
-"""Training: RCE and GRPO behind the data gate, with a checkpoint, metrics and a state to go on from per epoch."""
+"""The training steps: RCE and GRPO behind the data gate, with a checkpoint, metrics and a state to go on from per epoch."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,240 +16,271 @@ from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
-from lever_mlflow import distributed, gate
-from lever_mlflow.exceptions import CheckpointError, DataError, LeverError
-from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.gate import pass_gate, rl_dataset
+from lever_mlflow import distributed
+from lever_mlflow.exceptions import DataError, LeverError, ParameterError, first_line
+from lever_mlflow.pipeline.checkpoints import read_selector
+from lever_mlflow.pipeline.context import AUTO, Context, make_step
+from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
-from lever_mlflow.runs import artifacts, processes
+from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
+from lever_mlflow.pipeline.rollout import find_rl_data
+from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite
-from lever_mlflow.runs.tags import TAG
-from lever_mlflow.selector.checkpoint import load_selector, save_selector, selector_digest
+from lever_mlflow.runs.processes import close_interrupted, this_process
+from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.steps import Step, active_run, ensure
+from lever_mlflow.runs.tags import Tag, finished_run_tags, run_tags, set_description, set_tags
+from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.serving import logged_models
-from lever_mlflow.settings import Fusion, GrpoSettings, RceSettings
+from lever_mlflow.serving.logged_models import checkpoint_folder, log_checkpoint
+from lever_mlflow.settings import PRESET_SETTINGS, Fusion, GrpoSettings, RceSettings, format_beta
 from lever_mlflow.training.batches import split_groups
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
 from lever_mlflow.training.grpo import train_grpo
-from lever_mlflow.training.loop import Epoch, TrainingState
+from lever_mlflow.training.loop import Epoch
 from lever_mlflow.training.rce import train_rce
-from lever_mlflow.training.state import load_state, save_state
 from lever_mlflow.trials.rl_data import RLData, check_fits
 
-__all__ = ["STATE_TAG", "Interrupted", "Launch", "Start", "find_state", "train_by_grpo", "train_by_rce"]
+__all__ = ["GRPO", "RCE", "checkpoints_of", "find_grpo", "find_start", "grpo_step", "rce_step", "start_of_run"]
 
-STATES_FOLDER, STATE_TAG = "training_states", "state_epoch"
+RCE, GRPO = "rce", "grpo"
+CHECKPOINTS_FILE = "checkpoints.json"  # ids of a training's logged models by epoch
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Interrupted:
-    """A training that ended early: its last whole state, and of its epochs the logged models or, unsent, the checkpoints.
+def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str = AUTO) -> Step:
+    """Prepares the training of a new selector by reward-weighted cross-entropy; ``resume`` as for ``interrupted_training``."""
 
-    ``source`` is the run's id, or the folder in which it left what it could not send; ``threads``, of torch, that it ran with.
+    def execute() -> None:
+        training = _Training(context, RCE, data, settings, settings.fusion)
+        _train(training, train_rce, step, resume)
+
+    step = make_step(context, RCE, RCE, asdict(settings), _inputs(context, data), execute)
+    return step
+
+
+def grpo_step(context: Context, data: RLData, start: str, settings: GrpoSettings, resume: str = AUTO) -> Step:
+    """Prepares the optimisation of a start checkpoint with GRPO under a KL penalty; ``resume`` as for ``rce_step``.
+
+    Args:
+        start: the checkpoint, by path or model URI; it is also the reference policy.
     """
+    folder = checkpoint_folder(start)
+    selector = read_selector(context, start, folder)
+    meta = read_meta(folder) if folder.is_dir() else {}
+    overrides = "; ".join(meta[name] for name in (Tag.GATE_OVERRIDE, Tag.START_GATE_OVERRIDE) if name in meta)
+    start_override = {str(Tag.START_GATE_OVERRIDE): overrides} if overrides else {}
+    start_inputs: dict[str, str] = {
+        Tag.START_DIGEST: selector_digest(selector),
+        Tag.START: f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(start).name,
+        Tag.START_URI: start if ":/" in start else str(Path(start).resolve()),
+    }
+    inputs = {**_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **start_inputs, **start_override}
 
-    source: str
-    state: TrainingState
-    models: Mapping[int, str]
-    unsent: Mapping[int, Path]
-    key: str
-    threads: int
+    def execute() -> None:
+        origin = {str(name): start_inputs[name] for name in (Tag.START_URI, Tag.START_DIGEST)}
+        training = _Training(context, GRPO, data, settings, selector.fusion, origin, start_override)
+        _train(training, train_grpo, step, resume, start=selector)
+
+    name = f"grpo beta {format_beta(settings.kl_beta)}"
+    step = make_step(context, GRPO, name, asdict(settings), inputs, execute, labels=_used(settings))
+    return step
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How a training run starts: its step's key, the verdict on its data, and an interrupted one to go on from, if any.
+def find_start(context: Context, reference: str, data: RLData) -> str:
+    """Returns a start checkpoint by path or model URI; ``auto`` is the best epoch of the newest RCE run on these data."""
+    if reference != AUTO:
+        return reference
+    run = find_run(RCE, {**context.common(), Tag.RL_DATA_DIGEST: data.digest})
+    if run is None:
+        log.info("init=auto: no finished rce run on this data in this experiment, running it first")
+        return start_of_run(ensure(rce_step(context, data, RceSettings())))
+    log.info("init=auto: taken from %s", describe(run))
+    return start_of_run(run.info.run_id)
 
-    The two are asked for inside the run, once.
+
+def start_of_run(run_id: str) -> str:
+    """Returns the URI of a training run's checkpoint with the highest expected reward on validation queries."""
+    return f"models:/{run_tags(run_id)[Tag.BEST_MODEL]}"
+
+
+def find_grpo(context: Context, reference: str, settings: GrpoSettings) -> str:
+    """Returns the id of a GRPO run; ``auto`` is the newest finished one of this beta, which is run first if there is none.
+
+    Raises:
+        ParameterError: the run was trained with another beta.
     """
+    beta = format_beta(settings.kl_beta)
+    if reference != AUTO:
+        trained = float(finished_run_tags(reference, GRPO)[Tag.KL_BETA])
+        if trained != settings.kl_beta:
+            raise ParameterError(f"kl_beta={beta}, but run {reference} was trained with {format_beta(trained)}")
+        return reference
+    run = find_run(GRPO, {**context.common(), Tag.KL_BETA: settings.kl_beta})
+    if run is not None:
+        log.info("grpo_run=auto: taken from %s", describe(run))
+        return str(run.info.run_id)
+    log.info("grpo_run=auto: no finished grpo run of beta %s in this experiment, running it first", beta)
+    data = find_rl_data(context, AUTO)
+    return ensure(grpo_step(context, data, find_start(context, AUTO, data), settings))
 
-    key: str
-    verdict: Callable[[], gate.GateResult]
-    interrupted: Callable[[], Interrupted | None]
 
-
-@dataclass(frozen=True)
-class Start:
-    """What GRPO starts from: the checkpoint, where it was found, and the gate's expectations that it was trained against."""
-
-    selector: PointerSelector
-    uri: str
-    override: Mapping[str, str]
+def checkpoints_of(run_id: str) -> dict[int, str]:
+    """Returns the ids of a finished training's logged models by epoch."""
+    return {int(epoch): model_id for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
 
 
 @dataclass(frozen=True)
 class _Training:
-    """What the epochs of one training run share, for the log; ``start`` tells GRPO's start checkpoint."""
+    """What the epochs of one training run share, for the log.
+
+    Attributes:
+        origin: URI and digest of GRPO's start checkpoint.
+        override: the gate's expectations that bad data were let through in spite of, by tag.
+    """
 
     context: Context
     step: str
     data: RLData
     settings: RceSettings | GrpoSettings
     fusion: Fusion
-    start: Mapping[str, str]
-    override: Mapping[str, str]
-    key: str
+    origin: Mapping[str, str] | None = None
+    override: Mapping[str, str] | None = None
 
     @property
     def title(self) -> str:
-        return f"GRPO beta {self.settings.kl_beta:g}" if isinstance(self.settings, GrpoSettings) else "RCE"
+        """The training in words, for logs and figures."""
+        return f"GRPO beta {format_beta(self.settings.kl_beta)}" if isinstance(self.settings, GrpoSettings) else "RCE"
 
     def params(self, epoch: int) -> dict[str, Any]:
         """All that made an epoch's checkpoint what it is."""
         context = {"seed": self.context.seed, "reward_mode": self.context.reward_mode, "rl_data_digest": self.data.digest}
-        return {"epoch": epoch, **context, **asdict(self.settings), **self.start}
+        return {"epoch": epoch, **context, **asdict(self.settings), **(self.origin or {})}
 
 
-def train_by_rce(context: Context, data: RLData, settings: RceSettings, launch: Launch) -> None:
-    """RCE behind the gate: a checkpoint and metrics per epoch."""
+def _inputs(context: Context, data: RLData) -> dict[str, Any]:
+    return {**context.common(), Tag.RL_DATA_DIGEST: data.digest, Tag.SUITE_DIGEST: suite_digest(context)}
+
+
+def _used(settings: GrpoSettings) -> dict[str, Any]:
+    """What presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
+    used = {f"used/{name}": getattr(settings, name) for name in PRESET_SETTINGS}
+    return {**used, "used/epsilon_high": settings.epsilon_high or settings.epsilon}
+
+
+def _train(
+    training: _Training, train: Callable[..., Iterator[Epoch]], step: Step, resume: str, start: PointerSelector | None = None
+) -> None:
+    """Trains behind the gate, going on from an interrupted training where there is one."""
+    context, data = training.context, training.data
     check_fits(data, context.resources.train)
-    override = pass_gate(context, data, launch.verdict())
-    earlier = launch.interrupted()
-    epochs = _begin(context, train_rce, settings.fusion, earlier, data=data, settings=settings)
-    training = _Training(context, "rce", data, settings, settings.fusion, {}, override, launch.key)
-    _log_training(training, epochs, earlier)
-
-
-def train_by_grpo(context: Context, data: RLData, start: Start, settings: GrpoSettings, launch: Launch) -> None:
-    """GRPO from ``start`` behind the gate: a checkpoint and metrics per epoch."""
-    check_fits(data, context.resources.train)
-    override = {**start.override, **pass_gate(context, data, launch.verdict())}
-    earlier = launch.interrupted()
-    fusion = start.selector.fusion
-    epochs = _begin(context, train_grpo, fusion, earlier, start=start.selector, data=data, settings=settings)
-    began = {"start_uri": start.uri, "start_digest": selector_digest(start.selector)}
-    training = _Training(context, "grpo", data, settings, fusion, began, override, launch.key)
-    _log_training(training, epochs, earlier)
-
-
-def find_state(source: str) -> Interrupted:
-    """The newest whole training state that a run logged, or left in a folder when it could not.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        places: Iterator[Path] = iter(sorted(folder.glob("state-*"), reverse=True))
-    else:
-        logged = reversed(artifacts.list_artifacts(source, STATES_FOLDER))
-        places = (artifacts.artifact(source, path) for path in logged)
-    for place in places:
-        try:
-            state, meta = load_state(place)
-        except CheckpointError as error:
-            log.warning("%s", error)
-            continue
-        models = {int(epoch): model for epoch, model in meta["models"].items()}
-        missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
-        unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
-        return Interrupted(source, state, models, unsent, meta["key"], meta.get("threads", 0))
-    raise CheckpointError(f"{source}: no whole training state to go on from")
+    let_through = pass_gate(context, data, find_verdict(context, data))
+    training = replace(training, override={**(training.override or {}), **let_through})
+    interrupted = interrupted_training(step, resume)
+    arguments = {"data": data, "settings": training.settings, **({} if start is None else {"start": start})}
+    epochs = _begin(training, train, interrupted, arguments)
+    unsent = UnsentEpochs(context.resources.cache_dir / "unsent" / active_run().info.run_id, step.key)
+    _log_training(training, epochs, interrupted, unsent)
 
 
 def _begin(
-    context: Context, train: Callable[..., Iterator[Epoch]], fusion: Fusion, earlier: Interrupted | None, **arguments: Any
+    training: _Training, train: Callable[..., Iterator[Epoch]], interrupted: Interrupted | None, arguments: Mapping[str, Any]
 ) -> Iterator[Epoch]:
     """Starts a training here and in the processes that follow."""
-    resources = context.resources
-    features_SD = resources.features("train").of(fusion)  # now they are on disk, where the others find them
-    state = None if earlier is None else earlier.state
-    arguments |= {"seed": context.seed, "reward_mode": context.reward_mode, "state": state}
+    context, resources = training.context, training.context.resources
+    features_SD = resources.features("train").of(training.fusion)  # now they are on disk, where the others find them
+    state = None if interrupted is None else interrupted.state
+    arguments = {**arguments, "seed": context.seed, "reward_mode": context.reward_mode, "state": state}
     processes = distributed.join(resources.torch_device)
-    distributed.call_followers(processes, _train_along, train, replace(resources), fusion, arguments)
+    distributed.call_followers(processes, _train_along, train, replace(resources), training.fusion, arguments)
     try:
         return train(**arguments, features_SD=features_SD, device=resources.torch_device)
     except DataError as error:
-        raise DataError(f"{arguments['data'].source}: {error}") from None
+        raise DataError(f"{training.data.source}: {error}") from None
 
 
 def _train_along(
     train: Callable[..., Iterator[Epoch]], resources: Resources, fusion: Fusion, arguments: Mapping[str, Any]
 ) -> None:
-    """The part of a training that a following process has."""
+    """Takes the part of a training that a following process has."""
     for _ in train(**arguments, features_SD=resources.features("train").of(fusion), device=resources.torch_device):
         pass
 
 
-def _log_training(training: _Training, epochs: Iterator[Epoch], earlier: Interrupted | None) -> None:
-    """Logs each epoch as it comes, those of an interrupted run first, and at the end which is best and what it all came to.
+def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Interrupted | None, unsent: UnsentEpochs) -> None:
+    """Logs each epoch as it comes, those of an interrupted run first, and at the end which is best and how training went.
 
     What is to be logged is on this machine's disk first, until all has arrived.
 
     Raises:
         LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
     """
-    active = mlflow.active_run()
-    assert active is not None, "training needs an active run"
-    folder = training.context.resources.cache_dir / "unsent" / active.info.run_id
     dataset = rl_dataset(training.data)
-    mlflow.set_tags({f"{TAG}threads": torch.get_num_threads(), f"{TAG}process": processes.this_process()})
+    set_tags({Tag.THREADS: torch.get_num_threads(), Tag.PROCESS: this_process()})
     history: list[dict[str, float]] = []
+    models: dict[int, str] = {}
     try:
-        models = _replay(training, earlier, history, folder, dataset) if earlier is not None else {}
+        if interrupted is not None:
+            models = _replay(training, interrupted, history, unsent, dataset)
         for epoch, metrics, selector, state in epochs:
             history.append(finite(metrics))
-            meta = {"step": training.step, **training.params(epoch), **training.override}
-            save_selector(_checkpoint(folder, epoch), selector, meta)
-            _save_state(training, folder, state, models)
-            models[epoch] = _log_model(training, epoch, _checkpoint(folder, epoch))
+            meta = {"step": training.step, **training.params(epoch), **(training.override or {})}
+            save_selector(unsent.checkpoint(epoch), selector, meta)
+            unsent.save_state(state, models)
+            models[epoch] = _log_model(training, epoch, unsent.checkpoint(epoch))
             mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)
-            _log_state(training, state, models)
+            unsent.log_state(state, models)
         _conclude(training, history, models)
     except (MlflowException, OSError, SafetensorError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        if not any(folder.glob("state-*")):
-            raise LeverError(f"{reason}; no epoch was finished") from error
+        if not unsent.hold_a_state:
+            raise LeverError(f"{first_line(error)}; no epoch was finished") from error
         raise LeverError(
-            f"{reason}; the epochs until then are safe in {folder}: once this is mended, the same command with "
-            f"-P resume={folder} logs them and goes on"
+            f"{first_line(error)}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command "
+            f"with -P resume={unsent.folder} logs them and goes on"
         ) from error
-    shutil.rmtree(folder, ignore_errors=True)
+    unsent.remove()
 
 
 def _replay(
-    training: _Training, earlier: Interrupted, history: list[dict[str, float]], folder: Path, dataset: PandasDataset
+    training: _Training,
+    interrupted: Interrupted,
+    history: list[dict[str, float]],
+    unsent: UnsentEpochs,
+    dataset: PandasDataset,
 ) -> dict[int, str]:
     """Logs the epochs of an interrupted run in this one and returns their models, the unsent ones logged now."""
-    log.info("goes on after epoch %d of %s", len(earlier.state.history), earlier.source)
-    if earlier.threads != torch.get_num_threads():
-        told = "it ran with %d threads, this with %d, so that last digits may differ; OMP_NUM_THREADS sets them"
-        log.warning(told, earlier.threads, torch.get_num_threads())
-    mlflow.set_tag(f"{TAG}resumed_from", earlier.source)
-    models = dict(earlier.models)
-    _save_state(training, folder, earlier.state, models)
-    for epoch, path in earlier.unsent.items():
-        shutil.copytree(path, _checkpoint(folder, epoch))
+    log.info("goes on after epoch %d of %s", len(interrupted.state.history), interrupted.source)
+    if interrupted.threads != torch.get_num_threads():
+        message = "it ran with %d threads, this with %d, so that last digits may differ; OMP_NUM_THREADS sets them"
+        log.warning(message, interrupted.threads, torch.get_num_threads())
+    set_tags({Tag.RESUMED_FROM: interrupted.source})
+    models = dict(interrupted.models)
+    unsent.save_state(interrupted.state, models)
+    for epoch, path in interrupted.unsent.items():
+        shutil.copytree(path, unsent.checkpoint(epoch))
         models[epoch] = _log_model(training, epoch, path)
-    for epoch, metrics in enumerate(earlier.state.history, start=1):
+    for epoch, metrics in enumerate(interrupted.state.history, start=1):
         history.append(dict(metrics))
         mlflow.log_metrics(dict(metrics), step=epoch, dataset=dataset)
-    _log_state(training, earlier.state, models)
-    if not Path(earlier.source).is_dir():
-        processes.close_interrupted(earlier.source)
-    shutil.rmtree(folder.parent / Path(earlier.source).name, ignore_errors=True)  # all of it is here now
+    unsent.log_state(interrupted.state, models)
+    if not Path(interrupted.source).is_dir():
+        close_interrupted(interrupted.source)
+    shutil.rmtree(unsent.folder.parent / Path(interrupted.source).name, ignore_errors=True)  # all of it is here now
     return models
 
 
 def _conclude(training: _Training, history: list[dict[str, float]], models: Mapping[int, str]) -> None:
-    """Which epoch is best, the curves, and the run in words."""
+    """Logs which epoch is best, the curves, and how training went in words."""
     best = max(range(1, len(history) + 1), key=lambda epoch: (history[epoch - 1]["expected_reward"], -epoch))
     _, val = split_groups(training.data.groups, training.settings.val_share, training.context.seed)
-    told = diagnose(history, len(val), best)
+    diagnosis = diagnose(history, len(val), best)
     mlflow.log_figure(training_curves(history, training.title, best), "training_curves.png")
-    mlflow.set_tags(
-        {
-            f"{TAG}models": json.dumps(models),
-            f"{TAG}best_epoch": str(best),
-            f"{TAG}best_model": models[best],
-            f"{TAG}diagnosis": told,
-            "mlflow.note.content": told,
-        }
-    )
-    log.info("%s: %s", training.title, told)
+    mlflow.log_dict({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
+    set_tags({Tag.BEST_EPOCH: best, Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
+    set_description(diagnosis)
+    log.info("%s: %s", training.title, diagnosis)
 
 
 def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
@@ -259,37 +288,11 @@ def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
     first, train_SD = training.data.groups[0], training.context.resources.features("train").of(training.fusion)
     rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list((first.pool * 4)[:4])].tolist()]}
     name = training.title.lower().replace(" ", "-").replace(".", "-")
-    return logged_models.log_checkpoint(
+    return log_checkpoint(
         f"{name}-epoch-{epoch}",
         checkpoint,
         epoch=epoch,
         params=training.params(epoch),
-        tags={"checkpoint_digest": selector_digest(load_selector(checkpoint)), **training.override},
+        tags={Tag.CHECKPOINT_DIGEST: selector_digest(load_selector(checkpoint)), **(training.override or {})},
         example=pd.DataFrame(rows),
     )
-
-
-def _checkpoint(folder: Path, epoch: int) -> Path:
-    return folder / f"checkpoint-{epoch:04d}"
-
-
-def _save_state(training: _Training, folder: Path, state: TrainingState, models: Mapping[int, str]) -> None:
-    """Writes the state to disk and then removes the one before it."""
-    former = sorted(folder.glob("state-*"))
-    save_state(folder / f"state-{len(state.history):04d}", state, _state_meta(training, models))
-    for path in former:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _state_meta(training: _Training, models: Mapping[int, str]) -> dict[str, Any]:
-    return {"models": dict(models), "key": training.key, "threads": torch.get_num_threads()}
-
-
-def _log_state(training: _Training, state: TrainingState, models: Mapping[int, str]) -> None:
-    """Logs a state after everything else of its epoch, so that an epoch that can be gone on from is whole."""
-    epoch = len(state.history)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"epoch-{epoch:04d}"
-        save_state(path, state, _state_meta(training, models))
-        mlflow.log_artifact(str(path), STATES_FOLDER)
-    mlflow.set_tag(f"{TAG}{STATE_TAG}", str(epoch))

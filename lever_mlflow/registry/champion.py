@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Holders(NamedTuple):
-    """Versions behind ``champion`` and ``previous-champion``, None where there is none."""
+    """Holds the versions behind ``champion`` and ``previous-champion``; None where there is none."""
 
     champion: str | None
     previous: str | None
@@ -42,7 +42,7 @@ class Holders(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What a change leaves: the versions behind both aliases, and what is written on the new champion.
+    """Describes what a change leaves: the versions behind both aliases, and what is written on the new champion.
 
     ``previous`` None leaves that alias as it is; ``by`` says who makes the change, for others who come across it.
     """
@@ -55,17 +55,20 @@ class Change:
 
 
 def holders(name: str) -> Holders:
-    """The present champion and the former one.
+    """Returns the present champion and the former one.
 
     Raises:
-        MissingRunError: no such registered model.
+        MissingRunError: there is no such registered model.
     """
     aliases = registered_model(name).aliases
     return Holders(*(str(aliases[alias]) if alias in aliases else None for alias in (CHAMPION, PREVIOUS_CHAMPION)))
 
 
 def settle(name: str) -> int:
-    """Waits for a change that another process has begun, or finishes it in its place; how many changes there have been."""
+    """Waits for a change that another process has begun, or finishes it in its place.
+
+    Returns how many changes there have been.
+    """
     client, seen, since = MlflowClient(), "", 0.0
     while True:
         done = _count(name)
@@ -83,50 +86,50 @@ def settle(name: str) -> int:
             time.sleep(0.1)
 
 
-def change(name: str, expected: Holders, wanted: Change) -> None:
-    """Makes a change, if the aliases still are what it was decided on.
+def change(name: str, expected: Holders, new: Change) -> None:
+    """Makes a change, if the aliases are still ``expected``: those that the change was decided on.
 
     Raises:
-        PromotionError: they are not, or MLflow answered so slowly that others may have finished this change.
+        PromotionError: the aliases were changed meanwhile, or MLflow was so slow that others may have finished this change.
     """
     client = MlflowClient()
     while True:
         number = settle(name) + 1
-        found = holders(name)
-        if found != expected:
+        present = holders(name)
+        if present != expected:
             raise PromotionError(
-                f"{name}: {_told(found)}, but {_told(expected)} when this began; somebody else changed it meanwhile, "
+                f"{name}: {_in_words(present)}, but {_in_words(expected)} when this began; somebody else changed it meanwhile, "
                 "and this changed nothing; look at `mlflow run . -e status` and run it again"
             )
         began = time.monotonic()
-        if _begin(client, name, number, wanted):
+        if _begin(client, name, number, new):
             break
     if time.monotonic() - began > PATIENCE / 2:  # others might finish it, and go on to the next, before this gets to write
         raise PromotionError(f"{name}: MLflow took too long; this change is finished by the next promote or rollback")
-    _finish(client, name, number, wanted)
+    _finish(client, name, number, new)
 
 
 def rollback(name: str, by: str) -> Holders:
-    """Swaps both aliases; returns the new holders.
+    """Swaps both aliases, and returns the new holders.
 
     Raises:
-        MissingRunError: there is nothing to go back to. PromotionError: as for ``change``.
+        MissingRunError: there is no previous champion to go back to. PromotionError: as for ``change``.
     """
     settle(name)
-    found = holders(name)
-    if found.previous is None or found.previous == found.champion:
-        raise MissingRunError(f"{name}: {_told(found)}, and there is no other version to go back to; promote one first")
-    change(name, found, Change(champion=found.previous, previous=found.champion, by=by))
-    return Holders(found.previous, found.champion)
+    present = holders(name)
+    if present.previous is None or present.previous == present.champion:
+        raise MissingRunError(f"{name}: {_in_words(present)}, and there is no other version to go back to; promote one first")
+    change(name, present, Change(champion=present.previous, previous=present.champion, by=by))
+    return Holders(present.previous, present.champion)
 
 
-def _begin(client: MlflowClient, name: str, number: int, wanted: Change) -> bool:
-    """Whether this process may make change ``number``: nobody else has begun or ended it."""
+def _begin(client: MlflowClient, name: str, number: int, new: Change) -> bool:
+    """Begins change ``number``, and says whether this process may make it: nobody else has begun or ended it."""
     token = uuid.uuid4().hex
-    tags = {"token": token, "by": wanted.by, "champion": wanted.champion, "previous": wanted.previous or ""}
-    tags |= {f"{_VERSION_TAG}{key}": value for key, value in wanted.tags.items()}
+    tags = {"token": token, "by": new.by, "champion": new.champion, "previous": new.previous or ""}
+    tags |= {f"{_VERSION_TAG}{key}": value for key, value in new.tags.items()}
     try:
-        client.create_registered_model(_record(name, number), tags=tags, description=wanted.description)
+        client.create_registered_model(_record(name, number), tags=tags, description=new.description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -144,10 +147,10 @@ def _begin(client: MlflowClient, name: str, number: int, wanted: Change) -> bool
     return True
 
 
-def _finish(client: MlflowClient, name: str, number: int, wanted: Change | None) -> None:
+def _finish(client: MlflowClient, name: str, number: int, new: Change | None) -> None:
     """Writes all of a change, or nothing of one that was not confirmed, and ends it; may be done again and by several."""
-    if wanted is not None:
-        _write(client, name, number, wanted)
+    if new is not None:
+        _write(client, name, number, new)
     client.set_registered_model_tag(name, _COUNT, str(number))
     try:
         client.delete_registered_model(_record(name, number))
@@ -156,15 +159,15 @@ def _finish(client: MlflowClient, name: str, number: int, wanted: Change | None)
             raise
 
 
-def _write(client: MlflowClient, name: str, number: int, wanted: Change) -> None:
+def _write(client: MlflowClient, name: str, number: int, new: Change) -> None:
     writes: list[Callable[[], Any]] = [
-        partial(client.set_model_version_tag, name, wanted.champion, key, value) for key, value in wanted.tags.items()
+        partial(client.set_model_version_tag, name, new.champion, key, value) for key, value in new.tags.items()
     ]
-    if wanted.description:
-        writes.append(partial(client.update_model_version, name, wanted.champion, wanted.description))
-    if wanted.previous:
-        writes.append(partial(client.set_registered_model_alias, name, PREVIOUS_CHAMPION, wanted.previous))
-    writes.append(partial(client.set_registered_model_alias, name, CHAMPION, wanted.champion))
+    if new.description:
+        writes.append(partial(client.update_model_version, name, new.champion, new.description))
+    if new.previous:
+        writes.append(partial(client.set_registered_model_alias, name, PREVIOUS_CHAMPION, new.previous))
+    writes.append(partial(client.set_registered_model_alias, name, CHAMPION, new.champion))
     for write in writes:
         try:
             write()
@@ -180,8 +183,8 @@ def _record(name: str, number: int) -> str:
 
 def _read(record: RegisteredModel) -> Change:
     tags = {key.removeprefix(_VERSION_TAG): value for key, value in record.tags.items() if key.startswith(_VERSION_TAG)}
-    told = record.tags
-    return Change(told["champion"], told["previous"] or None, told["by"], tags, record.description or None)
+    texts = record.tags
+    return Change(texts["champion"], texts["previous"] or None, texts["by"], tags, record.description or None)
 
 
 def _count(name: str) -> int:
@@ -201,6 +204,6 @@ def _is_missing(error: MlflowException) -> bool:
     return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
 
-def _told(found: Holders) -> str:
-    champion = "there is no champion" if found.champion is None else f"version {found.champion} is champion"
-    return champion if found.previous is None else f"{champion}, version {found.previous} previous-champion"
+def _in_words(present: Holders) -> str:
+    champion = "there is no champion" if present.champion is None else f"version {present.champion} is champion"
+    return champion if present.previous is None else f"{champion}, version {present.previous} previous-champion"

@@ -11,38 +11,41 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError
-from lever_mlflow.registry.model_card import TABLE_TAGS, renewed
+from lever_mlflow.registry.model_card import renewed
+from lever_mlflow.registry.version_tags import VersionTag, is_accuracy
+from lever_mlflow.settings import format_beta
 
 __all__ = ["beta_alias", "find_version", "holds", "register", "registered_model", "versions"]
 
-_LONGEST_TAG = 5000  # of a version's tags; MLflow takes more, but nobody reads more
+_LONGEST_TAG = 5000  # characters of a version's tag; MLflow takes more, but nobody reads more
+_ALIAS = "kl-"
 
 
 def beta_alias(kl_beta: float) -> str:
-    """Alias of a beta's best version: ``kl-0-12`` for 0.12, since MLflow allows no dots in aliases."""
-    return f"kl-{kl_beta:.12g}".replace(".", "-").replace("+", "")
+    """Names the alias of a beta's best version: ``kl-0-12`` for 0.12, since MLflow allows no dots in aliases."""
+    return f"{_ALIAS}{format_beta(kl_beta)}".replace(".", "-").replace("+", "")
 
 
 def holds(name: str, digest: str) -> bool:
-    """Whether a registered model has a version of this digest, so that ``register`` adds none."""
-    return _of_digest(MlflowClient(), name, digest) is not None
+    """Says whether a registered model has a version of this digest, so that ``register`` adds none."""
+    return _version_of_digest(MlflowClient(), name, digest) is not None
 
 
 def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mapping[str, Any], description: str = "") -> str:
     """Makes a logged model the version behind its beta's alias, and returns the version.
 
-    The same digest adds no version: the one that holds it gets the alias, and its tags and description are renewed; what
+    The same digest adds no version: the version that holds it gets the alias, and its tags and description are renewed. What
     was written there when it was promoted stays.
     """
     client = MlflowClient()
-    version = _of_digest(client, name, digest) or _created(client, name, model_id, digest)
-    wanted = {**tags, "model_digest": digest, "kl_beta": f"{kl_beta:g}"}
-    for key, value in wanted.items():
-        if version.tags.get(key) != (text := str(value)[:_LONGEST_TAG]):
-            client.set_model_version_tag(name, version.version, key, text)
-    for key in version.tags.keys() - wanted.keys():
-        if key.startswith(TABLE_TAGS):
-            client.delete_model_version_tag(name, version.version, key)
+    version = _version_of_digest(client, name, digest) or _created(client, name, model_id, digest)
+    texts = {**tags, VersionTag.MODEL_DIGEST: digest, VersionTag.KL_BETA: format_beta(kl_beta)}
+    for tag, value in texts.items():
+        if version.tags.get(tag) != (text := str(value)[:_LONGEST_TAG]):
+            client.set_model_version_tag(name, version.version, tag, text)
+    for tag in version.tags.keys() - texts.keys():
+        if is_accuracy(tag):
+            client.delete_model_version_tag(name, version.version, tag)
     if description:
         client.update_model_version(name, version.version, renewed(description, version.description or ""))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
@@ -50,22 +53,22 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
 
 
 def find_version(name: str, kl_beta: float) -> ModelVersion:
-    """The version behind a beta's alias.
+    """Returns the version behind a beta's alias.
 
     Raises:
-        MissingRunError: no such registered model, or no version for this beta; the message lists the betas that there are.
+        MissingRunError: there is no such registered model, or no version for this beta; the message lists the others.
     """
-    remedy = f"run `mlflow run . -e evaluate -P kl_beta={kl_beta:g}` first"
+    beta, alias = format_beta(kl_beta), beta_alias(kl_beta)
+    remedy = f"run `mlflow run . -e evaluate -P kl_beta={beta}` first"
     aliases = registered_model(name, remedy).aliases
-    alias = beta_alias(kl_beta)
     if alias not in aliases:
-        known = ", ".join(sorted(other for other in aliases if other.startswith("kl-"))) or "none"
-        raise MissingRunError(f"kl_beta={kl_beta:g}: {name} has no version with alias {alias} (it has: {known}); {remedy}")
+        others = ", ".join(sorted(other for other in aliases if other.startswith(_ALIAS))) or "none"
+        raise MissingRunError(f"kl_beta={beta}: {name} has no version with alias {alias} (it has: {others}); {remedy}")
     return MlflowClient().get_model_version(name, str(aliases[alias]))
 
 
 def registered_model(name: str, remedy: str = "run `mlflow run . -e evaluate` first") -> RegisteredModel:
-    """A registered model with its tags and aliases.
+    """Returns a registered model with its tags and aliases.
 
     Raises:
         MissingRunError: there is none of this name.
@@ -79,30 +82,30 @@ def registered_model(name: str, remedy: str = "run `mlflow run . -e evaluate` fi
 
 
 def versions(name: str) -> list[tuple[ModelVersion, list[str]]]:
-    """Every version of a registered model with its aliases, in the order of their numbers.
+    """Lists every version of a registered model with its aliases, in the order of the versions' numbers.
 
     Raises:
-        MissingRunError: no such registered model.
+        MissingRunError: there is no such registered model.
     """
     aliases = registered_model(name).aliases
-    found = sorted(MlflowClient().search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
-    return [(item, sorted(alias for alias, v in aliases.items() if str(v) == str(item.version))) for item in found]
+    ordered = sorted(MlflowClient().search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+    return [(item, sorted(alias for alias, v in aliases.items() if str(v) == str(item.version))) for item in ordered]
 
 
 def _created(client: MlflowClient, name: str, model_id: str, digest: str) -> ModelVersion:
-    """A new version; of several that were made for a checkpoint at the same time all but the first are deleted again.
+    """Adds a version; of several that are made for a model at the same time all but the first are deleted again.
 
-    A version is made together with its digest, and a later number after an earlier one is there to be seen: so all who made one
+    A version is made together with its digest, and whoever sees a later number also sees the earlier ones. So all that made one
     agree on the first, and the others never get an alias.
     """
-    created = mlflow.register_model(f"models:/{model_id}", name, tags={"model_digest": digest})
-    first = _of_digest(client, name, digest) or created
+    created = mlflow.register_model(f"models:/{model_id}", name, tags={VersionTag.MODEL_DIGEST: digest})
+    first = _version_of_digest(client, name, digest) or created
     if str(first.version) != str(created.version):
         client.delete_model_version(name, created.version)
     return first
 
 
-def _of_digest(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """The first version that holds a checkpoint."""
-    found = client.search_model_versions(f"name = '{name}' and tags.model_digest = '{digest}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+def _version_of_digest(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    """The first version of a registered model that holds a model of this digest."""
+    holders = client.search_model_versions(f"name = '{name}' and tags.{VersionTag.MODEL_DIGEST} = '{digest}'")
+    return min(holders, key=lambda version: int(version.version), default=None)

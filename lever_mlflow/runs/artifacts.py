@@ -1,22 +1,23 @@
-"""Reads and writes the artifacts of runs."""
+"""Reads the artifacts of runs."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mlflow
-import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import DataError, first_line
 
-__all__ = ["artifact", "download_folder", "list_artifacts", "log_frame"]
+__all__ = ["artifact", "download_folder", "list_artifacts", "read_json"]
 
 
 def artifact(run_id: str, path: str) -> Path:
-    """Local copy of a run's artifact.
+    """Downloads an artifact of a run, and returns the path of the copy.
 
     Raises:
         DataError: the run or its artifact is not there.
@@ -27,22 +28,28 @@ def artifact(run_id: str, path: str) -> Path:
         raise DataError(f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); run that step again") from None
 
 
+def read_json(run_id: str, path: str) -> dict[str, Any]:
+    """Reads an artifact that holds a JSON object.
+
+    Raises:
+        DataError: the artifact is not there, or is not a JSON object.
+    """
+    try:
+        return dict(json.loads(artifact(run_id, path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"run {run_id}: artifact {path} is no JSON object ({error}); run that step again") from None
+
+
 def list_artifacts(run_id: str, folder: str) -> list[str]:
-    """Paths of what a run has in an artifact folder, in order of their names; empty where it has none."""
+    """Lists the paths of what a run has in an artifact folder, in order of their names; empty where it has none."""
     return sorted(item.path for item in mlflow.MlflowClient().list_artifacts(run_id, folder))
 
 
-def log_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Logs a table as a Parquet artifact of the active run."""
-    frame.to_parquet(path, index=False)
-    mlflow.log_artifact(str(path))
+def download_folder() -> str:
+    """Makes a folder for a download, which is deleted when this process ends."""
+    return tempfile.mkdtemp(dir=_downloads().name)
 
 
 @cache
 def _downloads() -> tempfile.TemporaryDirectory[str]:
-    """Holds what this process downloads, and goes with it."""
     return tempfile.TemporaryDirectory(prefix="lever-mlflow-")
-
-
-def download_folder() -> str:
-    return tempfile.mkdtemp(dir=_downloads().name)

@@ -11,7 +11,7 @@ __all__ = ["ui_command"]
 
 
 def ui_command() -> str:
-    """The command that opens the MLflow UI on the store in use, and the address of the active run in it."""
+    """Returns the command that opens the MLflow UI on the store in use, and the address of the active run in it."""
     active = mlflow.active_run()
     assert active is not None, "ui_command needs an active run"
     page = f"/#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}"

@@ -9,14 +9,16 @@ import mlflow
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["epoch_metrics", "finite"]
+__all__ = ["DATA", "epoch_metrics", "finite"]
+
+DATA = "data/"  # what the names of figures of the data begin with; they have no epoch
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics fit to be logged.
+    """Returns metrics that are fit to be logged.
 
     Raises:
-        DataError: one of them is not finite.
+        DataError: one of them is NaN or infinite.
     """
     bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if bad:
@@ -24,12 +26,12 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return dict(metrics)
 
 
-def epoch_metrics(run_id: str) -> list[dict[str, float]]:
-    """Metrics of a training run, one mapping per epoch, ``epoch`` among them."""
+def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
+    """Reads the metrics of a training run by epoch, ascending."""
     client = mlflow.MlflowClient()
     epochs: dict[int, dict[str, float]] = {}
     for name in client.get_run(run_id).data.metrics:
-        if not name.startswith("data/"):
+        if not name.startswith(DATA):
             for metric in client.get_metric_history(run_id, name):
-                epochs.setdefault(metric.step, {"epoch": metric.step})[name] = metric.value
-    return [epochs[step] for step in sorted(epochs)]
+                epochs.setdefault(metric.step, {})[name] = metric.value
+    return {epoch: epochs[epoch] for epoch in sorted(epochs)}

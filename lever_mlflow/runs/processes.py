@@ -9,21 +9,21 @@ import mlflow
 import psutil
 from mlflow.entities import Run
 
-from lever_mlflow.runs.tags import TAG
+from lever_mlflow.runs.tags import Tag, tags_of
 
 __all__ = ["close_interrupted", "is_training", "this_process"]
 
 
 def this_process() -> str:
-    """This process by machine, number and start, for the tag by which others see whether a run's process is still there."""
+    """Names this process by machine, number and start, for the tag by which others see whether it is still there."""
     return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
 
 
 def is_training(run: Run) -> bool | None:
-    """Whether the process of a run that is RUNNING is still there; None if that is another machine's."""
+    """Says whether the process of a run that is RUNNING is still there; None if the process is another machine's."""
     if run.info.status != "RUNNING":
         return False
-    host, number, started = run.data.tags.get(f"{TAG}process", "? 0 0").rsplit(" ", 2)
+    host, number, started = tags_of(run).get(Tag.PROCESS, "? 0 0").rsplit(" ", 2)
     if host != socket.gethostname():
         return None
     try:
@@ -34,6 +34,6 @@ def is_training(run: Run) -> bool | None:
 
 
 def close_interrupted(run_id: str) -> None:
-    """Marks a run as KILLED whose process ended without a word, so that it does not seem to run for ever."""
+    """Marks a run as KILLED whose process ended without marking it, so that it does not seem to run for ever."""
     if mlflow.get_run(run_id).info.status == "RUNNING":
         mlflow.MlflowClient().set_terminated(run_id, "KILLED")

@@ -8,13 +8,13 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from lever_mlflow.runs.tags import TAG, as_text
+from lever_mlflow.runs.tags import PREFIX, Tag, as_text
 
 __all__ = ["describe", "find_run", "find_runs"]
 
 
 def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -> Run | None:
-    """The newest of ``find_runs``."""
+    """Returns the newest of the runs that ``find_runs`` lists, or None."""
     runs = find_runs(step, tags, having=having, most=1)
     return runs[0] if runs else None
 
@@ -22,16 +22,18 @@ def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -
 def find_runs(
     step: str, tags: Mapping[str, Any], *, having: str | None = None, unfinished: bool = False, most: int = 10_000
 ) -> list[Run]:
-    """The finished runs of a step in the active run's experiment whose ``lever.*`` tags have these values, newest first.
+    """Lists the finished runs of a step in the active run's experiment whose tags have these values, newest first.
 
-    With ``having``, those that have this tag, whether they finished or not; with ``unfinished``, that did not finish.
+    Args:
+        having: lists runs that have this tag, whether they finished or not.
+        unfinished: lists runs that did not finish instead.
+        most: the largest number of runs listed.
     """
     active = mlflow.active_run()
-    assert active is not None, "find_runs needs an active run"
-    wanted = {"step": step, **tags}
-    conditions = [f"tags.`{TAG}{key}` = '{as_text(value)}'" for key, value in wanted.items()]
+    assert active is not None, "runs are looked up from within a run"
+    conditions = [f"tags.`{PREFIX}{name}` = '{as_text(value)}'" for name, value in {Tag.STEP: step, **tags}.items()]
     if having:
-        conditions.append(f"tags.`{TAG}{having}` LIKE '%'")
+        conditions.append(f"tags.`{PREFIX}{having}` LIKE '%'")
     if unfinished or not having:
         conditions.append(f"attributes.status {'!=' if unfinished else '='} 'FINISHED'")
     return list(
@@ -46,5 +48,5 @@ def find_runs(
 
 
 def describe(run: Run) -> str:
-    """A run in words, for logs: its name and id."""
+    """Names a run in words, for logs: its name and id."""
     return f"{run.info.run_name} (run {run.info.run_id})"

@@ -1,7 +1,7 @@
 """Steps as MLflow runs: how a step is started, and how one that has finished is reused.
 
-Every step's run carries tags ``lever.*`` with the digests of all that decides its result; ``lever.key`` names all of them
-and the settings together. A step is looked up by these tags, never by its name.
+Every step's run carries tags with the digests of all that decides its result; its key names all of them and the settings
+together. A step is looked up by these tags, never by its name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 import lever_mlflow
-from lever_mlflow import __version__
 from lever_mlflow.exceptions import LeverError, first_line
+from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.search import describe, find_run
-from lever_mlflow.runs.tags import TAG, as_text
+from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, as_text, set_description, set_tags
 
-__all__ = ["Step", "active_run_id", "ensure", "project_run", "run_here", "run_settings"]
+__all__ = ["Step", "active_run", "ensure", "project_run", "run_here", "run_settings"]
 
-_LONGEST_NOTE = 4_000  # characters; MLflow refuses descriptions above 5,000
+SETTINGS_FILE = "settings.json"
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is ready to run.
+    """Describes a step that is ready to run.
 
     Attributes:
-        step: its kind, such as ``grpo``; ``name``: the run's name in the UI.
+        step: its kind, such as ``grpo``; ``name`` is the run's name in the UI.
         settings: what the user can choose; logged as parameters.
-        inputs: digests and origins of all that it works on; logged as tags ``lever.<name>``, by which it is found again.
+        inputs: digests and origins of all that it works on; logged as tags, by which it is found again.
         execute: does the work inside the active run.
         labels: the names by which the user gave the inputs; logged as parameters, but not part of the key.
     """
@@ -64,50 +64,45 @@ class Step:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over this package's modules, 16 hex characters."""
+    """Returns the SHA-256 over this package's modules, 16 hex characters; those of the commands decide nothing of a result."""
     digest, package = hashlib.sha256(), Path(lever_mlflow.__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(set(package.rglob("*.py")) - set(package.glob("cli/*"))):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @contextmanager
 def project_run(name: str) -> Iterator[Run]:
-    """The run that ``mlflow run`` made, or a new one: FINISHED at the end of the block, FAILED when an exception leaves it.
+    """Opens the run that ``mlflow run`` made, or a new one.
 
-    It is called ``name`` until a step gives it a name of its own; its description says why it failed.
+    The run is FINISHED at the end of the block, and FAILED when an exception leaves it. It is called ``name`` until a step
+    gives it a name of its own; its description says why it failed.
 
     Raises:
-        LeverError: MLflow refused something or its store cannot be reached.
+        LeverError: MLflow refused something, or its store cannot be reached.
     """
     failure: LeverError | None = None
     try:
-        with mlflow.start_run() as active:
-            mlflow.set_tag("mlflow.runName", name)
+        with mlflow.start_run() as run:
+            mlflow.set_tag(RUN_NAME, name)
             try:
-                yield active
+                yield run
             except LeverError as error:
                 failure = error
-                if not isinstance(error.__cause__, MlflowException):  # else MLflow is not there to be told
-                    _describe_failure(active.info.run_id, error)
+                if not isinstance(error.__cause__, MlflowException):  # otherwise MLflow cannot be reached
+                    _describe_failure(run.info.run_id, error)
                 raise
     except MlflowException as error:
-        if failure is not None:  # and then not even that could be recorded; what failed first says more
+        if failure is not None:  # not even the failure could be recorded; what failed first says more
             raise failure from error
         raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from error
 
 
-def _describe_failure(run_id: str, error: LeverError) -> None:
-    """Says in a run's description why it failed, unless its step has said something there."""
-    if "mlflow.note.content" not in mlflow.get_run(run_id).data.tags:
-        mlflow.set_tag("mlflow.note.content", f"failed: {error}"[:_LONGEST_NOTE])
-
-
-def active_run_id() -> str:
-    """Id of the run that a step works in."""
-    active = mlflow.active_run()
-    assert active is not None, "a step works in a run"
-    return str(active.info.run_id)
+def active_run() -> Run:
+    """Returns the run that a step works in."""
+    run = mlflow.active_run()
+    assert run is not None, "a step works in a run"
+    return run
 
 
 def run_here(step: Step) -> str:
@@ -115,31 +110,34 @@ def run_here(step: Step) -> str:
 
     Parameters that ``mlflow run`` has logged already are left as the user typed them.
     """
-    active = mlflow.active_run()
-    assert active is not None, "run_here needs an active run"
-    known = mlflow.get_run(active.info.run_id).data.params
+    run_id = str(active_run().info.run_id)
+    logged = mlflow.get_run(run_id).data.params
     parameters = {**step.labels, **step.settings}
-    mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in known})
+    mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in logged})
+    mlflow.log_dict(dict(step.settings), SETTINGS_FILE)
     mlflow.set_tags(
         {
-            **{f"{TAG}{name}": as_text(value) for name, value in step.inputs.items()},
-            f"{TAG}settings": json.dumps(dict(step.settings)),
-            f"{TAG}step": step.step,
-            f"{TAG}key": step.key,
-            f"{TAG}version": __version__,
-            f"{TAG}code": code_digest(),
-            "mlflow.runName": step.name,
+            RUN_NAME: step.name,
             **{f"lib.{package}": version(package) for package in _PACKAGES},
             "lib.python": platform.python_version(),
         }
     )
+    set_tags(
+        {
+            **step.inputs,
+            Tag.STEP: step.step,
+            Tag.KEY: step.key,
+            Tag.VERSION: lever_mlflow.__version__,
+            Tag.CODE: code_digest(),
+        }
+    )
     step.execute()
-    return str(active.info.run_id)
+    return run_id
 
 
 def ensure(step: Step) -> str:
-    """The id of a finished run of exactly this step, or of a child run that does it now."""
-    finished = find_run(step.step, {"key": step.key})
+    """Returns the id of a finished run of exactly this step, or of a child run that does it now."""
+    finished = find_run(step.step, {Tag.KEY: step.key})
     if finished is not None:
         log.info("%s: reused from %s", step.name, describe(finished))
         return str(finished.info.run_id)
@@ -149,5 +147,15 @@ def ensure(step: Step) -> str:
 
 
 def run_settings(run_id: str) -> dict[str, Any]:
-    """The settings that a step ran with."""
-    return dict(json.loads(mlflow.get_run(run_id).data.tags[f"{TAG}settings"]))
+    """Reads the settings that a step ran with.
+
+    Raises:
+        DataError: the run does not hold them.
+    """
+    return read_json(run_id, SETTINGS_FILE)
+
+
+def _describe_failure(run_id: str, error: LeverError) -> None:
+    """Says in a run's description why it failed, unless its step has written a description already."""
+    if DESCRIPTION not in mlflow.get_run(run_id).data.tags:
+        set_description(f"failed: {error}")

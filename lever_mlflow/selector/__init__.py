@@ -1,1 +1,1 @@
-"""The pointer selector: the network and its checkpoints."""
+"""Defines the pointer selector: its network and its checkpoints."""

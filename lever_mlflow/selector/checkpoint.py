@@ -1,13 +1,10 @@
-"""Selector checkpoints: a folder of safetensors and JSON; existing ``.pt`` and Lightning ``.ckpt`` files load too."""
+"""Saves selectors as folders of safetensors and JSON, and loads them, also from ``.pt`` and Lightning ``.ckpt`` files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,44 +15,48 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
+from lever_mlflow.files.atomic import write_folder
 from lever_mlflow.selector.network import PointerSelector
 
-__all__ = ["load_selector", "read_meta", "save_selector", "selector_digest"]
+__all__ = ["CONFIG_FILE", "load_selector", "read_meta", "save_selector", "selector_digest"]
 
-WEIGHTS_FILE, CONFIG_FILE = "selector.safetensors", "selector.json"
+CONFIG_FILE = "selector.json"
+_WEIGHTS_FILE = "selector.safetensors"
 _LIGHTNING_PREFIX = "lever_lm.pointer_selector."
-_OLD_NAMES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
+_OLD_PREFIXES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
 
 
 def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint folder, whole or not at all; ``meta`` is any JSON (epoch, beta, digests).
+    """Writes a checkpoint folder, as a whole or not at all.
+
+    Args:
+        folder: the new folder.
+        selector: the selector; its weights, sizes and digest are saved.
+        meta: any JSON, such as the epoch.
 
     Raises:
         CheckpointError: the folder exists already.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; choose another folder for the checkpoint")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
-    try:
+
+    def fill(temporary: Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in selector.state_dict().items()}
-        save_file(weights, building / WEIGHTS_FILE)
-        (building / WEIGHTS_FILE).chmod(0o644)
-        config = {"config": selector.config, "digest": selector_digest(selector), "meta": dict(meta)}
-        (building / CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        building.chmod(0o755)
-        os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        save_file(weights, temporary / _WEIGHTS_FILE)
+        content = {"config": selector.config, "digest": selector_digest(selector), "meta": dict(meta)}
+        (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    try:
+        write_folder(folder, fill)
+    except FileExistsError:
+        raise CheckpointError(f"{folder}: exists already; choose another folder for the checkpoint") from None
 
 
 def load_selector(path: str | Path) -> PointerSelector:
-    """The selector of a checkpoint folder, a ``.pt`` or a Lightning ``.ckpt`` file, in evaluation mode on the CPU.
+    """Loads a selector from a checkpoint folder, a ``.pt`` or a Lightning ``.ckpt`` file, in evaluation mode on the CPU.
 
-    Files are read without executing pickled code. ``.pt`` holds ``{"model_state_dict": ...}``; ``.ckpt`` a
-    ``state_dict`` whose ``lever_lm.pointer_selector.`` entries are used; the older names ``cross_attn.`` and
-    ``attn_norm.`` mean layer 0.
+    Files are read without executing pickled code. A ``.pt`` file holds ``{"model_state_dict": ...}``. A ``.ckpt`` file holds a
+    ``state_dict``, of which the entries under ``lever_lm.pointer_selector.`` are used. The older prefixes ``cross_attn.`` and
+    ``attn_norm.`` stand for layer 0.
 
     Raises:
         CheckpointError: missing, damaged, holding code or non-finite weights, or not the weights of a selector.
@@ -74,12 +75,12 @@ def load_selector(path: str | Path) -> PointerSelector:
         raise CheckpointError(f"{path}: no selector of sizes {config} ({error}); copy the checkpoint again") from None
     _load_strictly(path, selector, weights)
     if digest is not None and selector_digest(selector) != digest:
-        raise CheckpointError(f"{path}: {CONFIG_FILE} and {WEIGHTS_FILE} do not belong together; copy the folder again")
+        raise CheckpointError(f"{path}: {CONFIG_FILE} and {_WEIGHTS_FILE} do not belong together; copy the folder again")
     return selector.eval()
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """The ``meta`` that ``save_selector`` was given.
+    """Reads the ``meta`` that ``save_selector`` wrote into a checkpoint folder.
 
     Raises:
         CheckpointError: no readable ``selector.json`` in the folder.
@@ -89,7 +90,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def selector_digest(selector: PointerSelector) -> str:
-    """Content digest of weights and number of heads, 32 hex characters, the same for every file format."""
+    """Returns a digest of weights and number of heads, 32 hex characters, which is the same for every file format."""
     digest = hashlib.sha256(str(selector.config["n_heads"]).encode())
     for name, tensor in sorted(selector.state_dict().items()):
         digest.update(name.encode())
@@ -98,6 +99,7 @@ def selector_digest(selector: PointerSelector) -> str:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
+    """Reads the description of a checkpoint: ``config``, ``digest`` and ``meta``."""
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if isinstance(content["config"], dict) and isinstance(content["meta"], dict):
@@ -108,15 +110,16 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+    """Reads weights, sizes and digest from a checkpoint folder."""
     content = _read_json(folder)
     try:
-        return load_file(folder / WEIGHTS_FILE), content["config"], content.get("digest")
+        return load_file(folder / _WEIGHTS_FILE), content["config"], content.get("digest")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
+        raise CheckpointError(f"{folder / _WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
 
 
 class _Inert:
-    """Stands in for an object of a pickled checkpoint that is no tensor, such as hyperparameters; nothing of it is run."""
+    """Replaces any object of a pickled checkpoint that is no tensor, such as hyperparameters, so that none of its code runs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -126,16 +129,8 @@ class _Inert:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds code or objects other than tensors and plain values, and is not loaded; save the state dict alone"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]}); copy it again") from None
+    """Reads the selector's weights, by their present names, from a ``.pt`` or ``.ckpt`` file."""
+    content = _unpickle(path)
     if not isinstance(content, dict) or not ({"model_state_dict", "state_dict"} & content.keys()):
         raise CheckpointError(f"{path}: neither model_state_dict nor state_dict in it; is it a selector checkpoint?")
     weights = content["model_state_dict" if "model_state_dict" in content else "state_dict"]
@@ -152,15 +147,30 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return {_current_name(name): tensor for name, tensor in weights.items()}
 
 
+def _unpickle(path: Path) -> Any:
+    """Reads a file written by ``torch.save``; objects that are neither tensors nor plain values are replaced by inert ones."""
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds code or objects other than tensors and plain values, and is not loaded; save the state dict alone"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]}); copy it again") from None
+
+
 def _current_name(name: str) -> str:
-    for old, new in _OLD_NAMES.items():
+    """Returns the present name of a weight that may have an older one."""
+    for old, new in _OLD_PREFIXES.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
 
 
 def _infer_config(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes from the weights. The number of heads leaves no trace in them: 1, as the predecessor used."""
+    """Returns the sizes of a selector with these weights, without the number of heads, which they do not tell."""
     try:
         hidden_dim, feature_dim = weights["input_proj.weight"].shape
     except (KeyError, AttributeError, ValueError):
@@ -177,6 +187,7 @@ def _infer_config(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, Tensor]) -> None:
+    """Loads weights into a selector; names, shapes and types must fit, and all values be finite."""
     expected = selector.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unexpected:

@@ -1,10 +1,12 @@
-"""The pointer selector: a small network that points at demonstrations in a candidate pool.
+"""Defines the pointer selector, a small network that picks demonstrations from a candidate pool.
 
-Shapes: B queries, N candidates of a pool, G pointers of a group, K shots, D feature dimensions.
+A pointer is an ordered tuple of K different positions in a pool. A query and its pool are encoded once, and all pointers are
+scored from the same encoding. Without ``state_update`` the picks of earlier shots change nothing but the mask of positions that
+were picked. With it, each pick moves the query's hidden state: h_q + W_s (sum of h of the picks before), a departure from the
+predecessor.
 
-A query and its pool are encoded once; all pointers are scored from the same encoding. Without ``state_update`` the logits
-do not depend on the picks, only the mask of positions picked before changes from shot to shot. With it, each pick moves the
-query's hidden state: h_q + W_s (h of the picks before), a departure from the predecessor.
+Shapes: B queries, N candidates of a pool, G pointers of a group, P partial pointers of k picks, K shots, C samples, W beams,
+D feature dimensions, H hidden dimensions.
 """
 
 from __future__ import annotations
@@ -21,15 +23,19 @@ from lever_mlflow.settings import Fusion
 
 __all__ = ["BeamOutput", "Encoding", "PointerSelector", "pointer_logprobs"]
 
-LOGIT_TEMPERATURE = 0.1
-PICKED_LOGIT = -100.0
+_LOGIT_TEMPERATURE = 0.1
+_PICKED_LOGIT = -100.0  # of positions that were picked before
 _FROZEN_BACKBONE = ("input_proj.", "query_proj.", "cand_proj.")
 
 
 class Encoding(NamedTuple):
-    """A query and its pool, encoded: ``hidden_BH`` of the query, ``hidden_BNH`` and unit vectors ``z_BNH`` of the candidates.
+    """Holds encoded queries and their pools.
 
-    ``padding_BN`` is True at padded candidates, or None.
+    Attributes:
+        hidden_BH: hidden states of the queries.
+        hidden_BNH: hidden states of the candidates.
+        z_BNH: unit vectors of the candidates, with which logits are computed.
+        padding_BN: True at padded candidates; None where there is no padding.
     """
 
     hidden_BH: Tensor
@@ -39,14 +45,14 @@ class Encoding(NamedTuple):
 
 
 class BeamOutput(NamedTuple):
-    """Pointers of a beam search, int64 [B, W, K], best first, and their log-probs [B, W]."""
+    """Holds the pointers of a beam search, best first, int64 [B, W, K], and their log-probs [B, W]."""
 
     pointers_BWK: Tensor
     logprobs_BW: Tensor
 
 
 class PointerSelector(nn.Module):
-    """Scores ordered tuples of pool positions for a query; 525,824 parameters at the default sizes.
+    """Scores pointers for a query; it has 525,824 parameters at the default sizes.
 
     ``h = W_in x``; per layer ``h_q = LayerNorm(h_q + Attention(h_q; h_1..h_N))``; the logit of candidate n is the
     cosine of ``W_q h_q`` and ``W_c h_n`` divided by 0.1. W_q and W_c start as the identity plus 0.01 times standard
@@ -58,8 +64,11 @@ class PointerSelector(nn.Module):
         n_layers: cross-attention layers.
         n_heads: attention heads per layer.
         dropout: applied to hidden states and attention while the module is in training mode.
-        state_update: each pick moves the query's state by W_s, which starts at 0, so that at first it changes nothing.
-        fusion: which features it is fed: ``mean`` of image and text, or both in a row (``concat``, twice as long).
+        state_update: whether each pick moves the query's state by W_s, which starts at 0 and so at first changes nothing.
+        fusion: features that the selector takes: ``mean`` of image and text, or ``concat``, both in a row of twice the length.
+
+    Raises:
+        ParameterError: ``n_heads`` does not divide ``hidden_dim``.
     """
 
     def __init__(
@@ -107,10 +116,15 @@ class PointerSelector(nn.Module):
             parameter.requires_grad_(not name.startswith(_FROZEN_BACKBONE))
 
     def encode(self, query_BD: Tensor, candidates_BND: Tensor, pool_mask_BN: Tensor | None = None) -> Encoding:
-        """All that does not depend on picks; ``pool_mask_BN`` is False at padding.
+        """Computes all that does not depend on picks.
+
+        Args:
+            query_BD: features of the queries.
+            candidates_BND: features of the candidates.
+            pool_mask_BN: False at padded candidates; None where there is no padding.
 
         Raises:
-            ParameterError: the features do not fit.
+            ParameterError: the shapes of the features do not fit each other or the selector.
         """
         B, _, D = candidates_BND.shape
         if query_BD.shape != (B, D) or self.config["feature_dim"] != D:
@@ -128,23 +142,26 @@ class PointerSelector(nn.Module):
         return Encoding(hidden_B1H.squeeze(1), hidden_BNH, z_BNH, padding_BN)
 
     def pick_logits(self, encoding: Encoding, before_BPk: Tensor) -> Tensor:
-        """Logits for the next pick of P partial pointers, [B, P, N], -100 at the k positions picked before, -inf at padding."""
+        """Returns logits of the next pick of partial pointers, [B, P, N].
+
+        They are -100 at the k positions that were picked before, ``before_BPk``, and -inf at padding.
+        """
         hidden_B1H = encoding.hidden_BH[:, None]
         if self.state_proj is not None:
             moved_BNH = self.state_proj(encoding.hidden_BNH)
             chosen_BNP = F.one_hot(before_BPk, moved_BNH.shape[1]).sum(2).to(moved_BNH.dtype).transpose(1, 2)
             hidden_B1H = hidden_B1H + chosen_BNP.transpose(1, 2) @ moved_BNH
         z_BPH = F.normalize(self.query_proj(hidden_B1H), dim=-1)
-        logits_BPN = z_BPH @ encoding.z_BNH.transpose(1, 2) / LOGIT_TEMPERATURE
+        logits_BPN = z_BPH @ encoding.z_BNH.transpose(1, 2) / _LOGIT_TEMPERATURE
         if encoding.padding_BN is not None:
             logits_BPN = logits_BPN.masked_fill(encoding.padding_BN[:, None], -torch.inf)
         logits_BPN = logits_BPN.expand(-1, before_BPk.shape[1], -1)
-        return logits_BPN.scatter(2, before_BPk, PICKED_LOGIT)
+        return logits_BPN.scatter(2, before_BPk, _PICKED_LOGIT)
 
     def step_logprobs(
         self, query_BD: Tensor, candidates_BND: Tensor, pointers_BGK: Tensor, pool_mask_BN: Tensor | None = None
     ) -> Tensor:
-        """Log-distribution over the pool at each shot, given the picks before it, [B, G, K, N].
+        """Returns the log-distribution over the pool at each shot, given the picks before it, [B, G, K, N].
 
         Raises:
             ParameterError: shapes do not fit, or a pointer names a position outside the pool.
@@ -163,13 +180,13 @@ class PointerSelector(nn.Module):
     def logprobs(
         self, query_BD: Tensor, candidates_BND: Tensor, pointers_BGK: Tensor, pool_mask_BN: Tensor | None = None
     ) -> Tensor:
-        """Log-prob of each pointer, the sum over its shots, [B, G]; errors as ``step_logprobs``."""
+        """Returns the log-prob of each pointer, the sum over its shots, [B, G]; errors as ``step_logprobs``."""
         steps_BGKN = self.step_logprobs(query_BD, candidates_BND, pointers_BGK, pool_mask_BN)
         return pointer_logprobs(steps_BGKN, pointers_BGK)
 
     @torch.no_grad()
     def greedy(self, query_BD: Tensor, candidates_BND: Tensor, shots: int, pool_mask_BN: Tensor | None = None) -> Tensor:
-        """The most probable candidate at each shot, pointers [B, K]; earlier positions first among equals.
+        """Picks the most probable candidate at each shot, the earliest among equals; returns pointers, int64 [B, K].
 
         Raises:
             ParameterError: ``shots`` is below 1 or above the pool size.
@@ -180,7 +197,7 @@ class PointerSelector(nn.Module):
     def scored_greedy(
         self, query_BD: Tensor, candidates_BND: Tensor, shots: int, pool_mask_BN: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The pointers [B, K] of ``greedy``, and their log-probs [B]; errors as ``greedy``."""
+        """Returns the pointers of ``greedy``, int64 [B, K], and their log-probs [B]; errors as ``greedy``."""
         encoding = self.encode(query_BD, candidates_BND, pool_mask_BN)
         _check_shots(shots, encoding)
         pointers_B1K = _no_picks(encoding)
@@ -203,14 +220,14 @@ class PointerSelector(nn.Module):
         temperature: float,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """``count`` pointers per query drawn shot by shot at ``temperature``, [B, count, K]; errors as ``greedy``.
+        """Draws C = ``count`` pointers per query shot by shot at a temperature, int64 [B, C, K].
 
-        Each query has a generator of its own, so that its draws do not depend on the other queries.
+        Each query has its own generator, so that its draws do not depend on the other queries. Errors are those of ``greedy``.
         """
         encoding = self.encode(query_BD, candidates_BND)
         _check_shots(shots, encoding)
         pointers_BCK = _no_picks(encoding).expand(-1, count, -1)
-        # multinomial without replacement draws in order from the renormalised rest: without state update, the policy's own law
+        # multinomial without replacement draws in order from the renormalised rest: without state update, the policy's law
         draws = 1 if self.state_proj is not None else shots
         for _ in range(0, shots, draws):
             logits_BCN = self.pick_logits(encoding, pointers_BCK).scatter(2, pointers_BCK, -torch.inf)
@@ -221,7 +238,10 @@ class PointerSelector(nn.Module):
 
     @torch.no_grad()
     def beam(self, query_BD: Tensor, candidates_BND: Tensor, shots: int, width: int) -> BeamOutput:
-        """Beam search over ordered pointers; errors as ``greedy``."""
+        """Searches the most probable pointers with W = ``width`` beams, fewer where the pool has not so many pointers.
+
+        Errors are those of ``greedy``.
+        """
         encoding = self.encode(query_BD, candidates_BND)
         _check_shots(shots, encoding)
         pointers_BWK = _no_picks(encoding)
@@ -238,16 +258,17 @@ class PointerSelector(nn.Module):
 
 
 def pointer_logprobs(step_logprobs_BGKN: Tensor, pointers_BGK: Tensor) -> Tensor:
-    """Sum over shots of the log-prob of the pick, [B, G], from the log-distributions of ``step_logprobs``."""
+    """Sums the log-probs of the picks over the shots, [B, G]; the log-distributions are those of ``step_logprobs``."""
     return step_logprobs_BGKN.gather(3, pointers_BGK[..., None]).squeeze(3).sum(2)
 
 
 def _no_picks(encoding: Encoding) -> Tensor:
-    """Partial pointers before the first pick, [B, 1, 0]."""
+    """Returns a partial pointer without picks for each query, int64 [B, 1, 0]."""
     return torch.empty(len(encoding.hidden_BH), 1, 0, dtype=torch.long, device=encoding.hidden_BH.device)
 
 
 def _check_shots(shots: int, encoding: Encoding) -> None:
+    """Raises ParameterError when the smallest pool has not as many candidates as there are shots."""
     padding_BN = encoding.padding_BN
     size = encoding.z_BNH.shape[1] if padding_BN is None else int((~padding_BN).sum(1).min())
     if not 1 <= shots <= size:

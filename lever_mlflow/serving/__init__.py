@@ -1,1 +1,1 @@
-"""The MLflow models: a selector's checkpoint, and the retriever that picks demonstrations for new questions."""
+"""Defines the MLflow models: a selector's checkpoint, and the retriever that picks demonstrations for new questions."""

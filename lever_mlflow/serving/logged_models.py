@@ -1,4 +1,4 @@
-"""Logs checkpoints and retrievers as MLflow models, and finds the checkpoint in a logged model."""
+"""Logs checkpoints and retrievers as MLflow models, and finds the checkpoint of a logged model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ import lever_mlflow
 from lever_mlflow import mini
 from lever_mlflow.exceptions import CheckpointError, first_line
 from lever_mlflow.runs.artifacts import download_folder
-from lever_mlflow.runs.tags import TAG, as_text
+from lever_mlflow.runs.tags import as_text, prefixed
+from lever_mlflow.selector.checkpoint import CONFIG_FILE
 from lever_mlflow.serving import retriever_model, selector_model
 
 __all__ = ["checkpoint_folder", "log_checkpoint", "log_retriever"]
 
-
 _LOGGED_MODEL_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
-
-
 _RETRIEVER_REQUIREMENTS = (
     *_LOGGED_MODEL_REQUIREMENTS,
     *("huggingface-hub", "pillow", "pydantic", "qwen-vl-utils", "torchvision", "tqdm", "transformers"),
@@ -37,7 +35,16 @@ _RETRIEVER_REQUIREMENTS = (
 def log_checkpoint(
     name: str, folder: Path, *, epoch: int, params: Mapping[str, Any], tags: Mapping[str, Any], example: pd.DataFrame
 ) -> str:
-    """Logs a checkpoint folder as a LoggedModel of the active run and returns its model id; ``example`` is an input row."""
+    """Logs a checkpoint folder as a LoggedModel of the active run, and returns its model id.
+
+    Args:
+        name: name of the model.
+        folder: the checkpoint folder.
+        epoch: number of the epoch.
+        params: parameters of the model.
+        tags: tags of the model.
+        example: a row of input, which MLflow stores with the model.
+    """
     with _no_bytecode():
         info = mlflow.pyfunc.log_model(
             name=name,
@@ -45,7 +52,7 @@ def log_checkpoint(
             artifacts={selector_model.CHECKPOINT_ARTIFACT: str(folder)},
             step=epoch,
             params={key: as_text(value) for key, value in params.items()},
-            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            tags=prefixed(tags),
             signature=selector_model.model_signature(),
             input_example=example,
             pip_requirements=_pinned(_LOGGED_MODEL_REQUIREMENTS),
@@ -55,20 +62,21 @@ def log_checkpoint(
 
 
 def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
-    """Logs the folder of a retriever as a LoggedModel of the active run, with this package's code, and returns its model id.
+    """Logs the folder of a retriever as a LoggedModel of the active run, and returns its model id.
 
-    The code goes with the model, since no registry of packages offers it to whoever serves the model; that of the VLM does not.
+    This package's code is part of the model, as it can be installed from no package index where the model is served. The
+    weights of the embedded VLM are left out.
     """
     with tempfile.TemporaryDirectory() as code, _no_bytecode():
-        package, ignored = Path(code) / "lever_mlflow", shutil.ignore_patterns("__pycache__", mini.VLM_PATH.name)
-        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=ignored)
+        package = Path(code) / "lever_mlflow"
+        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=_left_out)
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(retriever_model.__file__)),
             code_paths=[str(package)],
             artifacts={path.name: str(path) for path in folder.iterdir()},
             params={key: str(value) for key, value in params.items()},
-            tags={f"{TAG}{key}": str(value) for key, value in tags.items()},
+            tags=prefixed(tags),
             input_example=retriever_model.input_example(),
             pip_requirements=_pinned(_RETRIEVER_REQUIREMENTS),
         )
@@ -76,9 +84,14 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
     return info.model_id
 
 
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """Returns the entries of a folder of the package that are no part of a model: bytecode and the embedded VLM's weights."""
+    return [name for name in names if name == "__pycache__" or Path(folder, name) == mini.VLM_PATH]
+
+
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """MLflow imports a model's script where it is logged from; what Python would write beside it is not to be logged too."""
+    """Keeps Python from writing bytecode, which MLflow would log, beside a model's script when MLflow imports it."""
     former, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -87,7 +100,7 @@ def _no_bytecode() -> Iterator[None]:
 
 
 def checkpoint_folder(reference: str) -> Path:
-    """The checkpoint behind a model URI (``models:/...``) as a local folder, or a local path as it is.
+    """Returns the local folder of the checkpoint behind a model URI (``models:/...``); a local path is returned as it is.
 
     Raises:
         CheckpointError: the URI leads to no checkpoint.
@@ -98,11 +111,14 @@ def checkpoint_folder(reference: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
         raise CheckpointError(f"{reference}: no such model ({first_line(error)}); look its name up in the UI") from None
-    found = sorted(folder.glob("artifacts/*/selector.json"))
-    if len(found) != 1:
-        raise CheckpointError(f"{reference}: holds {len(found)} selector checkpoints, expected 1")
-    return found[0].parent
+    checkpoints = sorted(folder.glob(f"artifacts/*/{CONFIG_FILE}"))
+    if len(checkpoints) != 1:
+        raise CheckpointError(
+            f"{reference}: holds {len(checkpoints)} selector checkpoints, expected 1; give a model of this project"
+        )
+    return checkpoints[0].parent
 
 
 def _pinned(packages: Iterable[str]) -> list[str]:
+    """Returns pip requirements of the installed versions of packages."""
     return [f"{package}=={version(package)}" for package in packages]

@@ -1,7 +1,8 @@
-"""The demonstrations that a retriever picks from, in a folder: ids, texts and features of the training items, and their images.
+"""Saves and loads the demonstrations that a retriever picks from: ids, texts, features and images of the training items.
 
-The folder holds ``pool.json``, ``features.safetensors`` and, where the image files are small in total, ``images.safetensors``:
-their bytes as they were. Otherwise they are read from a folder that ``LEVER_MLFLOW_POOL_IMAGES`` names.
+Their folder holds ``pool.json``, ``features.safetensors`` and, where the image files are small in total, also
+``images.safetensors`` with their bytes. Larger images are read from the folder that the environment variable
+``LEVER_MLFLOW_POOL_IMAGES`` names.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["POOL_IMAGES", "DemonstrationPool", "load_pool", "save_pool"]
 
-POOL_IMAGES = "LEVER_MLFLOW_POOL_IMAGES"
+POOL_IMAGES = "LEVER_MLFLOW_POOL_IMAGES"  # environment variable
 _ITEMS, _FEATURES, _IMAGES = "pool.json", "features.safetensors", "images.safetensors"
 _REMEDY = "get the model again"
 
 
 @dataclass(frozen=True, eq=False)
 class DemonstrationPool:
-    """Demonstrations and their features, in one order.
+    """Holds demonstrations and their features, in one order.
 
-    ``samples`` have the name of their image file as path and the shown answer as the only one; ``digests`` are those of the
-    files by name, ``images`` their contents, where the folder holds them.
+    Attributes:
+        samples: the demonstrations; the image path of each is the file's name alone, and the answer that is shown its only one.
+        features: the features of the samples.
+        digests: digests of the image files by name.
+        images: contents of the image files by name; empty where the folder does not hold them.
     """
 
     samples: list[Sample]
@@ -44,19 +48,19 @@ class DemonstrationPool:
     images: Mapping[str, bytes]
 
     def image(self, name: str) -> bytes:
-        """The content of an image file of the pool.
+        """Returns the content of an image file of the pool, by the file's name.
 
         Raises:
-            ParameterError: it is not in the model, and no folder is given.
-            DataError: the folder does not hold it, or another one under its name.
+            ParameterError: the images are not part of the model, and ``LEVER_MLFLOW_POOL_IMAGES`` is not set.
+            DataError: the folder that it names does not hold the image, or holds another one under its name.
         """
         if name in self.images:
             return self.images[name]
         folder = os.environ.get(POOL_IMAGES)
         if not folder:
             raise ParameterError(
-                f"as_messages: the images of the pool are not in this model, they were too large; set {POOL_IMAGES}, where the "
-                "model is loaded, to the folder of the training images"
+                f"as_messages: the images of the pool are not in this model, as they are too large; set {POOL_IMAGES}, where "
+                "the model is loaded, to the folder of the training images"
             )
         try:
             content = (Path(folder) / name).read_bytes()
@@ -68,7 +72,14 @@ class DemonstrationPool:
 
 
 def save_pool(folder: Path, samples: Sequence[Sample], features: FeatureTable, max_image_bytes: int) -> None:
-    """Writes demonstrations into an existing folder, their images only if they are at most ``max_image_bytes`` in total."""
+    """Writes demonstrations into an existing folder.
+
+    Args:
+        folder: the folder.
+        samples: the training items.
+        features: the features of the samples.
+        max_image_bytes: the images are written too, if their files have at most so many bytes in total.
+    """
     paths = {sample.image_path.name: sample.image_path for sample in samples}
     items = [
         {
@@ -93,7 +104,7 @@ def save_pool(folder: Path, samples: Sequence[Sample], features: FeatureTable, m
 
 
 def load_pool(folder: Path) -> DemonstrationPool:
-    """The demonstrations in a folder.
+    """Reads the demonstrations in a folder.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -116,5 +127,6 @@ def load_pool(folder: Path) -> DemonstrationPool:
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Writes arrays to a file that everybody may read; safetensors by itself lets only the owner."""
     save_file(arrays, path)
     path.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Rows of a request to a served retriever: whatever a client sends becomes a query or one line of error."""
+"""Reads the rows of a request to a served retriever. Whatever a client sends becomes a query or an error of one line."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from lever_mlflow.settings import ServingSettings
 
 __all__ = ["QUERY_IMAGES", "Query", "Row", "read_queries"]
 
-QUERY_IMAGES = "LEVER_MLFLOW_QUERY_IMAGES"
+QUERY_IMAGES = "LEVER_MLFLOW_QUERY_IMAGES"  # environment variable
 _FORMATS = ("PNG", "JPEG")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-_ENDINGS = (".png", ".jpg", ".jpeg")  # of paths; base64 has no dots
+_ENDINGS = (".png", ".jpg", ".jpeg")  # by which a path is recognised, as base64 has no dots
 _NORM_TOLERANCE = 1e-3
 
 
 class Row(BaseModel):
-    """A row as MLflow's signature shows it. ``read_queries`` checks it, so that errors are told in our words."""
+    """Describes a row for MLflow's signature. Values are checked by ``read_queries``, whose error messages are clearer."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -44,7 +44,14 @@ class Row(BaseModel):
 
 @dataclass(frozen=True)
 class Query:
-    """A question about an image (the file's content), or the encoder's two features of them [D], as a row gave them."""
+    """Holds what a row asks: a question about an image, or the encoder's features of both.
+
+    Attributes:
+        name: names the row in error messages.
+        question: the question; empty where features are given.
+        image: content of the image file; empty where features are given.
+        features: image and text feature, float32 [D] each; None where question and image are given.
+    """
 
     name: str
     question: str = ""
@@ -53,16 +60,16 @@ class Query:
 
     @cached_property
     def content_id(self) -> int:
-        """Names the content; the same in every request, 0 to 2^63."""
+        """Returns an id of the content, 0 to 2^63 - 1, which is the same in every request."""
         parts = [self.question.encode(), self.image] if self.features is None else [part.tobytes() for part in self.features]
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
         return int.from_bytes(digest.digest()[:8]) >> 1
 
     def decoded(self) -> Image.Image:
-        """The RGB image.
+        """Decodes the image to RGB.
 
         Raises:
-            DataError: it is damaged behind its header.
+            DataError: the image is damaged after its header.
         """
         try:
             return decode_image(self.image)
@@ -71,13 +78,15 @@ class Query:
 
 
 def read_queries(rows: Sequence[Row], feature_dim: int, limits: ServingSettings) -> list[Query]:
-    """The queries in a request's rows; of images the headers are checked, nothing is decoded yet.
+    """Checks the rows of a request and returns their queries. Only the headers of images are checked, nothing is decoded yet.
 
     Args:
+        rows: the rows.
         feature_dim: D of the encoder.
+        limits: most rows, characters, bytes and pixels.
 
     Raises:
-        ParameterError: a row is not as it should be; the message names it.
+        ParameterError: a row cannot be used; the message names the row.
     """
     if not rows:
         raise ParameterError("no rows in the request; send at least one")
@@ -87,20 +96,22 @@ def read_queries(rows: Sequence[Row], feature_dim: int, limits: ServingSettings)
 
 
 def _read(name: str, row: Row, feature_dim: int, limits: ServingSettings) -> Query:
+    """Checks one row and returns its query."""
     if row.model_extra:
         unknown = ", ".join(sorted(row.model_extra)[:5])
         raise ParameterError(f"{name}: unknown column {reprlib.repr(unknown)}; columns are {', '.join(Row.model_fields)}")
-    given = {column for column in Row.model_fields if getattr(row, column) is not None}
-    if given == {"question", "image"}:
+    columns = {column for column in Row.model_fields if getattr(row, column) is not None}
+    if columns == {"question", "image"}:
         return Query(name, _question(name, row.question, limits), _image(name, row.image, limits))
-    if given == {"image_features", "text_features"}:
+    if columns == {"image_features", "text_features"}:
         image_D = _features(f"{name}: image_features", row.image_features, feature_dim)
         return Query(name, features=(image_D, _features(f"{name}: text_features", row.text_features, feature_dim)))
-    found = " and ".join(sorted(given)) or "nothing"
-    raise ParameterError(f"{name}: holds {found}; give question and image, or image_features and text_features")
+    content = " and ".join(sorted(columns)) or "nothing"
+    raise ParameterError(f"{name}: holds {content}; give question and image, or image_features and text_features")
 
 
 def _question(name: str, question: Any, limits: ServingSettings) -> str:
+    """Checks a question and returns it."""
     if not isinstance(question, str):
         raise ParameterError(f"{name}: question is of type {type(question).__name__}; give text")
     if len(question) > limits.max_question_characters:
@@ -116,6 +127,7 @@ def _question(name: str, question: Any, limits: ServingSettings) -> str:
 
 
 def _image(name: str, image: Any, limits: ServingSettings) -> bytes:
+    """Checks an image, in base64 or as a path, and returns the content of its file."""
     if not isinstance(image, str):
         raise ParameterError(f"{name}: image is of type {type(image).__name__}; give a PNG or JPEG file in base64")
     if _URL.match(image):
@@ -133,6 +145,7 @@ def _image(name: str, image: Any, limits: ServingSettings) -> bytes:
 
 
 def _base64(name: str, image: str, limits: ServingSettings) -> bytes:
+    """Decodes base64, unless it is too long."""
     if len(image) > 4 * (limits.max_image_bytes // 3 + 1):
         raise _too_large(name, limits)
     try:
@@ -142,12 +155,15 @@ def _base64(name: str, image: str, limits: ServingSettings) -> bytes:
 
 
 def _file(name: str, image: str, limits: ServingSettings) -> bytes:
-    """The file's content. Where nothing may be read, no answer tells whether there is something."""
-    allowed = os.environ.get(QUERY_IMAGES)
-    if not allowed:
+    """Returns the content of a file in the folder that ``LEVER_MLFLOW_QUERY_IMAGES`` names.
+
+    The error for a path outside that folder is the same whether there is such a file or not.
+    """
+    allowed_folder = os.environ.get(QUERY_IMAGES)
+    if not allowed_folder:
         raise ParameterError(f"{name}: image is a path, and {QUERY_IMAGES} is not set where the model is loaded; send base64")
     try:
-        folder = Path(allowed).resolve(strict=True)
+        folder = Path(allowed_folder).resolve(strict=True)
         path = (folder / image).resolve(strict=True)
         inside = path.is_relative_to(folder) and path.is_file()
         size = path.stat().st_size if inside else 0
@@ -166,7 +182,7 @@ def _too_large(name: str, limits: ServingSettings) -> ParameterError:
 
 
 def _features(name: str, features: Any, feature_dim: int) -> np.ndarray:
-    """A feature vector, float32 [D]."""
+    """Checks a feature vector and returns it as float32 [D]."""
     values = features.tolist() if isinstance(features, np.ndarray) else features
     if not (isinstance(values, list) and set(map(type, values)) <= {int, float}):
         raise ParameterError(f"{name}: not a list of numbers; give the encoder's L2-normalised vector")

@@ -1,7 +1,8 @@
-"""The demonstration retriever: a selector with all that it needs to pick demonstrations for any question about any image.
+"""Defines the demonstration retriever: a selector and all that it needs to pick demonstrations for a question about an image.
 
-In a folder: ``checkpoint`` (of the selector), ``pool`` and ``retriever.json``, the settings. The encoder is not in it: it is
-named there with its digest, and read from its folder or the hub, or from the folder that ``LEVER_MLFLOW_ENCODER`` names.
+A retriever's folder holds ``checkpoint`` (of the selector), ``pool`` and the settings ``retriever.json``. The settings name the
+encoder with its digest. The encoder itself is read from its folder or the hub, or from the folder that the environment variable
+``LEVER_MLFLOW_ENCODER`` names.
 """
 
 from __future__ import annotations
@@ -37,23 +38,26 @@ from lever_mlflow.vlm.prompt import PromptProfile, build_messages, with_image_ur
 
 __all__ = ["CHECKPOINT", "ENCODER", "Retrieval", "Retriever", "RetrieverSettings", "load_retriever", "save_retriever"]
 
-CHECKPOINT, POOL, SETTINGS_FILE = "checkpoint", "pool", "retriever.json"
-ENCODER = "LEVER_MLFLOW_ENCODER"
-_IMAGES = 16  # decoded at a time: a large one takes 48 MB
-_ROWS = 32  # of the selector at a time: their pools fit into the caches of a processor
-_KEPT_URLS = 32  # of demonstrations, up to some MB each
-_SAME_FEATURE = 1e-5  # features of one image differ by less, whatever was encoded beside it
+CHECKPOINT = "checkpoint"
+ENCODER = "LEVER_MLFLOW_ENCODER"  # environment variable
+_POOL, _SETTINGS_FILE = "pool", "retriever.json"
+_IMAGES = 16  # images decoded at a time; a large one takes 48 MB
+_ROWS = 32  # queries that the selector handles at a time, whose pools fit into the caches of a processor
+_CACHED_URLS = 32  # data URLs of demonstrations, which have up to some MB each
+_SAME_FEATURE = 1e-5  # features of one image differ by less, whatever else was in the batch
 
 
 @dataclass(frozen=True)
 class RetrieverSettings:
-    """What a retriever was evaluated with; beside the digest of the checkpoint, all that decides what it answers.
+    """Holds all that decides what a retriever answers, as it was when the retriever was evaluated.
 
     Attributes:
-        dataset_digest: of the data set whose training items are the pool.
+        checkpoint_digest: digest of the selector.
+        dataset_digest: digest of the data set whose training items are the pool.
         encoder: ``mini``, a folder or a hub name.
-        profile: the texts and image sizes of prompts.
-        pool_sampler, pool_size, seed: how candidates are drawn.
+        encoder_digest: digest of the encoder's folder.
+        profile: texts and image sizes of prompts.
+        pool_sampler, pool_size, seed: the way in which candidates are drawn.
     """
 
     checkpoint_digest: str
@@ -67,13 +71,13 @@ class RetrieverSettings:
 
     @property
     def digest(self) -> str:
-        """Names what the retriever holds, 32 hex characters; the encoder by its content, wherever it is."""
+        """Returns a digest of the settings, 32 hex characters, in which the encoder counts by its content, not its place."""
         content = asdict(replace(self, encoder=""))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Retrieval(NamedTuple):
-    """Demonstrations picked for a query, in prompt order, and the log-prob of the pick as a whole."""
+    """Holds the demonstrations picked for a query, in prompt order, and the log-prob of the whole pick."""
 
     demonstrations: tuple[Sample, ...]
     logprob: float
@@ -81,7 +85,7 @@ class Retrieval(NamedTuple):
 
 @dataclass(frozen=True)
 class Retriever:
-    """Picks demonstrations and writes prompts; several threads may ask it."""
+    """Picks demonstrations and writes prompts. Several threads may use one retriever."""
 
     settings: RetrieverSettings
     selector: PointerSelector
@@ -90,14 +94,14 @@ class Retriever:
 
     @property
     def feature_dim(self) -> int:
-        """D of the encoder's image and text features."""
+        """Returns D, the length of the encoder's image and text features."""
         return int(self.pool.features.image_SD.shape[1])
 
     def retrieve(self, queries: Sequence[Query], shots: int) -> list[Retrieval]:
-        """The greedy picks for each query from a candidate pool that depends on the query's content alone.
+        """Picks demonstrations greedily for each query, from a candidate pool that depends on the query's content alone.
 
         Raises:
-            ParameterError: more shots than candidates, or fewer than one.
+            ParameterError: there are more shots than candidates, or fewer than one.
             DataError: an image is damaged.
         """
         if not 1 <= shots <= self.settings.pool_size:
@@ -111,30 +115,30 @@ class Retriever:
         ]
 
     def features(self, queries: Sequence[Query]) -> FeatureTable:
-        """Features of the queries, in their order, encoded where they are not given."""
+        """Returns the features of the queries, in order; question and image are encoded where a query has no features."""
         image_QD, text_QD = np.empty((2, len(queries), self.feature_dim), dtype=np.float32)
-        encoded = []
+        without_features = []
         for row, query in enumerate(queries):
             if query.features is None:
-                encoded.append(row)
+                without_features.append(row)
             else:
                 image_QD[row], text_QD[row] = query.features
-        for start in range(0, len(encoded), _IMAGES):
-            rows = encoded[start : start + _IMAGES]
+        for start in range(0, len(without_features), _IMAGES):
+            rows = without_features[start : start + _IMAGES]
             image_QD[rows] = self.encoder.images([queries[row].decoded() for row in rows])
             text_QD[rows] = self.encoder.texts([queries[row].question for row in rows])
         return fused_features(image_QD, text_QD, "")
 
     def candidates(self, queries: Sequence[Query], features: FeatureTable) -> np.ndarray:
-        """The candidate pool of each query, indices into the pool's samples [Q, N], drawn as in evaluation.
+        """Draws the candidate pool of each query as evaluation does; returns indices into the pool's samples, int64 [Q, N].
 
-        Where evaluation draws by the question's id, the query's content decides; items about the query's own image are known
-        by their features.
+        Where evaluation draws by the question's id, an id of the query's content is used. Items about the query's own image are
+        recognised by their features.
         """
         settings, pool = self.settings, self.pool
-        found_Q = nearest(features.image_SD, pool.features.image_SD, 1, [np.empty(0, dtype=np.int64)] * len(queries))[:, 0]
-        same_Q = np.abs(pool.features.image_SD[found_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
-        images = [pool.samples[i].image_id if same else -1 for i, same in zip(found_Q.tolist(), same_Q, strict=True)]
+        nearest_Q = nearest(features.image_SD, pool.features.image_SD, 1, [np.empty(0, dtype=np.int64)] * len(queries))[:, 0]
+        same_Q = np.abs(pool.features.image_SD[nearest_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
+        images = [pool.samples[i].image_id if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
         samples = [
             Sample(row, query.content_id, image_id, query.question, Path(), ())
             for row, (query, image_id) in enumerate(zip(queries, images, strict=True))
@@ -144,7 +148,16 @@ class Retriever:
         )
 
     def pick(self, features: FeatureTable, pools_QN: np.ndarray, shots: int) -> tuple[np.ndarray, np.ndarray]:
-        """The selector's greedy picks from candidate pools as evaluation makes them [Q, K], and their log-probs [Q]."""
+        """Picks greedily from candidate pools as evaluation does.
+
+        Args:
+            features: of the queries.
+            pools_QN: indices into the pool's samples.
+            shots: K.
+
+        Returns:
+            Indices into the pool's samples [Q, K], and the log-probs of the picks [Q].
+        """
         queries_QD, train_SD = features.of(self.selector.fusion), self.pool.features.of(self.selector.fusion)
         picks, logprobs = [], []
         for start in range(0, len(pools_QN), _ROWS):
@@ -156,28 +169,29 @@ class Retriever:
         return np.concatenate(picks), np.concatenate(logprobs)
 
     def messages(self, query: Query, demonstrations: Sequence[Sample]) -> list[dict[str, Any]]:
-        """The prompt in the form of the OpenAI protocol, images as data URLs, fitted as the profile says.
+        """Returns the prompt as chat messages of OpenAI's interface, images resized by the profile and as data URLs.
 
         Raises:
-            ParameterError: the query is given by features, or the pool's images are not at hand.
+            ParameterError: the query is given by features, or the pool's images are not there.
             DataError: the query's image cannot be shown to the VLM.
         """
         if query.features is not None:
             raise ParameterError(f"{query.name}: as_messages needs question and image; features cannot be shown to a VLM")
         profile = self.settings.profile
-        asked = Sample(-1, -1, -1, query.question, Path(), ())  # a path that no demonstration has
-        own = self._data_url(query.decoded(), f"{query.name}: image")
+        sample = Sample(-1, -1, -1, query.question, Path(), ())  # with a path that no demonstration has
+        query_url = self._data_url(query.decoded(), f"{query.name}: image")
         return with_image_urls(
-            build_messages(demonstrations, asked, profile),
-            lambda path: own if path == str(asked.image_path) else self._demonstration_url(path),
+            build_messages(demonstrations, sample, profile),
+            lambda path: query_url if path == str(sample.image_path) else self._demonstration_url(path),
         )
 
     @cached_property
     def _demonstration_url(self) -> Callable[[str], str]:
-        """The data URL of an image of the pool by the file's name."""
-        return lru_cache(maxsize=_KEPT_URLS)(lambda name: self._data_url(decode_image(self.pool.image(name)), name))
+        """Makes the data URL of an image of the pool from the file's name; the last ones are cached."""
+        return lru_cache(maxsize=_CACHED_URLS)(lambda name: self._data_url(decode_image(self.pool.image(name)), name))
 
     def _data_url(self, image: Image.Image, name: str) -> str:
+        """Returns the data URL of an image, resized by the profile; ``name`` names it in an error message."""
         profile = self.settings.profile
         return png_data_url(fit_image(image, name, profile.min_pixels, profile.max_pixels))
 
@@ -185,20 +199,29 @@ class Retriever:
 def save_retriever(
     folder: Path, settings: RetrieverSettings, checkpoint: Path, samples: Sequence[Sample], features: FeatureTable
 ) -> None:
-    """Fills an empty folder with a retriever: a checkpoint folder, the data set's training items and their features."""
+    """Writes a retriever into an empty folder.
+
+    Args:
+        folder: the empty folder.
+        settings: the settings.
+        checkpoint: folder of the selector's checkpoint, which is copied.
+        samples: training items of the data set.
+        features: their features.
+    """
     shutil.copytree(checkpoint, folder / CHECKPOINT)
-    (folder / POOL).mkdir()
-    save_pool(folder / POOL, samples, features, ServingSettings.max_pool_image_bytes)
-    (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    (folder / _POOL).mkdir()
+    save_pool(folder / _POOL, samples, features, ServingSettings.max_pool_image_bytes)
+    (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
 
 
 def load_retriever(folder: Path) -> Retriever:
-    """The retriever in a folder; its encoder is loaded once per process.
+    """Loads the retriever in a folder. Its encoder is loaded once per process.
 
     Raises:
-        DataError: a file is missing or damaged, or the encoder is not the recorded one. CheckpointError: so is the checkpoint.
+        DataError: a file is missing or damaged, or the encoder is not the recorded one.
+        CheckpointError: the checkpoint is missing or damaged.
     """
-    path = folder / SETTINGS_FILE
+    path = folder / _SETTINGS_FILE
     content = read_object(path, missing="get the model again", damaged="get the model again")
     try:
         settings = RetrieverSettings(**{**content, "profile": PromptProfile(**content["profile"])})
@@ -208,11 +231,12 @@ def load_retriever(folder: Path) -> Retriever:
         encoder = shared_encoder(_encoder_folder(settings.encoder), settings.encoder_digest)
     except DataError as error:
         raise DataError(f"encoder {settings.encoder}: {error}; {ENCODER} may name its folder") from None
-    return Retriever(settings, load_selector(folder / CHECKPOINT), load_pool(folder / POOL), encoder)
+    return Retriever(settings, load_selector(folder / CHECKPOINT), load_pool(folder / _POOL), encoder)
 
 
 def _encoder_folder(name: str) -> Path:
-    given = os.environ.get(ENCODER)
-    if given:
-        return model_folder(given)
+    """Returns the folder of the encoder with this recorded name, or that which the environment variable names instead."""
+    replacement = os.environ.get(ENCODER)
+    if replacement:
+        return model_folder(replacement)
     return mini.CLIP_PATH if name == mini.NAME else model_folder(name)

@@ -1,6 +1,7 @@
-"""The MLflow model of a retriever: questions about images in, demonstrations out. Logged as code, so that nothing is pickled.
+"""Defines the MLflow model of a retriever: questions about images go in, demonstrations come out.
 
-MLflow runs this file when it loads the model. The request and the response are described in docs/serving.md.
+The model is logged as code, so that nothing is pickled: MLflow runs this file when it loads the model. Request and response are
+described in docs/serving.md.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class Picks(BaseModel):
-    """A row of the response: ids, questions and answers of the demonstrations in prompt order, and the log-prob of the pick.
+    """Describes a row of the response.
 
-    ``messages``: the prompt in the form of the OpenAI protocol, where it was asked for.
+    Attributes:
+        question_ids, questions, answers: the demonstrations in prompt order.
+        logprob: log-prob of the whole pick.
+        messages: the prompt as chat messages of OpenAI's interface, where the request asks for it.
     """
 
     question_ids: list[int]
@@ -43,33 +47,33 @@ class Picks(BaseModel):
 
 
 class RequestError(MlflowException):
-    """An error in one line; MLflow's server would put all data of the request before it."""
+    """Reports an error in one line. The message of an MlflowException would hold all data of the request too."""
 
     def __init__(self, line: str, error_code: int) -> None:
         super().__init__(line, error_code=error_code)
         self.line = line
 
     def serialize_as_json(self) -> str:
-        """The body of the server's response."""
+        """Returns the body of the server's response."""
         return json.dumps({"error_code": self.error_code, "message": self.line})
 
 
 class RetrieverModel(PythonModel):
-    """A retriever for MLflow's server and for Python: ``predict`` checks what it is sent and answers all rows together."""
+    """Serves a retriever in MLflow's server and in Python. ``predict`` checks a request and answers all its rows together."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the retriever, and answers once, so that the first request is as quick as the others."""
+        """Loads the retriever and answers a request, so that the first one of a client is as quick as the others."""
         self.settings = ServingSettings()
         self.retriever: Retriever = load_retriever(Path(context.artifacts[CHECKPOINT]).parent)
         rows, params = input_example()
         self._answer([Row.model_validate(row) for row in rows], params)
 
     def predict(self, context: PythonModelContext, model_input: list[Row], params: dict[str, Any] | None = None) -> list[Picks]:
-        """Picks for each row, in order. Equal rows get equal picks, in any request.
+        """Returns the picks for each row, in order. Equal rows get equal picks, in any request.
 
         Raises:
-            RequestError: the request is not as it should be; status 400 on a server. What fails for other reasons is in
-                the log, and the client is told no more than that (500).
+            RequestError: the request cannot be used (status 400 on a server); or something else fails (status 500), which is
+                logged and not shown to the client.
         """
         try:
             return self._answer(model_input, params or {})
@@ -80,6 +84,7 @@ class RetrieverModel(PythonModel):
             raise RequestError("the request failed; the server's log tells why", INTERNAL_ERROR) from None
 
     def _answer(self, rows: list[Row], params: dict[str, Any]) -> list[Picks]:
+        """Answers a request; errors are those of the retriever."""
         shots, as_messages = self._parameters(**params)
         queries = read_queries(rows, self.retriever.feature_dim, self.settings)
         answers = []
@@ -95,7 +100,10 @@ class RetrieverModel(PythonModel):
         return answers
 
     def _parameters(self, shots: Any = None, as_messages: Any = None, **unknown: Any) -> tuple[int, bool]:
-        """Raises ParameterError; MLflow leaves unknown parameters out with no more than a warning in its log."""
+        """Checks the parameters of a request and returns shots and as_messages.
+
+        Unknown parameters are an error here; MLflow, when it checks a request first, drops them with a warning in its log.
+        """
         if unknown:
             raise ParameterError(f"unknown parameter {', '.join(sorted(unknown))}; parameters are shots and as_messages")
         shots = self.settings.shots if shots is None else shots
@@ -108,7 +116,7 @@ class RetrieverModel(PythonModel):
 
 
 def input_example() -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """Rows and parameters of a small request."""
+    """Returns the rows and the parameters of a small request."""
     content = io.BytesIO()
     Image.new("RGB", (56, 56), "grey").save(content, "PNG")
     row = {"question": "what is this?", "image": base64.b64encode(content.getvalue()).decode()}

@@ -1,8 +1,8 @@
-"""The MLflow model of a checkpoint: precomputed features in, pointers out. Logged as code, so that nothing is pickled.
+"""Defines the MLflow model of a checkpoint: precomputed features go in, pointers come out.
 
-MLflow runs this file when it loads the model. Input columns: ``query`` (list of D numbers, the fused feature of the
-query) and ``candidates`` (list of N such lists, the pool); parameter ``shots``. Output columns: ``pointer`` (pool positions
-in prompt order) and ``logprob``.
+The model is logged as code, so that nothing is pickled: MLflow runs this file when it loads the model. Input columns are
+``query`` (list of D numbers, the fused feature of the query) and ``candidates`` (list of N such lists, the pool); the parameter
+is ``shots``. Output columns are ``pointer`` (pool positions in prompt order) and ``logprob``.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, ColSpec, DataType
 
+from lever_mlflow.settings import ServingSettings
+
 __all__ = ["CHECKPOINT_ARTIFACT", "SelectorModel", "model_signature"]
 
 CHECKPOINT_ARTIFACT = "checkpoint"
 
 
 def model_signature() -> ModelSignature:
-    """Columns and parameters that ``SelectorModel.predict`` takes and returns."""
+    """Describes the columns and parameters of ``SelectorModel.predict``."""
     vector = Array(DataType.double)
     return ModelSignature(
         inputs=Schema([ColSpec(vector, "query"), ColSpec(Array(vector), "candidates")]),
         outputs=Schema([ColSpec(Array(DataType.long), "pointer"), ColSpec(DataType.double, "logprob")]),
-        params=ParamSchema([ParamSpec("shots", DataType.long, 2)]),
+        params=ParamSchema([ParamSpec("shots", DataType.long, ServingSettings.shots)]),
     )
 
 
 class SelectorModel(PythonModel):
-    """Greedy picks of a pointer selector."""
+    """Serves the greedy picks of a pointer selector."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the checkpoint folder among the model's artifacts."""
@@ -45,7 +47,7 @@ class SelectorModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Pointer and log-prob of each row.
+        """Returns pointer and log-prob of each row.
 
         Raises:
             ParameterError: a row's features do not fit the selector or are not finite, or the pool is smaller than the shots.
@@ -54,13 +56,13 @@ class SelectorModel(PythonModel):
 
         from lever_mlflow.exceptions import ParameterError
 
-        shots = int((params or {}).get("shots", 2))
+        shots = int((params or {}).get("shots", ServingSettings.shots))
         rows = []
         for number, (query, candidates) in enumerate(zip(model_input["query"], model_input["candidates"], strict=True)):
             query_BD = np.asarray(list(query), dtype=np.float32)[None]
             candidates_BND = np.asarray([list(candidate) for candidate in candidates], dtype=np.float32)[None]
             if not (math.isfinite(query_BD.sum()) and math.isfinite(candidates_BND.sum())):
-                raise ParameterError(f"row {number}: features hold NaN or infinite values")
+                raise ParameterError(f"row {number}: features hold NaN or infinite values; send finite numbers")
             inputs = torch.from_numpy(query_BD), torch.from_numpy(candidates_BND)
             pointer_BK = self.selector.greedy(*inputs, shots)
             logprob = self.selector.logprobs(*inputs, pointer_BK[:, None]).item()

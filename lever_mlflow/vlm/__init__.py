@@ -1,1 +1,1 @@
-"""The frozen vision-language model: prompts in, cached answers out, in this process or behind a server."""
+"""Asks the frozen vision-language model, in this process or on a server, and caches its answers."""

@@ -1,6 +1,6 @@
-"""Answers that the VLM has given, in one SQLite file: identical prompts are generated once, ever.
+"""Keeps the VLM's answers in one SQLite file, so that equal prompts are answered once.
 
-Each finished batch is committed, so that a killed run loses at most the batch it was generating; run again, it
+Each finished batch is committed. A killed run loses at most the batch that it was generating, and when it is started again it
 generates only the missing answers.
 """
 
@@ -18,36 +18,38 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.cache_dir import CACHE_DIR
 from lever_mlflow.settings import CacheMode
 from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = ["AnswerCache", "Answers", "cached_answers", "merge_answers"]
 
-_CHUNK = 500  # look-ups per SELECT, below SQLite's limit on variables
-_APPLICATION_ID = 0x4C455652  # marks the file as ours: "LEVR"
+_CHUNK = 500  # keys in a SELECT, below SQLite's limit on variables
+_APPLICATION_ID = 0x4C455652  # "LEVR", marks the file as an answer cache of this project
 _TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT"
 
 log = logging.getLogger(__name__)
 
 
 class Answers(NamedTuple):
-    """Raw generations in the order of the prompts, and how many of them had to be generated now."""
+    """Holds raw generations in the order of the prompts, and how many different ones were not in the cache."""
 
     texts: list[str]
     generated: int
 
 
 class AnswerCache:
-    """A table of prompt key -> raw generation; several processes of a machine may use one file.
+    """Maps prompt keys to raw generations in a file. Several processes of one machine may use it at the same time.
 
-    A file that is damaged, or not an answer cache, is set aside under another name with a warning, and a new one is begun; one
-    that is only read stays where it is and is not used.
+    A file that is damaged or is not an answer cache is renamed with a warning, and a new one is begun. With mode ``read`` it
+    stays where it is and is not used.
 
     Args:
-        mode: ``read`` stores nothing; ``off`` does not look up either, and touches no file.
+        path: the file; made on first use.
+        mode: ``on`` looks up and stores, ``read`` only looks up, ``off`` does neither and touches no file.
 
     Raises:
-        DataError: the file cannot be opened or set aside.
+        DataError: the file cannot be opened or renamed.
     """
 
     def __init__(self, path: Path, mode: CacheMode = "on") -> None:
@@ -64,24 +66,24 @@ class AnswerCache:
             self._connection.close()
 
     def get(self, keys: Sequence[str]) -> dict[str, str]:
-        """The known answers among ``keys``."""
-        found: dict[str, str] = {}
+        """Returns the cached answers among ``keys``."""
+        answers: dict[str, str] = {}
         if self._connection is None:
-            return found
+            return answers
         try:
             for start in range(0, len(keys), _CHUNK):
                 chunk = keys[start : start + _CHUNK]
                 marks = ",".join("?" * len(chunk))
-                found.update(self._connection.execute(f"SELECT key, text FROM answers WHERE key IN ({marks})", chunk))
+                answers.update(self._connection.execute(f"SELECT key, text FROM answers WHERE key IN ({marks})", chunk))
         except sqlite3.DatabaseError as error:
             if not _damaged(error):
                 raise self._unusable(error) from None
             self._set_aside(error)
             return {}
-        return found
+        return answers
 
     def put(self, items: Sequence[tuple[str, str]]) -> None:
-        """Commits (key, text) pairs; the first answer to a key stays."""
+        """Commits pairs of key and text. A key that has an answer keeps it."""
         if self._connection is None or self.mode != "on":
             return
         try:
@@ -92,6 +94,19 @@ class AnswerCache:
                 raise self._unusable(error) from None
             self._set_aside(error)
             self.put(items)
+
+    def add_from(self, sources: Sequence[Path]) -> int:
+        """Adds the answers of other caches, and returns how many were new. A key that has an answer keeps it.
+
+        Raises:
+            DataError: a source is no answer cache; those before it have been added.
+        """
+        assert self._connection is not None, "a cache that is on has a file"
+        before = self._connection.total_changes
+        for source in sources:
+            for items in _stored(source):
+                self.put(items)
+        return self._connection.total_changes - before
 
     def _open(self) -> None:
         try:
@@ -123,7 +138,7 @@ class AnswerCache:
         self._connection = connection
 
     def _set_aside(self, reason: Exception) -> None:
-        """Renames the file, unless another process has done so, and begins a new one."""
+        """Renames the file, unless another process has done so already, and begins a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -133,7 +148,7 @@ class AnswerCache:
         try:
             if self.path.stat().st_ino == self._inode:
                 aside = next(name for n in range(1, 1000) if not (name := Path(f"{self.path}.damaged-{n}")).exists())
-                for suffix in ("-wal", "-shm"):  # belong to this file: it keeps them, and the new one must not find them
+                for suffix in ("-wal", "-shm"):  # SQLite's companions of this file; the new file must not find them
                     if Path(f"{self.path}{suffix}").exists():
                         os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
                 os.replace(self.path, aside)
@@ -143,42 +158,37 @@ class AnswerCache:
             raise self._unusable(error) from None
 
     def _unusable(self, error: Exception) -> DataError:
-        return DataError(f"{self.path}: not usable as the answer cache ({error}); free the place or set LEVER_MLFLOW_CACHE")
+        return DataError(
+            f"{self.path}: not usable as the answer cache ({error}); mend or remove it, or set {CACHE_DIR} to another folder"
+        )
 
 
 def _damaged(error: sqlite3.DatabaseError) -> bool:
-    """Whether the file's content is at fault, and not a full disk, missing rights or a lock."""
+    """Returns whether the file's content is the cause of an error, and not a full disk, missing rights or a lock."""
     return not isinstance(error, sqlite3.OperationalError) or "no such table" in str(error) or "no such column" in str(error)
 
 
 def merge_answers(sources: Sequence[Path], target: Path) -> int:
-    """Adds the answers of other caches to one, and returns how many were new; the first answer to a key stays.
+    """Adds the answers of the source caches to the target, and returns how many were new. The first answer to a key stays.
 
     Raises:
-        DataError: one of them is no answer cache, or a source holds no answers; then nothing is changed.
+        DataError: one of the files is no answer cache, or a source holds no answers; then nothing is changed.
     """
     for path in (*sources, *([target] if target.exists() else [])):
         if not any(_stored(path)) and path != target:
-            raise DataError(
-                f"{path}: holds no answers; a file that was copied needs the {path.name}-wal beside it, if there is one"
-            )
+            raise DataError(f"{path}: holds no answers; if the file was copied, copy {path.name}-wal too, where there is one")
     with AnswerCache(target) as cache:
-        connection = cache._connection
-        assert connection is not None, "a cache that is on has a file"
-        before = connection.total_changes
-        for source in sources:
-            for items in _stored(source):
-                cache.put(items)
-        return connection.total_changes - before
+        return cache.add_from(sources)
 
 
 def _stored(path: Path) -> Iterator[list[tuple[str, str]]]:
+    """Yields all pairs of key and text in a cache, in chunks."""
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
                 raise sqlite3.DatabaseError("the file is not a database of answers")
-            if (found := connection.execute("PRAGMA quick_check").fetchone()) != ("ok",):
-                raise sqlite3.DatabaseError(str(found))
+            if (verdict := connection.execute("PRAGMA quick_check").fetchone()) != ("ok",):
+                raise sqlite3.DatabaseError(str(verdict))
             rows = connection.execute("SELECT key, text FROM answers")
             while items := rows.fetchmany(_CHUNK):
                 yield items
@@ -193,24 +203,26 @@ def cached_answers(
     cache: AnswerCache,
     description: str = "VLM",
 ) -> Answers:
-    """The raw generation for each prompt: from the cache, or generated once for all equal prompts and stored.
+    """Returns the raw generation for each prompt: from the cache, or else generated once for all equal prompts and stored.
 
     Args:
-        key: names what the answer depends on.
-        generate: yields batches of (position, text) for the prompts it is given.
+        prompts: may hold duplicates.
+        key: names a prompt by all that its answer depends on.
+        generate: yields batches of (position, text) for different prompts.
+        cache: the cache to use.
         description: label of the progress bar.
     """
     keys = [key(prompt) for prompt in prompts]
     first = dict(zip(reversed(keys), reversed(prompts), strict=True))
     unique = list(dict.fromkeys(keys))
-    known = cache.get(unique)
-    missing = [k for k in unique if k not in known]
-    log.info("%s: %d different prompts, %d of them cached", description, len(unique), len(known))
-    hits = f"{len(known)} of {len(unique)} different prompts cached"
+    texts = cache.get(unique)
+    missing = [k for k in unique if k not in texts]
+    log.info("%s: %d different prompts, %d of them cached", description, len(unique), len(texts))
+    hits = f"{len(texts)} of {len(unique)} different prompts cached"
     with tqdm(total=len(missing), desc=description, unit="prompt", postfix=hits, disable=None) as bar:
         for batch in generate([first[k] for k in missing]):
             items = [(missing[position], text) for position, text in batch]
             cache.put(items)
-            known.update(items)
+            texts.update(items)
             bar.update(len(items))
-    return Answers([known[k] for k in keys], len(missing))
+    return Answers([texts[k] for k in keys], len(missing))

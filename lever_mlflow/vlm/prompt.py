@@ -1,7 +1,7 @@
-"""The prompt: what the VLM is shown for a query and its demonstrations, and how its text becomes an answer.
+"""Builds the prompt of a query and its demonstrations, and turns the VLM's text into an answer.
 
-Unlike the predecessor, whose system text promised "four dialogues" at every shot count, the system text states the
-true number of demonstrations.
+The system text states the true number of demonstrations. This departs from the predecessor, whose system text promised "four
+dialogues" at every shot count.
 """
 
 from __future__ import annotations
@@ -16,13 +16,26 @@ from typing import Any, NamedTuple
 
 from lever_mlflow.data.samples import Sample
 
-__all__ = ["PROFILES", "Prompt", "PromptProfile", "build_messages", "clean_generation", "prompt_key", "with_image_urls"]
+__all__ = [
+    "MINI_PROFILE",
+    "PROFILES",
+    "QWEN_PROFILE",
+    "SERVER_PROFILE",
+    "Prompt",
+    "PromptProfile",
+    "build_messages",
+    "clean_generation",
+    "prompt_key",
+    "with_image_urls",
+]
+
+QWEN_PROFILE, SERVER_PROFILE, MINI_PROFILE = "qwen2.5-vl", "openai", "mini"
 
 _COUNTS = {0: "no solved example", 1: "1 solved example"}
 
 
 class Prompt(NamedTuple):
-    """A query behind its demonstrations, in the order in which the VLM is shown them."""
+    """Holds a query and its demonstrations, in the order in which the VLM is shown them; the query comes last."""
 
     demonstrations: tuple[Sample, ...]
     query: Sample
@@ -30,9 +43,17 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptProfile:
-    """Everything beside model and prompt that an answer depends on: texts, image sizes and generation settings.
+    """Describes all that an answer depends on beside the model and the samples of the prompt. Sampling is always off.
 
-    ``min_pixels`` and ``max_pixels`` bound the resized image. Sampling is always off.
+    Attributes:
+        name: key in ``PROFILES``.
+        num_beams: beams of the beam search; 1 is greedy decoding.
+        min_pixels, max_pixels: bounds of a resized image's area.
+        max_new_tokens: most tokens of an answer.
+        length_penalty: of the beam search; 0 prefers no length.
+        system: system text; ``{count}`` stands for the number of demonstrations in words.
+        demonstration: text behind the image of a demonstration.
+        query: text behind the image of the query.
     """
 
     name: str
@@ -47,33 +68,33 @@ class PromptProfile:
 
     @property
     def digest(self) -> str:
-        """Names the profile's content, 16 hex characters."""
+        """Returns a digest of the profile's content, 16 hex characters."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def max_aspect(self) -> float:
-        """From how many times the shorter side on an image's longer side is too long for the VLM to be shown.
+        """Returns the aspect ratio (longer by shorter side) from which on the VLM takes no image.
 
-        Qwen2.5-VL takes no ratio above 200, and none that leaves less than a 28-pixel patch after resizing.
+        Qwen2.5-VL takes no ratio above 200, and none at which the shorter side has less than 28 pixels after resizing.
         """
         return min(200.0, self.max_pixels / 28**2)
 
 
 PROFILES = {
     # 256 to 1,280 visual tokens of 28x28 pixels: the range that the Qwen2.5-VL model card recommends.
-    "qwen2.5-vl": PromptProfile("qwen2.5-vl", num_beams=3, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
-    # Any VLM behind a server: the protocol knows no beams.
-    "openai": PromptProfile("openai", num_beams=1, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
-    "mini": PromptProfile("mini", num_beams=1, min_pixels=56 * 56, max_pixels=56 * 56),
+    QWEN_PROFILE: PromptProfile(QWEN_PROFILE, num_beams=3, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
+    # For any VLM on a server: OpenAI's interface has no beam search.
+    SERVER_PROFILE: PromptProfile(SERVER_PROFILE, num_beams=1, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
+    MINI_PROFILE: PromptProfile(MINI_PROFILE, num_beams=1, min_pixels=56 * 56, max_pixels=56 * 56),
 }
 
 
 def build_messages(
-    demonstrations: Sequence[Sample], query: Sample, profile: PromptProfile = PROFILES["mini"]
+    demonstrations: Sequence[Sample], query: Sample, profile: PromptProfile = PROFILES[MINI_PROFILE]
 ) -> list[dict[str, Any]]:
-    """Chat messages in the Qwen2.5-VL form: a system text and one user turn, demonstrations first.
+    """Returns chat messages in the form of Qwen2.5-VL: a system text and one user turn, demonstrations first.
 
-    Images are given as file paths. The answer is expected to start with a space, as in the demonstrations.
+    Images are file paths. The answer is expected to start with a space, as in the demonstrations.
     """
     shots = len(demonstrations)
     content: list[dict[str, Any]] = []
@@ -90,7 +111,7 @@ def build_messages(
 
 
 def with_image_urls(messages: list[dict[str, Any]], url: Callable[[str], str]) -> list[dict[str, Any]]:
-    """The messages in the form of the OpenAI protocol, each image by the URL that ``url`` gives for its path."""
+    """Returns the messages in the form of OpenAI's interface; ``url`` makes the URL of an image from its path."""
     return [
         {
             **message,
@@ -104,7 +125,7 @@ def with_image_urls(messages: list[dict[str, Any]], url: Callable[[str], str]) -
 
 
 def prompt_key(prompt: Prompt, profile: PromptProfile, model_digest: str, image_digest: Callable[[Path], str]) -> str:
-    """Names an answer by all it depends on: model, profile, image contents and texts; SHA-256, hexadecimal."""
+    """Returns a digest of all that an answer depends on: model, profile, image contents and texts (SHA-256, hexadecimal)."""
     messages = build_messages(*prompt, profile)
     parts = [
         image_digest(Path(part["image"])) if part["type"] == "image" else part["text"]
@@ -115,5 +136,5 @@ def prompt_key(prompt: Prompt, profile: PromptProfile, model_digest: str, image_
 
 
 def clean_generation(text: str) -> str:
-    """The answer in a raw generation: cut at the first "Question", "Answer" or "Short", then at the first ", "."""
+    """Returns the answer in a raw generation: cut at the first "Question", "Answer" or "Short", then at the first ", "."""
     return re.split(r"Question|Answer|Short", text, maxsplit=1)[0].split(", ", 1)[0].strip()

@@ -1,6 +1,6 @@
-"""The frozen VLM behind an OpenAI-compatible server: prompts in, answers out, many requests at a time.
+"""Asks a frozen VLM on a server that is compatible with OpenAI's interface, with many requests at a time.
 
-The protocol knows no beams, so answers are greedy, and it says nothing about weights: what is known of the model is the name
+The interface has no beam search, so answers are greedy. It does not tell anything about weights: the model is known by the name
 that the server gives it.
 """
 
@@ -20,43 +20,53 @@ from urllib.parse import urlsplit
 
 from lever_mlflow.exceptions import ParameterError, ServerError
 from lever_mlflow.files.images import fitted_image, image_digest, png_data_url
-from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages, prompt_key, with_image_urls
+from lever_mlflow.settings import AUTO
+from lever_mlflow.vlm.prompt import (
+    PROFILES,
+    SERVER_PROFILE,
+    Prompt,
+    PromptProfile,
+    build_messages,
+    prompt_key,
+    with_image_urls,
+)
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
 
 __all__ = ["AUTO", "ServerVLM", "is_server"]
 
-AUTO = "auto"
-_API_KEY = "OPENAI_API_KEY"
-_NO_KEY = "none"  # the client insists on a key, servers without keys take any
-_LISTED = 20  # names that an error message lists at most
-_CHECK_RETRIES = 2  # a wrong URL should not take long to be told
+_API_KEY = "OPENAI_API_KEY"  # environment variable
+_NO_KEY = "none"  # the client requires a key, and servers without keys take any
+_LISTED = 20  # most names that an error message lists
+_CHECK_RETRIES = 2  # few, so that a wrong URL is reported soon
 _GIVE_URL = "give the URL of an OpenAI-compatible server, such as vlm=http://127.0.0.1:8000/v1"
 
 
 def is_server(vlm: str) -> bool:
-    """Whether the name of a VLM is the URL of a server."""
+    """Returns whether the name of a VLM is the URL of a server."""
     return vlm.lower().startswith(("http://", "https://"))
 
 
 class ServerVLM:
-    """A model on a server; the server is first contacted when the model's name or an answer is needed.
+    """Answers prompts with a model on a server, which is first contacted when the model's name or an answer is needed.
 
-    The key is read from ``OPENAI_API_KEY``; servers without keys need none.
+    The key is read from the environment variable ``OPENAI_API_KEY``; servers without keys need none.
 
     Args:
         url: the base URL, which usually ends in ``/v1``.
-        name: the model's name on the server, or ``auto``: the only one it has.
-        profile: a key of ``lever_mlflow.prompt.PROFILES``; its number of beams must be 1.
-        concurrency: requests under way at a time.
-        retries: further tries, after growing pauses, of a request that fails by 429, 5xx or the connection.
+        name: the model's name on the server, or ``auto`` for the only model that it has.
+        profile: a key of ``lever_mlflow.vlm.prompt.PROFILES``; its number of beams must be 1.
+        concurrency: most requests at a time.
+        retries: how often a request is repeated, after growing pauses, when it fails with status 429 or 5xx or cannot connect.
 
     Raises:
         ParameterError: the URL or the key cannot be used.
     """
 
-    def __init__(self, url: str, name: str = AUTO, profile: str = "openai", concurrency: int = 16, retries: int = 6) -> None:
+    def __init__(
+        self, url: str, name: str = AUTO, profile: str = SERVER_PROFILE, concurrency: int = 16, retries: int = 6
+    ) -> None:
         _check_url(url)
         self.url, self.name, self.concurrency, self.retries = url.rstrip("/"), name, concurrency, retries
         self.profile: PromptProfile = PROFILES[profile]
@@ -67,47 +77,48 @@ class ServerVLM:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """What the server says about the model.
+        """Asks the server for its description of the model, once.
 
         Raises:
-            ServerError: it cannot be reached, or is no OpenAI-compatible server.
-            ParameterError: it has no such model, or several and none is named.
+            ServerError: the server cannot be reached, or is not compatible with OpenAI's interface.
+            ParameterError: the server has no such model, or several and none is named.
         """
         return _choose(asyncio.run(self._models()), self.name, self.url)
 
     @property
     def model(self) -> str:
-        """The model's name on the server."""
+        """Returns the model's name on the server."""
         return str(self.card["id"])
 
     @property
     def digest(self) -> str:
-        """Names the model, wherever it is served: by its name and, where the server tells them, by the origin of its weights.
+        """Returns a digest of the model's name and, where the server gives it, of the origin of its weights.
 
-        ``root`` is where vLLM read the weights, ``parent`` the model that an adapter extends. Other entries change with
-        each start of the server.
+        It is the same wherever the model is served. Of the server's description, ``root`` is where vLLM read the weights, and
+        ``parent`` the model that an adapter extends. Other entries change with each start of the server.
         """
-        known = {"id": self.model} | {k: v for k in ("root", "parent") if (v := self.card.get(k)) not in (None, self.model)}
+        origin = {k: v for k in ("root", "parent") if (v := self.card.get(k)) not in (None, self.model)}
+        known = {"id": self.model} | origin
         slug = re.sub(r"[^a-z0-9]+", "-", self.model.rsplit("/", 1)[-1].lower()).strip("-")
         return f"{slug[:40]}-{hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]}"
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What runs log of it beside its name and digests."""
+        """Returns what runs log of the model beside its name and digests."""
         return {"vlm_served": self.model}
 
     def key(self, prompt: Prompt) -> str:
-        """Names the answer to ``prompt`` by everything it depends on that can be known."""
+        """Returns a digest of all that can be known of what the answer to a prompt depends on."""
         return prompt_key(prompt, self.profile, self.digest, image_digest)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
-        """Answers as they come, as lists of (position in ``prompts``, text); no text at all is the empty text.
+        """Yields answers as they come, in lists of (position in ``prompts``, text). A reply without text is an empty answer.
 
         Raises:
-            ServerError: a request fails for good; answers that came with the failure are given first.
+            ServerError: a request fails in spite of all retries; answers that arrived with the failure are yielded first.
             DataError: an image does not decode.
         """
-        _ = self.card  # asking for it takes an event loop of its own
+        _ = self.card  # asked for now, as that takes an event loop of its own
         waiting = enumerate(prompts)
         running: dict[asyncio.Task[str], int] = {}
         with asyncio.Runner() as runner:
@@ -118,14 +129,14 @@ class ServerVLM:
                         yield answers
                     for task in done:
                         running.pop(task)
-                        task.result()  # raises what went wrong
+                        task.result()  # raises the error of a request that failed
             finally:
                 runner.run(_stop(client, running))
 
     async def _finished(
         self, client: AsyncOpenAI, waiting: Iterator[tuple[int, Prompt]], running: dict[asyncio.Task[str], int]
     ) -> set[asyncio.Task[str]]:
-        """Starts as many requests as there are places, and waits until some are done; none are when all have been."""
+        """Starts as many requests as are allowed, waits until some are done, and returns those; none when nothing is left."""
         for position, prompt in islice(waiting, self.concurrency - len(running)):
             running[asyncio.create_task(self._answer(client, prompt))] = position
         if not running:
@@ -134,6 +145,7 @@ class ServerVLM:
         return done
 
     async def _answer(self, client: AsyncOpenAI, prompt: Prompt) -> str:
+        """Sends one request and returns the answer in the reply."""
         messages: Any = await asyncio.to_thread(self._messages, prompt)
         limit = self.profile.max_new_tokens
         create = client.chat.completions.with_raw_response.create
@@ -146,6 +158,7 @@ class ServerVLM:
         raise self._foreign(reply)
 
     async def _models(self) -> list[dict[str, Any]]:
+        """Returns the descriptions of all models on the server."""
         client = self._client(_CHECK_RETRIES)
         try:
             reply = await self._reply(client.models.with_raw_response.list())
@@ -157,7 +170,7 @@ class ServerVLM:
         raise self._foreign(reply)
 
     async def _reply(self, request: Any) -> Any:
-        """The JSON that a request is answered with; the client's own reading lets anything pass as an answer."""
+        """Awaits a request and returns the JSON of the reply, which the client by itself would not check."""
         from openai import APIError
 
         try:
@@ -170,8 +183,8 @@ class ServerVLM:
             raise self._foreign(text) from None
 
     def _foreign(self, reply: Any) -> ServerError:
-        said = reply if isinstance(reply, str) else json.dumps(reply)
-        return ServerError(f"{self.url}: does not speak the OpenAI protocol (it said {_brief(said)!r}); {_GIVE_URL}")
+        text = reply if isinstance(reply, str) else json.dumps(reply)
+        return ServerError(f"{self.url}: does not speak the OpenAI protocol (it answered {_brief(text)!r}); {_GIVE_URL}")
 
     def _client(self, retries: int) -> AsyncOpenAI:
         from openai import AsyncOpenAI
@@ -179,15 +192,16 @@ class ServerVLM:
         return AsyncOpenAI(base_url=self.url, api_key=self._api_key, max_retries=retries)
 
     def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
-        """The prompt in the protocol's form, images as data URLs."""
+        """Returns the prompt as chat messages of OpenAI's interface, images as data URLs."""
         return with_image_urls(build_messages(*prompt, self.profile), lambda path: self._data_url(Path(path)))
 
     def _encoded_image(self, path: Path) -> str:
-        """The image as the local VLM would show it, without loss."""
+        """Returns the image in the size in which the local VLM would see it, without loss, as a data URL."""
         return png_data_url(fitted_image(path, self.profile.min_pixels, self.profile.max_pixels))
 
 
 async def _stop(client: AsyncOpenAI, running: dict[asyncio.Task[str], int]) -> None:
+    """Cancels the requests that are running, and closes the client."""
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
@@ -195,7 +209,7 @@ async def _stop(client: AsyncOpenAI, running: dict[asyncio.Task[str], int]) -> N
 
 
 def _check_url(url: str) -> None:
-    """Refuses what is no base URL, and secrets in it: the URL is recorded with each run."""
+    """Raises ParameterError for a text that is no base URL, or holds secrets, as the URL is recorded with each run."""
     try:
         parts = urlsplit(url)
         usable = bool(is_server(url) and parts.hostname) and parts.port != 0
@@ -208,7 +222,7 @@ def _check_url(url: str) -> None:
 
 
 def _choose(cards: list[dict[str, Any]], name: str, url: str) -> dict[str, Any]:
-    """The card of the model called ``name``, or the only one."""
+    """Returns the description of the model of this name, or of the only model where the name is ``auto``."""
     names = sorted(card["id"] for card in cards)
     listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     if not cards:
@@ -222,31 +236,32 @@ def _choose(cards: list[dict[str, Any]], name: str, url: str) -> dict[str, Any]:
 
 
 def _explained(error: APIError) -> str:
-    """Why a request failed, and what to do."""
+    """Returns why a request failed, and what to do about it."""
     from openai import APIStatusError, APITimeoutError
 
     if not isinstance(error, APIStatusError):
-        reason = "no answer in time" if isinstance(error, APITimeoutError) else _brief(str(error.__cause__ or error))
-        return f"cannot be reached ({reason}); start the server, or {_GIVE_URL}"
+        cause = "no answer in time" if isinstance(error, APITimeoutError) else _brief(str(error.__cause__ or error))
+        return f"cannot be reached ({cause}); start the server, or {_GIVE_URL}"
     status = error.status_code
-    if status in (401, 403):  # what such a server says may hold the key
+    if status in (401, 403):  # the server's message is not shown, as it may hold the key
         return f"status {status}, the key is refused; set {_API_KEY} to one that it takes"
-    said = f"status {status}: {_brief(_message(error))}"
+    reason = f"status {status}: {_brief(_message(error))}"
     if status == 404:
-        return f"{said}; {_GIVE_URL}"
+        return f"{reason}; {_GIVE_URL}"
     if status == 429 or status >= 500:
-        return f"{said}; look at the server's log and start again: answers so far are kept"
-    return f"{said}; the server does not take the request: look at its limits on length and images, or use fewer shots"
+        return f"{reason}; look at the server's log and start again: answers so far are kept"
+    return f"{reason}; the server does not take the request: look at its limits on length and images, or use fewer shots"
 
 
 def _message(error: Any) -> str:
-    """What the server said, without what is around it."""
+    """Returns the server's message in a refusal, or the whole text where there is none."""
     match error.body:
-        case {"message": str(said)} | {"detail": str(said)}:
-            return said
+        case {"message": str(message)} | {"detail": str(message)}:
+            return message
     return str(error.response.text)
 
 
 def _brief(text: str) -> str:
+    """Returns a text in one line of at most 200 characters and dots."""
     line = " ".join(text.split())
     return line if len(line) <= 200 else f"{line[:200]}..."

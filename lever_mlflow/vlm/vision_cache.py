@@ -1,4 +1,4 @@
-"""Images as a Qwen2.5-VL sees them: resized, and encoded by its vision tower once, in bounded memory."""
+"""Resizes images for a Qwen2.5-VL and encodes each once with its vision tower; features are kept in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ _BATCH = 16
 
 
 class VisionCache:
-    """Features of images, keyed by their content, the least recently used dropped first.
+    """Encodes images, and keeps their features in main memory under the images' content, up to a limit.
+
+    The least recently used features are dropped first.
 
     Args:
-        model: a loaded Qwen2_5_VLForConditionalGeneration; ``processor``: its own.
-        max_bytes: of all features kept, in main memory; by default half of what is free now.
+        model: a loaded Qwen2_5_VLForConditionalGeneration.
+        processor: the model's processor.
+        profile: gives the bounds of image sizes.
+        max_bytes: limit for all features together; by default half of the memory that is free now.
+
+    Attributes:
+        encoded: how many images the vision tower has encoded.
     """
 
     def __init__(self, model: Any, processor: Any, profile: PromptProfile, max_bytes: int | None = None) -> None:
@@ -35,33 +42,36 @@ class VisionCache:
         self.encoded = 0
 
     def features(self, paths: Sequence[Path]) -> list[tuple[Any, Any]]:
-        """Of each image its features [tokens, hidden size], in main memory, and its grid, int64 [3].
+        """Returns for each image its features [tokens, hidden size] in main memory, and its grid of patches, int64 [3].
 
         Raises:
             DataError: an image does not decode.
         """
         keys = [image_digest(path) for path in paths]
-        found = {key: self._features[key] for key in dict.fromkeys(keys) if key in self._features}
-        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key not in found]
+        features = {key: self._features[key] for key in dict.fromkeys(keys) if key in self._features}
+        missing = [(key, path) for key, path in dict(zip(keys, paths, strict=True)).items() if key not in features]
         for start in range(0, len(missing), _BATCH):
-            for (key, _), item in zip(
-                missing[start : start + _BATCH], self._encode(missing[start : start + _BATCH]), strict=True
-            ):
-                found[key] = item
+            batch = missing[start : start + _BATCH]
+            for (key, _), item in zip(batch, self._encode([path for _, path in batch]), strict=True):
+                features[key] = item
                 if item[0].nbytes <= self._features.maxsize:
                     self._features[key] = item
-        return [found[key] for key in keys]
+        return [features[key] for key in keys]
 
-    def _encode(self, images: Sequence[tuple[str, Path]]) -> list[tuple[Any, Any]]:
+    def clear(self) -> None:
+        """Drops all features."""
+        self._features.clear()
+
+    def _encode(self, paths: Sequence[Path]) -> list[tuple[Any, Any]]:
         import torch
 
         pixels = self.processor.image_processor(
-            images=[fitted_image(path, self.profile.min_pixels, self.profile.max_pixels) for _, path in images],
+            images=[fitted_image(path, self.profile.min_pixels, self.profile.max_pixels) for path in paths],
             return_tensors="pt",
         ).to(self.model.device)
         with torch.inference_mode():
             output = self.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"], return_dict=True)
-        self.encoded += len(images)
+        self.encoded += len(paths)
         return [
             (part.cpu().clone(), grid) for part, grid in zip(output.pooler_output, pixels["image_grid_thw"].cpu(), strict=True)
         ]
@@ -69,10 +79,10 @@ class VisionCache:
 
 @cache
 def visual_tokens(path: Path, profile: PromptProfile) -> int:
-    """How many tokens of a prompt an image takes; reads no more than the file's header.
+    """Returns how many tokens of a prompt an image takes. Only the file's header is read.
 
     Raises:
-        DataError: the image does not decode, or has an aspect ratio that the model does not take.
+        DataError: the file is no image, or its aspect ratio is too large for the model.
     """
     from qwen_vl_utils.vision_process import smart_resize
 

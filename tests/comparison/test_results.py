@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from comparisons import PREDECESSOR
+from comparison_samples import PREDECESSOR
 
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError
@@ -37,9 +37,9 @@ def test_the_predecessors_numbers():
     assert first.config["start_checkpoint"] == "RCE epoch 5"
     assert [epoch.epoch for epoch in first.epochs] == [1, 2, 3]
     assert first.epochs[1].metrics["kl"] == 0.08131
-    assert first.epochs[0].accuracy == {(200, 1): 57.0, (200, 2): 56.1, (200, 3): 55.1, (200, 4): 55.2}
-    assert len(second.epochs[1].accuracy) == 16
-    assert second.epochs[1].accuracy[800, 2] == 48.33
+    assert first.epochs[0].accuracy == {200: {1: 57.0, 2: 56.1, 3: 55.1, 4: 55.2}}
+    assert len(second.epochs[1].cells) == 16
+    assert second.epochs[1].accuracy_at(800, 2) == 48.33
 
 
 def test_runs_are_sorted_and_written_as_they_are_read(written, tmp_path):
@@ -61,35 +61,38 @@ def test_null_is_missing(written):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("unit"), "unit: missing, expected 'percent'"),
-        (lambda c: c.update(unit="fraction"), "unit: 'fraction', expected 'percent'"),
-        (lambda c: c.pop("runs"), "runs: missing, expected a list"),
-        (lambda c: c.update(runs=[]), "runs: empty, expected at least one"),
-        (lambda c: c["runs"][0].update(kl_beta=0.12), "runs: kl_beta 0.12, 0.12, expected each once"),
-        (lambda c: c["runs"][0].update(kl_beta="0.15"), r"runs\[0\].kl_beta: '0.15', expected a number from 0"),
-        (lambda c: c["runs"][0].update(kl_beta=True), r"runs\[0\].kl_beta: True, expected a number"),
-        (lambda c: c["runs"][0].update(kl_beta=-1), r"runs\[0\].kl_beta: -1, expected a number from 0"),
-        (lambda c: c["runs"][1].update(epochs=[]), r"runs\[1\].epochs: epochs \[\], expected at least one"),
+        (lambda c: c.pop("unit"), "unit: missing"),
+        (lambda c: c.update(unit="fraction"), "unit: 'fraction' should be 'percent'"),
+        (lambda c: c.pop("runs"), "runs: missing"),
+        (lambda c: c.update(runs=[]), r"runs: \[\] should hold at least one"),
+        (lambda c: c["runs"][0].update(kl_beta=0.12), "runs: should hold each kl_beta once, holds 0.12, 0.12"),
+        (lambda c: c["runs"][0].update(kl_beta="0.15"), r"runs\[0\].kl_beta: '0.15' should be a valid number"),
+        (lambda c: c["runs"][0].update(kl_beta=True), r"runs\[0\].kl_beta: True should be a valid number"),
+        (lambda c: c["runs"][0].update(kl_beta=-1), r"runs\[0\].kl_beta: -1 should be greater than or equal to 0"),
+        (lambda c: c["runs"][1].update(epochs=[]), r"runs\[1\].epochs: \[\] should hold at least one"),
         (
             lambda c: c["runs"][1].update(epochs=[{"epoch": 1}, {"epoch": 1}]),
-            r"epochs \[1, 1\], expected at least one, and each",
+            r"epochs: should hold each epoch once, holds \[1, 1\]",
         ),
-        (lambda c: c["runs"][1]["epochs"][0].update(epoch=0), r"runs\[1\].epochs\[0\].epoch: 0, expected a whole number of at"),
-        (lambda c: c["runs"][1]["epochs"][0].update(kl="low"), r"runs\[1\].epochs\[0\].kl: 'low', expected a number"),
+        (
+            lambda c: c["runs"][1]["epochs"][0].update(epoch=0),
+            r"runs\[1\].epochs\[0\].epoch: 0 should be greater than or equal to 1",
+        ),
+        (lambda c: c["runs"][1]["epochs"][0].update(kl="low"), r"runs\[1\].epochs\[0\].kl: 'low' should be a valid number"),
         (
             lambda c: c["runs"][0]["epochs"][0].update(accuracy={"100": {"1": 101}}),
-            r"accuracy.100.1: 101, expected a .* to 100",
+            "accuracy.100.1: 101 should be less than or equal to 100",
         ),
         (
             lambda c: c["runs"][0]["epochs"][0].update(accuracy={"01": {"1": 1}}),
-            r"accuracy: size: '01', expected a whole number",
+            r"accuracy.01: '01' should be a whole number",
         ),
-        (lambda c: c["runs"][0]["epochs"][0].update(accuracy={"100": 5}), r"accuracy.100: 5, expected an object"),
-        (lambda c: c["runs"][0].update(config={"lr": [1]}), r"runs\[0\].config.lr: \[1\], expected a text, a number"),
-        (lambda c: c["runs"][0].update(best_epoch=7), r"runs\[0\].best_epoch: 7, expected one of \[1\]"),
-        (lambda c: c["runs"][0].update(registered={"name": "m"}), r"runs\[0\].registered.version: missing, expected a text"),
-        (lambda c: c.update(dataset=5), "dataset: 5, expected a text"),
-        (lambda c: c.update(dataset="x" * 1001), "dataset: 'xxx.*, expected a text of at most 1000 characters"),
+        (lambda c: c["runs"][0]["epochs"][0].update(accuracy={"100": 5}), r"accuracy.100: 5 should be an object"),
+        (lambda c: c["runs"][0].update(config={"lr": [1]}), r"runs\[0\].config.lr: \[1\] should be a text, a number"),
+        (lambda c: c["runs"][0].update(best_epoch=7), r"runs\[0\].best_epoch: 7 should be one of \[1\]"),
+        (lambda c: c["runs"][0].update(registered={"name": "m"}), r"runs\[0\].registered.version: missing"),
+        (lambda c: c.update(dataset=5), "dataset: 5 should be a valid string"),
+        (lambda c: c.update(dataset="x" * 1001), "dataset: 'xxx.* should be a text of at most 1000 characters"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_place(written, change, message):

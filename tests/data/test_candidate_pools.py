@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lever_mlflow.data import candidate_pools as pools
-from lever_mlflow.data.candidate_pools import candidate_pools, nearest, random_pool, top_k
+from lever_mlflow.data.candidate_pools import Block, candidate_pools, nearest, random_pool, top_k
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
@@ -119,27 +118,20 @@ def plain_nearest(queries_QD, items_SD, k, excluded):
     return np.argsort(-scores_QS, axis=1, kind="stable")[:, :k]
 
 
-@pytest.fixture
-def small_slices(monkeypatch):
-    """Slices so small that a few hundred items fill many, the last one in part."""
-    monkeypatch.setattr(pools, "_QUERIES", 4)
-    monkeypatch.setattr(pools, "_ITEMS", 50)
-    monkeypatch.setattr(pools, "_PAIRS", 7)
+SMALL = Block(queries=4, items=50, pairs=7)  # a few hundred items fill many blocks, the last one in part
 
 
-@pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("k", [1, 20, 60, 301])
 @pytest.mark.parametrize("largest", [0, 1, 3])
 def test_nearest_is_a_full_sort_with_many_ties(k, largest):
     rng = np.random.default_rng(k)
     queries, items = (rng.integers(-largest, largest + 1, (n, 6)).astype(np.float32) for n in (9, 311))
     excluded = [rng.choice(311, rng.integers(0, 11), replace=False) for _ in range(9)]
-    found = nearest(queries, items, k, excluded)
-    assert found.dtype == np.int64
-    assert np.array_equal(found, plain_nearest(queries, items, k, excluded))
+    indices = nearest(queries, items, k, excluded, SMALL)
+    assert indices.dtype == np.int64
+    assert np.array_equal(indices, plain_nearest(queries, items, k, excluded))
 
 
-@pytest.mark.usefixtures("small_slices")
 def test_nearest_does_not_mind_how_a_product_of_matrices_rounds():
     rng = np.random.default_rng(0)
     direction = rng.standard_normal(96)
@@ -148,15 +140,14 @@ def test_nearest_does_not_mind_how_a_product_of_matrices_rounds():
     queries = rng.standard_normal((6, 96)).astype(np.float32)
     exact_QS = [[sum(float(a) * float(b) for a, b in zip(q, i, strict=True)) for i in items] for q in queries]
     expected = np.argsort(-np.array(exact_QS), axis=1, kind="stable")[:, :30]
-    assert np.array_equal(nearest(queries, items, 30, [np.array([], dtype=np.int64)] * 6), expected)
+    assert np.array_equal(nearest(queries, items, 30, [np.array([], dtype=np.int64)] * 6, SMALL), expected)
     rough = np.argsort(-(queries @ items.T), axis=1, kind="stable")[:, :30]
     assert not np.array_equal(rough, expected)
 
 
-@pytest.mark.usefixtures("small_slices")
 def test_nearest_reads_a_table_on_disk_in_slices(tmp_path):
     class Sliced:
-        """A table that counts the rows it gives out."""
+        """Records how many rows of a table are read at a time."""
 
         def __init__(self, table):
             self.table, self.largest = table, 0
@@ -171,7 +162,7 @@ def test_nearest_reads_a_table_on_disk_in_slices(tmp_path):
     np.save(tmp_path / "items.npy", np.random.default_rng(0).standard_normal((333, 5)).astype(np.float32))
     items = np.load(tmp_path / "items.npy", mmap_mode="r")
     sliced, none = Sliced(items), [np.array([], dtype=np.int64)] * 3
-    assert np.array_equal(nearest(items[:3], sliced, 4, none), plain_nearest(items[:3], np.array(items), 4, none))
+    assert np.array_equal(nearest(items[:3], sliced, 4, none, SMALL), plain_nearest(items[:3], np.array(items), 4, none))
     assert sliced.largest == 50
 
 

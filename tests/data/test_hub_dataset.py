@@ -120,7 +120,7 @@ def test_answers_of_a_sequence_feature(write, read):
 
 def test_other_names_of_columns_and_splits(write, tmp_path):
     names = {"question": "q", "answers": "labels", "image": "picture"}
-    rows = {names[ours]: values for ours, values in columns().items()} | {"id": [1, 2, 3], "question_id": ["x"] * 3}
+    rows = {names[column]: values for column, values in columns().items()} | {"id": [1, 2, 3], "question_id": ["x"] * 3}
     folder = write(rows, rows, image="picture")
     root = ensure_hub_dataset(str(folder), {**names, "question_id": "id"}, ("train[:2]", "train[2:]"), tmp_path / "cache")
     assert [s.question_id for s in load_split(root, "train")] == [1, 2]
@@ -132,9 +132,9 @@ def test_bad_rows_are_bad_items(write, read):
     root = read(write(rows))
     assert tally(read_split(root, "train").bad) == "1 of the wrong form, 1 without 10 answers, 1 with a missing image"
     rows = columns(image=[{"bytes": b"no image", "path": None}, png(1), png(1)], answers=[TEN, None, TEN])
-    found = read_split(read(write(rows)), "train")
-    assert tally(found.bad) == "1 of the wrong form, 1 with an image that does not decode"
-    assert [s.question for s in found.samples] == ["what is 2?"]
+    split = read_split(read(write(rows)), "train")
+    assert tally(split.bad) == "1 of the wrong form, 1 with an image that does not decode"
+    assert [s.question for s in split.samples] == ["what is 2?"]
 
 
 def test_a_copy_is_kept_for_the_same_content_and_columns(write, read, tmp_path):

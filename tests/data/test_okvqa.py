@@ -90,11 +90,11 @@ def test_bad_items_are_named_and_the_others_kept(okvqa_root, file, change, messa
         load_split(okvqa_root, "train")
     assert message in str(error.value)
     assert str(okvqa_root) in str(error.value)
-    kept, _, n_left_out = read_split(okvqa_root, "train")
-    assert n_left_out == len(json.loads((okvqa_root / QUESTIONS).read_text())["questions"]) - len(kept)
-    assert [s.question_id for s in kept] == [s.question_id for s in before if s.question_id not in left_out]
-    assert [s.index for s in kept] == list(range(len(kept)))
-    assert {(s.question, s.answers, s.image_path) for s in kept} <= {(s.question, s.answers, s.image_path) for s in before}
+    samples, _, n_left_out = read_split(okvqa_root, "train")
+    assert n_left_out == len(json.loads((okvqa_root / QUESTIONS).read_text())["questions"]) - len(samples)
+    assert [s.question_id for s in samples] == [s.question_id for s in before if s.question_id not in left_out]
+    assert [s.index for s in samples] == list(range(len(samples)))
+    assert {(s.question, s.answers, s.image_path) for s in samples} <= {(s.question, s.answers, s.image_path) for s in before}
 
 
 def test_everything_that_is_wrong_is_told_at_once(okvqa_root):
@@ -104,13 +104,13 @@ def test_everything_that_is_wrong_is_told_at_once(okvqa_root):
     image(okvqa_root, 6).write_text("no image")
     Image.new("RGB", (600, 3)).save(image(okvqa_root, 7))
     edit(okvqa_root / ANNOTATIONS, lambda c: c["annotations"].pop(0))
-    found = read_split(okvqa_root, "train", max_aspect=200)
-    assert tally(found.bad) == (
+    split = read_split(okvqa_root, "train", max_aspect=200)
+    assert tally(split.bad) == (
         "1 without annotation, 4 with a missing image, 4 with an image that does not decode, "
         "2 with an image too narrow for the VLM"
     )
-    assert found.left_out == 11
-    text = describe(found.bad)
+    assert split.left_out == 11
+    text = describe(split.bad)
     assert f"4 with a missing image (question_id 30, question_id 31, question_id 40, ...: {image(okvqa_root, 3)}; copy" in text
     assert (
         f"(question_id 50, question_id 51, question_id 60, ...: {image(okvqa_root, 5)}: does not decode as an image (" in text

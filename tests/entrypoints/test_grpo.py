@@ -7,7 +7,7 @@ import pytest
 
 import entrypoints.grpo
 import entrypoints.main
-from entrypoints._cli import grpo_settings
+from lever_mlflow.cli.options import grpo_settings
 from lever_mlflow.settings import GRPO_PRESETS, GrpoSettings
 
 VARYING = ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
@@ -72,7 +72,11 @@ def test_bad_values(chosen, argument, message):
         chosen(argument)
 
 
-@pytest.mark.parametrize(("command", "name"), [(entrypoints.grpo.main, "lr"), (entrypoints.main.main, "grpo_lr")])
-def test_help_says_what_auto_is(command, name):
+@pytest.mark.parametrize(
+    ("command", "name", "start"),
+    [(entrypoints.grpo.main, "lr", "Learning"), (entrypoints.main.main, "grpo_lr", "GRPO: learning")],
+)
+def test_help_says_what_auto_is(command, name, start):
     (option,) = (option for option in command.params if option.name == name)
-    assert option.help.endswith("auto: 0.0002, with preset=predecessor 5e-06")
+    rest = "rate of the AdamW optimizer. The value auto means 0.0002, and 5e-06 with preset=predecessor."
+    assert option.help == f"{start} {rest}"

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files import strict_json
 from lever_mlflow.files.strict_json import iterate_object, read_object
 
 REMEDIES = {"missing": "look for it", "damaged": "copy it again"}
@@ -27,9 +26,7 @@ def path(tmp_path_factory):
 
 def read_in_pieces(path, text, size):
     path.write_text(text, encoding="utf-8", newline="")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strict_json, "_CHUNK", size)
-        return read_object(path, **REMEDIES)
+    return read_object(path, size, **REMEDIES)
 
 
 @given(st.dictionaries(TEXT, VALUES, max_size=5), st.integers(1, 40), st.sampled_from([None, 1, "\t"]), st.booleans())

@@ -13,6 +13,8 @@ import pytest
 from helpers.projects import ROOT, error_lines
 
 from lever_mlflow.pipeline import experiment as pipeline
+from lever_mlflow.pipeline.rollout import find_rl_data
+from lever_mlflow.pipeline.training import find_start, grpo_step
 from lever_mlflow.runs.steps import project_run, run_here
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.serving import retriever_model
@@ -254,9 +256,9 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
     with project_run("test") as run:
-        data = line.find_rl_data("auto")
-        start = line.find_start("auto", data)
-        run_here(line.grpo(data, start, GrpoSettings(kl_beta=0.12, epochs=1)))
+        data = find_rl_data(line, "auto")
+        start = find_start(line, "auto", data)
+        run_here(grpo_step(line, data, start, GrpoSettings(kl_beta=0.12, epochs=1)))
     assert [message.split(",")[0] for message in caplog.messages if "running" in message] == [
         "rl_data=auto: no finished rollout with these settings in this experiment",
         "rollout: running",

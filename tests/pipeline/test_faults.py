@@ -19,6 +19,9 @@ from mlflow import MlflowClient
 
 import entrypoints.grpo
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
+from lever_mlflow.pipeline.resume import interrupted_training
+from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
+from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.runs import processes
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
@@ -78,7 +81,7 @@ def test_pointers_that_cannot_be_trained_on_are_named(local, good_rl_data, tmp_p
             trial["pointer_global"] = []
         (tmp_path / "outside.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match=message):
-            run_step(lambda: line.rce(line.rl_data(str(tmp_path / "outside.json")), RceSettings(epochs=1)))
+            run_step(lambda: rce_step(line, read_rl_data(line, str(tmp_path / "outside.json")), RceSettings(epochs=1)))
     assert mlflow.last_active_run().info.status == "FAILED"
     told = mlflow.get_run(mlflow.last_active_run().info.run_id).data.tags["mlflow.note.content"]
     assert told.startswith("failed: ")
@@ -142,12 +145,12 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
 @pytest.mark.parametrize(("choices", "given"), [({"feature_dim": 24}, 512), ({"fusion": "concat"}, 1024)])
 def test_a_checkpoint_for_other_features_is_named(local, good_rl_data, tmp_path, choices, given):
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     save_selector(tmp_path / "other", PointerSelector(**choices), {})
     told = rf"other: its selector takes features of \d+ numbers, but encoder=mini gives {given}; give the encoder that it"
     for make in (
-        lambda: line.grpo(data, str(tmp_path / "other"), GrpoSettings()),
-        lambda: line.rollout(RolloutSettings(), str(tmp_path / "other")),
+        lambda: grpo_step(line, data, str(tmp_path / "other"), GrpoSettings()),
+        lambda: rollout_step(line, RolloutSettings(), str(tmp_path / "other")),
     ):
         with pytest.raises(CheckpointError, match=told):
             run_step(make)
@@ -176,21 +179,21 @@ def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
 
 def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     settings = RceSettings(epochs=4, batch_size=16)
     with monkeypatch.context() as patch:
         failing_from(patch, "log_metrics", 3)
         with pytest.raises(LeverError, match=r"connection error; the epochs until then are safe in .*: once this is") as error:
-            run_step(lambda: line.rce(data, settings))
+            run_step(lambda: rce_step(line, data, settings))
     folder = re.search(r"-P resume=(\S+) logs them", str(error.value)).group(1)
     unsent = Path(folder)
     assert sorted(path.name for path in unsent.iterdir()) == [*(f"checkpoint-000{i}" for i in (1, 2, 3)), "state-0003"]
     with pytest.raises(ParameterError, match="that training was of another step, or of other settings, data or code"):
-        run_step(lambda: line.rce(data, RceSettings(epochs=5, batch_size=16), folder))
-    run = run_step(lambda: line.rce(data, settings, folder))
+        run_step(lambda: rce_step(line, data, RceSettings(epochs=5, batch_size=16), folder))
+    run = run_step(lambda: rce_step(line, data, settings, folder))
     assert not unsent.exists()
     models = json.loads(run.data.tags["lever.models"])
-    undisturbed = run_step(lambda: line.rce(data, settings, "none"))
+    undisturbed = run_step(lambda: rce_step(line, data, settings, "none"))
     again = json.loads(undisturbed.data.tags["lever.models"])
     digests = [
         [mlflow.get_logged_model(m).tags["lever.checkpoint_digest"] for m in found.values()] for found in (models, again)
@@ -203,18 +206,18 @@ def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_d
 
 def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch, caplog):
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     settings = RceSettings(epochs=4, batch_size=16)
-    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=3)
+    lose_connection(monkeypatch, lambda: rce_step(line, data, settings), epoch=3)
     interrupted = mlflow.last_active_run().info.run_id
     told = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
     with pytest.raises(ParameterError, match=f"resume={interrupted}: {told}"):
-        run_step(lambda: line.rce(data, replace(settings, lr=0.002), interrupted))
-    run = run_step(lambda: line.rce(data, settings))
+        run_step(lambda: rce_step(line, data, replace(settings, lr=0.002), interrupted))
+    run = run_step(lambda: rce_step(line, data, settings))
     assert "threads" not in caplog.text
     assert run.data.tags["lever.resumed_from"] == interrupted
     assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
-    assert run_step(lambda: line.rce(data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
+    assert run_step(lambda: rce_step(line, data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
     unsent = line.resources.cache_dir / "unsent"
     assert not (unsent / interrupted).exists()
     assert not (unsent / run.info.run_id).exists()
@@ -222,13 +225,13 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
 
 def test_another_number_of_threads_is_said(local, good_rl_data, monkeypatch, caplog):
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     settings = RceSettings(epochs=2, batch_size=16)
-    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
+    lose_connection(monkeypatch, lambda: rce_step(line, data, settings), epoch=2)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        run = run_step(lambda: line.rce(data, settings))
+        run = run_step(lambda: rce_step(line, data, settings))
     finally:
         torch.set_num_threads(threads)
     assert f"it ran with {threads} threads, this with {threads + 1}, so that last digits may differ" in caplog.text
@@ -238,24 +241,24 @@ def test_another_number_of_threads_is_said(local, good_rl_data, monkeypatch, cap
 def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypatch, caplog):
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     settings = RceSettings(epochs=2, batch_size=16)
-    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
+    lose_connection(monkeypatch, lambda: rce_step(line, data, settings), epoch=2)
     other, client = mlflow.last_active_run().info.run_id, MlflowClient()
     client.update_run(other, status="RUNNING")
-    step = line.rce(data, settings)
+    step = rce_step(line, data, settings)
 
     def found(process):
         client.set_tag(other, "lever.process", process)
         caplog.clear()
         with mlflow.start_run():
-            return line.interrupted(step, "auto")
+            return interrupted_training(step, "auto")
 
     host, number, _ = processes.this_process().rsplit(" ", 2)
     assert found(processes.this_process()) is None
     assert f"(run {other}) trains the same just now; starting over beside it" in caplog.text
     with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
-        line.interrupted(step, other)
+        interrupted_training(step, other)
     assert found(f"another-machine {number} 1.00") is None
     assert f"seems to train the same on another machine; if it was interrupted, give resume={other}" in caplog.text
     assert found(f"{host} {number} 1.00").source == other  # this number belongs to another process by now
@@ -264,13 +267,13 @@ def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypat
 
 def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeypatch, caplog):
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     settings = RceSettings(epochs=2, batch_size=16)
-    lose_connection(monkeypatch, lambda: line.rce(data, settings), epoch=2)
+    lose_connection(monkeypatch, lambda: rce_step(line, data, settings), epoch=2)
     interrupted = mlflow.last_active_run()
     shutil.rmtree(Path(interrupted.info.artifact_uri.removeprefix("file://"), "training_states"))
     with pytest.raises(CheckpointError, match="no whole training state to go on from"):
-        run_step(lambda: line.rce(data, settings, interrupted.info.run_id))
-    run = run_step(lambda: line.rce(data, settings))
+        run_step(lambda: rce_step(line, data, settings, interrupted.info.run_id))
+    run = run_step(lambda: rce_step(line, data, settings))
     assert "no whole training state to go on from; starting over" in caplog.text
     assert "lever.resumed_from" not in run.data.tags

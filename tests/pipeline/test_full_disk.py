@@ -9,6 +9,8 @@ import pytest
 from helpers.projects import run_step
 
 from lever_mlflow.exceptions import LeverError
+from lever_mlflow.pipeline.rollout import read_rl_data
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.selector.checkpoint import load_selector
 from lever_mlflow.settings import RceSettings
 from lever_mlflow.training.state import load_state
@@ -25,14 +27,14 @@ def cache_dir(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which takes root")
 def test_a_full_disk_is_said_and_leaves_earlier_epochs_whole(local, good_rl_data, tmp_path):
     line = local()
-    data = line.rl_data(good_rl_data)
+    data = read_rl_data(line, good_rl_data)
     unsent = line.resources.cache_dir / "unsent"
     unsent.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", unsent], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(LeverError, match=r"No space left on device.*; the epochs until then are safe in (\S+):") as error:
-            run_step(lambda: line.rce(data, RceSettings(epochs=9, batch_size=16)))
+            run_step(lambda: rce_step(line, data, RceSettings(epochs=9, batch_size=16)))
         folder = Path(re.search(r"safe in (\S+):", str(error.value)).group(1))
         state, _ = load_state(max(folder.glob("state-*")))
         for epoch in range(1, len(state.history) + 1):

@@ -18,8 +18,10 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.rollout import read_rl_data
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import artifacts, metrics
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.serving import logged_models
@@ -77,9 +79,9 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
         return function(*arguments, **keywords)
 
     setattr(owner, name, counted)
-    line = experiment.Pipeline(Resources(cache_dir=cache_dir))
-    data = line.rl_data(rl_data)
-    run_step(lambda: line.rce(data, SETTINGS, "none"))
+    line = Context(Resources(cache_dir=cache_dir))
+    data = read_rl_data(line, rl_data)
+    run_step(lambda: rce_step(line, data, SETTINGS, "none"))
 
 
 def epochs_of(run):
@@ -120,8 +122,8 @@ def whole_states(run_id):
 def test_killed_at_any_write_it_ends_as_if_it_had_not_been(local, mlflow_store, good_rl_data, cache_dir, caplog):
     caplog.set_level(logging.INFO, logger="lever_mlflow")
     line = local()
-    data = line.rl_data(good_rl_data)
-    undisturbed = epochs_of(run_step(lambda: line.rce(data, SETTINGS)))
+    data = read_rl_data(line, good_rl_data)
+    undisturbed = epochs_of(run_step(lambda: rce_step(line, data, SETTINGS)))
     for *kill, whole in KILLS:
         process = PROCESS.Process(target=train_until_killed, args=(mlflow_store, cache_dir, good_rl_data, *kill))
         process.start()
@@ -133,9 +135,9 @@ def test_killed_at_any_write_it_ends_as_if_it_had_not_been(local, mlflow_store, 
             assert digest == undisturbed[1][epoch], kill
         caplog.clear()
         if whole:
-            resumed = run_step(lambda killed=killed: line.rce(data, SETTINGS, killed))
+            resumed = run_step(lambda killed=killed: rce_step(line, data, SETTINGS, killed))
             assert f"goes on after epoch {whole} of {killed}" in caplog.text
             assert epochs_of(resumed) == undisturbed, kill
         else:
             with pytest.raises(CheckpointError, match="no whole training state to go on from"):
-                run_step(lambda killed=killed: line.rce(data, SETTINGS, killed))
+                run_step(lambda killed=killed: rce_step(line, data, SETTINGS, killed))

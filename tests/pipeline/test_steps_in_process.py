@@ -15,6 +15,11 @@ from helpers.projects import run_step
 from mlflow import MlflowClient
 
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
+from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step
+from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation
+from lever_mlflow.pipeline.gate import validate_step
+from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_step
+from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.runs import artifacts, steps
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
@@ -27,11 +32,11 @@ NAME = "lever-selector-mini-mini"
 def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_data, caplog):
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
-    data = line.find_rl_data(bad_rl_data)
+    data = find_rl_data(line, bad_rl_data)
     for expected in ("validate: running", "data gate: verdict taken from validate (run "):
         caplog.clear()
         with pytest.raises(GateError, match="positive_query_rate is 0"), steps.project_run("rce") as run:
-            steps.run_here(line.rce(data, RceSettings()))
+            steps.run_here(rce_step(line, data, RceSettings()))
         assert any(message.startswith(expected) for message in caplog.messages)
         logged = mlflow.get_run(run.info.run_id)
         assert logged.info.status == "FAILED"
@@ -45,7 +50,7 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
 
 
 def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_rl_data):
-    data = local().find_rl_data(bad_rl_data)
+    data = find_rl_data(local(), bad_rl_data)
     keys = {
         local(gate=settings).validate(data).key
         for settings in (
@@ -56,14 +61,14 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
         )
     }
     assert len(keys) == 3
-    assert local().validate(replace(data, digest="0" * 32)).key not in keys
+    assert validate_step(local(), replace(data, digest="0" * 32)).key not in keys
     assert local(reward_mode="hard_only").validate(data).key not in keys
 
 
 def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     line = local()
     few = RolloutSettings(n_queries=40, beam_width=1, samples_per_temperature=0, retrieval_per_feature=1, random_pointers=2)
-    plain, mined = (run_step(partial(line.rollout, replace(few, mine_positives=budget))) for budget in (0, 4))
+    plain, mined = (run_step(partial(rollout_step, line, replace(few, mine_positives=budget))) for budget in (0, 4))
     before, after = plain.data.metrics, mined.data.metrics
     assert (before["data/mined_trials"], before["data/mined_queries"]) == (0, 0)
     assert before["data/positive_query_rate_before"] == before["data/positive_query_rate"] < 1
@@ -74,19 +79,19 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     path = artifacts.artifact(mined.info.run_id, "rl_data.json")
     groups = load_rl_data(path, keep_records=True).groups
     assert sum(bool(t.record.get("mined")) for group in groups for t in group.trials) == after["data/mined_trials"]
-    validation = run_step(lambda: line.validate(line.rl_data(mined.info.run_id)))
+    validation = run_step(lambda: validate_step(line, read_rl_data(line, mined.info.run_id)))
     assert validation.data.metrics["data/positive_query_rate"] == after["data/positive_query_rate"]
     assert json.loads(mined.data.tags["lever.settings"])["mine_positives"] == 4
 
 
 def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good_rl_data):
     line = local()
-    data = line.find_rl_data(good_rl_data)
-    rce = run_step(lambda: line.rce(data, RceSettings(epochs=1)))
+    data = find_rl_data(line, good_rl_data)
+    rce = run_step(lambda: rce_step(line, data, RceSettings(epochs=1)))
     start = rce.data.tags["lever.best_model"]
-    grpo = run_step(lambda: line.grpo(data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3, pool_size=4, pool_sampler="text-similarity")
-    evaluation = run_step(lambda: line.evaluate(grpo.info.run_id, small))
+    evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
     assert evaluation.data.params["pool_sampler"] == "text-similarity"
     result = json.loads(artifacts.artifact(evaluation.info.run_id, "evaluation.json").read_text())
     assert result["settings"]["pool_sampler"] == "text-similarity"
@@ -119,25 +124,25 @@ def what_is_registered_again_is_not_logged_again(line, grpo_run, settings):
 
     assert logged() == (1, 1)
     with steps.project_run("test"):
-        line.find_evaluation(0.12, settings)
+        find_evaluation(line, 0.12, settings)
     assert logged() == (1, 1)
-    run_step(lambda: line.evaluate(grpo_run, replace(settings, pool_size=5)))
+    run_step(lambda: evaluate_step(line, grpo_run, replace(settings, pool_size=5)))
     assert logged() == (2, 2)  # the same checkpoint with another pool is another retriever
     assert MlflowClient().get_model_version_by_alias(NAME, "kl-0-12").version in (2, "2")
 
 
 def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, tmp_path):
     line = local()
-    data = line.find_rl_data(good_rl_data)
+    data = find_rl_data(line, good_rl_data)
     torch.manual_seed(0)
     start = PointerSelector().eval()
     save_selector(tmp_path / "same", start, {})
     other = PointerSelector().eval()
     torch.save({"model_state_dict": other.state_dict()}, tmp_path / "old.pt")
-    grpo = run_step(lambda: line.grpo(data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)))
+    grpo = run_step(lambda: grpo_step(line, data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)))
     small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
     paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
-    run = run_step(lambda: line.evaluate(grpo.info.run_id, small, paths))
+    run = run_step(lambda: evaluate_step(line, grpo.info.run_id, small, paths))
     result = json.loads(artifacts.artifact(run.info.run_id, "evaluation.json").read_text())
     old, same = (f"checkpoint {i} ({path})" for i, path in enumerate(paths, start=1))
     overlap = {(row["first"], row["second"]): row for row in result["overlap"]}
@@ -150,30 +155,30 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     assert result["best_epoch"] == 1
     assert result["best_single"] is None
     with pytest.raises(ParameterError, match="checkpoints: an empty name between commas"):
-        line.evaluate(grpo.info.run_id, small, ["a.pt", ""])
+        evaluate_step(line, grpo.info.run_id, small, ["a.pt", ""])
     with pytest.raises(CheckpointError, match=r"missing\.pt"):
-        line.evaluate(grpo.info.run_id, small, [str(tmp_path / "missing.pt")])
+        evaluate_step(line, grpo.info.run_id, small, [str(tmp_path / "missing.pt")])
 
 
 def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):
     line = local()
-    data = line.find_rl_data(bad_rl_data)
+    data = find_rl_data(line, bad_rl_data)
     with steps.project_run("validate") as run, pytest.raises(GateError):
-        steps.run_here(line.validate(data))
+        steps.run_here(validate_step(line, data))
     path = Path(mlflow.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"), "gate.json")
     path.write_text(path.read_text()[:-50])
     with steps.project_run("rce"), pytest.raises(DataError, match=f"run {run.info.run_id}: gate.json cannot be read"):
-        steps.run_here(line.rce(data, RceSettings()))
+        steps.run_here(rce_step(line, data, RceSettings()))
 
 
 def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_data):
     line = local(gate=GateSettings(on_bad_data="warn"))
-    data = line.find_rl_data(bad_rl_data)
-    rce = run_step(lambda: line.rce(data, RceSettings(epochs=1)))
+    data = find_rl_data(line, bad_rl_data)
+    rce = run_step(lambda: rce_step(line, data, RceSettings(epochs=1)))
     start = rce.data.tags["lever.best_model"]
-    grpo = run_step(lambda: line.grpo(data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
-    evaluation = run_step(lambda: line.evaluate(grpo.info.run_id, small))
+    evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
     model = mlflow.get_logged_model(grpo.data.tags["lever.best_model"])
     version = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
     told = rce.data.tags["lever.gate_override"]
@@ -189,64 +194,69 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
 
 def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_data):
     line = local()
-    good = run_step(lambda: line.validate(line.rl_data(good_rl_data)))
+    good = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     assert good.data.tags["lever.gate"] == "pass"
     for reference in (good_rl_data, good.info.run_id, f"runs:/{good.info.run_id}"):
         with pytest.raises(GateError, match=r"are not comparable: mean reward 0.0000 against 0.4444"):
-            run_step(lambda reference=reference: line.validate(line.rl_data(bad_rl_data), line.rl_data(reference)))
+            run_step(
+                lambda reference=reference: validate_step(line, read_rl_data(line, bad_rl_data), read_rl_data(line, reference))
+            )
         run = mlflow.last_active_run()
         assert run.data.tags["lever.comparison"].startswith(f"{bad_rl_data} and {good_rl_data} are not comparable")
         assert run.data.metrics["data/drift_reward_mean"] == pytest.approx(-4 / 9)
         names = {dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs}
-        assert names == {line.rl_data(path).digest for path in (bad_rl_data, good_rl_data)}
-    assert run_step(lambda: line.validate(line.rl_data(good_rl_data), line.rl_data(good_rl_data))).info.status == "FINISHED"
+        assert names == {read_rl_data(line, path).digest for path in (bad_rl_data, good_rl_data)}
+    assert (
+        run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data), read_rl_data(line, good_rl_data))).info.status
+        == "FINISHED"
+    )
 
 
 def test_a_file_that_changed_since_its_run_is_no_reference(local, good_rl_data, tmp_path):
     path = tmp_path / "moving.json"
     path.write_text(Path(good_rl_data).read_text())
     line = local()
-    run = run_step(lambda: line.validate(line.rl_data(str(path))))
+    run = run_step(lambda: validate_step(line, read_rl_data(line, str(path))))
     path.write_text(path.read_text().replace('"gen_method": "beam"', '"gen_method": "random"', 1))
     with pytest.raises(DataError, match=f"but run {run.info.run_id} worked on .*; the file has changed since"):
-        line.rl_data(run.info.run_id)
+        read_rl_data(line, run.info.run_id)
     with pytest.raises(MissingRunError, match=r"run 0{32}: Run .* not found"):
-        line.rl_data("0" * 32)
+        read_rl_data(line, "0" * 32)
 
 
 def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     line = local(gate=GateSettings(thresholds={"query_count_warning": "60", "positive_query_rate_warning.severity": "info"}))
-    run = run_step(lambda: line.validate(line.rl_data(good_rl_data)))
+    run = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
     assert artifacts == {"gate.html", "gate.json", "great_expectations.json"}
     assert run.data.metrics["data/positive_query_rate"] == 0.5
     assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
-    assert run.inputs.dataset_inputs[0].dataset.digest == line.rl_data(good_rl_data).digest
+    assert run.inputs.dataset_inputs[0].dataset.digest == read_rl_data(line, good_rl_data).digest
 
 
-def test_evaluations_that_are_not_told_apart(local):
+def test_evaluations_that_are_not_told_apart(mlflow_store):
     """Of 17 run ids two at least begin with the same digit."""
-    line, client = local(), MlflowClient()
+    client = MlflowClient()
     with steps.project_run("test") as active:
         found = [client.create_run(active.info.experiment_id, run_name=f"evaluate {i}").info.run_id for i in range(17)]
         for run_id in found:
             client.set_tag(run_id, "lever.step", "evaluate")
             client.set_tag(run_id, "lever.kl_beta", "0.12" if run_id == found[0] else "0.15")
             client.set_terminated(run_id)
-        assert line.given_evaluations([found[0], found[1][:20]]) == found[:2]
+        assert chosen_evaluations([found[0], found[1][:20]]) == found[:2]
         digits = [run_id[0] for run_id in found]
         shared = next(digit for digit in digits if digits.count(digit) > 1)
         several = [run_id for run_id in found if run_id[0] == shared]
         with pytest.raises(ParameterError, match=f"evaluations={shared}: several begin so: ") as error:
-            line.given_evaluations([shared])
+            chosen_evaluations([shared])
         assert all(run_id in str(error.value) for run_id in several)
         with pytest.raises(ParameterError, match=f"evaluations: {found[1]} and {found[2]} are both of beta 0.15"):
-            line.given_evaluations([found[1], found[2]])
+            chosen_evaluations([found[1], found[2]])
         with pytest.raises(MissingRunError, match="run 0123456789: "):
-            line.given_evaluations(["0123456789"])
+            chosen_evaluations(["0123456789"])
 
 
 def test_a_results_file_that_is_none(local, tmp_path):
     (tmp_path / "results.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"results.json: not valid JSON at line 1"):
-        run_step(lambda: local().compare_results(tmp_path / "results.json", "en"))
+        run_step(lambda: compare_results_step(local(), tmp_path / "results.json", "en"))

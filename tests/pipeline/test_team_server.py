@@ -15,8 +15,13 @@ from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow.pipeline import experiment
+from lever_mlflow.pipeline.comparison import compare_step
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.evaluation import evaluate_step
+from lever_mlflow.pipeline.promotion import promote_step, read_listing, status_step
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.rollout import read_rl_data
+from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.registry import champion, model_card
 from lever_mlflow.runs import artifacts
 from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
@@ -42,7 +47,7 @@ def team(server, cache_dir, monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_experiment("team")
-    yield experiment.Pipeline(Resources(cache_dir=cache_dir))
+    yield Context(Resources(cache_dir=cache_dir))
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it to child processes
 
 
@@ -54,11 +59,11 @@ def command(server, cache_dir, name, *options):
 
 
 def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, good_rl_data, monkeypatch):
-    data = team.rl_data(good_rl_data)
+    data = read_rl_data(team, good_rl_data)
     settings = RceSettings(epochs=2, batch_size=16)
-    lose_connection(monkeypatch, lambda: team.rce(data, settings), epoch=2)
+    lose_connection(monkeypatch, lambda: rce_step(team, data, settings), epoch=2)
     interrupted = mlflow.last_active_run().info.run_id
-    rce = run_step(lambda: team.rce(data, settings))
+    rce = run_step(lambda: rce_step(team, data, settings))
     assert rce.data.tags["lever.resumed_from"] == interrupted
     assert rce.info.artifact_uri.startswith("mlflow-artifacts:/")
     client = MlflowClient()
@@ -68,10 +73,10 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     evaluations = []
     for kl_beta in (0.12, 0.15):
         grpo = run_step(
-            lambda beta=kl_beta: team.grpo(data, start, GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3, batch_size=8))
+            lambda beta=kl_beta: grpo_step(team, data, start, GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3, batch_size=8))
         )
-        evaluations.append(run_step(lambda run_id=grpo.info.run_id: team.evaluate(run_id, SMALL)).info.run_id)
-    compared = run_step(lambda: team.compare(evaluations, "en"))
+        evaluations.append(run_step(lambda run_id=grpo.info.run_id: evaluate_step(team, run_id, SMALL)).info.run_id)
+    compared = run_step(lambda: compare_step(team, evaluations, "en"))
     comparison = json.loads(artifacts.artifact(compared.info.run_id, "comparison.json").read_text())
     assert [found["kl_beta"] for found in comparison["runs"]] == [0.12, 0.15]
 
@@ -81,7 +86,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     assert line.startswith(f"error: {NAME} version 1 (beta 0.12) is not promoted: over random demonstrations: ")
     assert champion.holders(NAME) == (None, None)
     for kl_beta in (0.12, 0.15):
-        run_step(lambda beta=kl_beta: team.promote(beta, PromotionSettings(force=True)))
+        run_step(lambda beta=kl_beta: promote_step(team, beta, PromotionSettings(force=True)))
     assert champion.holders(NAME) == ("2", "1")
     version = client.get_model_version(NAME, "2")
     assert version.tags["evaluation_run"] == evaluations[1]
@@ -92,7 +97,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
 
     back = command(server, cache_dir, "rollback")
     assert f"{NAME}: version 1 is champion again, version 2 previous-champion" in back.stderr
-    rows = [line.split() for line in team.listing(run_step(team.status).info.run_id).splitlines()[2:]]
+    rows = [line.split() for line in read_listing(run_step(lambda: status_step(team)).info.run_id).splitlines()[2:]]
     assert [row[:4] for row in rows] == [["0.12", "1", "champion,", "kl-0-12"], ["0.15", "2", "kl-0-15,", "previous-champion"]]
 
 

@@ -66,7 +66,7 @@ def test_parameter_counts():
 def test_logprobs_agree_with_numpy(selector, inputs):
     query_BD, candidates_BND = inputs
     pointers = [[[3, 0, 5], [0, 3, 5]], [[6, 2, 1], [1, 6, 2]]]
-    got = selector.logprobs(query_BD, candidates_BND, torch.tensor(pointers)).detach().numpy()
+    logprobs_BG = selector.logprobs(query_BD, candidates_BND, torch.tensor(pointers)).detach().numpy()
     for b in range(2):
         logits_N = numpy_logits(selector, query_BD[b].double().numpy(), candidates_BND[b].double().numpy())
         for g in range(2):
@@ -74,7 +74,7 @@ def test_logprobs_agree_with_numpy(selector, inputs):
             for pick in pointers[b][g]:
                 expected += masked[pick] - np.log(np.exp(masked).sum())
                 masked[pick] = -100.0
-            assert got[b, g] == pytest.approx(expected, abs=1e-5)
+            assert logprobs_BG[b, g] == pytest.approx(expected, abs=1e-5)
 
 
 def test_greedy_takes_the_largest_logit_not_yet_picked(selector, inputs):
@@ -152,7 +152,7 @@ def test_state_update_agrees_with_numpy(moving, inputs):
     """z_q = normalise(W_q (h_q + W_s sum of the picked h)), with h_q read back from the plain selector's own formula."""
     query_BD, candidates_BND = inputs
     pointers = [[[3, 0, 5], [0, 3, 5]], [[6, 2, 1], [1, 6, 2]]]
-    got = moving.logprobs(query_BD, candidates_BND, torch.tensor(pointers)).detach().numpy()
+    logprobs_BG = moving.logprobs(query_BD, candidates_BND, torch.tensor(pointers)).detach().numpy()
     w = {name: tensor.detach().double().numpy() for name, tensor in moving.state_dict().items()}
     for b in range(2):
         hidden_NH = candidates_BND[b].double().numpy() @ w["input_proj.weight"].T
@@ -168,7 +168,7 @@ def test_state_update_agrees_with_numpy(moving, inputs):
                 expected += logits_N[pick] - np.log(np.exp(logits_N).sum())
                 picked.append(pick)
                 state_H = state_H + w["state_proj.weight"] @ hidden_NH[pick]
-            assert got[b, g] == pytest.approx(expected, abs=1e-5)
+            assert logprobs_BG[b, g] == pytest.approx(expected, abs=1e-5)
 
 
 def test_state_update_starts_where_it_changes_nothing(inputs):

@@ -74,7 +74,7 @@ def model(store):
 
 
 class Served:
-    """``mlflow models serve`` as a user types it."""
+    """Runs ``mlflow models serve`` as a user types it."""
 
     def __init__(self, store, folder):
         self.log, port = folder / "server.log", free_port()
@@ -243,9 +243,9 @@ def test_many_clients_at_once(served, small):
     expected = [served.post(request) for request in requests]
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(served.post, requests * 3))
-    for (status, body), (_, wanted) in zip(answers, expected * 3, strict=True):
+    for (status, body), (_, alone) in zip(answers, expected * 3, strict=True):
         assert status == 200
-        assert body["predictions"][0]["question_ids"] == wanted["predictions"][0]["question_ids"]
+        assert body["predictions"][0]["question_ids"] == alone["predictions"][0]["question_ids"]
 
 
 def test_the_model_in_python(model, small, monkeypatch):

@@ -12,8 +12,12 @@ from PIL import Image
 from entrypoints.rollout import main as rollout_command
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.images import read_image
-from lever_mlflow.pipeline.experiment import Pipeline
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.evaluation import evaluate_step
+from lever_mlflow.pipeline.gate import validate_step
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
+from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.runs import artifacts
 from lever_mlflow.settings import DataSettings, EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
 from lever_mlflow.trials.rl_data import load_rl_data
@@ -54,7 +58,7 @@ def root(tmp_path):
 def line(root, cache_dir, **data):
     resources = Resources(dataset=str(root), cache_dir=cache_dir, data=DataSettings(**data))
     resources.check()
-    return Pipeline(resources, gate=GateSettings(on_bad_data="warn", max_shots=2))
+    return Context(resources, gate=GateSettings(on_bad_data="warn", max_shots=2))
 
 
 def damage(root):
@@ -98,15 +102,15 @@ def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache
     ids = [sample.question_id for sample in skipping.resources.train]
     assert ids == [10 * i + j for i in range(1, 21) for j in range(2) if i not in (1, 7, 8)]
 
-    rollout = run_step(lambda: skipping.rollout(ROLLOUT))
+    rollout = run_step(lambda: rollout_step(skipping, ROLLOUT))
     recorded = json.loads(artifacts.artifact(rollout.info.run_id, "rl_data.json").read_text())
     for index, entry in recorded.items():
         if index != "_meta":
             assert ids[int(index)] == entry["query"]["question_id"]
-    data = skipping.rl_data(rollout.info.run_id)
-    rce = run_step(lambda: skipping.rce(data, RceSettings(epochs=1)))
-    grpo = run_step(lambda: skipping.grpo(data, f"models:/{rce.data.tags['lever.best_model']}", GrpoSettings(epochs=1)))
-    evaluation = run_step(lambda: skipping.evaluate(grpo.info.run_id, EVALUATION))
+    data = read_rl_data(skipping, rollout.info.run_id)
+    rce = run_step(lambda: rce_step(skipping, data, RceSettings(epochs=1)))
+    grpo = run_step(lambda: grpo_step(skipping, data, f"models:/{rce.data.tags['lever.best_model']}", GrpoSettings(epochs=1)))
+    evaluation = run_step(lambda: evaluate_step(skipping, grpo.info.run_id, EVALUATION))
     for run in (rollout, rce, grpo, evaluation):
         assert (run.info.status, run.data.params["on_bad_item"]) == ("FINISHED", "skip")
         assert (run.data.metrics["data/skipped_train"], run.data.metrics["data/skipped_val"]) == (6, 2)
@@ -116,21 +120,21 @@ def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache
 
 def test_rl_data_of_other_items_are_refused(root, mlflow_store, cache_dir):
     whole = line(root, cache_dir, on_bad_item="skip")
-    rollout = run_step(lambda: whole.rollout(ROLLOUT))
+    rollout = run_step(lambda: rollout_step(whole, ROLLOUT))
     assert (rollout.data.metrics["data/skipped_train"], rollout.data.metrics["data/skipped_val"]) == (0, 0)
     assert "lever.skipped_items" not in rollout.data.tags
-    data = whole.rl_data(rollout.info.run_id)
+    data = read_rl_data(whole, rollout.info.run_id)
     damage(root)
     skipping = line(root, cache_dir, on_bad_item="skip")
     told = r"were not recorded on the items at hand \(of the training questions 6 are left out, then 0 were\)"
     with pytest.raises(DataError, match=told):
-        run_step(lambda: skipping.validate(data))
-    fewer = run_step(lambda: skipping.rollout(ROLLOUT))
+        run_step(lambda: validate_step(skipping, data))
+    fewer = run_step(lambda: rollout_step(skipping, ROLLOUT))
     meta = load_rl_data(artifacts.artifact(fewer.info.run_id, "rl_data.json")).meta
     assert (meta["skipped_train"], meta["dataset_digest"]) == (6, skipping.resources.dataset_digest)
-    run_step(lambda: skipping.validate(skipping.rl_data(fewer.info.run_id)))
+    run_step(lambda: validate_step(skipping, read_rl_data(skipping, fewer.info.run_id)))
     with pytest.raises(DataError, match=r"0 are left out, then 6 were"):
-        run_step(lambda: whole.validate(skipping.rl_data(fewer.info.run_id)))
+        run_step(lambda: validate_step(whole, read_rl_data(skipping, fewer.info.run_id)))
     assert mlflow.last_active_run().info.status == "FAILED"
 
 

@@ -13,7 +13,7 @@ from lever_mlflow.vlm.prompt import Prompt
 
 
 class Counter:
-    """A generator of answers that counts, in batches of two, and can be made to die."""
+    """Generates answers in batches of two and records the prompts; it can be interrupted after some of them."""
 
     def __init__(self, die_after=None):
         self.prompts, self.die_after = [], die_after
@@ -192,7 +192,7 @@ def test_caches_are_merged_and_the_first_answer_stays(tmp_path):
     assert (tmp_path / "d").read_bytes() == foreign
     with AnswerCache(tmp_path / "empty"):
         pass
-    with pytest.raises(DataError, match="/empty: holds no answers; a file that was copied needs the empty-wal beside it"):
+    with pytest.raises(DataError, match="/empty: holds no answers; if the file was copied, copy empty-wal too, where"):
         merge_answers([tmp_path / "empty"], tmp_path / "a")
 
 

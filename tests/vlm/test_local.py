@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lever_mlflow import mini
@@ -18,7 +17,6 @@ from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.vlm import local, prompt
 from lever_mlflow.vlm.local import LocalVLM, token_batches
 from lever_mlflow.vlm.prompt import PROFILES, Prompt, build_messages
-from lever_mlflow.vlm.vision_cache import VisionCache, visual_tokens
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +100,14 @@ def plain_gt_prob(model, processor, prompt):
 @pytest.mark.parametrize("batch_tokens", [200, 20_000])
 def test_gt_prob_is_that_of_each_answer_alone(prompts, confused, batch_tokens):
     annotators = ("red", "blue wall", "red", "tuesday", "blue wall", "red", "uno", "red", "x", "y")
-    asked = [Prompt(item.demonstrations, replace(item.query, answers=annotators)) for item in prompts[:12]] + prompts[12:20]
+    items = [Prompt(item.demonstrations, replace(item.query, answers=annotators)) for item in prompts[:12]] + prompts[12:20]
     local = LocalVLM(confused, "digest", "mini", batch_tokens=batch_tokens)
-    got = [float(text) for _, text in sorted(item for batch in local.score(asked) for item in batch)]
+    scores = [float(text) for _, text in sorted(item for batch in local.score(items) for item in batch)]
     model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, confused)
-    assert got == pytest.approx([plain_gt_prob(model.eval(), processor, item) for item in asked], rel=1e-4, abs=1e-12)
-    assert max(got) > 1e-4
-    keys = {local.score_key(item) for item in asked} | {local.key(item) for item in asked}
-    assert len(keys) == 2 * len(asked)
+    assert scores == pytest.approx([plain_gt_prob(model.eval(), processor, item) for item in items], rel=1e-4, abs=1e-12)
+    assert max(scores) > 1e-4
+    keys = {local.score_key(item) for item in items} | {local.key(item) for item in items}
+    assert len(keys) == 2 * len(items)
 
 
 def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
@@ -122,16 +120,20 @@ def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
 
 def test_batches_are_cut_by_tokens_and_the_longest_come_first(prompts, monkeypatch):
     model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=400)
-    lengths = model._lengths(prompts)
-    seen = []
-    monkeypatch.setattr(model, "_answers", lambda batch: seen.append(batch) or [""] * len(batch))
-    for _ in model.generate(prompts):
-        pass
-    real = [model._read(batch)[0]["input_ids"].shape for batch in seen]
-    assert all(count * length <= 400 for count, length in real)
-    assert [length for _, length in real] == sorted((length for _, length in real), reverse=True)
-    assert max(lengths) == real[0][1]
-    assert sum(count for count, _ in real) == 64
+    shapes, generate = [], model.loaded.model.generate
+
+    def recorded(input_ids, **inputs):
+        shapes.append(tuple(input_ids.shape))
+        return generate(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model.loaded.model, "generate", recorded)
+    positions = [position for batch in model.generate(prompts) for position, _ in batch]
+    assert all(count * length <= 400 for count, length in shapes)
+    counts = model.token_counts(prompts)
+    assert [counts[position] for position in positions] == sorted(counts, reverse=True)
+    firsts = np.cumsum([0, *(count for count, _ in shapes[:-1])])
+    assert [length for _, length in shapes] == [counts[positions[first]] for first in firsts]
+    assert sum(count for count, _ in shapes) == 64
 
 
 def test_token_batches_by_hand():
@@ -144,56 +146,20 @@ def test_token_batches_by_hand():
 def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog):
     expected = answers(prompts)
     model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=1_600)
-    answer, sizes = model._answers, []
+    generate, most = model.loaded.model.generate, 5
 
-    def small(batch):
-        sizes.append(len(batch))
-        if len(batch) > 5:
+    def small(input_ids, **inputs):
+        if len(input_ids) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(batch)
+        return generate(input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(model, "_answers", small)
+    monkeypatch.setattr(model.loaded.model, "generate", small)
     assert [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)] == expected
     assert model.batch_tokens in (200, 100)
     assert "out of memory with" in caplog.text
-    monkeypatch.setattr(model, "_answers", lambda batch: small([*batch] * 6))
+    most = 0
     with pytest.raises(LeverError, match="does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"):
         list(model.generate(prompts))
-
-
-def test_each_image_is_encoded_once_within_bounded_memory(prompts):
-    paths = [s.image_path for p in prompts for s in (*p.demonstrations, p.query)]
-    model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH)
-    large = VisionCache(model, processor, PROFILES["mini"])
-    first, again = large.features(paths), large.features(paths)
-    distinct = len({path.read_bytes() for path in paths})
-    assert large.encoded == distinct < len(paths)
-    small = VisionCache(model, processor, PROFILES["mini"], max_bytes=3 * first[0][0].nbytes)
-    pixels = processor.image_processor(images=[fitted(path, PROFILES["mini"]) for path in paths], return_tensors="pt")
-    with torch.inference_mode():
-        at_once = model.get_image_features(**pixels, return_dict=True).pooler_output
-    for cached, repeated, recomputed, expected in zip(first, again, small.features(paths), at_once, strict=True):
-        assert torch.equal(cached[0], repeated[0])
-        torch.testing.assert_close(cached[0], expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(recomputed[0], expected, atol=1e-5, rtol=1e-5)
-    assert len(small._features) <= 3
-
-
-@pytest.mark.parametrize("name", ["mini", "qwen2.5-vl"])
-@pytest.mark.parametrize("size", [(56, 56), (640, 480), (333, 500), (60, 80), (4000, 3000)])
-def test_visual_tokens_are_those_of_the_resized_image(tmp_path, name, size):
-    path = tmp_path / "image.png"
-    Image.new("RGB", size).save(path)
-    width, height = fitted(path, PROFILES[name]).size
-    assert visual_tokens(path, PROFILES[name]) == (width // 28) * (height // 28)
-
-
-def test_an_image_too_long_for_the_model_is_named(tmp_path):
-    path = tmp_path / "long.png"
-    Image.new("RGB", (2010, 10)).save(path)
-    for read in (visual_tokens, fitted):
-        with pytest.raises(DataError, match=r"long\.png: cannot be shown to the VLM \(absolute aspect ratio"):
-            read(path, PROFILES["mini"])
 
 
 def test_a_demonstration_is_followed(prompts):

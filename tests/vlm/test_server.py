@@ -25,6 +25,7 @@ from lever_mlflow import mini
 from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError, ServerError
+from lever_mlflow.files.cache_dir import CACHE_DIR
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.pipeline.experiment import Pipeline
 from lever_mlflow.pipeline.resources import Resources
@@ -112,10 +113,10 @@ def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
 
     before = served.answered
     first = run()
-    asked = served.answered - before
-    assert 5 * 5 <= asked <= first.data.metrics["data/n_trials"]
+    n_prompts = served.answered - before
+    assert 5 * 5 <= n_prompts <= first.data.metrics["data/n_trials"]
     second = run()
-    assert served.answered - before == asked
+    assert served.answered - before == n_prompts
     assert second.data.tags["lever.rl_data_digest"] == first.data.tags["lever.rl_data_digest"]
     assert first.data.tags["lever.vlm_digest"].startswith("mini-vlm-")
     assert {name: first.data.params[name] for name in ("vlm", "vlm_model")} == {"vlm": served.url, "vlm_model": "auto"}
@@ -130,8 +131,10 @@ def cards(*names, **entries):
 
 
 class Script(ThreadingHTTPServer):
-    """A server that answers with what ``models`` and ``chat(body, number of the request)`` give: a JSON value or text, or a
-    status and such; or with these and headers."""
+    """Answers requests with ``models`` and with what ``chat(body, number of the request)`` returns.
+
+    That is a JSON value or text; or a status and such a value; or both and headers.
+    """
 
     daemon_threads = True
 
@@ -293,13 +296,13 @@ def test_a_passing_fault_is_waited_out(script, picture, status):
 
 def test_a_fault_that_stays_ends_in_one_line(script, picture):
     server = script(lambda body, number: (500, {"error": {"message": "out of\nmemory"}}, {"retry-after-ms": "1"}))
-    said = "status 500: out of memory; look at the server's log and start again: answers so far are kept"
-    assert failure(server, picture, retries=2) == said
+    message = "status 500: out of memory; look at the server's log and start again: answers so far are kept"
+    assert failure(server, picture, retries=2) == message
     assert len(server.bodies) == 3
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "start"),
     [
         (
             400,
@@ -315,10 +318,10 @@ def test_a_fault_that_stays_ends_in_one_line(script, picture):
         ),
     ],
 )
-def test_a_request_that_is_refused_ends_at_once(script, picture, status, body, said):
+def test_a_request_that_is_refused_ends_at_once(script, picture, status, body, start):
     server = script(lambda _, number: (status, body))
     message = failure(server, picture)
-    assert message.startswith(said)
+    assert message.startswith(start)
     assert "secret" not in message
     assert len(server.bodies) == 1
 
@@ -328,8 +331,10 @@ def test_a_request_that_is_refused_ends_at_once(script, picture, status, body, s
     ["<html>welcome</html>", "", "{", [], 7, {"error": "none"}, {"choices": []}, {"choices": [{"message": {"content": 7}}]}],
 )
 def test_a_server_that_does_not_speak_the_protocol(script, picture, reply):
-    said = reply if isinstance(reply, str) else json.dumps(reply)
-    expected = f"does not speak the OpenAI protocol (it said {said!r}); give the URL of an OpenAI-compatible server, such as"
+    text = reply if isinstance(reply, str) else json.dumps(reply)
+    expected = (
+        f"does not speak the OpenAI protocol (it answered {text!r}); give the URL of an OpenAI-compatible server, such as"
+    )
     assert failure(script(lambda body, number: reply), picture).startswith(expected)
     if reply != {"choices": []}:
         assert failure(script(models=reply), picture).startswith(expected)
@@ -350,10 +355,10 @@ def test_answers_that_came_before_a_failure_are_given_first(script, picture):
     batches = ServerVLM(script(chat).url, concurrency=4).generate([Prompt((), sample) for sample in samples])
     assert next(batches) == [(0, "yes")]
     last.set()
-    found = []
+    answers = []
     with pytest.raises(ServerError, match="status 400"):
-        found.extend(item for batch in batches for item in batch)
-    assert sorted(found) == [(2, "yes"), (3, "yes")]
+        answers.extend(item for batch in batches for item in batch)
+    assert sorted(answers) == [(2, "yes"), (3, "yes")]
 
 
 def test_an_image_that_does_not_decode(script, picture, tmp_path):
@@ -433,7 +438,7 @@ def test_no_server_ends_a_run_before_any_work(mlflow_store, cache_dir):
     result = subprocess.run(
         [sys.executable, "-m", "entrypoints.rollout", "--vlm", url],
         cwd=ROOT,
-        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow_store, "LEVER_MLFLOW_CACHE": str(cache_dir)},
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow_store, CACHE_DIR: str(cache_dir)},
         capture_output=True,
         text=True,
         check=False,

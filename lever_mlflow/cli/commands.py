@@ -1,0 +1,328 @@
+"""The commands: one for each step of the experiment, and the group ``lever-mlflow`` that holds them all.
+
+``MLproject`` runs the same commands as ``python -m entrypoints.<name>``; the names of their options are its parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lever_mlflow import __version__
+from lever_mlflow.cli.launching import in_processes, launch
+from lever_mlflow.cli.options import Part, chosen, grpo_settings, options
+from lever_mlflow.settings import (
+    AUTO,
+    NONE,
+    ComparisonInputs,
+    DataSettings,
+    EvalSettings,
+    EvaluationInputs,
+    ExperimentSettings,
+    GateSettings,
+    GrpoInputs,
+    GrpoSettings,
+    PromotionSettings,
+    RceSettings,
+    ResourceSettings,
+    RlDataSettings,
+    RolloutInputs,
+    RolloutSettings,
+    SweepInputs,
+    TrainingInputs,
+    ValidationInputs,
+)
+
+if TYPE_CHECKING:
+    from lever_mlflow.pipeline.context import Context
+
+__all__ = [
+    "cli",
+    "compare",
+    "evaluate",
+    "grpo",
+    "main",
+    "merge_answers",
+    "promote",
+    "rce",
+    "rollback",
+    "rollout",
+    "run",
+    "status",
+    "validate",
+]
+
+SEED = Part(ExperimentSettings, ("seed",))
+REWARD_MODE = Part(ExperimentSettings, ("reward_mode",))
+MODEL_NAME = Part(ExperimentSettings, ("model_name",))
+REGISTERED = Part(ResourceSettings, ("dataset", "vlm", "vlm_model"))  # what the registered model is named after
+KL_BETA = Part(GrpoSettings, ("kl_beta",))
+LANGUAGE = Part(ComparisonInputs, ("lang",))
+
+# what the whole experiment takes of each stage
+QUERIES = Part(RolloutSettings, ("n_queries", "pool_sampler"))
+JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
+RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
+PRESET = Part(GrpoInputs, ("preset",))
+GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
+QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler"))
+
+resource_options = options(ResourceSettings, SEED, DataSettings)
+
+
+@click.command()
+@resource_options
+@options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PRESET, GRPO, LANGUAGE)
+@in_processes
+def main(**values: Any) -> None:
+    """Run the whole experiment, each step as a child run.
+
+    The steps are the rollout, the data gate, RCE, GRPO and its evaluation for each KL weight, and the comparison. A finished
+    step with the same inputs is reused.
+    """
+    from lever_mlflow.pipeline.experiment import Experiment, experiment_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("main"):
+        context = make_context({**values, "max_shots": max(values["shots"])})
+        experiment = Experiment(
+            kl_betas=values["kl_betas"],
+            rollout=RolloutSettings(**chosen(QUERIES, values)),
+            rce=RceSettings(**chosen(RCE, values)),
+            grpo=grpo_settings(values["preset"], **chosen(GRPO, values)),
+            evaluation=EvalSettings(**chosen(QUESTIONS, values)),
+            language=values["lang"],
+        )
+        run_here(experiment_step(context, experiment))
+
+
+@click.command()
+@resource_options
+@options(RolloutInputs, RolloutSettings)
+@in_processes
+def rollout(**values: Any) -> None:
+    """Record trials as RL data.
+
+    Pointers of a starting policy and of baselines are answered by the VLM and scored. The run holds them as rl_data.json.
+    """
+    from lever_mlflow.pipeline.rollout import rollout_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("rollout"):
+        context = make_context(values)
+        run_here(rollout_step(context, RolloutSettings(**chosen(RolloutSettings, values)), values["init"]))
+
+
+@click.command()
+@resource_options
+@options(REWARD_MODE, RlDataSettings, GateSettings, ValidationInputs)
+@in_processes
+def validate(**values: Any) -> None:
+    """Check RL data with the data gate.
+
+    The log shows a table of all expectations of the Great Expectations suites. A failed critical expectation fails the run.
+    """
+    from lever_mlflow.pipeline.gate import validate_step
+    from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("validate"):
+        context = make_context(values)
+        data = find_rl_data(context, values["rl_data"])
+        reference = None if values["reference"] == NONE else read_rl_data(context, values["reference"])
+        run_here(validate_step(context, data, reference))
+
+
+@click.command()
+@resource_options
+@options(REWARD_MODE, RlDataSettings, GateSettings, RceSettings, TrainingInputs)
+@in_processes
+def rce(**values: Any) -> None:
+    """Train a new selector by reward-weighted cross-entropy.
+
+    The run holds a checkpoint for each epoch.
+    """
+    from lever_mlflow.pipeline.rollout import find_rl_data
+    from lever_mlflow.pipeline.training import rce_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("rce"):
+        context = make_context(values)
+        data = find_rl_data(context, values["rl_data"])
+        run_here(rce_step(context, data, RceSettings(**chosen(RceSettings, values)), values["resume"]))
+
+
+@click.command()
+@resource_options
+@options(REWARD_MODE, RlDataSettings, GateSettings, GrpoInputs, GrpoSettings, TrainingInputs)
+@in_processes
+def grpo(**values: Any) -> None:
+    """Optimise a start checkpoint by GRPO under a KL penalty.
+
+    The run holds a checkpoint for each epoch.
+    """
+    from lever_mlflow.pipeline.rollout import find_rl_data
+    from lever_mlflow.pipeline.training import find_start, grpo_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("grpo"):
+        context = make_context(values)
+        data = find_rl_data(context, values["rl_data"])
+        settings = grpo_settings(values["preset"], **chosen(GrpoSettings, values))
+        run_here(grpo_step(context, data, find_start(context, values["init"], data), settings, values["resume"]))
+
+
+@click.command()
+@resource_options
+@options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, EvalSettings)
+@in_processes
+def evaluate(**values: Any) -> None:
+    """Evaluate the epochs of a GRPO run and register the best.
+
+    Every epoch answers the same questions as the start checkpoint and the baselines.
+    """
+    from lever_mlflow.pipeline.evaluation import evaluate_step
+    from lever_mlflow.pipeline.training import find_grpo
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("evaluate"):
+        context = make_context(values)
+        settings = EvalSettings(**chosen(EvalSettings, values))
+        grpo_run = find_grpo(context, values["grpo_run"], GrpoSettings(**chosen(KL_BETA, values)))
+        checkpoints = [] if values["checkpoints"] == NONE else split(values["checkpoints"])
+        run_here(evaluate_step(context, grpo_run, settings, checkpoints))
+
+
+@click.command()
+@resource_options
+@options(REWARD_MODE, MODEL_NAME, ComparisonInputs)
+@in_processes
+def compare(kl_betas: tuple[float, ...], evaluations: str, results: str, lang: Any, **values: Any) -> None:
+    """Compare KL weights in a report.
+
+    The run holds report.html, report.md, comparison.json and figures.
+    """
+    from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step, compare_step, comparison_summary
+    from lever_mlflow.pipeline.evaluation import find_evaluation
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("compare"):
+        context = make_context(values)
+        if results != NONE:
+            step = compare_results_step(context, Path(results), lang)
+        elif evaluations != AUTO:
+            step = compare_step(context, chosen_evaluations(split(evaluations)), lang)
+        else:
+            step = compare_step(context, [find_evaluation(context, beta, EvalSettings()) for beta in kl_betas], lang)
+        click.echo(comparison_summary(run_here(step)))
+
+
+@click.command()
+@resource_options
+@options(MODEL_NAME, KL_BETA, PromotionSettings)
+def promote(**values: Any) -> None:
+    """Make a registered version the champion.
+
+    The version of a KL weight gets the alias champion if the evidence is for it, and the former champion previous-champion.
+    """
+    from lever_mlflow.pipeline.promotion import promote_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("promote"):
+        context = make_context(values, check=False)  # only an evaluation of the champion takes data and models
+        run_here(promote_step(context, values["kl_beta"], PromotionSettings(**chosen(PromotionSettings, values))))
+
+
+@click.command()
+@options(REGISTERED, MODEL_NAME)
+def rollback(**values: Any) -> None:
+    """Make the previous champion the champion again.
+
+    Swaps the aliases champion and previous-champion.
+    """
+    from lever_mlflow.pipeline.promotion import rollback_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("rollback"):
+        run_here(rollback_step(make_context(values, check=False)))
+
+
+@click.command()
+@options(REGISTERED, MODEL_NAME)
+def status(**values: Any) -> None:
+    """List the registered versions.
+
+    The table shows their aliases, accuracies and data.
+    """
+    from lever_mlflow.pipeline.promotion import read_listing, status_step
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    with project_run("status"):
+        click.echo(read_listing(run_here(status_step(make_context(values, check=False)))), nl=False)
+
+
+@click.command("merge-answers")
+@click.argument("into", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("sources", type=click.Path(path_type=Path, dir_okay=False, exists=True), nargs=-1, required=True)
+def merge_answers(into: Path, sources: tuple[Path, ...]) -> None:
+    """Merge caches of VLM answers.
+
+    Adds the answers that other machines have stored in the files SOURCES to the file INTO. Answers that INTO holds already
+    stay as they are. This is no MLflow run, as nothing is computed.
+    """
+    from lever_mlflow.vlm.answer_cache import merge_answers as merge
+
+    click.echo(f"{into}: {merge(sources, into)} answers added")
+
+
+class StepGroup(click.Group):
+    """Lists its commands in the order of the experiment."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of the commands as they were added."""
+        return list(self.commands)
+
+
+@click.group("lever-mlflow", cls=StepGroup)
+@click.version_option(__version__, message="%(version)s")
+def cli() -> None:
+    """Select in-context demonstrations for vision-language models.
+
+    Each command below is one step, recorded as an MLflow run. An input that is left at auto is taken from the newest matching
+    run, or made first.
+
+    This line switches on completion of commands and options in bash; in zsh, zsh_source stands for bash_source:
+
+    \b
+      eval "$(_LEVER_MLFLOW_COMPLETE=bash_source lever-mlflow)"
+    """
+
+
+for step in (main, rollout, validate, rce, grpo, evaluate, compare, promote, rollback, status, merge_answers):
+    cli.add_command(step)
+
+
+def run() -> None:
+    """Runs ``lever-mlflow``, which prints its help where no command is given."""
+    launch(cli, sys.argv[1:] or ["--help"])
+
+
+def make_context(values: dict[str, Any], *, check: bool = True) -> Context:
+    """Returns what all steps share, by a command's values; ``check`` looks at the data set and the models at once."""
+    from lever_mlflow.pipeline.context import Context
+    from lever_mlflow.pipeline.resources import Resources, default_cache_dir
+
+    data = DataSettings(**chosen(DataSettings, values))
+    resources = Resources(**chosen(ResourceSettings, values), cache_dir=default_cache_dir(), data=data)
+    if check:
+        resources.check()
+    shared = {**chosen(ExperimentSettings, values), **chosen(Part(RlDataSettings, ("use_fallback",)), values)}
+    return Context(resources, gate=GateSettings(**chosen(GateSettings, values)), **shared)
+
+
+def split(references: str) -> list[str]:
+    """Returns the parts of a text between its commas."""
+    return [reference.strip() for reference in references.split(",")]

@@ -1,0 +1,107 @@
+"""Compares betas: what differs between their runs beside beta, and which differences in accuracy the questions show.
+
+With two betas the reference is the larger one, which stays closer to the start policy. With more it is the one with the highest
+accuracy on the selection questions, which are not among those reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lever_mlflow.comparison.curves import CURVES, curves_of, shown_metric
+from lever_mlflow.comparison.differences import Pair, Records, against_baselines, differences
+from lever_mlflow.comparison.facts import Comparison, MissingPart
+from lever_mlflow.comparison.fields import compared_fields
+from lever_mlflow.comparison.pair_statistics import statistics_of
+from lever_mlflow.comparison.picks import best_overlaps, epoch_pairs, examples
+from lever_mlflow.comparison.ranking import ranked
+from lever_mlflow.comparison.results import Results, RunResult
+from lever_mlflow.comparison.rules import choice, findings
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.settings import format_beta
+
+__all__ = ["compare"]
+
+
+def compare(
+    results: Results,
+    records: Records,
+    *,
+    seed: int,
+    questions: Mapping[int, str] | None = None,
+    project: str = "mlflow run .",
+) -> Comparison:
+    """Returns everything that a report says: the results and what follows from them.
+
+    Args:
+        records: by beta, where there are any; without them only a bound on the error of a difference is known.
+        seed: of the resamples.
+        questions: texts by question id, for the examples.
+        project: how the commands that the report names begin.
+
+    Raises:
+        ParameterError: two runs have the same beta.
+    """
+    runs = results.runs
+    betas = [run.kl_beta for run in runs]
+    if len(set(betas)) < len(betas):
+        raise ParameterError(f"kl_betas={betas}: a comparison needs different betas")
+    reference = _reference(runs)
+    pairs = [Pair(run, reference) for run in runs if run is not reference]
+    fields = compared_fields(results)
+    comparable = all(field.mark != "confounding" for field in fields)
+    sizes, shots = _grid(runs)
+    cells = differences(pairs, records, sizes, shots, seed)
+    facts = Comparison(
+        **dict(results),
+        comparable=comparable,
+        reference=reference.kl_beta,
+        sizes=sizes,
+        shots=shots,
+        fields=fields,
+        curves=tuple(curves_of(run) for run in runs),
+        differences=cells,
+        statistics=tuple(statistics_of(pair, cells) for pair in pairs),
+        epochs_compared=tuple(row for run in runs for row in epoch_pairs(run)),
+        overlap_of_best=tuple(row for pair in pairs for row in best_overlaps(pair, records)),
+        against_baselines=against_baselines(runs, records, sizes, seed),
+        ranking=tuple(ranked(runs, records, sizes, seed)),
+        missing=tuple(_missing(runs, sizes, shots, project)),
+        examples=tuple(examples(pairs[0], records, max(shots), questions or {})) if len(pairs) == 1 and shots else (),
+        command=f"{project} -e compare -P kl_betas={','.join(map(format_beta, betas))}",
+        choice=choice(betas, reference.kl_beta, cells, comparable=comparable),
+        findings=(),
+    )
+    return facts.model_copy(update={"findings": tuple(findings(facts))})
+
+
+def _reference(runs: Sequence[RunResult]) -> RunResult:
+    """Returns the run that the others are compared with."""
+    chosen = [run for run in runs if run.best_epoch in run.selection_accuracy]
+    if len(runs) <= 2 or len(chosen) < len(runs):
+        return runs[-1]
+    return max(chosen, key=lambda run: (run.selection_accuracy[run.best_epoch or 0], run.kl_beta))
+
+
+def _grid(runs: Sequence[RunResult]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns all sizes, and all shot counts, that any epoch was evaluated at."""
+    cells = {cell for run in runs for epoch in run.epochs for cell in epoch.cells}
+    return tuple(sorted({size for size, _ in cells})), tuple(sorted({shots for _, shots in cells}))
+
+
+def _missing(runs: Sequence[RunResult], sizes: Sequence[int], shots: Sequence[int], project: str) -> list[MissingPart]:
+    """Cells and metrics that a report has a place for and nothing to put there, with the command that would fill them."""
+    grid = f"-P sizes={','.join(map(str, sizes))} -P shots={','.join(map(str, shots))}"
+    parts = []
+    for run in runs:
+        beta = format_beta(run.kl_beta)
+        evaluate, train = f"{project} -e evaluate -P kl_beta={beta} {grid}", f"{project} -e grpo -P kl_beta={beta}"
+        for epoch in run.epochs:
+            cells = [f"{n}/{k}" for n in sizes for k in shots if epoch.accuracy_at(n, k) is None]
+            metrics = [name for name in CURVES if shown_metric(run, epoch, name) is None]
+            parts += [
+                MissingPart(beta=run.kl_beta, epoch=epoch.epoch, what=tuple(what), command=command)
+                for what, command in ((cells, evaluate), (metrics, train))
+                if what
+            ]
+    return parts

@@ -1,0 +1,127 @@
+"""Turns an evaluation of this package into one beta's results, as a comparison takes them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lever_mlflow.comparison.results import EpochResult, RegisteredModel, RunResult, Scalar
+from lever_mlflow.evaluation.policies import epoch_policy
+from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs
+from lever_mlflow.settings import format_beta
+
+__all__ = ["commands_of", "option_value", "run_of_evaluation"]
+
+_MEASUREMENTS = frozenset({"n_oracle", "random_draws"})  # settings that decide only how baselines are measured
+_CURVE_NAMES = {"adv_std": "advantage_std", "adv_max": "advantage_max"}  # names in MLflow -> names in results
+
+
+def run_of_evaluation(evaluation: Evaluation, commands: Sequence[str] = ()) -> RunResult:
+    """Returns an evaluation as the results of its beta, with accuracies in percent and epochs apart from baselines.
+
+    Args:
+        commands: what trains and evaluates this beta again.
+    """
+    cells: dict[str, dict[int, dict[int, float]]] = {}
+    for cell in evaluation.accuracy:
+        cells.setdefault(cell.policy, {}).setdefault(cell.size, {})[cell.shots] = 100.0 * cell.accuracy
+    epochs = tuple(_epoch(row.epoch, row.metrics, cells.pop(epoch_policy(row.epoch), {})) for row in evaluation.epochs)
+    registration = evaluation.registration
+    return RunResult(
+        kl_beta=evaluation.kl_beta,
+        config=_config(evaluation),
+        rl_data={"digest": evaluation.inputs.rl_data_digest, **dict(evaluation.rl_data)},
+        epochs=epochs,
+        baselines=cells,
+        best_epoch=evaluation.best_epoch,
+        selection_accuracy={epoch: 100.0 * value for epoch, value in evaluation.selection_accuracy.items()},
+        best_digest=registration.checkpoint_digest,
+        registered=RegisteredModel(name=registration.name, version=registration.version, alias=registration.alias),
+        overlap=evaluation.overlap,
+        best_single=evaluation.best_single,
+        profile=", ".join(f"{name}={value!r}" for name, value in asdict(evaluation.profile).items()),
+        run_id=evaluation.run_id,
+        commands=tuple(commands),
+    )
+
+
+def commands_of(evaluation: Evaluation, project: str) -> list[str]:
+    """Returns the commands that train and evaluate a beta again, on the RL data and with the names that were given then.
+
+    Args:
+        project: how the commands begin.
+    """
+    inputs = evaluation.inputs
+    training = {
+        "rl_data": evaluation.rl_data.source,
+        **asdict(evaluation.training),
+        "init": inputs.start_uri,
+        "seed": inputs.training_seed,
+        "reward_mode": inputs.reward_mode,
+    }
+    checkpoints = {"checkpoints": evaluation.checkpoints} if evaluation.checkpoints else {}
+    testing = {
+        "kl_beta": evaluation.kl_beta,
+        "grpo_run": inputs.grpo_run,
+        "seed": inputs.seed,
+        **asdict(evaluation.settings),
+        **checkpoints,
+    }
+    return [
+        f"{project} -e {step} {' '.join(f'-P {_option(name, value)}' for name, value in parameters.items())}"
+        for step, parameters in (("grpo", training), ("evaluate", testing))
+    ]
+
+
+def option_value(value: Any) -> Scalar:
+    """Returns the value of a setting as a command takes it: mappings and sequences become text."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={item}" for name, item in value.items()) or "none"
+    scalar: Scalar = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return scalar
+
+
+def _option(name: str, value: Any) -> str:
+    """Writes a parameter as a shell takes it behind ``-P``."""
+    text = format_beta(value) if name == "kl_beta" else option_value(value)
+    return shlex.quote(f"{name}={text}")
+
+
+def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Mapping[int, float]]) -> EpochResult:
+    named = {_CURVE_NAMES.get(name, name): value for name, value in metrics.items()}
+    return EpochResult.model_validate({**named, "epoch": number, "accuracy": accuracy})
+
+
+def _config(evaluation: Evaluation) -> dict[str, Scalar]:
+    """Returns everything that decides a run beside its RL data, by name; digests stand for models and data."""
+    sections = {"training": asdict(evaluation.training), "evaluation": asdict(evaluation.settings)}
+    settings = {
+        f"{section}.{name}": option_value(value)
+        for section, values in sections.items()
+        for name, value in values.items()
+        if name not in _MEASUREMENTS
+    }
+    return {**_compared_inputs(evaluation.inputs), **settings}
+
+
+def _compared_inputs(inputs: EvaluationInputs) -> dict[str, Scalar]:
+    """Returns the inputs that are compared.
+
+    Names of runs and checkpoints are not among them, as their digests are compared. The digest of the RL data stands with these
+    data.
+    """
+    return {
+        "dataset_digest": inputs.dataset_digest,
+        "vlm_digest": inputs.vlm_digest,
+        "profile_digest": inputs.profile_digest,
+        "encoder_digest": inputs.encoder_digest,
+        "seed": inputs.seed,
+        "reward_mode": inputs.reward_mode,
+        "start_digest": inputs.start_digest,
+        "start": inputs.start,
+        "gate": inputs.gate,
+        **inputs.overrides,
+        "training_seed": inputs.training_seed,
+    }

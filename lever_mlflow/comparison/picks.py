@@ -1,0 +1,95 @@
+"""Compares what policies picked and how the VLM answered: epochs of a run with each other, and best epochs of two betas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lever_mlflow.comparison.differences import Pair, Records
+from lever_mlflow.comparison.facts import EpochPair, Example
+from lever_mlflow.comparison.results import EpochResult, RunResult
+from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap, overlaps
+from lever_mlflow.evaluation.policies import epoch_policy
+from lever_mlflow.settings import format_beta
+
+__all__ = ["best_overlaps", "epoch_pairs", "examples"]
+
+_EXAMPLES = 5  # questions lost, and as many won
+
+
+def epoch_pairs(run: RunResult) -> list[EpochPair]:
+    """Compares every two epochs of a run: accuracies in the cells that both have, and what is known of their picks."""
+    return [_epoch_pair(run, first, second) for first, second in itertools.combinations(run.epochs, 2)]
+
+
+def _epoch_pair(run: RunResult, first: EpochResult, second: EpochResult) -> EpochPair:
+    policies = (epoch_policy(first.epoch), epoch_policy(second.epoch))
+    picks = [row for row in run.overlap if (row.first, row.second) == policies]
+    accuracies = [(value, second.cells[cell]) for cell, value in first.cells.items() if cell in second.cells]
+    return EpochPair(
+        kl_beta=run.kl_beta,
+        epochs=(first.epoch, second.epoch),
+        cells=len(accuracies),
+        equal=sum(one == other for one, other in accuracies),
+        largest=max((abs(other - one) for one, other in accuracies), default=None),
+        overlap={row.shots: row.ordered for row in picks},
+        reason=max(picks, key=lambda row: row.shots).reason if picks else None,
+    )
+
+
+def best_overlaps(pair: Pair, records: Records) -> list[PickOverlap]:
+    """Returns how far two best epochs pick the same on all report questions that both answered, by shot count."""
+    both = _best_picks(pair, records)
+    same_weights = pair.run.best_digest == pair.reference.best_digest
+    reason = IdenticalPicks(rule="equal_weights" if same_weights else "too_close")
+    betas = [format_beta(run.kl_beta) for run in pair]
+    rows = []
+    for shots in sorted(set(both["shots"].tolist())):
+        of_shots = both[both["shots"] == shots]
+        picks = [np.stack(of_shots[column].tolist()) for column in ("picks_beta", "picks_reference")]
+        (overlap,) = overlaps(dict(zip(betas, picks, strict=True)), [shots])
+        rows.append(overlap.model_copy(update={"reason": reason}) if overlap.ordered == 1.0 else overlap)
+    return rows
+
+
+def examples(pair: Pair, records: Records, shots: int, questions: Mapping[int, str]) -> list[Example]:
+    """Returns the questions on which two best epochs differ most: first those that the beta wins, then those that it loses.
+
+    Args:
+        questions: texts by question id; only questions with a text become examples.
+    """
+    both = _best_picks(pair, records)
+    both = both[(both["shots"] == shots) & both["question_id"].isin(questions)]
+    both = both.assign(points=100.0 * (both["accuracy_beta"] - both["accuracy_reference"]))
+    both = both[both["points"] != 0.0].sort_values(["points", "question_id"], ascending=[False, True])
+    won, lost = both[both["points"] > 0].head(_EXAMPLES), both[both["points"] < 0].tail(_EXAMPLES)
+    return [
+        Example(
+            question_id=row["question_id"],
+            question=questions[row["question_id"]],
+            shots=shots,
+            points=row["points"],
+            answers=(row["answer_beta"], row["answer_reference"]),
+            picks=(_ids(row["picks_beta"]), _ids(row["picks_reference"])),
+        )
+        for row in pd.concat([won, lost]).to_dict("records")
+    ]
+
+
+def _best_picks(pair: Pair, records: Records) -> pd.DataFrame:
+    """Picks and answers of two best epochs side by side, a row per question and shot count; none where any is not known."""
+    sides = [
+        records[run.kl_beta].picks_and_answers(epoch_policy(run.best_epoch))
+        for run in pair
+        if run.best_epoch is not None and run.kl_beta in records
+    ]
+    if len(sides) < len(pair):
+        return pd.DataFrame(columns=["question_id", "shots", "accuracy_beta", "accuracy_reference"])
+    return sides[0].merge(sides[1], on=["question_id", "shots"], suffixes=("_beta", "_reference"))
+
+
+def _ids(picks: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(i) for i in picks)

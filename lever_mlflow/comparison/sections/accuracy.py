@@ -1,0 +1,154 @@
+"""Shows how accurate the epochs are, and in what the betas differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lever_mlflow.comparison.blocks import Block, Heading, Paragraph, Table
+from lever_mlflow.comparison.differences import TIE
+from lever_mlflow.comparison.facts import (
+    BEST,
+    CellStatistics,
+    Comparison,
+    Difference,
+    ExtremeCell,
+    MissingCell,
+    PairStatistics,
+    known,
+)
+from lever_mlflow.comparison.results import EpochResult
+from lever_mlflow.comparison.wording import NOTHING, Wording
+from lever_mlflow.settings import format_beta
+
+__all__ = ["accuracies", "statistics"]
+
+_TEST_COLUMNS = ("difference", "direction", "interval", "interval_holm", "p_holm", "needed")
+_COUNTS = {"up": "up", "tie": "tie", "down": "down", "missing": "missing_cells"}  # field of the statistics -> key of its title
+
+
+def accuracies(facts: Comparison, words: Wording) -> list[Block]:
+    """Shows accuracies and differences of every epoch, and the differences between the best epochs."""
+    blocks: list[Block] = []
+    for epoch in sorted({epoch.epoch for run in facts.runs for epoch in run.epochs}):
+        blocks += [Heading(2, words.say("accuracy", epoch=epoch)), *_accuracies_of(epoch, facts, words)]
+        cells = [cell for cell in facts.differences if cell.label == epoch]
+        if cells:
+            blocks += [Heading(3, words.say("differences_of", epoch=epoch)), *_differences(cells, facts, words)]
+    best = [cell for cell in facts.differences if cell.label == BEST]
+    if best:
+        blocks += [Heading(2, words["differences_best"]), *_differences(best, facts, words)]
+    return _without_repeated_notes(blocks)
+
+
+def _accuracies_of(number: int, facts: Comparison, words: Wording) -> list[Block]:
+    """Returns a table for each run that has this epoch."""
+    head = [words["size"], *(words.say("shot", shots=k) for k in facts.shots)]
+    blocks: list[Block] = []
+    for run in facts.runs:
+        epoch = run.epoch(number)
+        if epoch is not None:
+            title = words.say("accuracy_of", beta=format_beta(run.kl_beta))
+            blocks += [Heading(3, title), Table(head, _accuracy_rows(epoch, facts, words))]
+    return blocks
+
+
+def _accuracy_rows(epoch: EpochResult, facts: Comparison, words: Wording) -> list[list[str]]:
+    return [[str(n), *(words.percent(epoch.accuracy_at(n, k)) for k in facts.shots)] for n in facts.sizes]
+
+
+def _differences(cells: Sequence[Difference | MissingCell], facts: Comparison, words: Wording) -> list[Block]:
+    """Returns a table for each beta that is compared with the reference, and a note on its tests if there are any."""
+    blocks: list[Block] = []
+    for beta in dict.fromkeys(cell.beta for cell in cells):
+        rows = [cell for cell in cells if cell.beta == beta]
+        sides = [words.beta(rows[0].reference), words.beta(beta)]
+        head = [words["size"], words["shots"], *sides, *(words[name] for name in _TEST_COLUMNS)]
+        blocks.append(Table(head, [_difference_row(cell, words) for cell in rows]))
+        if known(rows):
+            blocks.append(Paragraph(_note(rows, facts, words)))
+    return blocks
+
+
+def _difference_row(cell: Difference | MissingCell, words: Wording) -> list[str]:
+    place = [str(cell.size), str(cell.shots), *map(words.percent, reversed(cell.accuracies))]
+    if isinstance(cell, MissingCell):
+        return [*place, *([words["missing"]] * len(_TEST_COLUMNS))]
+    return [
+        *place,
+        words.percent(cell.points, signed=True),
+        words.reading(cell),
+        words.interval(cell.interval),
+        words.interval(cell.interval_holm),
+        f"{cell.p_holm:.3g}",
+        NOTHING if cell.questions_needed is None else str(cell.questions_needed),
+    ]
+
+
+def _note(cells: Sequence[Difference | MissingCell], facts: Comparison, words: Wording) -> str:
+    """Says what the differences are, and for how many tests they are corrected: primary ones, other ones, or both."""
+    counts = [
+        sum(row.primary is family for row in facts.known_differences)
+        for family in (True, False)
+        if any(cell.primary is family for cell in cells)
+    ]
+    tests = " + ".join(map(str, counts))
+    if any(row.kind == "bound" for row in known(cells)):
+        return words.say("bound_note", tests=tests)
+    beta, reference = format_beta(cells[0].beta), format_beta(cells[0].reference)
+    return words.say("differences_note", beta=beta, reference=reference, tie=TIE, tests=tests)
+
+
+def _without_repeated_notes(blocks: Sequence[Block]) -> list[Block]:
+    """Leaves out each note that says the same as the note before it."""
+    last: Block | None = None
+    shown: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Paragraph):
+            if block == last:
+                continue
+            last = block
+        shown.append(block)
+    return shown
+
+
+def statistics(facts: Comparison, words: Wording) -> list[Block]:
+    """Summarizes the differences of each pair of betas."""
+    blocks: list[Block] = [
+        Heading(2, words["statistics"]),
+        words.figure("accuracy.png", "heatmap"),
+        words.figure("differences.png", "differences"),
+    ]
+    for pair in facts.statistics:
+        blocks += _statistics_of(pair, words)
+    return blocks
+
+
+def _statistics_of(pair: PairStatistics, words: Wording) -> list[Block]:
+    columns = list(pair.by_label.values())
+    labels = [words.label(label) for label in pair.by_label]
+    title = words.say("statistics_of", beta=format_beta(pair.beta), reference=format_beta(pair.reference))
+    by_shots = {f"Shot {k}": [column.by_shots[k] for column in columns] for k in (columns[0].by_shots if columns else ())}
+    by_size = {str(n): [column.by_size[n] for column in columns] for n in (columns[0].by_size if columns else ())}
+    blocks: list[Block] = [Heading(3, title), Table([words["statistic"], *labels], _statistics_rows(columns, words))]
+    for name, first, means in (("by_shots", "shots", by_shots), ("by_size", "size", by_size)):
+        head = [words[first], *(words.say("mean_at", label=label) for label in labels)]
+        rows = [[key, *(words.percent(mean, signed=True) for mean in row)] for key, row in means.items()]
+        blocks += [Heading(4, words[name]), Table(head, rows)]
+    return blocks
+
+
+def _statistics_rows(columns: Sequence[CellStatistics], words: Wording) -> list[list[str]]:
+    rows = [
+        [words["mean"], *(words.percent(column.mean, signed=True) for column in columns)],
+        [words["largest_gain"], *(_extreme(column.largest_gain, words) for column in columns)],
+        [words["largest_drop"], *(_extreme(column.largest_drop, words) for column in columns)],
+    ]
+    for field, key in _COUNTS.items():
+        rows.append([words.say(key, tie=TIE), *(f"{getattr(column, field)}/{column.cells}" for column in columns)])
+    return rows
+
+
+def _extreme(cell: ExtremeCell | None, words: Wording) -> str:
+    if cell is None:
+        return words["none"]
+    return words.say("at_cell", points=words.percent(cell.points, signed=True), size=cell.size, shots=cell.shots)

@@ -1,0 +1,82 @@
+"""Shows how the best epochs compare with baselines, and the betas with each other."""
+
+from __future__ import annotations
+
+from lever_mlflow.comparison.blocks import Block, Heading, Paragraph, Table
+from lever_mlflow.comparison.facts import AgainstBaseline, Comparison, RankedBeta
+from lever_mlflow.comparison.results import Accuracies
+from lever_mlflow.comparison.wording import NOTHING, Wording, policy_label
+from lever_mlflow.settings import format_beta
+
+__all__ = ["baselines", "ranking"]
+
+
+def baselines(facts: Comparison, words: Wording) -> list[Block]:
+    """Shows the accuracies of baselines beside those of the best epochs, and the differences between them."""
+    blocks: list[Block] = [Heading(2, words["baselines"])]
+    if not any(run.baselines for run in facts.runs):
+        return [*blocks, Paragraph(words["baselines_none"])]
+    blocks += [words.figure("baselines.png", "baselines"), _accuracies(facts, words)]
+    against = facts.against_baselines
+    if against:
+        columns = ("policy", "difference", "direction", "interval_holm", "p_holm")
+        head = ["KL_BETA", *(words[name] for name in columns)]
+        note = words.say("against_note", size=against[0].size, tests=len(against))
+        blocks += [Paragraph(note), Table(head, [_against_row(row, words) for row in against])]
+    return blocks
+
+
+def _accuracies(facts: Comparison, words: Wording) -> Table:
+    """Returns a row per policy and size; a baseline that several runs share is shown once."""
+    tables = [cells for run in facts.runs for cells in run.baselines.values()]
+    shots = sorted({k for cells in tables for row in cells.values() for k in row})
+    rows: list[list[str]] = []
+    shown: dict[str, Accuracies] = {}
+    for run in facts.runs:
+        policies = {name: cells for name, cells in run.baselines.items() if shown.get(name) != cells}
+        shown |= policies
+        if run.best and run.best.accuracy:
+            name = words.say("registered_mark", beta=format_beta(run.kl_beta), epoch=run.best_epoch)
+            policies[name] = run.best.accuracy
+        rows += [
+            [policy_label(run, name), str(size), *(words.percent(row[k]) if k in row else NOTHING for k in shots)]
+            for name, cells in policies.items()
+            for size, row in cells.items()
+        ]
+    return Table([words["policy"], words["size"], *(words.say("shot", shots=k) for k in shots)], rows)
+
+
+def _against_row(row: AgainstBaseline, words: Wording) -> list[str]:
+    return [
+        format_beta(row.beta),
+        row.baseline,
+        words.percent(row.points, signed=True),
+        words.reading(row),
+        words.interval(row.interval_holm),
+        f"{row.p_holm:.3g}",
+    ]
+
+
+def ranking(facts: Comparison, words: Wording) -> list[Block]:
+    """Shows the curve over beta and the ranking, of three betas or more."""
+    if len(facts.ranking) < 3:
+        return []
+    columns = ("selection", "report_accuracy", "interval", "kl", "model")
+    head = [words["rank"], "KL_BETA", "Epoch", *(words[name] for name in columns)]
+    rows = [_ranking_row(rank, row, words) for rank, row in enumerate(facts.ranking, start=1)]
+    selected = all(row.selection is not None for row in facts.ranking)
+    note = Paragraph(words["selected_by" if selected else "ranked_by_mean"])
+    return [Heading(2, words["curve"]), words.figure("beta_curve.png", "beta"), Table(head, rows), note]
+
+
+def _ranking_row(rank: int, row: RankedBeta, words: Wording) -> list[str]:
+    return [
+        str(rank),
+        format_beta(row.beta),
+        str(row.epoch),
+        words.accuracy_if_stated(row.selection),
+        words.percent(row.accuracy),
+        words.interval(row.interval),
+        words.number(row.kl),
+        words.registered(row.registered),
+    ]

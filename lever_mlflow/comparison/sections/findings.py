@@ -1,0 +1,101 @@
+"""Puts what the rules found into words."""
+
+from __future__ import annotations
+
+from lever_mlflow.comparison.blocks import Block, Bullets, Heading
+from lever_mlflow.comparison.facts import Comparison
+from lever_mlflow.comparison.findings import (
+    BaselineFinding,
+    DifferenceFinding,
+    EqualEpochs,
+    FewPositive,
+    Finding,
+    KlTrend,
+    LittleContrast,
+    MissingParts,
+    NotComparable,
+    OracleFinding,
+    SamePicks,
+    SameRewards,
+)
+from lever_mlflow.comparison.rules import FEW_POSITIVE, LITTLE_CONTRAST
+from lever_mlflow.comparison.wording import NOTHING, Wording
+from lever_mlflow.settings import format_beta
+
+__all__ = ["findings"]
+
+
+def findings(facts: Comparison, words: Wording) -> list[Block]:
+    """Lists what the rules found."""
+    sentences = [_sentence(finding, words) for finding in facts.findings]
+    return [Heading(2, words["findings"]), Bullets(sentences or [words["no_findings"]])]
+
+
+def _sentence(finding: Finding, words: Wording) -> str:
+    """Fills the sentence of a rule with the figures that it rests on."""
+    match finding:
+        case NotComparable():
+            values = {"fields": words.join(finding.fields)}
+        case FewPositive() | LittleContrast() | SameRewards() | KlTrend():
+            values = _of_training(finding, words)
+        case DifferenceFinding():
+            values = _of_difference(finding, words)
+        case BaselineFinding():
+            values = _of_baseline(finding, words)
+        case EqualEpochs():
+            epochs = words.join(map(str, finding.epochs))
+            values = {"kl_beta": format_beta(finding.kl_beta), "epochs": epochs, "cells": str(finding.cells)}
+        case SamePicks():
+            values = {"betas": words.join(finding.betas), "shots": words.join(map(str, finding.shots))}
+        case OracleFinding():
+            shares = {name: words.share(getattr(finding, name)) for name in ("oracle", "random", "winnable")}
+            values = {**shares, "questions": str(finding.questions)}
+        case MissingParts():
+            values = {"cells": str(finding.cells)}
+    return words.say(f"find_{finding.rule}", **values)
+
+
+def _of_training(
+    finding: FewPositive | LittleContrast | SameRewards | KlTrend,
+    words: Wording,
+) -> dict[str, str]:
+    beta = {"kl_beta": format_beta(finding.kl_beta)}
+    match finding:
+        case FewPositive(queries=queries, positive=positive):
+            rate, few = words.share(positive / queries), words.share(FEW_POSITIVE)
+            return {**beta, "queries": str(queries), "positive": str(positive), "rate": rate, "few": few}
+        case LittleContrast():
+            return {**beta, "advantage_std": words.value(finding.advantage_std), "little": f"{LITTLE_CONTRAST:g}"}
+        case SameRewards():
+            return {**beta, "share": words.share(finding.share)}
+        case KlTrend():
+            change = NOTHING if finding.change is None else words.percent_change(finding.change)
+            return {**beta, "values": " → ".join(map(words.number, finding.values)), "change": change}
+
+
+def _of_difference(finding: DifferenceFinding, words: Wording) -> dict[str, str]:
+    needed = finding.questions_needed
+    return {
+        "beta": format_beta(finding.beta),
+        "reference": format_beta(finding.reference),
+        "word": words["better" if finding.points > 0 else "worse"],
+        "size": str(finding.size),
+        "shots": str(finding.shots),
+        "points": words.percent(finding.points, signed=True),
+        "interval_holm": words.interval(finding.interval_holm),
+        "p_holm": f"{finding.p_holm:.3g}",
+        "kind": words[f"kind_{finding.kind}"],
+        "needed": words["needed_nothing"] if needed is None else words.say("needed_sentence", questions_needed=needed),
+    }
+
+
+def _of_baseline(finding: BaselineFinding, words: Wording) -> dict[str, str]:
+    signed = finding.rule == "no_baseline_difference"  # the sentences of the others say which way it goes
+    return {
+        "beta": format_beta(finding.beta),
+        "baseline": finding.baseline,
+        "size": str(finding.size),
+        "points": words.percent(finding.points if signed else abs(finding.points), signed=signed),
+        "interval_holm": words.interval(finding.interval_holm),
+        "accuracies": " / ".join(map(words.percent, finding.accuracies)),
+    }

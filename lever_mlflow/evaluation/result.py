@@ -1,0 +1,159 @@
+"""The result of an evaluation: one typed record, kept as ``evaluation.json`` and read everywhere by the same type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lever_mlflow.evaluation.answering import BestSingle
+from lever_mlflow.evaluation.overlap import PickOverlap
+from lever_mlflow.evaluation.records import AccuracyCell
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode
+from lever_mlflow.vlm.prompt import PromptProfile
+
+__all__ = ["EpochMetrics", "Evaluation", "EvaluationInputs", "RLDataSummary", "Registration", "ResourceNames"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EvaluationInputs(_Record):
+    """Describes what an evaluation worked on: digests of data and models, and how the evaluated epochs were trained.
+
+    Attributes:
+        seed: of the evaluation: its questions, pools and random draws.
+        training_seed: of the GRPO run.
+        start: the start checkpoint in words, such as ``rce epoch 4``; ``start_uri`` is where it was read.
+        gate: the data gate's verdict on the RL data.
+        gate_override, start_gate_override: critical expectations that ``on_bad_data=warn`` let through in training, for the
+            GRPO run and for its start checkpoint.
+        checkpoints: digest of each further checkpoint that was evaluated, by the name of its policy.
+    """
+
+    dataset_digest: str
+    vlm_digest: str
+    profile_digest: str
+    encoder_digest: str
+    seed: int
+    reward_mode: RewardMode
+    rl_data_digest: str
+    start: str
+    start_digest: str
+    start_uri: str
+    training_seed: int
+    grpo_run: str
+    gate: str
+    gate_override: str | None = None
+    start_gate_override: str | None = None
+    checkpoints: dict[str, str] = {}
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """Those of ``gate_override`` and ``start_gate_override`` that there are."""
+        overrides = {"gate_override": self.gate_override, "start_gate_override": self.start_gate_override}
+        return {name: value for name, value in overrides.items() if value is not None}
+
+
+class RLDataSummary(_Record):
+    """Describes the RL data of a training: where they were read, their size, and how much there was to learn from."""
+
+    source: str
+    n_queries: int
+    n_positive_queries: int
+    mean_reward: float
+
+
+class ResourceNames(_Record):
+    """Holds the names by which a user gave data set, VLM and encoder."""
+
+    dataset: str
+    vlm: str
+    encoder: str
+
+
+class EpochMetrics(_Record):
+    """Holds the metrics that training logged for one epoch (1-based)."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
+class Registration(_Record):
+    """Describes the registered version of the best epoch.
+
+    Attributes:
+        name, alias: of the registered model, and of the version in it.
+        model_id: of the logged checkpoint of the best epoch; ``checkpoint_digest`` is that of its weights.
+        tags, description: what the version says of itself; made from the rest of the evaluation.
+        version: its number; empty before it is registered.
+    """
+
+    name: str
+    alias: str
+    model_id: str
+    checkpoint_digest: str
+    tags: dict[str, str] = {}
+    description: str = ""
+    version: str = ""
+
+
+class Evaluation(_Record):
+    """Holds everything that is known of the evaluation of one GRPO run.
+
+    Attributes:
+        run_id: of the evaluation; ``git_commit`` is that of the training.
+        settings, training: of the evaluation, and of the GRPO run.
+        epochs: the metrics of training, by epoch.
+        profile: the texts and settings of the prompts.
+        accuracy: of every policy by size and shot count.
+        selection_accuracy: of every epoch on the selection questions, in [0, 1].
+        checkpoints: the references of further checkpoints that were evaluated, as the user gave them.
+        overlap: how far each two checkpoints pick the same demonstrations.
+        best_single: what the best single demonstration of each pool would bring; None where that was not measured.
+    """
+
+    kl_beta: float
+    best_epoch: int
+    run_id: str
+    git_commit: str
+    settings: EvalSettings
+    training: GrpoSettings
+    inputs: EvaluationInputs
+    rl_data: RLDataSummary
+    resources: ResourceNames
+    epochs: tuple[EpochMetrics, ...]
+    profile: PromptProfile
+    accuracy: tuple[AccuracyCell, ...]
+    selection_accuracy: dict[int, float]
+    checkpoints: tuple[str, ...]
+    overlap: tuple[PickOverlap, ...]
+    best_single: BestSingle | None
+    registration: Registration
+
+    def with_registration(self, **values: Any) -> Evaluation:
+        """Returns a copy in which these fields of the registration are filled in."""
+        return self.model_copy(update={"registration": self.registration.model_copy(update=values)})
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Reads the JSON file that holds an evaluation.
+
+        Raises:
+            DataError: the file is not one, or was written by another version of this package.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, ValidationError) as error:
+            reason = _reason(error)
+            raise DataError(f"{path}: not an evaluation of this version ({reason}); run the evaluate step again") from None
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

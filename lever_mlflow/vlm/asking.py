@@ -1,0 +1,138 @@
+"""Asks the VLM: known answers come from the cache, and all processes of the run share the work of the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lever_mlflow import distributed
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.settings import CacheMode
+from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
+from lever_mlflow.vlm.language_model import LanguageModel, VlmName, open_language_model
+from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.prompt import Prompt
+
+__all__ = ["Asker", "AskerSettings"]
+
+_MACHINE = "GROUP_RANK"  # environment variable in which torch.distributed's launchers number machines
+
+_Request = Literal["generate", "score"]  # names of the VLM's methods
+
+
+@dataclass(frozen=True)
+class AskerSettings:
+    """Names a VLM and the cache of its answers; following processes are sent these settings.
+
+    Attributes:
+        vlm: the VLM.
+        cache_dir: the cache folder, which must have the same path on all machines.
+        cache: whether answers are looked up and stored.
+    """
+
+    vlm: VlmName
+    cache_dir: Path
+    cache: CacheMode = "on"
+
+
+class Asker:
+    """Asks a VLM for answers and scores, each different prompt once.
+
+    The leading process calls ``answer`` and ``score``. The following ones take their share of the prompts
+    (``lever_mlflow.distributed``).
+    """
+
+    def __init__(self, settings: AskerSettings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """Opens the VLM on first use; errors as ``open_language_model``."""
+        return open_language_model(self.settings.vlm, self.settings.cache_dir / "digests")
+
+    def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
+        """Returns the raw generation for each prompt, in order.
+
+        Prompts that are equal to another one or were answered before cost nothing.
+
+        Args:
+            prompts: may hold duplicates.
+            description: label of the progress bar.
+        """
+        return self._ask("generate", prompts, description)
+
+    def score(self, prompts: Sequence[Prompt], description: str) -> list[float]:
+        """Returns how probable right answers are after each prompt, in order: the ``gt_prob`` of ``LocalVLM.score``.
+
+        Arguments and costs are those of ``answer``.
+
+        Raises:
+            ParameterError: the VLM is on a server, which does not report probabilities.
+        """
+        if not isinstance(self.language_model, LocalVLM):
+            raise ParameterError(
+                f"gt_prob: {self.settings.vlm.name} does not tell how probable answers are; use a local VLM or gt_prob=false"
+            )
+        return [float(text) for text in self._ask("score", prompts, description)]
+
+    def answer_share(self, request: _Request, prompts: Sequence[Prompt]) -> None:
+        """Makes a following process's share of the answers or scores, stores them, and sends them to the leader."""
+        share: list[tuple[int, str]] = []
+        with self._answer_cache() as cache:
+            for batch in self._share(request, prompts):
+                cache.put([(self._key(request, prompts[position]), text) for position, text in batch])
+                share += batch
+        distributed.collect(distributed.join(self.settings.vlm.device), share)
+
+    def _ask(self, request: _Request, prompts: Sequence[Prompt], description: str) -> list[str]:
+        with self._answer_cache() as cache:
+            answers = cached_answers(
+                prompts,
+                lambda prompt: self._key(request, prompt),
+                lambda missing: self._together(request, missing),
+                cache,
+                description,
+            )
+        return answers.texts
+
+    def _key(self, request: _Request, prompt: Prompt) -> str:
+        model = self.language_model
+        return model.score_key(prompt) if request == "score" and isinstance(model, LocalVLM) else model.key(prompt)
+
+    def _answer_cache(self) -> AnswerCache:
+        """Opens the answer cache of this machine, one per machine as SQLite does not belong on a network share."""
+        machine = int(os.environ.get(_MACHINE, "0"))
+        name = f"answers-{machine}.sqlite" if machine else "answers.sqlite"
+        return AnswerCache(self.settings.cache_dir / name, self.settings.cache)
+
+    def _together(self, request: _Request, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """Has all processes answer the prompts; yields batches of (position, text), the followers' all at the end."""
+        if not prompts:
+            return
+        processes = distributed.join(self.settings.vlm.device)
+        distributed.call_followers(processes, _follow, self.settings, request, prompts)
+        yield from self._share(request, prompts)
+        yield distributed.collect(processes, [])
+
+    def _share(self, request: _Request, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """Answers this process's part of the prompts; yields batches of (position in ``prompts``, text)."""
+        processes = distributed.join(self.settings.vlm.device)
+        positions = distributed.share(processes, np.arange(len(prompts))).tolist()
+        for batch in getattr(self.language_model, request)([prompts[i] for i in positions]):
+            yield [(positions[i], text) for i, text in batch]
+
+
+def _follow(settings: AskerSettings, request: _Request, prompts: Sequence[Prompt]) -> None:
+    _last_asker(settings).answer_share(request, prompts)
+
+
+@lru_cache(maxsize=1)
+def _last_asker(settings: AskerSettings) -> Asker:
+    """Returns the asker of the last call when the settings are the same, so that a following process loads the VLM once."""
+    return Asker(settings)

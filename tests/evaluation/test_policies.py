@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from lever_mlflow.evaluation.policies import (
+    BASELINES,
+    checkpoint_policy,
+    epoch_policy,
+    first_logits,
+    greedy_picks,
+    metric_name,
+    random_picks,
+    similarity_picks,
+    whole_set_policy,
+)
+from lever_mlflow.selector.network import PointerSelector
+
+
+def test_names_of_the_policies():
+    assert BASELINES == (
+        "zero-shot",
+        "random",
+        "image-similarity",
+        "image-similarity of all",
+        "text-similarity",
+        "text-similarity of all",
+        "fused-similarity",
+        "fused-similarity of all",
+    )
+    assert (epoch_policy(3), checkpoint_policy(1, "old.pt")) == ("epoch 3", "checkpoint 1 (old.pt)")
+    assert metric_name(whole_set_policy("fused")) == "fused_similarity_of_all"
+    assert metric_name(checkpoint_policy(2, "models:/m@champion")) == "checkpoint_2_models_m_champion_"
+
+
+def test_picks_of_the_baselines(samples):
+    pools = np.array([[4, 7, 9, 20], [1, 2, 3, 6]])
+    train = np.eye(30, dtype=np.float32)
+    queries = np.zeros((2, 30), dtype=np.float32)
+    queries[0, 9], queries[0, 4], queries[1, 6] = 1.0, 0.5, 1.0
+    assert similarity_picks(queries, pools, train, 2).tolist() == [[9, 4], [6, 1]]
+    picks = random_picks(samples[:2], pools, 3, seed=0)
+    assert all(set(row) < set(pool) and len(set(row)) == 3 for row, pool in zip(picks.tolist(), pools.tolist(), strict=True))
+    assert picks.tolist() == random_picks(samples[:2], pools, 3, seed=0).tolist()
+    assert random_picks(samples[1:2], pools[1:], 3, seed=0).tolist() == picks[1:].tolist()
+    many = np.stack([random_picks(samples[:2], pools, 3, seed=0, draw=draw) for draw in range(2000)])
+    assert (many[0] == picks).all()
+    for candidate in pools[0]:  # uniform: each of 4 candidates is the first pick in a quarter of the draws
+        assert np.mean(many[:, 0, 0] == candidate) == pytest.approx(0.25, abs=0.04)
+
+
+def test_greedy_picks_follow_the_first_logits():
+    rng = np.random.default_rng(0)
+    train, queries = rng.standard_normal((40, 16)).astype(np.float32), rng.standard_normal((3, 16)).astype(np.float32)
+    pools = np.stack([rng.choice(40, 9, replace=False) for _ in range(3)])
+    selector = PointerSelector(feature_dim=16).eval()
+    logits = first_logits(selector, queries, pools, train)
+    by_logits = np.take_along_axis(pools, np.argsort(-logits, axis=1)[:, :4], axis=1)
+    assert greedy_picks(selector, queries, pools, train, 4).tolist() == by_logits.tolist()

@@ -1,0 +1,62 @@
+"""Model folders: which are taken, and by what they are known."""
+
+import shutil
+
+import pytest
+
+from lever_mlflow import mini
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return shutil.copytree(mini.CLIP_PATH, tmp_path / "clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tokenizer.json", "no tokenizer"), ("model.safetensors", "no weights"), ("config.json", "config.json: no such file")],
+)
+def test_an_incomplete_folder_is_found_out_before_any_work(clip, name, message):
+    (clip / name).unlink()
+    with pytest.raises(DataError, match=message):
+        check_model(clip, "clip")
+
+
+def test_a_model_of_another_type_is_refused():
+    check_model(mini.CLIP_PATH, "clip")
+    with pytest.raises(DataError, match="model_type 'qwen2_5_vl', expected 'clip'"):
+        check_model(mini.VLM_PATH, "clip")
+
+
+def test_a_name_is_a_folder_or_one_on_the_hub(clip, tmp_path):
+    assert model_folder(str(clip)) == clip
+    with pytest.raises(DataError, match=r": no config\.json in it; give a folder written by save_pretrained$"):
+        model_folder(str(tmp_path))
+    with pytest.raises(DataError, match="/no/such/folder: no such folder, and not a hub name like Qwen/"):
+        model_folder("/no/such/folder")
+    with pytest.raises(DataError, match=r"no/model: no such folder, and the hub did not give it .*; download it to a folder$"):
+        model_folder("no/model")  # tests run without the hub
+
+
+def test_the_digest_is_of_names_and_contents_and_is_remembered(clip, tmp_path):
+    digest = folder_digest(clip, tmp_path / "memo")
+    assert len(digest) == 16
+    assert digest == folder_digest(mini.CLIP_PATH, tmp_path / "memo")  # wherever the folder is
+    (clip / "notes.md").write_text("no file of the model")
+    assert folder_digest(clip, tmp_path / "memo") == digest
+    config = clip / "config.json"
+    config.write_text(config.read_text() + " ")
+    changed = folder_digest(clip, tmp_path / "memo")
+    assert changed != digest
+    config.rename(clip / "other.json")
+    assert folder_digest(clip, tmp_path / "memo") not in (digest, changed)
+    memos = sorted((tmp_path / "memo").iterdir())
+    assert [len(memo.read_text()) for memo in memos] == [16] * 4
+    for memo in memos:
+        memo.write_text("remembered 12345")
+    assert folder_digest(clip, tmp_path / "memo") == "remembered 12345"
+    for memo in memos:
+        memo.write_text("")  # as a crash might leave it
+    assert len(folder_digest(clip, tmp_path / "memo")) == 16

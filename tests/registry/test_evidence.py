@@ -1,0 +1,121 @@
+import itertools
+
+import numpy as np
+import pytest
+from evaluation_samples import evaluation_of, records_of
+
+from lever_mlflow.evaluation.records import EvaluationRecords
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.registry.evidence import (
+    Evaluated,
+    covers,
+    gain,
+    gain_over_champion,
+    gain_over_random,
+    gate_condition,
+    unknown,
+)
+from lever_mlflow.settings import PromotionSettings
+
+
+def evaluated(policies, policy="epoch 1"):
+    records = records_of(policies)
+    return Evaluated(evaluation_of(len(records.frame)), records, policy)
+
+
+def test_gain_is_paired_over_questions_and_averaged_over_shots_and_draws():
+    accuracies = np.array([[1.0, 0.6, 0.0], [1.0, 0.0, 0.3]])
+    draws = np.array([[[0.0, 0.6, 0.0], [0.3, 0.0, 0.0]], [[1.0, 0.0, 0.0], [0.3, 0.0, 0.6]]])
+    over = gain(evaluated({"epoch 1": accuracies}), evaluated({"random": draws}, "random"))
+    differences = np.array([1.0 - 0.4, 0.3 - 0.15, 0.15 - 0.15])  # by hand: 1.6 / 4, 0.6 / 4 and 0.6 / 4
+    assert over.points == pytest.approx(100 * differences.mean())
+    signs = np.array(list(itertools.product([-1, 1], repeat=3)))
+    extreme = np.abs(signs @ differences) >= differences.sum() - 1e-9
+    assert over.p_value == pytest.approx(extreme.mean()) == 0.5
+    assert (over.low, over.high) == pytest.approx((0.0, 60.0))  # of 27 equally likely resamples the outermost
+    assert over.questions == 3
+    assert str(over) == "+25.00 points [+0.00, +60.00], p = 0.500, 3 questions"
+
+
+def test_gain_on_other_questions_or_of_an_unknown_policy_is_refused():
+    first = evaluated({"epoch 1": np.ones((2, 3))})
+    for other in (evaluated({"epoch 1": np.ones((2, 2))}), first._replace(policy="epoch 2")):
+        with pytest.raises(DataError, match="do not cover the same questions; run the evaluate step again"):
+            gain(first, other)
+
+
+@pytest.mark.parametrize(
+    ("tags", "met", "says"),
+    [
+        ({"gate": "pass"}, True, "data gate: pass"),
+        ({"gate": "warning"}, True, "data gate: warning"),
+        ({"gate": "critical", "gate_override": "a is 0"}, False, "data gate: critical; gate_override: a is 0"),
+        ({"gate": "pass", "start_gate_override": "b is 1"}, False, "data gate: pass; start_gate_override: b is 1"),
+        ({}, False, "data gate: missing"),
+    ],
+)
+def test_gate(tags, met, says):
+    assert gate_condition(tags)[:3] == ("gate", met, says)
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "met"), [(6, 0, True), (5, 0, False), (0, 6, False), (12, 2, True), (9, 3, False), (0, 0, False)]
+)
+def test_better_than_random_takes_a_test_and_an_interval(gains, losses, met):
+    """p of a sign test: 2 / 64 for 6 : 0, 2 / 32 for 5 : 0, 0.013 for 12 : 2, 0.146 for 9 : 3."""
+    accuracies, random = np.full((2, 40), 0.3), np.full((2, 40), 0.3)
+    accuracies[:, :gains], accuracies[:, 40 - losses :] = 1.0, 0.3
+    random[:, 40 - losses :] = 1.0
+    assert gain_over_random(evaluated({"epoch 1": accuracies, "random": random})).met == met
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "min_gain", "met", "reason"),
+    [
+        (0, 0, 0.0, True, ""),
+        (6, 0, 0.0, True, ""),
+        (0, 5, 0.0, True, ""),
+        (0, 6, 0.0, False, ": significantly worse"),
+        (4, 0, 10.0, True, ""),
+        (4, 0, 10.1, False, ": below min_gain=10.1"),
+        (0, 0, 0.1, False, ": below min_gain=0.1"),
+    ],
+)
+def test_over_the_champion(gains, losses, min_gain, met, reason):
+    accuracies, champions = np.zeros((2, 40)), np.zeros((2, 40))
+    accuracies[:, :gains] = 1.0
+    champions[:, 40 - losses :] = 1.0 if losses else 0.0
+    candidate, champion = evaluated({"epoch 1": accuracies}), evaluated({"epoch 2": champions}, "epoch 2")
+    condition = gain_over_champion(candidate, champion, PromotionSettings(min_gain=min_gain))
+    assert condition.met == met
+    assert condition.says.endswith(f"40 questions{reason}")
+
+
+def test_a_condition_without_evidence_is_not_met():
+    assert unknown("champion", DataError("records are gone")) == (
+        "champion",
+        False,
+        "no evidence on champion: records are gone",
+        None,
+    )
+
+
+def test_what_an_evaluation_covers():
+    whole = Evaluated(evaluation_of(6), records_of({"epoch 1": np.ones((2, 6))}), "epoch 1")
+    frame = whole.records.frame
+
+    def with_records(rows):
+        return whole._replace(records=EvaluationRecords(rows))
+
+    fewer = with_records(frame[frame.position < 4])
+    assert covers(whole, fewer)
+    assert not covers(fewer, whole)
+    assert not covers(with_records(frame[frame.shots == 1]), fewer)
+    assert not covers(with_records(frame.assign(part="selection")), fewer)
+    others = [
+        evaluation_of(6, seed=1),
+        evaluation_of(6, vlm_digest="other"),
+        evaluation_of(6, settings={"pool_size": 9}),
+        evaluation_of(6, settings={"pool_sampler": "mixed"}),
+    ]
+    assert not any(covers(whole._replace(evaluation=other), fewer) for other in others)

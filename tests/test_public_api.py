@@ -1,0 +1,79 @@
+"""The public names of the package: what they are, that they load lazily, and that README's example runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lever_mlflow
+from lever_mlflow.data import vqa_accuracy as accuracy_module
+from lever_mlflow.gate import check
+from lever_mlflow.selector import checkpoint, network
+from lever_mlflow.serving import retriever
+from lever_mlflow.trials import rl_data
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "numpy", "pandas", "mlflow", "great_expectations", "transformers", "matplotlib", "click")
+
+
+def test_public_names_are_the_documented_objects():
+    assert sorted(lever_mlflow.__all__) == [
+        "PointerSelector",
+        "check_rl_data",
+        "load_retriever",
+        "load_rl_data",
+        "load_selector",
+        "vqa_accuracy",
+    ]
+    assert lever_mlflow.PointerSelector is network.PointerSelector
+    assert lever_mlflow.check_rl_data is check
+    assert lever_mlflow.load_retriever is retriever.load_retriever
+    assert lever_mlflow.load_rl_data is rl_data.load_rl_data
+    assert lever_mlflow.load_selector is checkpoint.load_selector
+    assert lever_mlflow.vqa_accuracy is accuracy_module.vqa_accuracy
+
+
+def test_dir_lists_the_public_names():
+    assert {*lever_mlflow.__all__, "__version__"} <= set(dir(lever_mlflow))
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'lever_mlflow' has no attribute 'load_everything'"):
+        _ = lever_mlflow.load_everything
+
+
+def loaded_after(statement):
+    """The heavy packages that are loaded in a fresh interpreter after a statement."""
+    program = f"import sys\n{statement}\nprint(*sorted(set({HEAVY}) & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    return result.stdout.split()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_after("import lever_mlflow; dir(lever_mlflow)") == []
+
+
+def test_vqa_accuracy_loads_nothing_heavy():
+    assert loaded_after("from lever_mlflow import vqa_accuracy") == []
+
+
+def readme_example():
+    """The Python block in README's section about the library."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## From Python\n")[1].split("\n## ")[0]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+
+
+def test_example_in_readme_runs(tmp_path, monkeypatch, capsys, good_rl_data):
+    (tmp_path / "rl_data.json").write_bytes(Path(good_rl_data).read_bytes())
+    torch.manual_seed(0)
+    checkpoint.save_selector(tmp_path / "model" / "artifacts" / "checkpoint", network.PointerSelector(feature_dim=512), {})
+    monkeypatch.chdir(tmp_path)
+    code = readme_example()
+    assert len([line for line in code.splitlines() if line.strip()]) == 5
+    names = {}
+    exec(code, names)
+    assert capsys.readouterr().out.splitlines() == ["pass 0.5", "0.9"]
+    assert names["selector"].config["feature_dim"] == 512
