@@ -17,7 +17,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, free_port
+from helpers.projects import ROOT
+from helpers.servers import free_port
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -318,6 +319,7 @@ def test_what_is_logged(logged, model):
     assert json.loads((Path(files) / "serving_input_example.json").read_text())["params"] == {"shots": 2, "as_messages": False}
 
 
+@pytest.mark.slow
 def test_it_loads_where_only_its_requirements_are(store, small, tmp_path):
     """In a process that finds this package in the model alone, and none of the libraries that the model does not require."""
     (tmp_path / "row.json").write_text(json.dumps(row(small.val[0])))
