@@ -27,7 +27,7 @@ from lever_mlflow.data import features
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.serving import logged_models
 from lever_mlflow.serving.requests import QUERY_IMAGES
-from lever_mlflow.serving.retriever import load_retriever
+from lever_mlflow.serving.retriever import Retriever, load_retriever
 from lever_mlflow.serving.retriever_model import RequestError, RetrieverModel
 
 MODEL = "models:/served@champion"
@@ -272,11 +272,15 @@ def test_the_model_in_python(model, small, monkeypatch):
 
 
 def test_a_question_is_answered_before_the_server_is_ready(make_retriever, monkeypatch):
-    answered = []
-    monkeypatch.setattr(RetrieverModel, "_answer", lambda model, rows, params: answered.append((rows, params)))
+    requests, retrieve = [], Retriever.retrieve
+
+    def recorded(retriever, queries, shots):
+        requests.append(([query.question for query in queries], shots))
+        return retrieve(retriever, queries, shots)
+
+    monkeypatch.setattr(Retriever, "retrieve", recorded)
     RetrieverModel().load_context(type("Context", (), {"artifacts": {"checkpoint": str(make_retriever() / "checkpoint")}}))
-    (((asked,), params),) = answered
-    assert (asked.question, params) == ("what is this?", {"shots": 2, "as_messages": False})
+    assert requests == [(["what is this?"], 2)]
 
 
 def test_what_fails_inside_tells_the_client_nothing(make_retriever, small, caplog):

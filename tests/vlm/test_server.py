@@ -27,8 +27,9 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError, ServerError
 from lever_mlflow.files.cache_dir import CACHE_DIR
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.pipeline.experiment import Pipeline
+from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.rollout import rollout_step
 from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.vlm.local import LocalVLM
 from lever_mlflow.vlm.prompt import Prompt
@@ -109,7 +110,8 @@ def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
     settings = RolloutSettings(n_queries=5)
 
     def run():
-        return run_step(lambda: Pipeline(Resources(vlm=served.url, cache_dir=tmp_path / "cache")).rollout(settings))
+        context = Context(Resources(vlm=served.url, cache_dir=tmp_path / "cache"))
+        return run_step(lambda: rollout_step(context, settings))
 
     before = served.answered
     first = run()
