@@ -35,7 +35,7 @@ ui: $(INSTALLED) ## Opens the MLflow UI on the runs of this folder.
 	mlflow ui
 
 # The exact versions of conda.yaml, the tested ones, constrain the ranges of pyproject.toml.
-$(INSTALLED): pyproject.toml conda.yaml
+$(INSTALLED): pyproject.toml setup.py conda.yaml
 	$(PYTHON) -m venv $(VENV)
 	sed -n 's/^ *- \([a-z-]*==.*\)/\1/p' conda.yaml > $(VENV)/constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
