@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Both create .venv on first use.
+# `make help` lists the commands. Each of them makes the environment .venv when it is first used.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -10,29 +10,37 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint ui clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint ui clean
 
-demo: $(INSTALLED)
+help: ## Prints this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) ## Runs the whole experiment on the embedded default; ARGS="-P name=value ..." sets its parameters.
 	mlflow run . --env-manager local --experiment-name demo $(ARGS)
 
-test: lint
-	pytest
+test: lint ## Runs lint, then all tests but the slow ones.
+	pytest -m "not slow"
 
-lint: $(INSTALLED)
+test-slow: $(INSTALLED) ## Runs the slow tests: killed trainings, servers that go away, several processes.
+	pytest -m slow
+
+lint: $(INSTALLED) ## Checks style, format, types, and which package imports which.
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-logo --no-cache
 
-ui: $(INSTALLED)
+ui: $(INSTALLED) ## Opens the MLflow UI on the runs of this folder.
 	mlflow ui
 
 # The exact versions of conda.yaml, the tested ones, constrain the ranges of pyproject.toml.
-$(INSTALLED): pyproject.toml conda.yaml
+$(INSTALLED): pyproject.toml setup.py conda.yaml
 	$(PYTHON) -m venv $(VENV)
 	sed -n 's/^ *- \([a-z-]*==.*\)/\1/p' conda.yaml > $(VENV)/constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
 
-clean:
+clean: ## Removes the environment, builds and the tools' caches; runs and results stay.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -15,8 +15,8 @@ import click
 import numpy as np
 import torch
 
-from lever_mlflow.data.samples import Sample
 from lever_mlflow.data.candidate_pools import candidate_pools
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import Answering
 from lever_mlflow.evaluation.policies import greedy_picks, random_picks, similarity_picks
 from lever_mlflow.evaluation.records import REPORT

@@ -1,8 +1,8 @@
-"""The data gate against a plain pandas computation of the same figures: seconds and peak memory, from the file to the verdict.
+"""Compares the data gate with a plain pandas computation of the same figures, by seconds and peak memory.
 
-Both read the same generated file, each in a process of its own; imports are not counted. The plain side reads the file with
-``json.load``, makes one data frame of all trials and computes every figure that an expectation of the suites looks at; it does
-not look for duplicate keys, compute a digest or tell where something is wrong.
+Both read the same generated file, each in a process of its own, and imports are not counted. The pandas side reads the file
+with ``json.load``, makes one data frame of all trials and computes every figure that an expectation of the suites checks. It
+does not look for duplicate keys, compute a digest or tell where something is wrong.
 
     python -m benchmarks.data_gate [--trials 16000,1000000]
 """
@@ -25,7 +25,7 @@ METHODS = ("beam", "sample", "retrieval", "random")
 
 
 def write_file(path: Path, n_trials: int) -> None:
-    """A file of the newest vintage with every field that a rollout writes, about 0.5 kB per trial."""
+    """Writes a file of the newest vintage with every field that a rollout writes, about 0.5 kB per trial."""
     rng = random.Random(0)
     with path.open("w") as file:
         file.write('{"_meta": {"seed": 0}')
@@ -69,10 +69,11 @@ def _trial(rng: random.Random, pool: list[int], pointer: tuple[int, ...], i: int
 
 
 def run_gate(path: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of reading, checking and judging, and the figures."""
+    """Returns the seconds from the file to the verdict, and the figures of the data."""
     import great_expectations  # noqa: F401  (imported before the clock starts)
 
     from lever_mlflow.gate import check, expectations  # noqa: F401
+    from lever_mlflow.gate.result import metric_name
     from lever_mlflow.trials.rl_data import load_rl_data
 
     started = time.perf_counter()
@@ -81,11 +82,12 @@ def run_gate(path: Path) -> tuple[float, dict[str, float]]:
     result = check(data)
     ended = time.perf_counter()
     assert result.verdict == "pass", result.checks
-    return ended - started, {"reading": loaded - started, **result.metrics}
+    figures = {name.removeprefix(metric_name("")): value for name, value in result.metrics.items()}
+    return ended - started, {"reading": loaded - started, **figures}
 
 
 def run_pandas(path: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of the plain computation, and the figures."""
+    """Returns the seconds of the pandas computation, and the figures of the data."""
     import pandas as pd
 
     started = time.perf_counter()
@@ -115,16 +117,16 @@ def run_pandas(path: Path) -> tuple[float, dict[str, float]]:
     spread = by_query.reward.max() - by_query.reward.min()
     shares = trials.gen_method.value_counts(normalize=True)
     figures = {
-        "data/n_queries": len(content),
-        "data/n_trials": len(trials),
-        "data/reward_mean": trials.reward.mean(),
-        "data/reward_std": trials.reward.std(),
-        "data/positive_trial_rate": trials.vqa_correct.mean(),
-        "data/positive_query_rate": (by_query.vqa_correct.max() == 1).mean(),
-        "data/frac_reward_zero_std": (spread == 0).mean(),
-        "data/trials_per_query": by_query.size().mean(),
-        "data/pool_size_min": pools.pool_size.min(),
-        **{f"data/share_{method}": shares[method] for method in METHODS},
+        "n_queries": len(content),
+        "n_trials": len(trials),
+        "reward_mean": trials.reward.mean(),
+        "reward_std": trials.reward.std(),
+        "positive_trial_rate": trials.vqa_correct.mean(),
+        "positive_query_rate": (by_query.vqa_correct.max() == 1).mean(),
+        "frac_reward_zero_std": (spread == 0).mean(),
+        "trials_per_query": by_query.size().mean(),
+        "pool_size_min": pools.pool_size.min(),
+        **{f"share_{method}": shares[method] for method in METHODS},
         "reward_q10": trials.reward.quantile(0.1),
         "reward_q90": trials.reward.quantile(0.9),
         "missing": trials.isna().sum().sum(),
@@ -141,17 +143,17 @@ def run_pandas(path: Path) -> tuple[float, dict[str, float]]:
 
 
 def in_a_process(side: str, path: Path) -> dict[str, float]:
-    """Seconds, peak memory in GB and figures of one side."""
+    """Runs one side in a process of its own, and returns its seconds, its peak memory in GB and its figures."""
     command = [sys.executable, "-m", "benchmarks.data_gate", "--side", side, "--path", str(path)]
     return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
 
 
 @click.command()
-@click.option("--trials", default="16000,1000000", show_default=True, help="sizes of the files")
+@click.option("--trials", default="16000,1000000", show_default=True, help="trials of each file, separated by commas")
 @click.option("--side", type=click.Choice(["gate", "pandas"]), hidden=True)
 @click.option("--path", type=Path, hidden=True)
 def main(trials: str, side: str | None, path: Path | None) -> None:
-    """Compare the data gate with a plain pandas computation of the same figures."""
+    """Compares the data gate with a plain pandas computation of the same figures."""
     if side and path:
         seconds, figures = (run_gate if side == "gate" else run_pandas)(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -165,8 +167,8 @@ def main(trials: str, side: str | None, path: Path | None) -> None:
             results = {name: in_a_process(name, file) for name in ("gate", "pandas")}
             size = file.stat().st_size / 1e6
         for name in results["pandas"].keys() & results["gate"].keys() - {"seconds", "reading", "peak_gb"}:
-            ours, plain = results["gate"][name], results["pandas"][name]
-            assert abs(ours - plain) <= 1e-9 * max(1.0, abs(plain)), f"{name}: {ours} and {plain}"
+            by_gate, by_pandas = results["gate"][name], results["pandas"][name]
+            assert abs(by_gate - by_pandas) <= 1e-9 * max(1.0, abs(by_pandas)), f"{name}: {by_gate} and {by_pandas}"
         ratio = results["gate"]["seconds"] / results["pandas"]["seconds"]
         for name, result in results.items():
             print(

@@ -1,34 +1,25 @@
-"""Real parts for tests: MLflow stores and servers in temporary folders, ``mlflow run``, small data in the official formats."""
+"""Fixtures of all tests: MLflow stores in temporary folders, shared caches, small data sets and trials, a retriever."""
 
-import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pytest
 import torch
+from helpers.projects import Project
+from helpers.servers import Postgres
+from helpers.small_data import write_okvqa_split
 from mlflow import MlflowClient
-from PIL import Image
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
-from lever_mlflow.runs import steps
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.retriever import RetrieverSettings, save_retriever
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
-
-ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
@@ -51,11 +42,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
+@pytest.fixture(scope="session")
+def make_store(tmp_path_factory):
+    """make_store(folder) is the URI of an empty sqlite store in a folder: a copy, as making its tables takes a second."""
+    template = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(template)  # where the default experiment's artifacts would go
+        MlflowClient(f"sqlite:///{template / 'mlflow.db'}").search_experiments()
+
+    def make(folder):
+        return f"sqlite:///{shutil.copy(template / 'mlflow.db', folder)}"
+
+    return make
+
+
 @pytest.fixture
-def mlflow_store(tmp_path, monkeypatch):
+def mlflow_store(tmp_path, monkeypatch, make_store):
     """A fresh sqlite store with a file artifact folder; its URI."""
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = make_store(tmp_path)
     mlflow.set_tracking_uri(uri)
     mlflow.create_experiment("test", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("test")
@@ -63,40 +68,6 @@ def mlflow_store(tmp_path, monkeypatch):
     while mlflow.active_run():
         mlflow.end_run()
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it to child processes
-
-
-def write_okvqa_split(root: Path, split: str, count: int, *, first_image: int = 1, per_image: int = 2) -> None:
-    """Questions, annotations and images of one split exactly as OK-VQA and COCO lay them out."""
-    subset = f"{split}2014"
-    (root / subset).mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(first_image)
-    questions, annotations = [], []
-    for i in range(count):
-        image_id = first_image + i // per_image
-        path = root / subset / f"COCO_{subset}_{image_id:012d}.jpg"
-        if not path.exists():
-            Image.fromarray(rng.integers(0, 255, (56, 56, 3), dtype=np.uint8)).save(path)
-        question_id = image_id * 10 + i % per_image
-        questions.append({"image_id": image_id, "question": f"what is thing {i}?", "question_id": question_id})
-        answers = [
-            {"answer_id": a + 1, "raw_answer": f"thing {i}", "answer_confidence": "yes", "answer": f"thing {i}"}
-            for a in range(10)
-        ]
-        annotations.append(
-            {
-                "image_id": image_id,
-                "answer_type": "other",
-                "question_type": "four",
-                "question_id": question_id,
-                "answers": answers,
-                "confidence": 3,
-            }
-        )
-    head = {"info": {}, "license": {}, "data_subtype": subset}
-    (root / f"OpenEnded_mscoco_{subset}_questions.json").write_text(
-        json.dumps({**head, "task_type": "Open-Ended", "data_type": "mscoco", "questions": questions})
-    )
-    (root / f"mscoco_{subset}_annotations.json").write_text(json.dumps({**head, "annotations": annotations}))
 
 
 @pytest.fixture
@@ -115,87 +86,6 @@ def samples():
     return [Sample(i, 100 + i, i // 2, f"question {i}?", Path(f"{i // 2}.jpg"), (f"answer {i}",) * 10) for i in range(30)]
 
 
-def learnable_groups(n_queries: int = 40, pool: int = 12, shots: int = 2, trials: int = 10, dim: int = 16, seed: int = 0):
-    """Features [S, D] and groups in which a trial is right when it holds the candidate least like its query."""
-    rng = np.random.default_rng(seed)
-    features_SD = rng.standard_normal((n_queries * 2 + 60, dim)).astype(np.float32)
-    features_SD /= np.linalg.norm(features_SD, axis=1, keepdims=True)
-    groups = []
-    for query in range(n_queries):
-        members = rng.choice(np.arange(n_queries, len(features_SD)), pool, replace=False)
-        best = int(np.argmin(features_SD[members] @ features_SD[query]))
-        pointers = {tuple(rng.choice(pool, shots, replace=False).tolist()) for _ in range(trials)}
-        pointers.add((best, (best + 1) % pool))
-        group = [Trial(p, float(best in p), float(best in p), "random") for p in sorted(pointers)]
-        groups.append(Group(query, tuple(members.tolist()), tuple(group)))
-    return features_SD, groups
-
-
-def free_port():
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """``mlflow server`` with its artifacts behind its proxy, in a folder; its store is sqlite there, or another one."""
-
-    def __init__(self, folder, *options, store=None, workers=1, **environment):
-        self.folder = folder
-        self.options = ["--workers", str(workers), *options]
-        self.environment = environment
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), *self.options]
-        command += ["--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts")]
-        log = (self.folder / "server.log").open("a")
-        environment = {**os.environ, **self.environment}
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except OSError:
-                failed = self.process.poll() is not None or time.monotonic() > deadline
-                assert not failed, (self.folder / "server.log").read_text()
-                time.sleep(0.2)
-
-    def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-class Postgres:
-    """A PostgreSQL server on loopback, in a folder of its own; root runs it as the user ``postgres``, as it refuses root."""
-
-    def __init__(self, folder, programs):
-        self.folder, self.programs, self.port = folder, programs, free_port()
-        self.user = "postgres" if os.geteuid() == 0 else None
-        self.uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/postgres"
-        if self.user:
-            shutil.chown(folder, self.user)
-
-    def start(self):
-        self._run("initdb", "--pgdata", self.folder / "data", "--username", "mlflow", "--auth", "trust", "--no-sync")
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
-        self._run("pg_ctl", "start", "--wait", "--pgdata", self.folder / "data", "-o", options, "-l", self.folder / "log")
-
-    def stop(self):
-        self._run("pg_ctl", "stop", "--pgdata", self.folder / "data", "-m", "immediate")
-
-    def _run(self, program, *arguments):
-        command = [self.programs / program, *arguments]
-        subprocess.run(command, user=self.user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, timeout=120)
-
-
 @pytest.fixture(scope="module")
 def postgres():
     """URI of a fresh PostgreSQL database."""
@@ -209,57 +99,20 @@ def postgres():
         server.stop()
 
 
-class Project:
-    """``mlflow run`` as a user types it, on a store of its own."""
-
-    def __init__(self, folder, cache_dir):
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**os.environ, "MLFLOW_TRACKING_URI": self.uri, "LEVER_MLFLOW_CACHE": str(cache_dir), "PATH": path}
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.create_experiment("small", artifact_location=(folder / "artifacts").as_uri())
-        self.client = MlflowClient(self.uri)
-
-    def run(self, entry_point, experiment="small", **parameters):
-        arguments = [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
-        command = ["mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager", "local", "--experiment-name", experiment]
-        return subprocess.run(
-            [*command, *arguments], env=self.environment, capture_output=True, text=True, timeout=280, check=False
-        )
-
-    def runs(self, experiment="small", **tags):
-        return self.client.search_runs(
-            [self.client.get_experiment_by_name(experiment).experiment_id],
-            " and ".join(f"tags.`{name.replace('_', '.', 1)}` = '{value}'" for name, value in tags.items()),
-        )
-
-    def newest(self, experiment="small"):
-        return self.runs(experiment)[0]
-
-
-def error_lines(result):
-    """What a process told its user went wrong."""
-    assert "Traceback" not in result.stderr
-    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-
-
-def run_step(make_step):
-    """Runs a step in this process and returns its run."""
-    with steps.project_run("test") as run:
-        steps.run_here(make_step())
-    return mlflow.get_run(run.info.run_id)
-
-
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory):
-    """Embedded data set, features and answers, shared by the tests of a process."""
-    return tmp_path_factory.mktemp("cache")
+def cache_dir(tmp_path_factory, worker_id):
+    """Embedded data set, features and answers, each made once for all processes of this run; it is made to be shared."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, cache_dir):
+def project(tmp_path_factory, cache_dir, make_store):
     """``mlflow run`` on a store of the test module's own."""
-    return Project(tmp_path_factory.mktemp("project"), cache_dir)
+    folder = tmp_path_factory.mktemp("project")
+    return Project(make_store(folder), folder, cache_dir)
 
 
 @pytest.fixture

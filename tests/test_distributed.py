@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, learnable_groups
+from helpers.projects import ROOT
+from helpers.small_data import learnable_groups
 from mlflow import MlflowClient
 
 from lever_mlflow.data.candidate_pools import random_pool
@@ -30,6 +31,8 @@ from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.rce import train_rce
 from lever_mlflow.trials.rl_data import RLData
+
+pytestmark = pytest.mark.slow
 
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -10,6 +10,7 @@ import torch
 
 from lever_mlflow.data.candidate_pools import top_k
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.random_streams import QueryStream
 from lever_mlflow.selector.network import PointerSelector
 
 __all__ = [
@@ -103,6 +104,6 @@ def similarity_picks(queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.
 
 def random_picks(queries: Sequence[Sample], pools_QN: np.ndarray, shots: int, seed: int, draw: int = 0) -> np.ndarray:
     """Draws from each pool uniformly without replacement: train indices [Q, K], by seed, question id and draw alone."""
-    states = [[seed, query.question_id, 3, *([draw] if draw else [])] for query in queries]
-    drawn = zip(map(np.random.default_rng, states), pools_QN, strict=True)
-    return np.stack([rng.choice(pool, shots, replace=False) for rng, pool in drawn])
+    states = [[seed, query.question_id, QueryStream.RANDOM_POLICY, *([draw] if draw else [])] for query in queries]
+    generators = zip(map(np.random.default_rng, states), pools_QN, strict=True)
+    return np.stack([rng.choice(pool, shots, replace=False) for rng, pool in generators])

@@ -14,6 +14,7 @@ import numpy as np
 from lever_mlflow.data.candidate_pools import check_pool_size
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import EvalSettings
 
 __all__ = ["Questions", "split_questions"]
@@ -34,7 +35,7 @@ def split_questions(val: Sequence[Sample], settings: EvalSettings, seed: int) ->
             pool is not larger than the shots.
     """
     check_pool_size(settings.pool_size, max(settings.shots))
-    order = [val[i] for i in np.random.default_rng([seed, 2]).permutation(len(val))]
+    order = [val[i] for i in np.random.default_rng([seed, SeedStream.QUESTIONS]).permutation(len(val))]
     by_image: dict[int, list[Sample]] = {}
     for sample in order:
         by_image.setdefault(sample.image_id, []).append(sample)

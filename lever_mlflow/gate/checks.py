@@ -1,20 +1,29 @@
-"""What the data gate looks at: tables of one RL data file, or of it and another, through the suites to a result."""
+"""Checks one RL data file, alone or against another one: makes the tables, runs the suites and puts the result together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.gate import drift
-from lever_mlflow.gate.result import Check, GateResult, Method
+from lever_mlflow.gate.result import Check, GateResult, Method, metric_name
 from lever_mlflow.gate.running import run_suite
-from lever_mlflow.gate.suites import DATA_SUITES, DEFAULT_PROJECT_DIR, DRIFT_SUITES, read_suites, resolved, suite_digest
+from lever_mlflow.gate.suites import (
+    DATA_SUITES,
+    DEFAULT_PROJECT_DIR,
+    DRIFT_SUITES,
+    Suites,
+    read_suites,
+    resolved,
+    suite_digest,
+)
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
 from lever_mlflow.settings import EvalSettings, RewardMode
 from lever_mlflow.trials.rewards import rewards
@@ -24,6 +33,13 @@ __all__ = ["check"]
 
 _METHODS = ("beam", "sample", "retrieval", "random")
 _FULL_RANGE = 2.0  # of hard_plus_soft, the mode that the suites' reward thresholds are written for
+
+
+class _Tables(NamedTuple):
+    """Holds the tables of one RL data file: a row per trial, and a row per query."""
+
+    trials: pd.DataFrame
+    queries: pd.DataFrame
 
 
 def check(
@@ -36,119 +52,137 @@ def check(
     thresholds: Mapping[str, float | str] | None = None,
     project_dir: Path = DEFAULT_PROJECT_DIR,
 ) -> GateResult:
-    """Runs the suites on RL data. Loading Great Expectations takes seconds, once; the checks a fraction of one.
+    """Runs the suites on RL data. Loading Great Expectations takes seconds once; the checks take a fraction of a second.
 
     Args:
-        shots: the most demonstrations that evaluation will use; pools must be larger.
-        train: the data set's training items; with them, pools are searched for other questions about the query's image.
-        reference: other RL data; with them, the suites for drift run too.
-        thresholds: values instead of the suites' own, as ``suites.read_suites`` takes them.
+        rl_data: the data to check.
+        reward_mode: how the scores of a trial become its reward.
+        shots: the largest number of demonstrations that evaluation will use; pools must be larger.
+        train: the data set's training items. With them, pools are searched for other questions about the query's image.
+        reference: other RL data. With them, the suites for drift run too.
+        thresholds: values that replace those of the suites, as ``suites.read_suites`` takes them.
+        project_dir: folder of the Great Expectations project.
 
     Raises:
-        ParameterError: unknown reward mode, one that the data lacks figures for, a threshold that names nothing, or a
-            suite that is missing or cannot be used; the message names the file and the expectation.
+        ParameterError: the reward mode is unknown or needs scores that the data lack, a threshold names nothing, or a suite
+            is missing or cannot be used. The message names the file and the expectation.
     """
     suites = read_suites(project_dir, thresholds)
     reward_max = float(rewards(np.ones(1), np.ones(1), reward_mode, gt_prob=np.ones(1))[0])
-    trials = trial_table(rl_data, reward_mode)
-    queries = query_table(rl_data, trials, train)
-    tables = dict(zip(DATA_SUITES, (trials, queries, evaluation_table(rl_data, trials)), strict=True))
+    data = _tables(rl_data, reward_mode, train)
+    tables = dict(zip(DATA_SUITES, (*data, evaluation_table(rl_data, data.trials)), strict=True))
     parameters: dict[str, Any] = {"min_pool_size": shots + 1}
-    pairs: dict[str, drift.Pair] = {}
-    other: dict[str, Any] = {}
     if reference is not None:
-        other_trials = trial_table(reference, reward_mode)
-        pairs = drift.pairs(trials, queries, other_trials, query_table(reference, other_trials))
+        other = _tables(reference, reward_mode)
+        pairs = drift.pairs(*data, *other)
         differences = drift.differences(pairs, drift.shared(rl_data, reference))
-        tables |= dict(zip(DRIFT_SUITES, (differences, trials), strict=True))
-        parameters["reference_rewards"] = drift.reward_partition(other_trials["reward"].to_numpy(), reward_max)
-        other = {"reference": reference.source, "reference_histogram": _histogram(other_trials, reward_max)}
-    checks: list[Check] = []
-    gx_results: dict[str, Any] = {}
-    for name, table in tables.items():
-        expectations = [resolved(expectation, parameters, reward_max / _FULL_RANGE) for expectation in suites[name]]
-        found, gx_results[name] = run_suite(name, expectations, table)
-        checks += found
-    if reference is not None:
-        other["comparison"] = _comparison(rl_data.source, reference.source, checks, pairs)
-    return GateResult(
+        tables |= dict(zip(DRIFT_SUITES, (differences, data.trials), strict=True))
+        parameters["reference_rewards"] = drift.reward_partition(other.trials["reward"].to_numpy(), reward_max)
+    checks, gx_results = _run(suites, tables, parameters, reward_max / _FULL_RANGE)
+    result = GateResult(
         source=rl_data.source,
         vintage=rl_data.vintage,
         digest=rl_data.digest,
         reward_mode=reward_mode,
         suite_digest=suite_digest(project_dir, thresholds),
         checks=tuple(checks),
-        metrics=_metrics(rl_data, trials, queries, tables.get("rl_drift")),
-        histogram=_histogram(trials, reward_max),
-        positives_per_query=_counts(queries["n_positive"]),
-        methods=_methods(trials),
+        metrics=_metrics(rl_data, data, tables.get("rl_drift")),
+        histogram=_histogram(data.trials, reward_max),
+        positives_per_query=_counts(data.queries["n_positive"]),
+        methods=_methods(data.trials),
         gx_results=gx_results,
-        **other,
+    )
+    if reference is None:
+        return result
+    return replace(
+        result,
+        reference=reference.source,
+        comparison=_comparison(rl_data.source, reference.source, checks, pairs),
+        reference_histogram=_histogram(other.trials, reward_max),
     )
 
 
+def _tables(data: RLData, reward_mode: RewardMode, train: Sequence[Sample] | None = None) -> _Tables:
+    trials = trial_table(data, reward_mode)
+    return _Tables(trials, query_table(data, trials, train))
+
+
+def _run(
+    suites: Suites, tables: Mapping[str, pd.DataFrame], parameters: Mapping[str, Any], factor: float
+) -> tuple[list[Check], dict[str, Any]]:
+    """Runs a suite over each table. Returns all checks, and Great Expectations' own results by suite."""
+    checks: list[Check] = []
+    gx_results: dict[str, Any] = {}
+    for name, table in tables.items():
+        expectations = [resolved(expectation, parameters, factor) for expectation in suites[name]]
+        suite_checks, gx_results[name] = run_suite(name, expectations, table)
+        checks += suite_checks
+    return checks, gx_results
+
+
 def _comparison(source: str, reference: str, checks: Sequence[Check], pairs: Mapping[str, drift.Pair]) -> str:
-    """One line: may runs on these data be compared with runs on the reference?"""
-    failed: dict[str, Check] = {}  # by figure, the critical expectation before the warning
+    """Says in one line whether runs on these data can be compared with runs on the reference, and which figures decide it."""
+    failed: dict[str, Check] = {}  # by figure; the critical expectation comes before the warning
     for check in checks:
         if check.suite in DRIFT_SUITES and not check.passed:
             failed.setdefault(check.name.removeprefix("drift_").removesuffix("_warning"), check)
-    worst = {check.severity for check in failed.values()}
-    words = "not comparable" if "critical" in worst else "comparable with care" if "warning" in worst else "comparable"
-    found = [
+    severities = {check.severity for check in failed.values()}
+    answer = "comparable"
+    if "critical" in severities:
+        answer = "not comparable"
+    elif "warning" in severities:
+        answer = "comparable with care"
+    figures = [
         str(pairs[name]) if name in pairs else f"{name.replace('_', ' ')} {check.observed} (required {check.required})"
         for name, check in failed.items()
     ]
-    return f"{source} and {reference} are {words}: {'; '.join(found or map(str, pairs.values()))}"
+    return f"{source} and {reference} are {answer}: {'; '.join(figures or map(str, pairs.values()))}"
 
 
-def _metrics(
-    rl_data: RLData, trials: pd.DataFrame, queries: pd.DataFrame, differences: pd.DataFrame | None
-) -> dict[str, float]:
+def _metrics(rl_data: RLData, data: _Tables, differences: pd.DataFrame | None) -> dict[str, float]:
+    """Returns the figures of the data, and of the comparison where there is one, by metric name. Only finite ones are in it."""
+    trials, queries = data
     dropped = sum(rl_data.dropped.values())
-    metrics: dict[str, float] = {
-        "data/n_queries": len(queries),
-        "data/n_trials": len(trials),
-        "data/dropped_trials": dropped,
-        "data/dropped_share": dropped / max(len(trials) + dropped, 1),
+    figures: dict[str, float] = {
+        "n_queries": len(queries),
+        "n_trials": len(trials),
+        "dropped_trials": dropped,
+        "dropped_share": dropped / max(len(trials) + dropped, 1),
     }
     if len(trials):
-        metrics |= {
-            "data/positive_query_rate": queries["positive"].mean(),
-            "data/positive_trial_rate": trials["vqa_correct"].mean(),
-            "data/reward_mean": trials["reward"].mean(),
-            "data/reward_std": trials["reward"].std(),
-            "data/frac_reward_zero_std": queries["zero_spread"].mean(),
-            "data/trials_per_query": queries["n_trials"].mean(),
-            "data/pool_size_min": queries["pool_size"].min(),
+        figures |= {
+            "positive_query_rate": queries["positive"].mean(),
+            "positive_trial_rate": trials["vqa_correct"].mean(),
+            "reward_mean": trials["reward"].mean(),
+            "reward_std": trials["reward"].std(),
+            "frac_reward_zero_std": queries["zero_spread"].mean(),
+            "trials_per_query": queries["n_trials"].mean(),
+            "pool_size_min": queries["pool_size"].min(),
         }
-        metrics |= {f"data/share_{method.name}": method.share for method in _methods(trials)}
+        figures |= {f"share_{method.name}": method.share for method in _methods(trials)}
     if differences is not None:
-        metrics |= {f"data/drift_{name}": value for name, value in differences.iloc[0].items()}
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        figures |= {f"drift_{name}": value for name, value in differences.iloc[0].items()}
+    return {metric_name(figure): float(value) for figure, value in figures.items() if math.isfinite(value)}
 
 
 def _methods(trials: pd.DataFrame) -> tuple[Method, ...]:
     names = trials["gen_method"].where(trials["gen_method"].isin(_METHODS), "other")
-    groups = trials.groupby(names)
-    return tuple(
-        Method(
-            name,
-            len(rows := groups.get_group(name) if name in groups.groups else trials.iloc[:0]),
-            len(rows) / max(len(trials), 1),
-            _mean(rows["vqa_correct"]),
-            _mean(rows["reward"]),
-        )
-        for name in (*_METHODS, "other")
-    )
+    return tuple(_method(name, trials[names == name], len(trials)) for name in (*_METHODS, "other"))
+
+
+def _method(name: str, trials: pd.DataFrame, n_all: int) -> Method:
+    share = len(trials) / max(n_all, 1)
+    return Method(name, len(trials), share, _mean(trials["vqa_correct"]), _mean(trials["reward"]))
 
 
 def _counts(values: pd.Series) -> tuple[tuple[int, int], ...]:
+    """Returns each value with the number of times that it occurs, ascending by value."""
     numbers, counts = np.unique(values.to_numpy(), return_counts=True)
     return tuple(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
 def _mean(values: pd.Series) -> float | None:
+    """Returns the mean, or None where there are no values or the mean is not finite."""
     mean = float(values.mean()) if len(values) else math.nan
     return mean if math.isfinite(mean) else None
 

@@ -1,4 +1,4 @@
-"""Drift: two RL data sets side by side, so that runs trained on them can be compared or not."""
+"""Measures how two RL data sets differ, which decides whether runs trained on them can be compared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["Pair", "differences", "pairs", "reward_partition", "shared"]
 
-_BINS = 21  # the last one is for the largest reward alone
+_BINS = 21  # the last one holds the largest reward alone
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One figure of the data and of the reference; ``percent`` tells how to print it."""
+    """Holds one figure of the data and of the reference, and whether it is printed in percent."""
 
     words: str
     value: float
@@ -33,7 +33,10 @@ class Pair:
 def pairs(
     trials: pd.DataFrame, queries: pd.DataFrame, other_trials: pd.DataFrame, other_queries: pd.DataFrame
 ) -> dict[str, Pair]:
-    """Figures of both, by name: reward mean, positive-trial rate, positive-query rate, zero-spread share."""
+    """Returns the figures of two data sets by name: reward mean, positive-trial and positive-query rate, zero-spread share.
+
+    The arguments are the ``trial_table`` and the ``query_table`` of the data, then those of the reference.
+    """
     sources = {
         "reward_mean": ("mean reward", trials["reward"], other_trials["reward"], False),
         "positive_trial_rate": ("positive trials", trials["vqa_correct"], other_trials["vqa_correct"], True),
@@ -41,34 +44,37 @@ def pairs(
         "zero_spread_share": ("queries without reward spread", queries["zero_spread"], other_queries["zero_spread"], True),
     }
     return {
-        name: Pair(words, float(ours.mean()), float(theirs.mean()), percent)
-        for name, (words, ours, theirs, percent) in sources.items()
+        name: Pair(words, float(values.mean()), float(other_values.mean()), percent)
+        for name, (words, values, other_values, percent) in sources.items()
     }
 
 
 def shared(data: RLData, reference: RLData) -> dict[str, float]:
-    """``shared_queries``: share of the smaller set's queries that the other has; ``same_pools``: of those, with equal pools."""
-    ours = {group.query_id: group.pool for group in data.groups}
-    theirs = {group.query_id: group.pool for group in reference.groups}
-    both = ours.keys() & theirs.keys()
-    same = sum(set(ours[query]) == set(theirs[query]) for query in both)
+    """Returns how far two data sets overlap.
+
+    ``shared_queries`` is the share of the smaller set's queries that the other set has too. ``same_pools`` is the share of
+    these shared queries that have the same candidate pool in both sets.
+    """
+    pools = {group.query_id: group.pool for group in data.groups}
+    other_pools = {group.query_id: group.pool for group in reference.groups}
+    both = pools.keys() & other_pools.keys()
+    same = sum(set(pools[query]) == set(other_pools[query]) for query in both)
     return {
-        "shared_queries": len(both) / min(len(ours), len(theirs)),
+        "shared_queries": len(both) / min(len(pools), len(other_pools)),
         "same_pools": same / len(both) if both else 0.0,
     }
 
 
 def differences(figures: Mapping[str, Pair], overlap: Mapping[str, float]) -> pd.DataFrame:
-    """The one-row table of the suite ``rl_drift``: data minus reference of each figure, and the overlap."""
+    """Returns the one-row table of the suite ``rl_drift``: each figure's difference, data minus reference, and the overlap."""
     return pd.DataFrame([{name: pair.value - pair.reference for name, pair in figures.items()} | dict(overlap)])
 
 
 def reward_partition(rewards: np.ndarray, reward_max: float) -> dict[str, Any]:
-    """Distribution of rewards as Great Expectations' partition object.
+    """Returns the distribution of rewards as a partition object of Great Expectations.
 
-    Bins are a twentieth of ``reward_max`` wide, the last one is for that alone.
-
-    Without rewards it is uniform, since there must be one; expectations on the figures fail then.
+    A bin is a twentieth of ``reward_max`` wide, and the last one holds ``reward_max`` alone. Without rewards the distribution
+    is uniform, since Great Expectations needs one; the expectations on the other figures fail in that case.
     """
     values = np.clip(rewards[np.isfinite(rewards)], 0.0, reward_max)
     edges = np.arange(_BINS + 1) * reward_max / (_BINS - 1)

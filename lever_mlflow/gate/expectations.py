@@ -1,4 +1,7 @@
-"""Expectations that Great Expectations lacks. Importing this module registers them: do so before opening the suites."""
+"""Defines the expectations that Great Expectations lacks.
+
+Importing this module registers them with Great Expectations; that must happen before the suites are opened.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ __all__ = ["ColumnPairScoresAgree", "ExpectColumnPairScoresToAgree"]
 
 
 class ColumnPairScoresAgree(ColumnPairMapMetricProvider):
-    """Row by row: does a hard score (0 or 1) agree with a soft one (0 to 1)?"""
+    """Marks the rows whose hard score (0 or 1) agrees with their soft score (0 to 1)."""
 
     condition_metric_name = "column_pair_values.scores_agree"
     condition_domain_keys = (
@@ -38,9 +41,12 @@ class ColumnPairScoresAgree(ColumnPairMapMetricProvider):
 
 
 class ExpectColumnPairScoresToAgree(ColumnPairMapExpectation):
-    """Nothing right (``column_A`` 1) scores 0 in ``column_B``, and nothing wrong (0) scores 1. Pandas only."""
+    """Expects that a right answer (``column_A`` is 1) does not score 0 in ``column_B``, and a wrong one (0) does not score 1.
+
+    Only pandas tables are supported.
+    """
 
     ignore_row_if: Literal["both_values_are_missing", "either_value_is_missing", "neither"] = "either_value_is_missing"
     map_metric: ClassVar[str] = "column_pair_values.scores_agree"
-    # The base class leaves out ignore_row_if, without which no pair can be looked at.
+    # The base class leaves out ignore_row_if, without which the metric cannot be computed.
     domain_keys: ClassVar = ColumnPairScoresAgree.condition_domain_keys  # type: ignore[assignment]

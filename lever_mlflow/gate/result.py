@@ -1,25 +1,37 @@
-"""The gate's answer: every expectation with what was found, the figures, and the verdict."""
+"""The gate's answer about one RL data file: every expectation with its figure, the figures of the data, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
 from lever_mlflow.exceptions import GateError
-from lever_mlflow.gate.suites import DRIFT_SUITES
+from lever_mlflow.gate.suites import DRIFT_SUITES, Severity
 
-__all__ = ["Check", "GateResult", "Method"]
+__all__ = ["Check", "GateResult", "Method", "Verdict", "metric_name"]
+
+Verdict = Literal["pass", "warning", "critical"]
+_STRICT = ConfigDict(extra="forbid")
 
 
+def metric_name(figure: str) -> str:
+    """Returns the name under which a figure of the data is logged to MLflow, such as ``data/reward_mean``."""
+    return f"data/{figure}"
+
+
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Check:
-    """One expectation and what was found; ``observed`` and ``required`` are ready to print."""
+    """Describes one expectation and how it came out; ``observed`` and ``required`` are texts to print."""
 
     suite: str
     name: str
     column: str
-    severity: str
+    severity: Severity
     passed: bool
     observed: str
     required: str
@@ -27,9 +39,10 @@ class Check:
     remedy: str
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Method:
-    """What the trials of one generation method earned; rates are None without trials."""
+    """Describes the trials of one generation method. The rate and the mean are None where the method has no trials."""
 
     name: str
     n_trials: int
@@ -38,21 +51,25 @@ class Method:
     reward_mean: float | None
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class GateResult:
-    """The gate's answer about one RL data file.
+    """Holds the gate's answer about one RL data file.
 
     Attributes:
-        source: the file; ``vintage``: its format; ``digest``: its content digest.
-        reward_mode: the rewards that were checked.
-        suite_digest: content digest of the suites with their overrides, 32 hex characters; changes with any threshold.
+        source: the file.
+        vintage: the vintage of its format.
+        digest: the digest of its content.
+        reward_mode: the reward mode that the rewards were computed with.
+        suite_digest: digest of the suites with their overrides, 32 hex characters; it changes with any threshold.
         checks: one per expectation, in the order of the suites.
-        metrics: figures named ``data/...``, finite ones only.
-        histogram: (left edge, right edge, share of trials) of the rewards.
-        positives_per_query: (positive trials, queries that have so many), ascending.
-        methods: the four generation methods, and ``other``.
-        reference: the data that these were compared with; ``comparison``: what came out, in one line. Empty without one.
-        reference_histogram: as ``histogram``.
+        metrics: finite figures by the names of ``metric_name``.
+        histogram: distribution of the rewards, as (left edge, right edge, share of trials) per bin.
+        positives_per_query: (number of positive trials, number of queries with that many), ascending.
+        methods: the four generation methods, then ``other``.
+        reference: the file that this one was compared with; empty without a comparison.
+        comparison: the result of that comparison in one line; empty without a comparison.
+        reference_histogram: distribution of the reference's rewards, like ``histogram``.
         gx_results: what Great Expectations returned, by suite.
     """
 
@@ -72,62 +89,77 @@ class GateResult:
     gx_results: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def verdict(self) -> Literal["pass", "warning", "critical"]:
-        """By the worst severity that failed; a failed ``info`` still passes."""
-        failed = {check.severity for check in self.checks if not check.passed}
-        if "critical" in failed:
+    def verdict(self) -> Verdict:
+        """The worst severity among the failed expectations. Data that fail nothing worse than ``info`` pass."""
+        severities = {check.severity for check in self.checks if not check.passed}
+        if "critical" in severities:
             return "critical"
-        return "warning" if "warning" in failed else "pass"
+        return "warning" if "warning" in severities else "pass"
 
     @property
     def failed_critical(self) -> tuple[str, ...]:
         """Names of the critical expectations that failed."""
-        return tuple(check.name for check in self.checks if not check.passed and check.severity == "critical")
+        return tuple(check.name for check in self._critical())
+
+    def count(self, figure: str) -> int:
+        """Returns a figure that is a number of things, such as ``n_trials``."""
+        return round(self.metrics[metric_name(figure)])
 
     def raise_if_critical(self) -> None:
-        """Stops what would train on the data.
+        """Stops whatever would be trained on data that fail a critical expectation.
 
         Raises:
-            GateError: a critical expectation failed; one line with each one's figure, what is required and what to do.
+            GateError: a critical expectation failed. The message is one line, which names each such expectation with its
+                figure, what is required and what to do.
         """
-        failed = [check for check in self.checks if check.name in self.failed_critical]
-        if not failed:
+        checks = self._critical()
+        if not checks:
             return
-        if not self.metrics["data/n_trials"]:
+        if not self.count("n_trials"):
             raise GateError(
-                f"{self.source}: no usable trials in {self.metrics['data/n_queries']:.0f} queries "
-                f"({self.metrics['data/dropped_trials']:.0f} dropped); make the RL data again with the rollout step"
+                f"{self.source}: there are no usable trials in {self.count('n_queries')} queries, and "
+                f"{self.count('dropped_trials')} trials were dropped; record the RL data again with "
+                f"`mlflow run . --env-manager local -e rollout`"
             )
-        own = [check for check in failed if check.suite not in DRIFT_SUITES]
-        found = "; ".join(f"{check.name} is {check.observed}, required {check.required}" for check in own)
-        about = [f"{self.source}: RL data failed {len(own)} critical expectations: {found}"] if own else []
-        about += [self.comparison] if len(own) < len(failed) else []
-        remedies = "; ".join(dict.fromkeys(check.remedy for check in failed if check.remedy))
+        remedies = "; ".join(dict.fromkeys(check.remedy for check in checks if check.remedy))
         raise GateError(
-            f"{'. '.join(about)}. What to do: {remedies}. The whole table: mlflow run . -e validate "
-            f"-P rl_data={self.source}. To go on nevertheless: -P on_bad_data=warn"
+            f"{'. '.join(self._failures(checks))}. What to do: {remedies}. To see all expectations, run "
+            f"`mlflow run . --env-manager local -e validate -P rl_data={shlex.quote(self.source)}`. "
+            f"To train on these data all the same, add `-P on_bad_data=warn`"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values, the raw Great Expectations results included."""
-        return {**asdict(self), "verdict": self.verdict}
+        """Returns the whole result as plain JSON values, with the verdict and the raw Great Expectations results."""
+        return {**_ADAPTER.dump_python(self, mode="json"), "verdict": self.verdict}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GateResult:
-        """The result that ``to_json`` gave.
+        """Returns the result that ``to_json`` wrote.
 
         Raises:
-            KeyError, TypeError: it is something else.
+            ValueError: the content is not a result; the message is one line, which names the first wrong field.
         """
-        values = {name: value for name, value in content.items() if name != "verdict"}
-        return cls(
-            **{
-                **values,
-                "checks": tuple(Check(**check) for check in values["checks"]),
-                "methods": tuple(Method(**method) for method in values["methods"]),
-                **{
-                    name: tuple(tuple(row) for row in values[name])
-                    for name in ("histogram", "positives_per_query", "reference_histogram")
-                },
-            }
-        )
+        if not isinstance(content, Mapping):
+            raise ValueError("not a result of the data gate: it is no JSON object")
+        try:
+            return _ADAPTER.validate_python({name: value for name, value in content.items() if name != "verdict"})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"not a result of the data gate: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def _critical(self) -> list[Check]:
+        return [check for check in self.checks if not check.passed and check.severity == "critical"]
+
+    def _failures(self, checks: Sequence[Check]) -> list[str]:
+        """Returns one sentence about the data themselves and one about the comparison, each where something failed there."""
+        data_checks = [check for check in checks if check.suite not in DRIFT_SUITES]
+        sentences = []
+        if data_checks:
+            figures = "; ".join(f"{check.name}: {check.observed} (required: {check.required})" for check in data_checks)
+            sentences.append(f"{self.source}: RL data failed {len(data_checks)} critical expectations: {figures}")
+        if len(data_checks) < len(checks):
+            sentences.append(self.comparison)
+        return sentences
+
+
+_ADAPTER = TypeAdapter(GateResult)

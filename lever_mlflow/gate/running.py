@@ -1,6 +1,6 @@
-"""Great Expectations at work: one suite over one table, in an ephemeral context, so that nothing is written to the project.
+"""Runs one suite of Great Expectations over one table, in an ephemeral context, so that nothing is written to the project.
 
-Whatever Great Expectations does not answer, or answers with an exception, counts as failed.
+An expectation without a result, or with an exception instead of one, counts as failed.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ __all__ = ["run_suite"]
 
 _NOT_IN_SET = "expect_column_values_to_not_be_in_set"
 _PLAIN_WORDS = {
-    "expect_column_values_to_not_be_null": "no missing value",
-    "expect_column_values_to_be_unique": "no value twice",
-    "expect_column_pair_scores_to_agree": "no contradiction",
-    "expect_table_columns_to_match_set": "these columns",
+    "expect_column_values_to_not_be_null": "no missing values",
+    "expect_column_values_to_be_unique": "no duplicates",
+    "expect_column_pair_scores_to_agree": "no contradictions",
+    "expect_table_columns_to_match_set": "exactly the columns of the suite",
 }
 
 
 def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> tuple[list[Check], dict[str, Any]]:
-    """One check per expectation, and Great Expectations' own result. An empty table fulfils nothing here.
+    """Returns one check per expectation, and Great Expectations' own result as plain JSON values.
+
+    An empty table fails every expectation.
 
     Raises:
         ParameterError: Great Expectations cannot use an expectation; the message names it.
     """
-    if table.empty:  # Great Expectations would be content with most of it, and divide by nothing in the rest
+    if table.empty:  # Great Expectations would pass most expectations on it, and divide by zero in the others
         return [replace(_check(name, expectation, None), observed="no rows") for expectation in expectations], {"results": []}
     gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain), parse_constant=str)
     by_name = {result["expectation_config"]["meta"]["name"]: result for result in gx_result["results"]}
@@ -42,11 +44,11 @@ def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
 
 
 def _validate(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> dict[str, Any]:
-    """Great Expectations' result, nearly as plain JSON values."""
+    """Returns Great Expectations' result. It is made of plain JSON values but for some numbers of NumPy."""
     import great_expectations as gx
     from great_expectations.data_context.types import base
 
-    import lever_mlflow.gate.expectations  # noqa: F401  (registers them)
+    import lever_mlflow.gate.expectations  # noqa: F401  (registers our own expectations)
 
     context = gx.get_context(
         mode="ephemeral",
@@ -56,8 +58,8 @@ def _validate(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
             store_backend_defaults=base.InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
         ),
     )
-    # Built one by one: a suite given plain dicts only logs the ones it cannot use, and adding configurations replaces an
-    # earlier one of the same type and column, so that a warning would displace a critical threshold.
+    # The expectations are built one by one. A suite made of plain dicts only logs those that it cannot use, and adding a
+    # configuration to a suite replaces an earlier one of the same type and column: a warning would displace a critical one.
     suite = gx.ExpectationSuite(name=name, expectations=[_expectation(name, item) for item in expectations])
     asset = context.data_sources.add_pandas("rl_data").add_dataframe_asset(name)
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
@@ -65,7 +67,7 @@ def _validate(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and truth values, which Great Expectations leaves in places, as Python's."""
+    """Returns a NumPy number or truth value as Python's, and anything else as text."""
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
@@ -77,7 +79,8 @@ def _expectation(suite: str, item: Mapping[str, Any]) -> Any:
     except Exception as error:  # Great Expectations and pydantic raise many kinds for a bad threshold
         reason = " ".join(str(error).split())
         raise ParameterError(
-            f"{suite}.json: expectation {item['meta']['name']}: {reason}; mend the suite or restore it with git"
+            f"{suite}.json: expectation {item['meta']['name']}: {reason}; correct the suite, or restore all of them with "
+            f"`git checkout -- data_checks`"
         ) from None
 
 
@@ -98,7 +101,7 @@ def _check(suite: str, expectation: Mapping[str, Any], result: Mapping[str, Any]
 
 
 def _exception(result: Mapping[str, Any]) -> str | None:
-    """The first exception's message; Great Expectations keeps one flat record or one per metric."""
+    """Returns the message of the first exception, or None. Great Expectations keeps one flat record or one per metric."""
     info = result.get("exception_info") or {}
     records = [info] if "raised_exception" in info else list(info.values())
     raised = [record for record in records if record["raised_exception"]]
@@ -111,7 +114,7 @@ def _observed(kind: str, result: Mapping[str, Any]) -> str:
         if kind == _NOT_IN_SET:
             return f"{count / max(total, 1):.1%} of rows"
         examples = ", ".join(dict.fromkeys(str(value) for value in result.get("partial_unexpected_list", [])[:3]))
-        return f"{count} of {total} rows amiss" + (f" ({examples})" if examples else "")
+        return f"{count} of {total} rows failed" + (f" ({examples})" if examples else "")
     value = result.get("observed_value")
     if isinstance(value, Mapping) and "quantiles" in value:
         return "; ".join(f"{q:g}: {_number(number)}" for q, number in zip(value["quantiles"], value["values"], strict=True))
@@ -126,10 +129,10 @@ def _number(value: float | None) -> str:
 
 def _required(kind: str, kwargs: Mapping[str, Any]) -> str:
     mostly = kwargs.get("mostly", 1)
-    rows = f" in {mostly:.0%} of rows" if mostly != 1 else ""
+    rows = f" in at least {mostly:.0%} of rows" if mostly != 1 else ""
     if "value_set" in kwargs:
-        values = ", ".join(map(str, kwargs["value_set"]))
-        return f"{values} in at most {1 - mostly:.0%} of rows" if kind == _NOT_IN_SET else f"only {values}{rows}"
+        values = " or ".join(map(str, kwargs["value_set"]))
+        return f"{values} in at most {1 - mostly:.0%} of rows" if kind == _NOT_IN_SET else f"{values}{rows}"
     if "quantile_ranges" in kwargs:
         ranges = kwargs["quantile_ranges"]
         return "; ".join(f"{q:g}: {_range(*pair)}" for q, pair in zip(ranges["quantiles"], ranges["value_ranges"], strict=True))
@@ -143,7 +146,7 @@ def _required(kind: str, kwargs: Mapping[str, Any]) -> str:
 
 def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return _number(low) if low == high else f"{_number(low)} to {_number(high)}"
+        return f"exactly {_number(low)}" if low == high else f"{_number(low)} to {_number(high)}"
     if low is not None:
         return f"at least {_number(low)}"
     return f"at most {_number(high)}" if high is not None else ""

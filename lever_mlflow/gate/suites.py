@@ -1,7 +1,7 @@
-"""The gate's suites: read from the Great Expectations project, with the thresholds that a user overrides.
+"""Reads the gate's suites from the Great Expectations project and applies the thresholds that a user overrides.
 
-An entry is Great Expectations' own JSON. Its ``meta`` holds ``name`` (unique over all suites), ``note``, ``remedy`` and
-perhaps ``scales_with_reward_mode``. ``{"$PARAMETER": name}`` stands for what is only known when checking.
+An expectation is Great Expectations' own JSON. Its ``meta`` holds ``name`` (unique over all suites), ``note``, ``remedy`` and
+optionally ``scales_with_reward_mode``. ``{"$PARAMETER": name}`` stands for a value that is only known when data are checked.
 """
 
 from __future__ import annotations
@@ -10,17 +10,29 @@ import difflib
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lever_mlflow.exceptions import ParameterError
 
-__all__ = ["DATA_SUITES", "DEFAULT_PROJECT_DIR", "DRIFT_SUITES", "SEVERITIES", "read_suites", "resolved", "suite_digest"]
+__all__ = [
+    "DATA_SUITES",
+    "DEFAULT_PROJECT_DIR",
+    "DRIFT_SUITES",
+    "SEVERITIES",
+    "Severity",
+    "Suites",
+    "read_suites",
+    "resolved",
+    "suite_digest",
+]
 
 _CHECKOUT, _PACKAGED = Path(__file__).parents[2], Path(__file__).parent / "default_checks"
 DEFAULT_PROJECT_DIR = _CHECKOUT / "data_checks" if (_CHECKOUT / "MLproject").is_file() else _PACKAGED  # setup.py ships the copy
-SEVERITIES = ("critical", "warning", "info")
+Severity = Literal["critical", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # from the worst to the mildest
 DATA_SUITES = ("rl_trials", "rl_queries", "rl_evaluations")
 DRIFT_SUITES = ("rl_drift", "rl_drift_rewards")
 _BOUNDS = ("min_value", "max_value", "threshold")
@@ -30,14 +42,16 @@ Suites = dict[str, list[dict[str, Any]]]
 
 
 def read_suites(project_dir: Path = DEFAULT_PROJECT_DIR, thresholds: Mapping[str, float | str] | None = None) -> Suites:
-    """All suites by name, each a list of expectations.
+    """Reads all suites and returns the expectations of each by the suite's name.
 
     Args:
-        thresholds: values to use instead of the files': ``{"positive_query_rate": 0.05}`` where the expectation has one bound,
-            else with the field, as ``reward_mean.min_value``, ``pool_size.mostly`` or ``reward_mean.severity``.
+        project_dir: folder of the Great Expectations project.
+        thresholds: values that replace those of the files. A key is the name of an expectation that has one bound, such as
+            ``positive_query_rate``, or the name and the field, such as ``reward_mean.min_value``, ``pool_size.mostly`` or
+            ``reward_mean.severity``.
 
     Raises:
-        ParameterError: a suite is missing or cannot be used, or a threshold names nothing that it could change; the
+        ParameterError: a suite is missing or cannot be used, or a threshold names no expectation or no field of it. The
             message names the file and the expectation.
     """
     suites = {name: _read(project_dir / "gx" / "expectations" / f"{name}.json") for name in (*DATA_SUITES, *DRIFT_SUITES)}
@@ -54,16 +68,24 @@ def read_suites(project_dir: Path = DEFAULT_PROJECT_DIR, thresholds: Mapping[str
 
 
 def suite_digest(project_dir: Path = DEFAULT_PROJECT_DIR, thresholds: Mapping[str, float | str] | None = None) -> str:
-    """Content digest of all suites as they would be used, 32 hex characters; arguments and errors as ``read_suites``."""
+    """Returns the digest of all suites with the overrides applied, 32 hex characters.
+
+    It takes the arguments of ``read_suites`` and raises its errors.
+    """
     content = json.dumps(read_suites(project_dir, thresholds), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
 
 
 def resolved(expectation: Mapping[str, Any], parameters: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The expectation with values for its parameters, and bounds on rewards in [0, 2] scaled by ``factor`` to another range.
+    """Returns an expectation with its parameters filled in and its reward bounds scaled.
+
+    Args:
+        expectation: an expectation as ``read_suites`` returns it.
+        parameters: the values of all ``$PARAMETER`` entries, by name.
+        factor: what bounds on rewards in [0, 2] are multiplied by to fit the range of another reward mode.
 
     Raises:
-        ParameterError: it asks for a parameter that there is not.
+        ParameterError: the expectation names an unknown parameter.
     """
     kwargs = {}
     for key, value in expectation["kwargs"].items():
@@ -71,7 +93,7 @@ def resolved(expectation: Mapping[str, Any], parameters: Mapping[str, Any], fact
             if value["$PARAMETER"] not in parameters:
                 known = ", ".join(sorted(parameters))
                 raise ParameterError(
-                    f"expectation {expectation['meta']['name']}: no parameter {value['$PARAMETER']!r}; there are: {known}"
+                    f"expectation {expectation['meta']['name']}: unknown parameter {value['$PARAMETER']!r}; use one of {known}"
                 )
             kwargs[key] = parameters[value["$PARAMETER"]]
         else:
@@ -82,43 +104,52 @@ def resolved(expectation: Mapping[str, Any], parameters: Mapping[str, Any], fact
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    """Reads the expectations of one suite, and raises ParameterError where they cannot be used."""
     try:
         suite = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParameterError(
-            f"{path}: no such suite of the data gate; restore it with git checkout data_checks, or install the package again"
+            f"{path}: this suite of the data gate does not exist; restore the suites with `git checkout -- data_checks`, or "
+            f"install the package again"
         ) from None
     except (OSError, ValueError) as error:
-        raise ParameterError(f"{path}: not a readable suite: {error}; mend the file or restore it with git") from None
+        raise ParameterError(f"{path}: the suite cannot be read: {error}; {_restore(path)}") from None
     expectations = suite.get("expectations") if isinstance(suite, dict) else None
     if not isinstance(expectations, list) or not expectations:
-        raise ParameterError(f"{path}: holds no expectations, so it would let everything pass; restore it with git")
+        raise ParameterError(f"{path}: the suite holds no expectations, so all data would pass; {_restore(path)}")
     for i, expectation in enumerate(expectations):
         problem = _problem(expectation)
         if problem:
-            raise ParameterError(f"{path}: expectation {i}: {problem}; mend the file or restore it with git")
+            raise ParameterError(f"{path}: expectation {i}: {problem}; {_restore(path)}")
     return expectations
 
 
+def _restore(path: Path) -> str:
+    """Returns the remedy for a damaged suite, with the command that restores it."""
+    folder, name = shlex.quote(str(path.parent)), shlex.quote(path.name)
+    return f"correct the file, or restore it with `git -C {folder} checkout -- {name}`"
+
+
 def _problem(expectation: Any) -> str | None:
-    """What keeps an entry of a suite from being used, before Great Expectations sees it."""
+    """Returns why an expectation cannot be handed to Great Expectations, or None where it can."""
     if not isinstance(expectation, dict) or not isinstance(expectation.get("type"), str):
-        return "has no type"
+        return "it has no type"
     if not isinstance(expectation.get("kwargs"), dict):
-        return "has no kwargs"
+        return "it has no kwargs"
     if expectation.get("severity") not in SEVERITIES:
-        return f"severity is {expectation.get('severity')!r}, expected one of {', '.join(SEVERITIES)}"
+        return f"its severity is {expectation.get('severity')!r}, expected one of {', '.join(SEVERITIES)}"
     meta = expectation.get("meta")
     if not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
-        return "has no meta.name"
+        return "it has no meta.name"
     return None
 
 
 def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float | str) -> None:
+    """Replaces one threshold or severity in place; ``target`` is the name of an expectation, or ``name.field``."""
     name, _, field = target.partition(".")
     if name not in by_name:
         close = difflib.get_close_matches(name, by_name, n=3) or sorted(by_name)
-        raise ParameterError(f"thresholds: no expectation {name!r}; did you mean {' or '.join(close)}?")
+        raise ParameterError(f"thresholds: there is no expectation {name!r}; did you mean {' or '.join(close)}?")
     expectation = by_name[name]
     if field == "severity":
         if value not in SEVERITIES:
@@ -131,16 +162,19 @@ def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float |
     if not field and len(bounds) == 1:
         field = bounds[0]
     if field not in fields:
-        raise ParameterError(f"thresholds: {target}={value}: give one of {', '.join(f'{name}.{field}' for field in fields)}")
+        raise ParameterError(
+            f"thresholds: {target}={value}: name one of the fields {', '.join(f'{name}.{field}' for field in fields)}"
+        )
     try:
         kwargs[field] = float(value)
     except ValueError:
         kwargs[field] = math.nan
     if not math.isfinite(kwargs[field]):
-        raise ParameterError(f"thresholds: {target}={value}: not a finite number")
+        raise ParameterError(f"thresholds: {target}={value}: the value is not a finite number")
 
 
 def _scaled(key: str, value: Any, factor: float) -> Any:
+    """Returns a keyword argument of an expectation with its bounds multiplied by ``factor``; other values stay as they are."""
     if isinstance(value, int | float):
         return value * factor if key in _BOUNDS else value
     if key == "quantile_ranges":

@@ -1,4 +1,4 @@
-"""RL data as the tables that the gate's suites check: one row per trial, per query and per recorded evaluation."""
+"""Turns RL data into the tables that the gate's suites check: one row per trial, per query and per recorded evaluation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ __all__ = ["evaluation_table", "query_table", "trial_table"]
 
 
 def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFrame:
-    """One row per usable trial, in the order of the groups.
+    """Returns a table with one row per usable trial, in the order of the groups.
 
-    Columns: ``query_id``, ``shots`` (length of the pointer), ``gen_method``, ``vqa_correct``, ``vqa_acc_score``, ``reward``
-    in ``mode``, ``pointer_distinct`` (no position twice), ``pointer_in_pool``.
+    Args:
+        data: the RL data.
+        mode: the reward mode of the column ``reward``.
+
+    Returns:
+        Columns ``query_id``, ``shots`` (length of the pointer), ``gen_method``, ``vqa_correct``, ``vqa_acc_score``, ``reward``,
+        ``pointer_distinct`` (the pointer has no position twice) and ``pointer_in_pool`` (all its positions are in the pool).
 
     Raises:
-        ParameterError: the mode needs figures that the data lacks.
+        ParameterError: the mode needs scores that the data lack.
     """
     trials = [trial for group in data.groups for trial in group.trials]
     n_trials = len(trials)
@@ -38,7 +43,7 @@ def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFra
     owners = np.repeat(np.arange(n_trials), shots)
     outside = (positions < 0) | (positions >= pool_sizes[owners])
     order = np.lexsort((positions, owners))
-    again = (np.diff(positions[order]) == 0) & (np.diff(owners[order]) == 0)
+    repeated = (np.diff(positions[order]) == 0) & (np.diff(owners[order]) == 0)
     return pd.DataFrame(
         {
             "query_id": np.repeat(np.array([group.query_id for group in data.groups], dtype=np.int64), group_sizes),
@@ -47,25 +52,28 @@ def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFra
             "vqa_correct": correct,
             "vqa_acc_score": accuracy,
             "reward": rewards(correct, accuracy, mode, gt_prob=gt_prob),
-            "pointer_distinct": ~_marked(owners[order][1:][again], n_trials),
+            "pointer_distinct": ~_marked(owners[order][1:][repeated], n_trials),
             "pointer_in_pool": ~_marked(owners[outside], n_trials),
         }
     )
 
 
 def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | None = None) -> pd.DataFrame:
-    """One row per query.
+    """Returns a table with one row per query.
 
     Args:
+        data: the RL data.
         trials: the ``trial_table`` of the same data.
-        train: the training items that indices may name. Images are compared through them if all queries record the
-            same question ids; otherwise through the ``image_id`` of the file's own queries.
+        train: the training items that the indices of the data refer to. If every query records its question id, and these
+            ids agree with the training items, the images of pool items are known from the training items. Otherwise they are
+            known from the ``image_id`` of the queries in ``data``.
 
     Returns:
         Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
-        ``pool_size``, ``pool_distinct``, ``query_in_pool``, ``image_in_pool`` (pool items, the query itself aside, that
-        show its image), ``unknown_items`` (indices beyond ``train``, and the query if it is another question there),
-        ``positive``, ``reward_mean`` (NaN without trials), ``reward_spread`` (largest minus smallest), ``zero_spread``.
+        ``pool_size``, ``pool_distinct``, ``query_in_pool``, ``image_in_pool`` (number of pool items that show the query's
+        image, without the query itself), ``unknown_items`` (number of indices beyond ``train``, plus 1 if the query is another
+        question there), ``positive``, ``reward_mean`` (NaN without trials), ``reward_spread`` (largest minus smallest reward)
+        and ``zero_spread``.
     """
     groups = data.groups
     sizes = [len(group.trials) for group in groups]
@@ -95,30 +103,36 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
 
 
 def evaluation_table(data: RLData, trials: pd.DataFrame) -> pd.DataFrame:
-    """One row per recorded trial, the dropped ones included: column ``outcome``, ``used`` or the reason that it was dropped."""
+    """Returns a table with one row per recorded trial, including dropped ones.
+
+    Its only column, ``outcome``, is ``used`` or the reason why the trial was dropped.
+    """
     counts = {"used": len(trials), **data.dropped}
     return pd.DataFrame({"outcome": pd.Series(np.repeat(list(counts), list(counts.values())), dtype=object)})
 
 
 def _marked(indices: np.ndarray, length: int) -> np.ndarray:
+    """Returns truth values that are true at the indices."""
     mask = np.zeros(length, dtype=bool)
     mask[indices] = True
     return mask
 
 
 def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
-    """Train index -> image id, of all items for which it is known."""
+    """Returns the image id of every training item for which it is known, by the item's index."""
     if train and all("question_id" in group.query and not _unknown(group, train) for group in data.groups):
         return {sample.index: sample.image_id for sample in train}
     return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
 
 
 def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> int:
+    """Returns how many pool items other than the query show the query's image."""
     image = images.get(query_id)
     return 0 if image is None else sum(images.get(index) == image for index in pool if index != query_id)
 
 
 def _unknown(group: Group, train: Sequence[Sample] | None) -> int:
+    """Returns how many indices of a group are beyond the training items, plus 1 if its query is another question there."""
     if train is None:
         return 0
     outside = sum(not 0 <= index < len(train) for index in (group.query_id, *group.pool))

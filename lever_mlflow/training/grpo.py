@@ -1,8 +1,8 @@
-"""Trains a start checkpoint by GRPO: group-relative policy optimisation with a KL penalty of weight beta.
+"""GRPO: group-relative policy optimisation of a start checkpoint, with a KL penalty of weight beta.
 
-Departures from the predecessor: training uses whole groups unless ``top_k`` asks otherwise. Log-probs are computed without
-dropout, so that before the first step the ratio is exactly 1 and KL exactly 0. The log-probs of the reference policy come from
-a frozen copy of the start checkpoint, on the same batch as those of the policy.
+Departures from the predecessor: whole groups unless ``top_k`` asks otherwise; no dropout, so that the ratio is exactly 1
+and KL exactly 0 before the first step; reference log-probs come from a frozen copy of the start checkpoint on the very
+same batch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
-from lever_mlflow.settings import GrpoSettings, RewardMode
-from lever_mlflow.training.batches import GroupBatch, GroupTable, split_tables
-from lever_mlflow.training.loop import Epoch, StepOutput, train_epochs
+from lever_mlflow.settings import GrpoSettings, RewardMode, format_beta
+from lever_mlflow.training.batches import GroupBatch, GroupTable, split_groups, tabulate
+from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import (
-    GrpoLoss,
     adapted_beta,
     categorical_kl,
     entropy,
@@ -27,7 +26,6 @@ from lever_mlflow.training.objectives import (
     grpo_loss,
     zero_spread,
 )
-from lever_mlflow.training.state import Metrics, TrainingState
 from lever_mlflow.training.validation import exact_kl, picks_changed, validate_selector
 from lever_mlflow.trials.rl_data import RLData
 
@@ -47,114 +45,104 @@ def train_grpo(
 ) -> Iterator[Epoch]:
     """Trains a copy of ``start`` and yields each epoch, or those after ``state``.
 
-    Its metrics are those of ``train_epochs`` and of ``GrpoObjective``.
-
-    Args:
-        start: the selector to begin with, which is also the reference policy; it is not changed.
-        data: the recorded trials.
-        features_SD: features of the training items, of the fusion that ``start`` takes.
-        settings: of the training.
-        seed: decides the split and the order of queries.
-        reward_mode: how scores become rewards.
-        device: ``cpu`` or ``cuda``.
-        state: of an earlier run with the same arguments, after whose last epoch training goes on.
+    Metrics: those of ``loop.train_epochs``, of ``GrpoObjective.step`` as means over the training queries, and of
+    ``GrpoObjective.finish``.
 
     Raises:
-        DataError: the data do not fit the features, or too few queries have trials.
-        LeverError: the loss is not finite.
-        CheckpointError: ``state`` is of another selector.
+        DataError: the data does not fit the features. LeverError: the loss is not finite.
     """
-    train, val = split_tables(data.groups, features_SD, settings, reward_mode, seed)
+    train, val = split_groups(data.groups, settings.val_share, seed)
+    train_table = tabulate(train, features_SD, reward_mode, top_k=settings.top_k)
+    val_table = tabulate(val, features_SD, reward_mode)
     reference = copy.deepcopy(start).to(device).eval().requires_grad_(False)
     policy = copy.deepcopy(start).to(device).eval()
     if settings.freeze_backbone:
         policy.freeze_backbone()
-    objective = GrpoObjective(policy, reference, val, settings, device)
+    objective = GrpoObjective(policy, reference, val_table, settings, device)
     if state is not None:
-        objective.beta = _next_beta(settings, state.history[-1]["beta"], state.history[-1]["kl"])
-    return train_epochs(policy, train, objective, settings, seed=seed, device=device, state=state)
+        objective.go_on_after(state.history[-1])
+    name = f"GRPO beta {format_beta(settings.kl_beta)}"
+    return train_epochs(policy, train_table, settings, objective, seed=seed, name=name, device=device, state=state)
 
 
 class GrpoObjective:
-    """Computes the GRPO loss of a policy against its frozen start, with a weight of the KL penalty that may adapt.
-
-    It adds these metrics to an epoch. Means over the training queries are ``ppo_loss``, ``kl`` (the k3 estimate), ``kl_exact``,
-    ``clip_ratio_low``, ``clip_ratio_high`` and ``entropy`` (nats per shot). ``adv_std`` and ``adv_max`` are over the epoch's
-    trials, and ``beta`` is the weight in this epoch. On the validation queries there are ``val_loss``, ``expected_reward`` and
-    that of the start (``expected_reward_start``), and, both compared with the start, ``val_kl_exact`` and ``picks_changed``.
-    """
+    """Computes the GRPO loss of a policy against its reference policy, the frozen start checkpoint."""
 
     def __init__(
-        self, policy: PointerSelector, reference: PointerSelector, val: GroupTable, settings: GrpoSettings, device: str
+        self,
+        policy: PointerSelector,
+        reference: PointerSelector,
+        val_table: GroupTable,
+        settings: GrpoSettings,
+        device: str,
     ) -> None:
-        self.policy, self.reference, self.val, self.settings, self.device = policy, reference, val, settings, device
-        self.start_reward = validate_selector(reference, val, device)["expected_reward"]
-        self.beta = settings.kl_beta  # in this epoch
+        self.policy, self.reference, self.val_table = policy, reference, val_table
+        self.settings, self.device = settings, device
+        self.beta = settings.kl_beta
+        self.start_reward = validate_selector(reference, val_table, device)["expected_reward"]
 
-    @property
-    def title(self) -> str:
-        """The training's name, with its first beta."""
-        return f"GRPO beta {self.settings.kl_beta:g}"
+    def go_on_after(self, metrics: Metrics) -> None:
+        """Sets beta to what it is after an epoch with these metrics."""
+        self._adapt_beta(metrics["beta"], metrics["kl"])
 
     def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
-        """Computes the loss of a batch, without dropout."""
-        settings = self.settings
+        """Computes the loss of a batch without dropout.
+
+        Means: ``ppo_loss``, ``kl`` (k3), ``kl_exact``, ``clip_ratio_low``, ``clip_ratio_high`` and ``entropy`` (nats per shot).
+        """
         model.eval()
-        steps_BGKN = model(*batch.inputs)
+        inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
+        steps_BGKN = model(*inputs)
         with torch.no_grad():
-            reference_BGKN = self.reference.step_logprobs(*batch.inputs)
+            old_steps_BGKN = self.reference.step_logprobs(*inputs)
         advantages_BG = group_advantages(
-            batch.rewards_BG, batch.mask_BG, scale=settings.scale_rewards, batch_std=batch.rewards_std
+            batch.rewards_BG, batch.mask_BG, scale=self.settings.scale_rewards, batch_std=batch.rewards_std
         )
-        mask_BG = self._mask(batch)
-        result = self._loss(batch, steps_BGKN, reference_BGKN, advantages_BG, mask_BG)
-        entropy_now = entropy(steps_BGKN, mask_BG)
-        means = {
-            "ppo_loss": result.policy_loss,
-            "kl": result.kl,
-            "kl_exact": categorical_kl(steps_BGKN.detach(), reference_BGKN, mask_BG),
-            "clip_ratio_low": result.clip_ratio_low,
-            "clip_ratio_high": result.clip_ratio_high,
-            "entropy": entropy_now.detach(),
-        }
-        loss = result.loss - settings.entropy_coef * entropy_now if settings.entropy_coef else result.loss
-        return StepOutput(loss, int(mask_BG.any(1).sum()), means, {"advantages": advantages_BG[batch.mask_BG]})
-
-    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
-        """Validates the policy, and adapts beta for the next epoch."""
-        advantages = values["advantages"].double()
-        validation = validate_selector(self.policy, self.val, self.device)
-        beta, self.beta = self.beta, _next_beta(self.settings, self.beta, metrics["kl"])
-        return {
-            "adv_std": float(advantages.std(correction=0)),
-            "adv_max": float(advantages.max()),
-            "beta": beta,
-            **validation,
-            "expected_reward_start": self.start_reward,
-            "val_kl_exact": exact_kl(self.policy, self.reference, self.val, self.device),
-            "picks_changed": picks_changed(self.policy, self.reference, self.val, self.device),
-        }
-
-    def _mask(self, batch: GroupBatch) -> Tensor:
-        """Returns which trials count in the loss, bool [B, G]."""
-        if not self.settings.mask_zero_std_groups:
-            return batch.mask_BG
-        return batch.mask_BG & ~zero_spread(batch.rewards_BG, batch.mask_BG)[:, None]
-
-    def _loss(
-        self, batch: GroupBatch, steps_BGKN: Tensor, reference_BGKN: Tensor, advantages_BG: Tensor, mask_BG: Tensor
-    ) -> GrpoLoss:
-        return grpo_loss(
+        mask_BG = batch.mask_BG
+        if self.settings.mask_zero_std_groups:
+            mask_BG = mask_BG & ~zero_spread(batch.rewards_BG, mask_BG)[:, None]
+        result = grpo_loss(
             pointer_logprobs(steps_BGKN, batch.pointers_BGK),
-            pointer_logprobs(reference_BGKN, batch.pointers_BGK),
+            pointer_logprobs(old_steps_BGKN, batch.pointers_BGK),
             advantages_BG,
             self.beta,
             self.settings.epsilon,
             epsilon_high=self.settings.epsilon_high or None,
             mask_BG=mask_BG,
         )
+        policy_entropy = entropy(steps_BGKN, mask_BG)
+        means = {
+            "ppo_loss": result.policy_loss,
+            "kl": result.kl,
+            "kl_exact": categorical_kl(steps_BGKN.detach(), old_steps_BGKN, mask_BG),
+            "clip_ratio_low": result.clip_ratio_low,
+            "clip_ratio_high": result.clip_ratio_high,
+            "entropy": policy_entropy.detach(),
+        }
+        coefficient = self.settings.entropy_coef
+        loss = result.loss - coefficient * policy_entropy if coefficient else result.loss
+        return StepOutput(loss, int(mask_BG.any(1).sum()), means, {"advantages": advantages_BG[batch.mask_BG]})
 
+    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
+        """Returns the metrics of an epoch that are not means over its steps, and adapts beta for the next one if asked to.
 
-def _next_beta(settings: GrpoSettings, beta: float, kl: float) -> float:
-    """Returns the KL weight of the epoch after one with this weight and this mean KL."""
-    return adapted_beta(beta, kl) if settings.adaptive_beta else settings.kl_beta
+        ``adv_std`` and ``adv_max`` are over the advantages of the epoch's trials, ``beta`` is the one in use. On the validation
+        queries: ``val_loss``, ``expected_reward``, that of the start (``expected_reward_start``), the exact KL from the start
+        (``val_kl_exact``) and the share of other greedy picks than the start's (``picks_changed``).
+        """
+        advantages = values["advantages"].double()
+        added = {
+            "adv_std": float(advantages.std(correction=0)),
+            "adv_max": float(advantages.max()),
+            "beta": self.beta,
+            **validate_selector(self.policy, self.val_table, self.device),
+            "expected_reward_start": self.start_reward,
+            "val_kl_exact": exact_kl(self.policy, self.reference, self.val_table, self.device),
+            "picks_changed": picks_changed(self.policy, self.reference, self.val_table, self.device),
+        }
+        self._adapt_beta(self.beta, metrics["kl"])
+        return added
+
+    def _adapt_beta(self, beta: float, kl: float) -> None:
+        if self.settings.adaptive_beta:
+            self.beta = adapted_beta(beta, kl)

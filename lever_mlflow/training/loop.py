@@ -1,7 +1,7 @@
-"""Runs the training loop that RCE and GRPO share: batches, optimiser, learning rate, epochs and early stopping.
+"""The training loop that RCE and GRPO share: batches, optimiser, learning rate, epochs, and what is needed to go on later.
 
-All randomness is drawn from the seed and the epoch's number, so that an epoch does not depend on whether the epochs before it
-ran in this process.
+Everything random is drawn from the seed and the epoch's number, so that an epoch does not depend on whether the ones before
+it ran in this process.
 """
 
 from __future__ import annotations
@@ -19,56 +19,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lever_mlflow import distributed
-from lever_mlflow.exceptions import LeverError
+from lever_mlflow.exceptions import CheckpointError, LeverError
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import LrScheduler
 from lever_mlflow.training.batches import GroupBatch, GroupTable
-from lever_mlflow.training.state import Metrics, TrainingState, restore_state, take_state
 
-__all__ = ["Epoch", "Objective", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
+__all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
 
-
-class StepOutput(NamedTuple):
-    """Holds what an objective computes of one batch.
-
-    Attributes:
-        loss: scalar to minimise, the mean over the counted queries.
-        n_counted: number of queries that ``loss`` and ``means`` are means over.
-        means: further scalars, to be averaged over the epoch's counted queries.
-        values: tensors to be collected over the whole epoch.
-    """
-
-    loss: Tensor
-    n_counted: int
-    means: Mapping[str, Tensor] = {}
-    values: Mapping[str, Tensor] = {}
-
-
-class Objective(Protocol):
-    """Describes what a trainer gives to the loop: the loss of a step, and the metrics of an epoch."""
-
-    @property
-    def title(self) -> str:
-        """What is trained, for the progress bar."""
-        ...
-
-    def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            model: the module whose call returns step log-probs, so that gradients reach all processes.
-            batch: the queries of the step.
-            progress: share of all training steps that are done, from 0 at the first to 1 at the last.
-        """
-        ...
-
-    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
-        """Returns the metrics to add at the end of an epoch, given its mean metrics and its collected values."""
-        ...
+Metrics = dict[str, float]
 
 
 class LoopSettings(Protocol):
-    """Describes what the loop reads of a trainer's settings."""
+    """Describes what the loop needs of a trainer's settings."""
 
     @property
     def epochs(self) -> int: ...
@@ -84,14 +46,60 @@ class LoopSettings(Protocol):
     def early_stopping(self) -> int: ...
 
 
-class Epoch(NamedTuple):
-    """Holds one finished epoch.
+class StepOutput(NamedTuple):
+    """Holds what an objective makes of one batch.
 
     Attributes:
-        epoch: its number, from 1.
-        metrics: its metrics by name.
-        selector: the selector in training; the next epoch changes it, so use or copy it before.
-        state: what a training needs to go on after this epoch.
+        loss: the scalar to descend on.
+        counted: the number of queries that the loss and ``means`` are means of.
+        means: scalars that are averaged over the queries of the epoch.
+        values: tensors that are collected over the whole epoch.
+    """
+
+    loss: Tensor
+    counted: int
+    means: Mapping[str, Tensor] = {}
+    values: Mapping[str, Tensor] = {}
+
+
+class Objective(Protocol):
+    """Describes what a trainer optimises; one object lives as long as the training."""
+
+    def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            model: the module to call for log-probs; in several processes it wraps the selector.
+            progress: the share of all steps done, in [0, 1].
+        """
+
+    def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
+        """Returns the metrics to add at an epoch's end to the mean ones, ``expected_reward`` among them.
+
+        Args:
+            values: the tensors that the steps returned as ``values``, of all processes, one behind the other.
+        """
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Holds what training needs to go on after an epoch.
+
+    Attributes:
+        history: the metrics of all epochs so far.
+        weights: the selector's weights.
+        optimizer: the optimiser's tensors, by ``<parameter name>/<quantity>``.
+    """
+
+    history: tuple[Metrics, ...]
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+class Epoch(NamedTuple):
+    """Holds one finished epoch (1-based) with its metrics and its state.
+
+    ``selector`` is the one that is trained on: use it before asking for the next epoch.
     """
 
     epoch: int
@@ -101,7 +109,10 @@ class Epoch(NamedTuple):
 
 
 def lr_factor(kind: LrScheduler, progress: float) -> float:
-    """Returns the share of the learning rate at ``progress`` in [0, 1] of all steps: 1, linear to 0, or half a cosine to 0."""
+    """Returns the share of the learning rate at ``progress`` in [0, 1] of all steps.
+
+    The share is 1 throughout, falls linearly to 0, or falls to 0 along half a cosine.
+    """
     match kind:
         case "constant":
             return 1.0
@@ -114,151 +125,171 @@ def lr_factor(kind: LrScheduler, progress: float) -> float:
 def train_epochs(
     selector: PointerSelector,
     groups: GroupTable,
-    objective: Objective,
     settings: LoopSettings,
+    objective: Objective,
     *,
     seed: int,
+    name: str,
     device: str = "cpu",
     state: TrainingState | None = None,
 ) -> Iterator[Epoch]:
-    """Trains ``selector`` in place, in every process of the training, and yields each epoch when it is finished.
+    """Trains ``selector`` in place and yields each epoch, in every process of the training.
 
-    Each epoch has these metrics: ``train_loss`` and the step's means, over the training queries; ``grad_norm``, the mean norm
-    before clipping; ``reward_mean`` and ``frac_reward_zero_std`` of the training trials; ``lr`` at the epoch's last step; those
-    of the objective; and ``seconds``. Training ends early when ``early_stopping`` epochs in a row did not raise
-    ``expected_reward``.
+    The training ends early where ``early_stopping`` epochs in a row did not raise ``expected_reward``.
 
     Args:
-        selector: moved by the optimiser where its parameters require gradients.
-        groups: the training queries.
-        objective: gives the loss and further metrics, ``expected_reward`` among them.
-        settings: of the optimiser and of the number of steps.
-        seed: decides the order of the queries and the hidden units that dropout takes out.
-        device: ``cpu`` or ``cuda``.
-        state: of an earlier run with the same arguments, after whose last epoch training goes on.
+        name: label of the progress bar.
+        state: of an earlier run with the same arguments, to go on after its last epoch; the selector's weights are replaced.
+
+    Metrics: ``train_loss``, the steps' means, ``frac_reward_zero_std``, ``reward_mean`` (of the training trials),
+    ``grad_norm`` (mean before clipping), ``lr`` (at the epoch's last step), ``seconds``, and what the objective adds.
 
     Raises:
-        LeverError: the loss is not finite.
-        CheckpointError: ``state`` is of another selector.
+        LeverError: the loss is not finite. CheckpointError: the state is of another selector.
     """
-    trainable = {name: parameter for name, parameter in selector.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(trainable.values(), lr=settings.lr)
+    trainer = _Trainer(selector, groups, settings, objective, seed, name, device)
     history: list[Metrics] = []
     if state is not None:
         history = [dict(metrics) for metrics in state.history]
-        restore_state(state, selector, optimizer, trainable)
-    model = distributed.wrapped(distributed.join(device), selector)
-    training = _Training(model, trainable, optimizer, groups, objective, settings, seed, device)
+        trainer.restore(state)
     for epoch in range(len(history) + 1, settings.epochs + 1):
-        if _has_stalled(history, settings.early_stopping):
+        if _stopped(history, settings.early_stopping):
             return
-        history.append(_train_epoch(training, epoch))
-        yield Epoch(epoch, history[-1], selector, take_state(history, selector, optimizer, trainable))
+        history.append(trainer.run(epoch))
+        yield Epoch(epoch, history[-1], selector, trainer.state(history))
 
 
-@dataclass(frozen=True)
-class _Training:
-    """Holds what all epochs of a training share."""
+class _Trainer:
+    """Runs the epochs of one training."""
 
-    model: nn.Module  # the selector, wrapped where several processes train it
-    trainable: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    groups: GroupTable
-    objective: Objective
-    settings: LoopSettings
-    seed: int
-    device: str
+    def __init__(
+        self,
+        selector: PointerSelector,
+        groups: GroupTable,
+        settings: LoopSettings,
+        objective: Objective,
+        seed: int,
+        name: str,
+        device: str,
+    ) -> None:
+        self.selector, self.groups, self.settings, self.objective = selector, groups, settings, objective
+        self.seed, self.name = seed, name
+        self.trainable = {name: parameter for name, parameter in selector.named_parameters() if parameter.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=settings.lr)
+        self.processes = distributed.join(device)
+        self.model = distributed.wrapped(self.processes, selector)
+        self.steps_per_epoch = -(-len(groups) // settings.batch_size)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of steps in which an epoch goes once through all queries."""
-        return math.ceil(len(self.groups) / self.settings.batch_size)
+    def run(self, epoch: int) -> Metrics:
+        """Trains one epoch (1-based) and returns its metrics."""
+        started = time.perf_counter()
+        torch.manual_seed(_dropout_seed(self.seed, epoch, self.processes.process_index))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        sums = _EpochSums()
+        quiet = None if self.processes.is_main_process else True
+        for i in tqdm(range(self.steps_per_epoch), f"{self.name} epoch {epoch}", unit="step", disable=quiet):
+            rows = order[i * self.settings.batch_size : (i + 1) * self.settings.batch_size]
+            lr = self._step((epoch - 1) * self.steps_per_epoch + i, rows, sums)
+        metrics = sums.means()
+        metrics["grad_norm"] = sums.norm / len(self.groups)
+        metrics |= {"reward_mean": self.groups.reward_mean, "frac_reward_zero_std": self.groups.frac_zero_spread, "lr": lr}
+        values = {name: distributed.gathered(self.processes, tensors) for name, tensors in sums.values.items()}
+        metrics |= self.objective.finish(metrics, values)
+        metrics["seconds"] = time.perf_counter() - started
+        return metrics
+
+    def _step(self, steps_done: int, rows: np.ndarray, sums: _EpochSums) -> float:
+        """Takes one step on these rows of the groups, and returns its learning rate."""
+        settings, processes = self.settings, self.processes
+        all_steps = settings.epochs * self.steps_per_epoch
+        # the share of steps done before this one, so that the last step still moves something
+        lr = settings.lr * lr_factor(settings.lr_scheduler, steps_done / all_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        share = distributed.share(processes, rows)
+        # a process without a query in a small last step takes part with one that counts for nothing
+        batch = self.groups.batch(share if len(share) else rows[:1], str(processes.device), rows)
+        output = self.objective.step(self.model, batch, steps_done / max(all_steps - 1, 1))
+        figures = {"train_loss": output.loss, **output.means}
+        figures_M = torch.stack([value.detach() for value in figures.values()])
+        means_M, loss_factor, counted = distributed.average(processes, figures_M, output.counted if len(share) else 0)
+        _check_finite(float(means_M[0]), self.groups.query_ids_Q[rows])
+        self.optimizer.zero_grad()
+        processes.backward(output.loss * loss_factor)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable.values()), settings.grad_clip)
+        self.optimizer.step()
+        sums.add(dict(zip(figures, means_M.tolist(), strict=True)), counted, norm.item() * len(rows))
+        for name, tensor in output.values.items():
+            sums.values[name].append(tensor.detach().cpu()[: None if len(share) else 0])
+        return lr
+
+    def state(self, history: list[Metrics]) -> TrainingState:
+        """Copies what is needed to go on from here."""
+        moments = {
+            f"{name}/{quantity}": value.detach().cpu().clone()
+            for name, parameter in self.trainable.items()
+            for quantity, value in self.optimizer.state[parameter].items()
+        }
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.selector.state_dict().items()}
+        return TrainingState(tuple(dict(metrics) for metrics in history), weights, moments)
+
+    def restore(self, state: TrainingState) -> None:
+        """Puts weights and optimiser into a state.
+
+        Raises:
+            CheckpointError: the state is of another selector.
+        """
+        expected = {name: tensor.shape for name, tensor in self.selector.state_dict().items()}
+        actual = {name: tensor.shape for name, tensor in state.weights.items()}
+        by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in state.optimizer.items():
+            name, _, quantity = key.rpartition("/")
+            by_parameter[name][quantity] = value
+        if actual != expected or by_parameter.keys() != self.trainable.keys():
+            raise CheckpointError("the training state is of another selector, or of one with other frozen parts; train anew")
+        self.selector.load_state_dict(dict(state.weights))
+        for name, parameter in self.trainable.items():
+            # AdamW counts steps on the CPU; its moments live beside the parameter
+            self.optimizer.state[parameter] = {
+                quantity: value.clone() if quantity == "step" else value.to(parameter.device).clone()
+                for quantity, value in by_parameter[name].items()
+            }
 
 
 class _EpochSums:
-    """Collects the figures of an epoch's steps."""
+    """Adds up the figures of an epoch's steps."""
 
     def __init__(self) -> None:
-        self.weighted: dict[str, float] = defaultdict(float)  # sum over steps of mean times number of counted queries
-        self.n_counted = 0
-        self.norms: list[float] = []  # gradient norm times number of queries
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counted = 0  # queries that the sums are over
+        self.norm = 0.0  # of the gradients, times the queries of the step
         self.values: dict[str, list[Tensor]] = defaultdict(list)
 
-    def add(self, means: Mapping[str, float], n_counted: int, grad_norm: float, n_queries: int) -> None:
-        """Adds the figures of one step, which are the same in all processes."""
-        for name, mean in means.items():
-            self.weighted[name] += mean * n_counted
-        self.n_counted += n_counted
-        self.norms.append(grad_norm * n_queries)
+    def add(self, means: Mapping[str, float], counted: int, norm: float) -> None:
+        """Adds a step: its means, over how many queries they are, and the norm of its gradient times its queries."""
+        for name, value in means.items():
+            self.sums[name] += value * counted
+        self.counted += counted
+        self.norm += norm
 
-    def means(self, n_queries: int) -> Metrics:
-        """Returns the means over the epoch's counted queries, and that of the gradient norm over all ``n_queries``."""
-        metrics = {name: total / max(self.n_counted, 1) for name, total in self.weighted.items()}
-        metrics["grad_norm"] = sum(self.norms) / n_queries
-        return metrics
-
-
-def _train_epoch(training: _Training, epoch: int) -> Metrics:
-    """Trains on all queries once and returns the epoch's metrics."""
-    groups, batch_size = training.groups, training.settings.batch_size
-    processes = distributed.join(training.device)
-    started = time.perf_counter()
-    torch.manual_seed(_dropout_seed(training.seed, epoch, processes.process_index))
-    order = np.random.default_rng([training.seed, epoch]).permutation(len(groups))
-    starts = range(0, len(groups), batch_size)
-    title = f"{training.objective.title} epoch {epoch}"
-    sums, lr = _EpochSums(), 0.0
-    for i, start in enumerate(tqdm(starts, title, unit="step", disable=None if processes.is_main_process else True)):
-        done = (epoch - 1) * training.steps_per_epoch + i
-        lr = _train_step(training, done, order[start : start + batch_size], sums)
-    metrics = sums.means(len(groups))
-    metrics |= {"reward_mean": groups.reward_mean, "frac_reward_zero_std": groups.frac_zero_spread, "lr": lr}
-    values = {name: distributed.gathered(processes, tensors) for name, tensors in sums.values.items()}
-    metrics |= training.objective.finish(metrics, values)
-    metrics["seconds"] = time.perf_counter() - started
-    return metrics
-
-
-def _train_step(training: _Training, done: int, rows: np.ndarray, sums: _EpochSums) -> float:
-    """Takes an optimiser step on the queries of ``rows``, after ``done`` steps of all epochs, and returns the learning rate."""
-    settings, optimizer = training.settings, training.optimizer
-    processes = distributed.join(training.device)
-    n_steps = settings.epochs * training.steps_per_epoch
-    lr = settings.lr * lr_factor(settings.lr_scheduler, done / n_steps)  # by n_steps: the last step still moves something
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    share = distributed.share(processes, rows)
-    # All processes take part in every step: one without a query, in a small last step, computes a query that does not count.
-    batch = training.groups.batch(share if len(share) else rows[:1], str(processes.device), rows)
-    output = training.objective.step(training.model, batch, done / max(n_steps - 1, 1))
-    figures = {"train_loss": output.loss, **output.means}
-    stacked = torch.stack([figure.detach() for figure in figures.values()])
-    averaged = distributed.average(processes, stacked, output.n_counted if len(share) else 0)
-    _check_finite(float(averaged.means_M[0]), training.groups.query_ids_Q[rows])
-    optimizer.zero_grad()
-    processes.backward(output.loss * averaged.loss_factor)
-    norm = torch.nn.utils.clip_grad_norm_(list(training.trainable.values()), settings.grad_clip)
-    optimizer.step()
-    sums.add(dict(zip(figures, averaged.means_M.tolist(), strict=True)), averaged.total_weight, norm.item(), len(rows))
-    for name, tensor in output.values.items():
-        sums.values[name].append(tensor.detach().cpu()[: None if len(share) else 0])
-    return lr
+    def means(self) -> Metrics:
+        """Returns the mean figures per query; 0 where no query counted."""
+        return {name: total / max(self.counted, 1) for name, total in self.sums.items()}
 
 
 def _dropout_seed(seed: int, epoch: int, process: int) -> int:
-    """Returns a seed for each process: with the same one, dropout would take the same hidden units from all their queries."""
+    """Another seed for each process, whose queries would otherwise lose the same hidden units."""
     return int(np.random.SeedSequence([seed, epoch, process] if process else [seed, epoch]).generate_state(1)[0])
 
 
 def _check_finite(loss: float, query_ids: np.ndarray) -> None:
     if not math.isfinite(loss):
         raise LeverError(
-            f"loss is {loss} on queries {query_ids.tolist()}; choose a smaller lr or smaller weights in the loss, "
-            "or check the features of these queries and their pools"
+            f"loss is {loss} on queries {query_ids.tolist()}; lower lr or what weighs in the loss, or check their data"
         )
 
 
-def _has_stalled(history: list[Metrics], patience: int) -> bool:
-    """Tells whether the last ``patience`` epochs brought no higher expected reward than the best before; never if it is 0."""
+def _stopped(history: list[Metrics], patience: int) -> bool:
+    """Whether the last ``patience`` epochs brought no higher expected reward than the best before them."""
     rewards = [metrics["expected_reward"] for metrics in history]
     return bool(patience) and len(rewards) > patience and max(rewards[-patience:]) <= max(rewards[:-patience])

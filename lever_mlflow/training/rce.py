@@ -1,7 +1,7 @@
-"""Trains a new selector on recorded trials by RCE: reward-weighted cross-entropy.
+"""RCE: reward-weighted cross-entropy training of a new selector on recorded trials.
 
-Departures from the predecessor: training uses whole groups unless ``top_k`` asks otherwise, where the predecessor kept the best
-three trials in the first epoch; and validation never uses dropout.
+Departures from the predecessor: whole groups unless ``top_k`` asks otherwise (it kept the top 3 in the first epoch);
+validation never uses dropout.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
 from lever_mlflow.settings import RceSettings, RewardMode
-from lever_mlflow.training.batches import GroupBatch, GroupTable, split_tables
-from lever_mlflow.training.loop import Epoch, StepOutput, train_epochs
+from lever_mlflow.training.batches import GroupBatch, GroupTable, split_groups, tabulate
+from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import rce_loss, rce_temperature
-from lever_mlflow.training.state import Metrics, TrainingState
 from lever_mlflow.training.validation import validate_selector
 from lever_mlflow.trials.rl_data import RLData
 
@@ -36,23 +35,14 @@ def train_rce(
 ) -> Iterator[Epoch]:
     """Trains a freshly initialised selector and yields each epoch, or those after ``state``.
 
-    Its metrics are those of ``train_epochs`` and of ``RceObjective``.
-
-    Args:
-        data: the recorded trials.
-        features_SD: features of the training items, of the fusion that the settings name.
-        settings: of the training and of the selector's shape.
-        seed: decides the split, the initial weights, the order of queries and dropout.
-        reward_mode: how scores become rewards.
-        device: ``cpu`` or ``cuda``.
-        state: of an earlier run with the same arguments, after whose last epoch training goes on.
+    Metrics: those of ``loop.train_epochs`` and of ``RceObjective.finish``.
 
     Raises:
-        DataError: the data do not fit the features, or too few queries have trials.
-        LeverError: the loss is not finite.
-        CheckpointError: ``state`` is of another selector.
+        DataError: the data does not fit the features. LeverError: the loss is not finite.
     """
-    train, val = split_tables(data.groups, features_SD, settings, reward_mode, seed)
+    train, val = split_groups(data.groups, settings.val_share, seed)
+    train_table = tabulate(train, features_SD, reward_mode, top_k=settings.top_k)
+    val_table = tabulate(val, features_SD, reward_mode)
     torch.manual_seed(seed)
     selector = PointerSelector(
         feature_dim=features_SD.shape[1],
@@ -62,36 +52,34 @@ def train_rce(
         state_update=settings.state_update,
         fusion=settings.fusion,
     ).to(device)
-    objective = RceObjective(selector, val, settings, device)
-    return train_epochs(selector, train, objective, settings, seed=seed, device=device, state=state)
+    objective = RceObjective(selector, val_table, settings, device)
+    return train_epochs(selector, train_table, settings, objective, seed=seed, name="RCE", device=device, state=state)
 
 
 class RceObjective:
-    """Computes the RCE loss at a temperature that falls over the training.
+    """Computes the RCE loss at a temperature that changes over the steps, and validates without dropout."""
 
-    It adds these metrics to an epoch: ``val_loss`` and ``expected_reward`` on the validation queries, ``expected_reward_start``
-    of the untrained selector, and ``temperature`` at the epoch's last step.
-    """
-
-    title = "RCE"
-
-    def __init__(self, selector: PointerSelector, val: GroupTable, settings: RceSettings, device: str) -> None:
-        self.selector, self.val, self.settings, self.device = selector, val, settings, device
-        self.start_reward = validate_selector(selector, val, device)["expected_reward"]
+    def __init__(self, selector: PointerSelector, val_table: GroupTable, settings: RceSettings, device: str) -> None:
+        self.selector, self.val_table, self.settings, self.device = selector, val_table, settings, device
         self.temperature = settings.temperature_start
+        self.start_reward = validate_selector(selector, val_table, device)["expected_reward"]
 
     def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
-        """Computes the loss of a batch, with dropout."""
-        settings = self.settings
+        """Computes the loss of a batch, with dropout if the settings ask for it."""
         model.train()
+        settings = self.settings
         self.temperature = rce_temperature(progress, settings.temperature_start, settings.temperature_end)
-        logprobs_BG = pointer_logprobs(model(*batch.inputs), batch.pointers_BGK)
+        steps_BGKN = model(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
+        logprobs_BG = pointer_logprobs(steps_BGKN, batch.pointers_BGK)
         result = rce_loss(
             logprobs_BG, batch.rewards_BG, self.temperature, normalize=settings.normalize_rewards, mask_BG=batch.mask_BG
         )
-        return StepOutput(result.loss, len(batch.query_ids))
+        return StepOutput(result.loss, counted=len(batch.query_ids))
 
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
-        """Validates the selector."""
-        validation = validate_selector(self.selector, self.val, self.device)
-        return {**validation, "expected_reward_start": self.start_reward, "temperature": self.temperature}
+        """Returns ``val_loss`` and ``expected_reward`` of the validation queries, and ``temperature`` at the epoch's end.
+
+        ``expected_reward_start`` is the expected reward of the untrained selector.
+        """
+        figures = validate_selector(self.selector, self.val_table, self.device)
+        return {**figures, "expected_reward_start": self.start_reward, "temperature": self.temperature}

@@ -34,7 +34,7 @@ from lever_mlflow.vlm.prompt import (
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
 
-__all__ = ["AUTO", "ServerVLM", "is_server"]
+__all__ = ["ServerVLM", "is_server"]
 
 _API_KEY = "OPENAI_API_KEY"  # environment variable
 _NO_KEY = "none"  # the client requires a key, and servers without keys take any

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from lever_mlflow.exceptions import GateError, ParameterError
-from lever_mlflow.gate import DEFAULT_PROJECT_DIR, check
+from lever_mlflow.gate import DEFAULT_PROJECT_DIR, GateResult, check
 from lever_mlflow.gate.report import format_table, report_html
 from lever_mlflow.gate.suites import DATA_SUITES, DRIFT_SUITES
 from lever_mlflow.trials.rl_data import Group, RLData, Trial, load_rl_data, save_rl_data
@@ -72,7 +73,7 @@ def project(tmp_path):
 
 
 def test_first_predecessor_file_is_stopped(tmp_path):
-    path = tmp_path / "rl.json"
+    path = tmp_path / "rl data.json"
     save_rl_data(path, first_file(), {})
     result = check(load_rl_data(path))
     assert result.verdict == "critical"
@@ -91,10 +92,13 @@ def test_first_predecessor_file_is_stopped(tmp_path):
     message = str(error.value)
     assert "\n" not in message
     assert message.startswith(f"{path}: RL data failed 5 critical expectations: ")
-    assert "reward_mean is 0.0020, required 0.04 to 1.96; " in message
-    assert "positive_query_rate is 0.0063, required at least 0.1; " in message
-    assert "zero_spread_share is 0.9938, required at most 0.9. " in message
-    assert message.endswith(f"mlflow run . -e validate -P rl_data={path}. To go on nevertheless: -P on_bad_data=warn")
+    assert "reward_mean: 0.0020 (required: 0.04 to 1.96); " in message
+    assert "positive_query_rate: 0.0063 (required: at least 0.1); " in message
+    assert "zero_spread_share: 0.9938 (required: at most 0.9). " in message
+    command = re.search(r"To see all expectations, run `(.*?)`\. ", message).group(1)
+    words = "mlflow run . --env-manager local -e validate -P".split()
+    assert shlex.split(command) == [*words, f"rl_data={path}"]
+    assert message.endswith("To train on these data all the same, add `-P on_bad_data=warn`")
 
 
 def test_second_predecessor_file_passes(tmp_path):
@@ -154,8 +158,8 @@ def with_defects(*defects):
     return data(groups)
 
 
-def amiss(result):
-    """Failed expectation -> rows amiss, or the figure observed."""
+def failures(result):
+    """Failed expectation -> number of rows that failed, or the figure observed."""
     return {c.name: float(c.observed.split()[0]) for c in result.checks if not c.passed}
 
 
@@ -175,7 +179,7 @@ def test_defects_of_trials_are_found_and_counted():
         {"accuracy": math.nan},
         {"accuracy": 0.0, "correct": 1.0},
     ]
-    assert amiss(check(with_defects(*defects))) == {
+    assert failures(check(with_defects(*defects))) == {
         "pointer_in_pool": 2,
         "pointer_distinct": 1,
         "shots_range": 1,
@@ -193,7 +197,7 @@ def test_defects_of_trials_are_found_and_counted():
 
 def test_defects_of_queries_are_found_and_counted():
     result = check(with_defects({"query_id": 1}, {"query_id": POOL[7]}, {"pool": (*POOL[:-1], POOL[0])}, {"trials": ()}))
-    assert amiss(result) == {
+    assert failures(result) == {
         "query_id_unique": 2,
         "query_not_in_pool": 1,
         "pool_distinct": 1,
@@ -269,7 +273,9 @@ def test_an_empty_table_is_stopped(groups):
         "data/dropped_trials": 34,
         "data/dropped_share": 1,
     }
-    with pytest.raises(GateError, match=rf"^rl.json: no usable trials in {len(groups)} queries \(34 dropped\); "):
+    with pytest.raises(
+        GateError, match=rf"^rl.json: there are no usable trials in {len(groups)} queries, and 34 trials were dropped; "
+    ):
         result.raise_if_critical()
     assert "Rewards of the trials: none." in report_html(result)
 
@@ -337,12 +343,12 @@ def test_a_missing_or_doubtful_result_counts_as_failed(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"severity": "fatal"}, "severity is 'fatal', expected one of critical, warning, info"),
+        ({"severity": "fatal"}, "its severity is 'fatal', expected one of critical, warning, info"),
         ({"type": "expect_nothing"}, "reward_mean: expect_nothing not found"),
         ({"kwargs": {"column": "reward", "min_value": "much"}}, "reward_mean: .*min_value"),
-        ({"kwargs": None}, "has no kwargs"),
+        ({"kwargs": None}, "it has no kwargs"),
         ({"meta": {"name": "reward_stdev"}}, "another expectation has the meta.name reward_stdev too"),
-        ({"meta": {}}, "has no meta.name"),
+        ({"meta": {}}, "it has no meta.name"),
     ],
 )
 def test_a_suite_that_cannot_be_used_is_named(project, changes, message):
@@ -356,12 +362,12 @@ def test_a_suite_that_cannot_be_used_is_named(project, changes, message):
 def test_a_damaged_or_emptied_suite_lets_nothing_pass(project, tmp_path, text):
     checks = project("rl_trials", "reward_mean")
     (checks / "gx/expectations/rl_trials.json").write_text(text)
-    with pytest.raises(ParameterError, match=r"rl_trials.json: (not a readable suite|holds no expectations)"):
+    with pytest.raises(ParameterError, match=r"rl_trials.json: the suite (cannot be read|holds no expectations)"):
         check(data(mixed(12)), project_dir=checks)
 
 
 def test_missing_project_and_unknown_mode_are_refused(tmp_path):
-    with pytest.raises(ParameterError, match=r"rl_trials.json: no such suite of the data gate"):
+    with pytest.raises(ParameterError, match=r"rl_trials.json: this suite of the data gate does not exist"):
         check(data(mixed(12)), project_dir=tmp_path)
     with pytest.raises(ParameterError, match="reward_mode='soft' is not one of"):
         check(data(mixed(12)), reward_mode="soft")
@@ -370,19 +376,21 @@ def test_missing_project_and_unknown_mode_are_refused(tmp_path):
 def test_table_and_page_show_the_failed_first_and_escape_text():
     result = replace(check(data(first_file()[4:24])), source="<script>\udcff.json")
     lines = format_table(result).splitlines()
-    assert lines[0].startswith("<script>\udcff.json (pools): critical; 20 queries, 200 trials, 0 dropped; ")
+    assert lines[0].startswith(
+        "<script>\udcff.json (format pools): critical; 20 queries, 200 usable trials, 0 dropped trials; "
+    )
     assert lines[2].split() == ["expectation", "observed", "required", "verdict", "what", "to", "do"]
-    assert re.match(r"reward_mean +0\.0160 +0\.04 to 1\.96 +critical +if almost nothing is right", lines[4])
+    assert re.match(r"reward_mean +0\.0160 +0\.04 to 1\.96 +critical +if almost no answer is right", lines[4])
     verdicts = [
         re.search(r"  (critical|warning|info|pass)\b", line).group(1)
         for line in lines[4 : lines.index("") + 40]
         if "  " in line
     ]
     assert verdicts == sorted(verdicts, key=["critical", "warning", "info", "pass"].index)
-    assert "and 21 more on columns, types and missing values: all pass" in lines
+    assert "21 further expectations on columns, types and missing values passed." in lines
     # the figure is critical, so its warning is not worth a line
     assert not any(line.startswith("zero_spread_share_warning") for line in lines)
-    assert any(line.startswith("zero_spread_share: Share of queries") for line in lines)
+    assert any(line.startswith("zero_spread_share: The figure is the share of queries") for line in lines)
     page = report_html(result)
     page.encode("utf-8")
     assert "<script" not in page
@@ -402,11 +410,47 @@ def test_json_form_is_strict_json_and_holds_the_raw_results():
     assert len(content["checks"]) == sum(len(r["results"]) for r in content["gx_results"].values())
 
 
+def test_the_json_form_is_read_back():
+    result = check(data(mixed(12)), reference=data(first_file()[:20]))
+    assert GateResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert list(result.to_json()) == [
+        *("source", "vintage", "digest", "reward_mode", "suite_digest", "checks", "metrics", "histogram"),
+        *("positives_per_query", "methods", "reference", "comparison", "reference_histogram", "gx_results", "verdict"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["checks", 0, "severity"], "fatal", "checks.0.severity: Input should be 'critical', 'warning' or 'info'"),
+        (["metrics"], {"data/n_queries": "many"}, "metrics.data/n_queries: Input should be a valid number"),
+        (["histogram"], [[0.0, 0.1]], "histogram.0.2: Field required"),
+        (["further"], 1, "further: Unexpected keyword argument"),
+    ],
+)
+def test_a_json_form_that_is_not_a_result_is_refused(path, value, message):
+    content = check(data(mixed(12))).to_json()
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=f"^not a result of the data gate: {message}") as error:
+        GateResult.from_json(content)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [([], "it is no JSON object"), ({}, "source: Field required")])
+def test_json_of_another_kind_is_refused(content, message):
+    with pytest.raises(ValueError, match=f"^not a result of the data gate: {message}"):
+        GateResult.from_json(content)
+
+
 def test_gate_is_silent_writes_nothing_and_loads_lazily(tmp_path):
     path = tmp_path / "rl.json"
     save_rl_data(path, mixed(12), {})
     code = (
-        "import sys; from lever_mlflow import gate\nfrom lever_mlflow.gate import report\nfrom lever_mlflow.trials import rl_data\n"
+        "import sys; from lever_mlflow import gate\nfrom lever_mlflow.gate import report\n"
+        "from lever_mlflow.trials import rl_data\n"
         "assert 'great_expectations' not in sys.modules\n"
         f"gate.check(rl_data.load_rl_data({str(path)!r}))\n"
         "assert 'great_expectations' in sys.modules and 'mlflow' not in sys.modules"

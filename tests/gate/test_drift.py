@@ -81,12 +81,12 @@ def test_small_differences_ask_for_care():
 
 
 def test_shared_queries_and_pools():
-    ours, theirs = data(5), data(5, queries=range(60, 120), source="b.json")
+    first, second = data(5), data(5, queries=range(60, 120), source="b.json")
     # 40 of the smaller set's 60 queries are in the other
-    assert shared(ours, theirs) == {"shared_queries": 40 / 60, "same_pools": 1.0}
-    assert shared(theirs, ours) == shared(ours, theirs)
-    other_pool = [replace(group, pool=tuple(range(2000, 2064))) for group in theirs.groups[:10]]
-    assert shared(ours, replace(theirs, groups=(*other_pool, *theirs.groups[10:]))) == {
+    assert shared(first, second) == {"shared_queries": 40 / 60, "same_pools": 1.0}
+    assert shared(second, first) == shared(first, second)
+    other_pool = [replace(group, pool=tuple(range(2000, 2064))) for group in second.groups[:10]]
+    assert shared(first, replace(second, groups=(*other_pool, *second.groups[10:]))) == {
         "shared_queries": 40 / 60,
         "same_pools": 30 / 40,
     }

@@ -242,10 +242,10 @@ def mutate_text(draw, raw):
         return raw[:start] + bytes([raw[start] ^ draw(st.integers(1, 255))]) + raw[start + 1 :]
     if kind == "double":
         return raw[: start + length] + raw[start:]
-    found = list(re.finditer(rb": (\d+(\.\d+)?|false|\"beam\")", raw))
-    if not found:
+    tokens = list(re.finditer(rb": (\d+(\.\d+)?|false|\"beam\")", raw))
+    if not tokens:
         return raw
-    span = found[start % len(found)].span(1)
+    span = tokens[start % len(tokens)].span(1)
     if kind == "token":
         return raw[: span[0]] + token + raw[span[1] :]
     name = re.search(rb'"\w+": $', raw[: span[0]])

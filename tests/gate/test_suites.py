@@ -44,12 +44,12 @@ def test_a_severity_is_replaced():
 @pytest.mark.parametrize(
     ("target", "value", "message"),
     [
-        ("positive_query", "0.1", "no expectation 'positive_query'; did you mean positive_query_rate"),
-        ("reward_mean", "0.1", "give one of reward_mean.min_value, reward_mean.max_value, reward_mean.severity"),
-        ("reward_mean.min", "0.1", "give one of reward_mean.min_value"),
-        ("vqa_correct_values", "0.1", "give one of vqa_correct_values.severity"),
-        ("positive_query_rate", "low", "positive_query_rate=low: not a finite number"),
-        ("positive_query_rate", "nan", "positive_query_rate=nan: not a finite number"),
+        ("positive_query", "0.1", "there is no expectation 'positive_query'; did you mean positive_query_rate"),
+        ("reward_mean", "0.1", "name one of the fields reward_mean.min_value, reward_mean.max_value, reward_mean.severity"),
+        ("reward_mean.min", "0.1", "name one of the fields reward_mean.min_value"),
+        ("vqa_correct_values", "0.1", "name one of the fields vqa_correct_values.severity"),
+        ("positive_query_rate", "low", "positive_query_rate=low: the value is not a finite number"),
+        ("positive_query_rate", "nan", "positive_query_rate=nan: the value is not a finite number"),
         ("positive_query_rate.severity", "fatal", "a severity is one of critical, warning, info"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_threshold_that_changes_nothing_is_refused(target, value, message):
 def test_parameters_get_their_values_and_reward_bounds_their_scale():
     pool_size = named({}, "pool_size")
     assert resolved(pool_size, {"min_pool_size": 9}, 0.5)["kwargs"]["min_value"] == 9
-    with pytest.raises(ParameterError, match="pool_size: no parameter 'min_pool_size'; there are: shots"):
+    with pytest.raises(ParameterError, match="pool_size: unknown parameter 'min_pool_size'; use one of shots"):
         resolved(pool_size, {"shots": 1}, 1.0)
     quantiles = resolved(named({}, "reward_quantiles_warning"), {}, 0.5)["kwargs"]["quantile_ranges"]
     assert quantiles == {"quantiles": [0.1, 0.9], "value_ranges": [[0, 0.5], [0.5, 1.0]]}

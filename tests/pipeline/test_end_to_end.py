@@ -4,14 +4,13 @@ import json
 import re
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
-from conftest import ROOT, error_lines
+from helpers.projects import ROOT, error_lines
 
 from lever_mlflow.pipeline import experiment as pipeline
 from lever_mlflow.pipeline.rollout import find_rl_data
@@ -147,6 +146,7 @@ def cells_of(accuracy):
     return {(size, shots) for size, row in accuracy.items() for shots in row}
 
 
+@pytest.mark.slow
 def test_comparison_in_chinese_of_given_evaluations(project, experiment):
     evaluations = project.runs(lever_step="evaluate")
     given = [run.info.run_id for run in evaluations]
@@ -166,6 +166,7 @@ def grpo_run(evaluations, beta):
     return next(run.data.tags["lever.grpo_run"] for run in evaluations if run.data.tags["lever.kl_beta"] == beta)
 
 
+@pytest.mark.slow
 def test_comparison_of_a_results_file(project):
     path = ROOT / "tests" / "data" / "predecessor_results.json"
     result = project.run("compare", results=path, lang="zh")
@@ -185,6 +186,7 @@ def test_summary_and_the_line_that_opens_the_ui(experiment, project):
     assert re.search(rf"mlflow ui --backend-store-uri {re.escape(project.uri)}.*/runs/{parent(project).info.run_id}", output)
 
 
+@pytest.mark.slow
 def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     children = steps(project, parent(project).info.run_id)
     result = project.run("grpo", kl_beta=0.5, epochs=1, preset="predecessor", batch_size=4)
@@ -201,6 +203,7 @@ def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     assert newest.data.tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
 
 
+@pytest.mark.slow
 def test_the_same_again_reuses_every_step_and_moves_the_alias_back(project, experiment):
     def version():
         return str(project.client.get_model_version_by_alias(NAME, "kl-0-12").version)
@@ -209,16 +212,14 @@ def test_the_same_again_reuses_every_step_and_moves_the_alias_back(project, expe
     other = project.run("main", **SMALL, grpo_lr=0.01, kl_betas=0.12)
     assert other.returncode == 0, other.stderr
     assert version() != first
-    started = time.monotonic()
     again = project.run("main", **SMALL)
-    seconds = time.monotonic() - started
     assert again.returncode == 0, again.stderr
     assert len(re.findall(r"^(.+): reused from", again.stderr, flags=re.MULTILINE)) == 8
     assert not steps(project, project.newest().info.run_id)
-    assert seconds < 60
     assert version() == first
 
 
+@pytest.mark.slow
 def test_evaluation_of_another_beta_or_run_is_refused(project, experiment):
     children = steps(project, parent(project).info.run_id)
     grpo_run = children["grpo beta 0.12"].info.run_id
@@ -227,6 +228,7 @@ def test_evaluation_of_another_beta_or_run_is_refused(project, experiment):
     ]
 
 
+@pytest.mark.slow
 def test_promotion_status_and_what_the_champion_picks(project, experiment):
     for kl_beta in (0.12, 0.15):
         result = project.run("promote", kl_beta=kl_beta, force="true")

@@ -1,7 +1,6 @@
-"""When things go wrong: bad input, killed processes, a store that fails, a full disk."""
+"""When things go wrong: bad input, killed processes, a store that fails."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,9 +13,9 @@ import click
 import mlflow
 import pytest
 import torch
-from conftest import ROOT, error_lines, run_step
+from helpers.failures import failing_from, lose_connection
+from helpers.projects import ROOT, error_lines, run_step
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 import entrypoints.grpo
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
@@ -24,12 +23,12 @@ from lever_mlflow.pipeline.resume import interrupted_training
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
 from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.runs import processes
-from lever_mlflow.selector.checkpoint import load_selector, save_selector
+from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GateSettings, GrpoSettings, RceSettings, RolloutSettings
-from lever_mlflow.training.state import load_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -89,6 +88,7 @@ def test_pointers_that_cannot_be_trained_on_are_named(local, good_rl_data, tmp_p
     assert "outside.json: query" in told
 
 
+@pytest.mark.slow
 def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
     result = project.run("validate", "gate", rl_data=bad_rl_data)
     assert result.returncode != 0
@@ -108,6 +108,7 @@ def epochs_of(project, run):
     return histories, {epoch: client.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_rl_data, tmp_path):
     save_selector(tmp_path / "start", PointerSelector(), {})
     choices = {"kl_beta": 0.3, "epochs": 9, "lr": 0.001, "batch_size": 1, "rl_data": good_rl_data, "init": tmp_path / "start"}
@@ -156,6 +157,7 @@ def test_a_checkpoint_for_other_features_is_named(local, good_rl_data, tmp_path,
         assert mlflow.last_active_run().info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
     command = [sys.executable, "-m", "entrypoints.rce", "--rl_data", good_rl_data, "--epochs", "40", "--lr", "2e-3"]
     environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
@@ -173,29 +175,6 @@ def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
     (run,) = states
     assert project.client.get_run(run.info.run_id).info.status == "FAILED"
     assert int(project.client.get_run(run.info.run_id).data.tags["lever.state_epoch"]) >= 2
-
-
-def failing_from(monkeypatch, name, call):
-    """Makes an MLflow function fail from its n-th call with an epoch on, as when the server has gone."""
-    function, calls = getattr(mlflow, name), []
-
-    def failing(*arguments, **keywords):
-        if keywords.get("step") is not None:
-            calls.append(keywords["step"])
-            if len(calls) >= call:
-                raise MlflowException("API request failed with connection error")
-        return function(*arguments, **keywords)
-
-    monkeypatch.setattr(mlflow, name, failing)
-    return calls
-
-
-def lose_connection(monkeypatch, make_step, *, epoch):
-    """Runs a step that MLflow leaves alone when it logs this epoch's metrics."""
-    with monkeypatch.context() as patch:
-        failing_from(patch, "log_metrics", epoch)
-        with pytest.raises(LeverError, match="connection error"):
-            run_step(make_step)
 
 
 def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):
@@ -298,23 +277,3 @@ def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeyp
     run = run_step(lambda: rce_step(line, data, settings))
     assert "no whole training state to go on from; starting over" in caplog.text
     assert "lever.resumed_from" not in run.data.tags
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which takes root")
-def test_a_full_disk_is_said_and_leaves_earlier_epochs_whole(local, good_rl_data, tmp_path):
-    line = local()
-    data = read_rl_data(line, good_rl_data)
-    unsent = line.resources.cache_dir / "unsent"
-    unsent.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", unsent], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        with pytest.raises(LeverError, match=r"No space left on device.*; the epochs until then are safe in (\S+):") as error:
-            run_step(lambda: rce_step(line, data, RceSettings(epochs=9, batch_size=16)))
-        folder = Path(re.search(r"safe in (\S+):", str(error.value)).group(1))
-        state, _ = load_state(max(folder.glob("state-*")))
-        for epoch in range(1, len(state.history) + 1):
-            load_selector(folder / f"checkpoint-{epoch:04d}")
-        assert state.history
-    finally:
-        subprocess.run(["umount", "--lazy", unsent], check=True)

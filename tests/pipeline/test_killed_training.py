@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import run_step
+from helpers.projects import run_step
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
@@ -27,6 +27,8 @@ from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.serving import logged_models
 from lever_mlflow.settings import RceSettings
 from lever_mlflow.training.state import load_state
+
+pytestmark = pytest.mark.slow
 
 PROCESS = multiprocessing.get_context("forkserver")
 STORES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")

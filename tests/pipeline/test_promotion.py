@@ -7,8 +7,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_step
 from evaluation_samples import NAME, evaluation_of, records_of
+from helpers.projects import run_step
 from mlflow import MlflowClient
 
 from lever_mlflow.exceptions import MissingRunError, PromotionError

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Server
+from helpers.projects import ROOT
+from helpers.servers import Server
 from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
 
 OUTAGE = float(os.environ.get("LEVER_OUTAGE_SECONDS", "12"))
 EPOCHS = 4

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_step
+from helpers.projects import run_step
 from mlflow import MlflowClient
 
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError

@@ -8,11 +8,12 @@ import sys
 import mlflow
 import pandas as pd
 import pytest
-from conftest import ROOT, Server, error_lines, run_step
+from helpers.contest import contend
+from helpers.failures import lose_connection
+from helpers.projects import ROOT, error_lines, run_step
+from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from test_champion import contend
-from test_faults import lose_connection
 
 from lever_mlflow.pipeline.comparison import compare_step
 from lever_mlflow.pipeline.context import Context
@@ -24,6 +25,8 @@ from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.registry import champion, model_card
 from lever_mlflow.runs import artifacts
 from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
+
+pytestmark = pytest.mark.slow
 
 NAME = "lever-selector-mini-mini"
 SMALL = EvalSettings(sizes=(9,), shots=(1, 2), n_selection=3, n_oracle=0)

@@ -1,54 +1,40 @@
 """Changes of the champion by several real processes at once, by killed ones, and by those that come after them."""
 
 import logging
-import multiprocessing
 import os
 import signal
 
 import mlflow
 import pytest
-from conftest import Server
+from helpers.contest import PROCESS, ROUNDS, contend, everything, model, to
+from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.registry import champion
-from lever_mlflow.registry.champion import Change, Holders
-
-ROUNDS, PROCESSES = int(os.environ.get("LEVER_CHAMPION_ROUNDS", "3")), 3
-PROCESS = multiprocessing.get_context("forkserver")
-PROCESS.set_forkserver_preload(["lever_mlflow.registry.champion"])
+from lever_mlflow.registry.champion import Holders
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"), workers=2)
-    server.start()
-    yield server
-    server.kill()
+def store(make_store, tmp_path_factory):
+    """URI of the store that all tests of this file share; each has a model of its own there."""
+    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
-def client(server):
-    mlflow.set_tracking_uri(server.store)  # directly: what is tried here against the server has processes of its own
+def client(store):
+    mlflow.set_tracking_uri(store)
     return MlflowClient()
 
 
-def model(client, name, versions):
-    client.create_registered_model(name)
-    for _ in range(versions):
-        client.create_model_version(name, "s3://nothing/there")
-    return name
-
-
-def everything(client, name):
-    """Aliases, and the records of changes that are under way."""
-    aliases = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
-    return aliases, [found.name for found in client.search_registered_models() if found.name.startswith(f"{name}.")]
-
-
-def to(version, previous=None, **written):
-    return Change(version, previous, by=f"test {version}", **written)
+@pytest.fixture
+def server(store, tmp_path):
+    """A tracking server on that store."""
+    server = Server(tmp_path, store=store, workers=2)
+    server.start()
+    yield server
+    server.kill()
 
 
 def test_changes_one_after_another(client):
@@ -80,43 +66,7 @@ def test_a_decision_on_aliases_that_have_changed_is_refused(client):
     assert everything(client, name) == ({"champion": "3"}, [])
 
 
-def compete(uri, name, rank, barrier, results):
-    """In each round all want another version than the one that anybody wanted in the round before."""
-    mlflow.set_tracking_uri(uri)
-    for number in range(ROUNDS):
-        own = str(1 + rank + PROCESSES * (number % 2))
-        seen = champion.holders(name)
-        barrier.wait(100)
-        try:
-            champion.change(name, seen, to(own, seen.champion))
-            results.put((number, own, seen.champion, "won"))
-        except PromotionError as error:
-            results.put((number, own, seen.champion, str(error)))
-        barrier.wait(100)
-
-
-def contend(uri, client, name):
-    """Several processes change a champion at the same time, again and again: one wins each round, and the others see it."""
-    model(client, name, 2 * PROCESSES)
-    holder = str(2 * PROCESSES)
-    champion.change(name, Holders(None, None), to(holder))
-    barrier, results = PROCESS.Barrier(PROCESSES), PROCESS.Queue()
-    processes = [PROCESS.Process(target=compete, args=(uri, name, rank, barrier, results)) for rank in range(PROCESSES)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=120) for _ in range(ROUNDS * PROCESSES)]
-    for process in processes:
-        process.join(30)
-    for number in range(ROUNDS):
-        of_round = [(version, seen, said) for of, version, seen, said in found if of == number]
-        (winner,) = (version for version, _, said in of_round if said == "won")
-        assert [seen for _, seen, _ in of_round] == [holder] * PROCESSES
-        assert all(f"version {winner} is champion" in said for version, _, said in of_round if version != winner)
-        former, holder = holder, winner
-    assert everything(client, name) == ({"champion": holder, "previous-champion": former}, [])
-    assert champion.settle(name) == ROUNDS + 1
-
-
+@pytest.mark.slow
 def test_of_several_at_once_one_wins_and_the_others_see_it(server, client):
     contend(server.uri, client, "contended")
 
@@ -151,14 +101,15 @@ def killed_before(uri, name, call, change):
     champion.change(name, champion.holders(name), change)
 
 
-def start_and_kill(server, name, call, wanted):
-    process = PROCESS.Process(target=killed_before, args=(server.store, name, call, wanted))
+def start_and_kill(store, name, call, wanted):
+    process = PROCESS.Process(target=killed_before, args=(store, name, call, wanted))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch, caplog):
+@pytest.mark.slow
+def test_a_killed_change_is_finished_by_the_next_one(store, client, monkeypatch, caplog):
     """Killed before one of its writes, of all with ``LEVER_CHAMPION_ROUNDS`` above 3; then a rollback or a promotion."""
     caplog.set_level(logging.WARNING, logger="lever_mlflow")
     name = model(client, "killed", 3)
@@ -169,7 +120,7 @@ def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch
         old = champion.holders(name)
         (new,) = {"1", "2", "3"} - set(old)
         done = champion.settle(name)
-        start_and_kill(server, name, call, to(new, old.champion, tags={"why": f"kill {call}"}, description=f"card {call}"))
+        start_and_kill(store, name, call, to(new, old.champion, tags={"why": f"kill {call}"}, description=f"card {call}"))
         assert champion.holders(name) in (old, Holders(old.champion, old.champion), Holders(new, old.champion))
         with monkeypatch.context() as patch:
             patch.setattr(champion, "PATIENCE", 0.3)
@@ -192,10 +143,11 @@ def test_a_killed_change_is_finished_by_the_next_one(server, client, monkeypatch
             assert champion.holders(name) == Holders(third, held.champion)
 
 
-def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(server, client, monkeypatch, caplog):
+@pytest.mark.slow
+def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(store, client, monkeypatch, caplog):
     name = model(client, "deleted", 3)
     champion.change(name, Holders(None, None), to("1"))
-    start_and_kill(server, name, 3, to("2", "1", tags={"why": "better"}))
+    start_and_kill(store, name, 3, to("2", "1", tags={"why": "better"}))
     client.delete_model_version(name, "2")
     with monkeypatch.context() as patch:
         patch.setattr(champion, "PATIENCE", 0.3)

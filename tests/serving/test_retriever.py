@@ -16,7 +16,6 @@ from lever_mlflow import mini
 from lever_mlflow.data import features
 from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.pipeline.context import Context
 from lever_mlflow.serving.requests import Query
 from lever_mlflow.serving.retriever import ENCODER, RetrieverSettings, load_retriever
 from lever_mlflow.settings import EvalSettings
@@ -43,7 +42,7 @@ def retriever(make_retriever):
 def evaluation_picks(small, selector, sampler):
     """Question ids that evaluation picks for the evaluation questions, and its candidate pools."""
     settings = EvalSettings(shots=(1, 3), pool_size=12, pool_sampler=sampler)
-    questions = QuestionSet(Context(small, 0, "hard_plus_soft", "name"), small.val, settings)
+    questions = QuestionSet(small.val, small.train, small.features("val"), small.features("train"), settings, seed=0)
     picks_QK = questions.learned({"selector": selector})["selector"]
     return [[small.train[i].question_id for i in picks] for picks in picks_QK], questions.pools_QN
 

@@ -17,7 +17,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, free_port
+from helpers.projects import ROOT
+from helpers.servers import free_port
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -26,7 +27,7 @@ from lever_mlflow.data import features
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.serving import logged_models
 from lever_mlflow.serving.requests import QUERY_IMAGES
-from lever_mlflow.serving.retriever import load_retriever
+from lever_mlflow.serving.retriever import Retriever, load_retriever
 from lever_mlflow.serving.retriever_model import RequestError, RetrieverModel
 
 MODEL = "models:/served@champion"
@@ -271,11 +272,15 @@ def test_the_model_in_python(model, small, monkeypatch):
 
 
 def test_a_question_is_answered_before_the_server_is_ready(make_retriever, monkeypatch):
-    answered = []
-    monkeypatch.setattr(RetrieverModel, "_answer", lambda model, rows, params: answered.append((rows, params)))
+    requests, retrieve = [], Retriever.retrieve
+
+    def recorded(retriever, queries, shots):
+        requests.append(([query.question for query in queries], shots))
+        return retrieve(retriever, queries, shots)
+
+    monkeypatch.setattr(Retriever, "retrieve", recorded)
     RetrieverModel().load_context(type("Context", (), {"artifacts": {"checkpoint": str(make_retriever() / "checkpoint")}}))
-    (((asked,), params),) = answered
-    assert (asked.question, params) == ("what is this?", {"shots": 2, "as_messages": False})
+    assert requests == [(["what is this?"], 2)]
 
 
 def test_what_fails_inside_tells_the_client_nothing(make_retriever, small, caplog):
@@ -318,6 +323,7 @@ def test_what_is_logged(logged, model):
     assert json.loads((Path(files) / "serving_input_example.json").read_text())["params"] == {"shots": 2, "as_messages": False}
 
 
+@pytest.mark.slow
 def test_it_loads_where_only_its_requirements_are(store, small, tmp_path):
     """In a process that finds this package in the model alone, and none of the libraries that the model does not require."""
     (tmp_path / "row.json").write_text(json.dumps(row(small.val[0])))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import learnable_groups
+from helpers.small_data import learnable_groups
 
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError
 from lever_mlflow.selector.checkpoint import selector_digest

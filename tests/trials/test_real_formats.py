@@ -5,7 +5,8 @@ import json
 import mlflow
 import numpy as np
 import pytest
-from conftest import run_step, write_okvqa_split
+from helpers.projects import run_step
+from helpers.small_data import write_okvqa_split
 from PIL import Image
 
 from entrypoints.rollout import main as rollout_command

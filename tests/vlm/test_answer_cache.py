@@ -5,7 +5,7 @@ import sys
 from contextlib import closing
 
 import pytest
-from conftest import ROOT
+from helpers.projects import ROOT
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers, merge_answers

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from conftest import ROOT
+from helpers.projects import ROOT
 
 from lever_mlflow import mini
 from lever_mlflow.data.okvqa import load_split

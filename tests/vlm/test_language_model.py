@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import free_port
+from helpers.servers import free_port
 
 from lever_mlflow import mini
 from lever_mlflow.exceptions import DataError, ServerError

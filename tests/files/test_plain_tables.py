@@ -12,10 +12,10 @@ def test_columns_are_aligned_and_lines_end_without_spaces():
     ]
 
 
-def test_a_head_is_set_off_by_dashes():
+def test_the_names_of_a_head_are_underlined():
     assert aligned([["a", "1"], ["bbbb", "10000"]], head=("x", "count")).split("\n") == [
         "x     count",
-        "----  -----",
+        "-     -----",
         "a     1",
         "bbbb  10000",
     ]
@@ -34,7 +34,7 @@ def test_an_alignment_holds_for_the_head_too():
     rows = [["first", "1"], ["second", "12345678"]]
     assert aligned(rows, head=("name", "count"), align=("left", "right")).split("\n") == [
         "name       count",
-        "------  --------",
+        "----       -----",
         "first          1",
         "second  12345678",
     ]
