@@ -35,7 +35,7 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
     data = find_rl_data(line, bad_rl_data)
     for expected in ("validate: running", "data gate: verdict taken from validate (run "):
         caplog.clear()
-        with pytest.raises(GateError, match="positive_query_rate is 0"), steps.project_run("rce") as run:
+        with pytest.raises(GateError, match="positive_query_rate: 0"), steps.project_run("rce") as run:
             steps.run_here(rce_step(line, data, RceSettings()))
         assert any(message.startswith(expected) for message in caplog.messages)
         logged = mlflow.get_run(run.info.run_id)
