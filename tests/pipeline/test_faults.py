@@ -93,7 +93,7 @@ def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
     result = project.run("validate", "gate", rl_data=bad_rl_data)
     assert result.returncode != 0
     (line,) = error_lines(result)
-    assert "positive_query_rate is 0" in line
+    assert "positive_query_rate: 0" in line
     run = project.newest("gate")
     assert run.info.status == "FAILED"
     assert run.data.metrics["data/positive_query_rate"] == 0.0
