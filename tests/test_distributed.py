@@ -48,7 +48,7 @@ CASES = {
 
 
 def problem():
-    """Makes 39 queries, of which 31 are trained on, so that the last step of six has one; pools and groups differ in size."""
+    """Makes 39 queries, 31 of them for training, so that the last step of six has one; pools and groups differ in size."""
     features_SD, groups = learnable_groups(39)
     uneven = [
         replace(group, pool=group.pool[: 12 - i % 3], trials=tuple(t for t in group.trials[i % 4 :] if max(t.pointer) < 10))

@@ -24,6 +24,7 @@ from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = [
+    "BATCH_SIZE",
     "GENERATORS",
     "Generator",
     "PooledQueries",
@@ -155,7 +156,8 @@ def query_batches(inputs: RolloutInputs, queries: PooledQueries) -> Iterator[Que
     """Yields the queries in batches, with the features that the selector takes."""
     features_SD = inputs.features.of(inputs.selector.fusion)
     for start in range(0, len(queries.samples), BATCH_SIZE):
-        samples, pools_BN = (part[start : start + BATCH_SIZE] for part in queries)
+        rows = slice(start, start + BATCH_SIZE)
+        samples, pools_BN = queries.samples[rows], queries.pools_QN[rows]
         query_BD = torch.from_numpy(features_SD[[sample.index for sample in samples]])
         yield QueryBatch(samples, pools_BN, query_BD, torch.from_numpy(features_SD[pools_BN]))
 
@@ -172,7 +174,7 @@ def without_repeats(proposals: Iterable[Proposal]) -> list[Proposal]:
 def sampled_pointers(
     inputs: RolloutInputs, batch: QueryBatch, stream: QueryStream, temperatures: Sequence[float], count: int
 ) -> list[list[Proposal]]:
-    """Samples ``count`` pointers per query from the policy at each temperature, with each query's own random numbers."""
+    """Samples ``count`` pointers per query from the policy at each temperature, with a generator of random numbers per query."""
     keys = [[inputs.seed, query.question_id, stream] for query in batch.queries]
     states = [np.random.SeedSequence(key).generate_state(1) for key in keys]
     generators = [torch.Generator().manual_seed(int(state[0])) for state in states]
@@ -190,7 +192,7 @@ def sampled_pointers(
 
 
 def random_pointers(inputs: RolloutInputs, batch: QueryBatch, stream: QueryStream, count: int) -> list[list[Proposal]]:
-    """Draws ``count`` uniform pointers per query, with each query's own random numbers."""
+    """Draws ``count`` uniform pointers per query, with a generator of random numbers per query."""
     size, shots = batch.pools_BN.shape[1], inputs.settings.shots
     generators = [np.random.default_rng([inputs.seed, query.question_id, stream]) for query in batch.queries]
     return [

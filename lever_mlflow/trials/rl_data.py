@@ -272,7 +272,7 @@ class _Reader:
         return Group(int(key), pool, tuple(trials), query)
 
     def _query(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the fields that describe the query, or only its ids unless records are kept."""
+        """Returns the fields that describe the query, or only its ids where the reader drops records."""
         query = entry.get("query", {})
         if not isinstance(query, dict):
             raise DataError(f"query is not an object but {shown(query)}; run the rollout step again")

@@ -243,6 +243,8 @@ def test_scores_are_those_of_each_trials_own_prompt(samples, features, selector)
             shown = 0.01 * sum(group.pool[position] for position in trial.pointer)
             assert trial.gt_prob == pytest.approx(0.5 + 0.001 * group.query_id + shown)
             assert trial.record["vqa_rel_score"] == pytest.approx(shown)
+    with pytest.raises(ValueError, match="call rollout with score=FUNCTION"):
+        record(samples, features, selector, settings)
     plain = record(samples, features, selector)
     assert {trial.gt_prob for group in plain for trial in group.trials} == {None}
 
