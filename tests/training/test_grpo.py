@@ -17,8 +17,7 @@ def test_grpo_learns_from_an_untrained_start(problem):
     start = untrained_selector()
     digest = selector_digest(start)
     settings = GrpoSettings(kl_beta=0.0, epochs=6, lr=1e-4)
-    for epoch in train_grpo(start, problem.data, problem.features_SD, settings, seed=0):
-        pass
+    *_, epoch = train_grpo(start, problem.data, problem.features_SD, settings, seed=0)
     assert selector_digest(start) == digest  # the start checkpoint itself does not move
     assert epoch.metrics["ppo_loss"] < -0.05
     train, _ = split_groups(problem.groups, 0.2, seed=0)
