@@ -13,7 +13,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import RewardMode
 from lever_mlflow.training.objectives import zero_spread
-from lever_mlflow.trials.rl_data import Group
+from lever_mlflow.trials.rl_data import Group, check_items
 
 __all__ = ["GroupBatch", "GroupTable", "split_groups", "tabulate"]
 
@@ -137,12 +137,7 @@ def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode,
     Q, K = len(groups), shots.pop()
     rewards, pointers = [], []
     for group in groups:
-        outside = [i for i in (group.query_id, *group.pool) if not 0 <= i < len(features_SD)]
-        if outside:
-            raise DataError(
-                f"query {group.query_id}: item {outside[0]} is not among the {len(features_SD)} training items; "
-                "was this file made from another data set?"
-            )
+        check_items(group, len(features_SD))
         highest = max(position for trial in group.trials for position in trial.pointer)
         if highest >= len(group.pool):
             raise DataError(
