@@ -1,4 +1,8 @@
-"""Lays out groups of RL data as padded arrays and tensors, and splits them into training and validation queries."""
+"""Turns groups of RL data into padded arrays and batches of tensors, and splits them into training and validation queries.
+
+Shapes: Q queries of a table, B queries of a batch, N candidates of the largest pool, G trials of the largest group, K shots,
+S training items, D feature dimensions.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,27 @@ from torch import Tensor
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.random_streams import SeedStream
-from lever_mlflow.settings import RewardMode
+from lever_mlflow.settings import GrpoSettings, RceSettings, RewardMode
 from lever_mlflow.training.objectives import zero_spread
 from lever_mlflow.trials.rl_data import Group, check_items
 
-__all__ = ["GroupBatch", "GroupTable", "split_groups", "tabulate"]
+__all__ = ["GroupBatch", "GroupTable", "split_groups", "split_tables", "tabulate"]
 
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Holds B queries with their pools and groups.
+    """Holds B queries with their pools and groups as tensors.
 
     Attributes:
+        query_ids: train indices of the queries.
+        query_BD: features of the queries.
+        candidates_BND: features of their pools; 0 at padding.
         pool_mask_BN: False at padded candidates; None when all pools have the same size.
+        pointers_BGK: positions in the pools; any valid pointer at padding.
+        rewards_BG: rewards of the trials; 0 at padding.
         mask_BG: False at padded trials.
-        rewards_std: the unbiased std of the rewards of all trials of the step that these queries are part of; 0 for one trial.
+        rewards_std: unbiased standard deviation of the rewards of all trials of the step, of which these queries may be only a
+            part; 0 for a single trial.
     """
 
     query_ids: tuple[int, ...]
@@ -37,15 +47,24 @@ class GroupBatch:
     mask_BG: Tensor
     rewards_std: float
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The arguments of the selector's ``step_logprobs`` and ``logprobs``."""
+        return self.query_BD, self.candidates_BND, self.pointers_BGK, self.pool_mask_BN
+
 
 @dataclass(frozen=True)
 class GroupTable:
-    """Holds all Q groups of a split as padded arrays, which are made once; a batch gathers its features when it is made.
+    """Holds all groups of a split as padded arrays; each batch takes the features of its queries and pools when it is made.
 
     Attributes:
-        pools_QN, pool_sizes_Q: candidates of each query, int64, valid up to the size of its pool.
-        pointers_QGK, rewards_QG, sizes_Q: trials of each query, int64 and float32, valid up to their number.
-        features_SD: the whole feature table, possibly memory-mapped.
+        query_ids_Q: train indices of the queries.
+        pools_QN: train indices of the candidates, int64, valid up to ``pool_sizes_Q``.
+        pool_sizes_Q: number of candidates of each pool.
+        pointers_QGK: positions in the pools, int64, valid up to ``sizes_Q``.
+        rewards_QG: rewards of the trials, float32, valid up to ``sizes_Q``.
+        sizes_Q: number of trials of each group.
+        features_SD: features of all training items; may be memory-mapped.
     """
 
     query_ids_Q: np.ndarray
@@ -70,23 +89,18 @@ class GroupTable:
         rewards_QG, mask_QG = torch.from_numpy(self.rewards_QG), torch.from_numpy(self._mask(np.arange(len(self))))
         return float(zero_spread(rewards_QG, mask_QG).double().mean())
 
-    def _mask(self, rows: np.ndarray) -> np.ndarray:
-        return np.arange(self.rewards_QG.shape[1]) < self.sizes_Q[rows, None]
-
-    def _rewards_std(self, rows: np.ndarray) -> float:
-        rewards = self.rewards_QG[rows][self._mask(rows)]
-        return float(rewards.std(ddof=1, dtype=np.float64)) if len(rewards) > 1 else 0.0
-
     def batches(self, order: np.ndarray, batch_size: int, device: str) -> Iterator[GroupBatch]:
-        """Yields batches of ``batch_size`` groups in this order of rows; the last one may be smaller."""
+        """Yields batches of ``batch_size`` groups in the given order of rows; the last one may be smaller."""
         for start in range(0, len(order), batch_size):
             yield self.batch(order[start : start + batch_size], device)
 
     def batch(self, rows: np.ndarray, device: str = "cpu", step_rows: np.ndarray | None = None) -> GroupBatch:
-        """Gathers the groups of these rows, padded to the largest of them.
+        """Returns the groups of these rows, padded to the largest pool and group among them.
 
         Args:
-            step_rows: the rows of the whole step, where ``rows`` are only a part of it.
+            rows: positions in this table.
+            device: where the tensors are put.
+            step_rows: all rows of the training step, where ``rows`` are only a part of them.
         """
         n, g = int(self.pool_sizes_Q[rows].max()), int(self.sizes_Q[rows].max())
         pool_mask_BN = np.arange(n) < self.pool_sizes_Q[rows, None]
@@ -105,56 +119,93 @@ class GroupTable:
             rewards_std=self._rewards_std(rows if step_rows is None else step_rows),
         )
 
+    def _mask(self, rows: np.ndarray) -> np.ndarray:
+        """Returns which trials of these rows are real, bool [rows, G]."""
+        return np.arange(self.rewards_QG.shape[1]) < self.sizes_Q[rows, None]
+
+    def _rewards_std(self, rows: np.ndarray) -> float:
+        rewards = self.rewards_QG[rows][self._mask(rows)]
+        return float(rewards.std(ddof=1, dtype=np.float64)) if len(rewards) > 1 else 0.0
+
 
 def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[list[Group], list[Group]]:
-    """Splits groups into training and validation queries, shuffled by ``seed``; groups without usable trials are left out.
+    """Splits the groups that have trials into training and validation queries, shuffled by ``seed``.
+
+    At least one query goes to each side.
 
     Raises:
         DataError: fewer than two queries have usable trials.
     """
     usable = [group for group in groups if group.trials]
     if len(usable) < 2:
-        raise DataError(f"{len(usable)} queries with usable trials; training needs at least 2")
+        raise DataError(f"{len(usable)} queries have usable trials, but training needs at least 2; record more in a rollout")
     order = np.random.default_rng([seed, SeedStream.VALIDATION]).permutation(len(usable))
     n_val = min(max(1, round(val_share * len(usable))), len(usable) - 1)
     return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
 
 
-def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, *, top_k: int = 0) -> GroupTable:
-    """Lays out groups as a table.
-
-    Args:
-        features_SD: the feature of each training item.
-        top_k: keeps only the trials with the k highest rewards of each group, in their order, the first among equals; 0 keeps
-            all.
+def split_tables(
+    groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, mode: RewardMode, seed: int
+) -> tuple[GroupTable, GroupTable]:
+    """Returns the tables of the training and of the validation queries; only the first is reduced to ``top_k`` trials.
 
     Raises:
-        DataError: a query or pool names an item that the features lack, or pointers differ in length.
+        DataError: as ``split_groups`` and ``tabulate``.
     """
-    shots = {len(trial.pointer) for group in groups for trial in group.trials}
-    if len(shots) != 1:
-        raise DataError(f"pointers of {sorted(shots)} shots in one file; keep those of one length")
-    Q, K = len(groups), shots.pop()
-    rewards, pointers = [], []
+    train, val = split_groups(groups, settings.val_share, seed)
+    return tabulate(train, features_SD, mode, top_k=settings.top_k), tabulate(val, features_SD, mode)
+
+
+def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, *, top_k: int = 0) -> GroupTable:
+    """Puts groups into a table.
+
+    Args:
+        groups: each with at least one trial.
+        features_SD: features of all training items, by train index.
+        mode: how scores become rewards.
+        top_k: if not 0, only the trials with the k highest rewards of each group are taken, in their order in the group; among
+            equal rewards the first trials are taken.
+
+    Raises:
+        DataError: a query or pool names an item that the features lack, a pointer names a position outside its pool, or
+            pointers differ in length.
+    """
+    K = _shots(groups)
     for group in groups:
         check_items(group, len(features_SD))
-        highest = max(position for trial in group.trials for position in trial.pointer)
-        if highest >= len(group.pool):
-            raise DataError(
-                f"query {group.query_id}: a pointer names position {highest}, but its pool has {len(group.pool)} "
-                "candidates; take the query out, or record it again"
-            )
-        rewards_G = group.rewards_G(mode)
-        best = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
-        rewards.append(rewards_G[best])
-        pointers.append(group.pointers_GK[best])
+        _check_positions(group)
+    rewards, pointers = zip(*(_best_trials(group, mode, top_k) for group in groups), strict=True)
     sizes_Q = np.array([len(rewards_G) for rewards_G in rewards])
     pool_sizes_Q = np.array([len(group.pool) for group in groups])
-    pools_QN = np.zeros((Q, pool_sizes_Q.max()), dtype=np.int64)
-    pointers_QGK = np.tile(np.arange(K), (Q, sizes_Q.max(), 1))  # padding: any valid pointer
-    rewards_QG = np.zeros((Q, sizes_Q.max()), dtype=np.float32)
+    pools_QN = np.zeros((len(groups), pool_sizes_Q.max()), dtype=np.int64)
+    pointers_QGK = np.tile(np.arange(K), (len(groups), sizes_Q.max(), 1))  # padding: any valid pointer
+    rewards_QG = np.zeros((len(groups), sizes_Q.max()), dtype=np.float32)
     for q, group in enumerate(groups):
         pools_QN[q, : pool_sizes_Q[q]] = group.pool
         pointers_QGK[q, : sizes_Q[q]], rewards_QG[q, : sizes_Q[q]] = pointers[q], rewards[q]
     query_ids_Q = np.array([group.query_id for group in groups])
     return GroupTable(query_ids_Q, pools_QN, pool_sizes_Q, pointers_QGK, rewards_QG, sizes_Q, features_SD)
+
+
+def _shots(groups: Sequence[Group]) -> int:
+    """Returns the length that all pointers have."""
+    lengths = {len(trial.pointer) for group in groups for trial in group.trials}
+    if len(lengths) != 1:
+        raise DataError(f"the file holds pointers of {sorted(lengths)} shots; keep the trials of one number of shots")
+    return lengths.pop()
+
+
+def _check_positions(group: Group) -> None:
+    highest = max(position for trial in group.trials for position in trial.pointer)
+    if highest >= len(group.pool):
+        raise DataError(
+            f"query {group.query_id}: a pointer names position {highest}, but its pool has {len(group.pool)} "
+            "candidates; take the query out, or record it again"
+        )
+
+
+def _best_trials(group: Group, mode: RewardMode, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rewards and pointers of the trials with the ``top_k`` highest rewards, or of all trials if it is 0."""
+    rewards_G = group.rewards_G(mode)
+    best = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
+    return rewards_G[best], group.pointers_GK[best]

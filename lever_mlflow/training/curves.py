@@ -1,7 +1,8 @@
-"""Draws the figure of a training run: its metrics by epoch."""
+"""Draws the metrics of a training run by epoch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,13 @@ _PANELS = {
 
 
 def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch: int) -> Figure:
-    """Draws a panel for each kind of metric that the run has, with the best epoch marked."""
+    """Draws a panel for each kind of metric that the run has, and marks the best epoch.
+
+    Args:
+        history: the metrics of each epoch; there is at least one epoch.
+        title: what was trained.
+        best_epoch: number of the epoch with the highest expected reward, from 1.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -30,7 +37,7 @@ def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch:
     panels = {name: [key for key in keys if key in history[0]] for name, keys in _PANELS.items()}
     panels = {name: keys for name, keys in panels.items() if keys}
     columns = 3 if len(panels) > 4 else 2
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -45,5 +52,5 @@ def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch:
         unused.set_axis_off()
     for panel in axes[max(0, len(panels) - columns) : len(panels)]:
         panel.set_xlabel("epoch")
-    figure.suptitle(f"{title} (line: epoch {best_epoch}, the highest expected reward)")
+    figure.suptitle(f"{title} (the line marks epoch {best_epoch}, which has the highest expected reward)")
     return figure

@@ -1,4 +1,4 @@
-"""Says in words what a training run did, by stated rules over its metrics."""
+"""Says in words how a training run went, by rules over its metrics."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Sequence
 
 __all__ = ["diagnose"]
 
-_NO_SIGNAL_FROM = 0.95  # share of groups without reward spread: one in twenty teaches
-_DIVERGED_FROM = 1.0  # exact KL in nats: the policy gives its own picks e times the start's probability, or more
+_NO_SIGNAL_FROM = 0.95  # share of groups with equal rewards: at most one group in twenty teaches anything
+_DIVERGED_FROM = 1.0  # exact KL in nats: a pointer of the start is e times less probable under the policy, in geometric mean
 _LEAST_GAIN = 1e-3  # of expected reward, in units of the reward
 
 
 def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch: int) -> str:
-    """Returns one line that says what a training run did, by the first rule that holds.
+    """Returns one line about a training, by the first of these rules that holds.
 
     * ``no signal``: 95 % of the training groups or more have equal rewards;
-    * ``diverging``: the exact KL from the start, on validation queries after the last epoch, is 1 nat or more (GRPO only);
-    * ``policy did not move``: after the last epoch, no validation query has other greedy picks than the start's (GRPO only);
-    * ``learning``: the best epoch's expected reward exceeds that of the start (of RCE the untrained selector) by 0.001 or more;
+    * ``diverging``: after the last epoch, the exact KL from the start is 1 nat or more on validation queries (GRPO only);
+    * ``policy did not move``: after the last epoch, all validation queries have the greedy picks of the start (GRPO only);
+    * ``learning``: the expected reward of the best epoch exceeds that of the start by 0.001 or more, where RCE starts from the
+      untrained selector;
     * ``not learning`` otherwise.
 
     Args:
-        history: the metrics of each epoch, at least one.
+        history: the metrics of each epoch; there is at least one epoch.
         n_validation: number of validation queries.
-        best_epoch: 1-based.
+        best_epoch: number of the best epoch, from 1.
     """
     last, best = history[-1], history[best_epoch - 1]
     if last["frac_reward_zero_std"] >= _NO_SIGNAL_FROM:
@@ -35,10 +36,9 @@ def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch:
     changed = last.get("picks_changed")
     if changed == 0:
         return f"policy did not move: 0 of {n_validation} queries changed their picks (rule: none)"
-    before = last["expected_reward_start"]
-    gain = best["expected_reward"] - before
-    moved = "" if changed is None else f"; {round(changed * n_validation)} of {n_validation} queries changed their picks"
-    where = f"expected reward {before:.4f} to {best['expected_reward']:.4f} at epoch {best_epoch}{moved}"
-    if gain >= _LEAST_GAIN:
-        return f"learning: {where} (rule: a gain of {_LEAST_GAIN:g} or more)"
-    return f"not learning: {where} (rule: a gain below {_LEAST_GAIN:g})"
+    start_reward, best_reward = last["expected_reward_start"], best["expected_reward"]
+    picks = "" if changed is None else f"; {round(changed * n_validation)} of {n_validation} queries changed their picks"
+    facts = f"expected reward {start_reward:.4f} to {best_reward:.4f} at epoch {best_epoch}{picks}"
+    if best_reward - start_reward >= _LEAST_GAIN:
+        return f"learning: {facts} (rule: a gain of {_LEAST_GAIN:g} or more)"
+    return f"not learning: {facts} (rule: a gain below {_LEAST_GAIN:g})"

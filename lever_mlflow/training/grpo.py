@@ -1,8 +1,8 @@
-"""GRPO: group-relative policy optimisation of a start checkpoint, with a KL penalty of weight beta.
+"""Trains a start checkpoint by GRPO: group-relative policy optimisation with a KL penalty of weight beta.
 
-Departures from the predecessor: whole groups unless ``top_k`` asks otherwise; no dropout, so that the ratio is exactly 1
-and KL exactly 0 before the first step; reference log-probs come from a frozen copy of the start checkpoint on the very
-same batch.
+Departures from the predecessor: training uses whole groups unless ``top_k`` asks otherwise. Log-probs are computed without
+dropout, so that before the first step the ratio is exactly 1 and KL exactly 0. The log-probs of the reference policy come from
+a frozen copy of the start checkpoint, on the same batch as those of the policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
 from lever_mlflow.settings import GrpoSettings, RewardMode, format_beta
-from lever_mlflow.training.batches import GroupBatch, GroupTable, split_groups, tabulate
+from lever_mlflow.training.batches import GroupBatch, GroupTable, split_tables
 from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import (
     adapted_beta,
@@ -45,15 +45,25 @@ def train_grpo(
 ) -> Iterator[Epoch]:
     """Trains a copy of ``start`` and yields each epoch, or those after ``state``.
 
-    Metrics: those of ``loop.train_epochs``, of ``GrpoObjective.step`` as means over the training queries, and of
+    An epoch has the metrics of ``loop.train_epochs``, of ``GrpoObjective.step`` as means over the training queries, and of
     ``GrpoObjective.finish``.
 
+    Args:
+        start: the selector to begin with, which is also the reference policy; it is not changed.
+        data: the recorded trials.
+        features_SD: features of the training items, of the fusion that ``start`` takes.
+        settings: of the training.
+        seed: decides the split and the order of queries.
+        reward_mode: how scores become rewards.
+        device: ``cpu`` or ``cuda``.
+        state: of an earlier run with the same arguments, after whose last epoch training goes on.
+
     Raises:
-        DataError: the data does not fit the features. LeverError: the loss is not finite.
+        DataError: the data do not fit the features, or too few queries have trials.
+        LeverError: the loss is not finite.
+        CheckpointError: ``state`` is of another selector.
     """
-    train, val = split_groups(data.groups, settings.val_share, seed)
-    train_table = tabulate(train, features_SD, reward_mode, top_k=settings.top_k)
-    val_table = tabulate(val, features_SD, reward_mode)
+    train_table, val_table = split_tables(data.groups, features_SD, settings, reward_mode, seed)
     reference = copy.deepcopy(start).to(device).eval().requires_grad_(False)
     policy = copy.deepcopy(start).to(device).eval()
     if settings.freeze_backbone:
@@ -82,19 +92,19 @@ class GrpoObjective:
         self.start_reward = validate_selector(reference, val_table, device)["expected_reward"]
 
     def go_on_after(self, metrics: Metrics) -> None:
-        """Sets beta to what it is after an epoch with these metrics."""
+        """Sets beta for the epoch after one with these metrics."""
         self._adapt_beta(metrics["beta"], metrics["kl"])
 
     def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
         """Computes the loss of a batch without dropout.
 
-        Means: ``ppo_loss``, ``kl`` (k3), ``kl_exact``, ``clip_ratio_low``, ``clip_ratio_high`` and ``entropy`` (nats per shot).
+        Its means are ``ppo_loss``, ``kl`` (the k3 estimate), ``kl_exact``, ``clip_ratio_low``, ``clip_ratio_high`` and
+        ``entropy`` (nats per shot).
         """
         model.eval()
-        inputs = (batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
-        steps_BGKN = model(*inputs)
+        steps_BGKN = model(*batch.inputs)
         with torch.no_grad():
-            old_steps_BGKN = self.reference.step_logprobs(*inputs)
+            old_steps_BGKN = self.reference.step_logprobs(*batch.inputs)
         advantages_BG = group_advantages(
             batch.rewards_BG, batch.mask_BG, scale=self.settings.scale_rewards, batch_std=batch.rewards_std
         )
@@ -126,9 +136,10 @@ class GrpoObjective:
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
         """Returns the metrics of an epoch that are not means over its steps, and adapts beta for the next one if asked to.
 
-        ``adv_std`` and ``adv_max`` are over the advantages of the epoch's trials, ``beta`` is the one in use. On the validation
-        queries: ``val_loss``, ``expected_reward``, that of the start (``expected_reward_start``), the exact KL from the start
-        (``val_kl_exact``) and the share of other greedy picks than the start's (``picks_changed``).
+        ``adv_std`` and ``adv_max`` are over the advantages of the epoch's trials, and ``beta`` is the weight in this epoch.
+        Measured on the validation queries are ``val_loss``, ``expected_reward``, that of the start (``expected_reward_start``),
+        the exact KL from the start (``val_kl_exact``), and the share of queries whose greedy picks are not those of the start
+        (``picks_changed``).
         """
         advantages = values["advantages"].double()
         added = {

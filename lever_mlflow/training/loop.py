@@ -1,7 +1,7 @@
-"""The training loop that RCE and GRPO share: batches, optimiser, learning rate, epochs, and what is needed to go on later.
+"""Runs the training loop that RCE and GRPO share: batches, optimiser, learning rate, epochs, early stopping, and states.
 
-Everything random is drawn from the seed and the epoch's number, so that an epoch does not depend on whether the ones before
-it ran in this process.
+All randomness is drawn from the seed and the epoch's number, so that an epoch does not depend on whether the epochs before it
+ran in this process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lever_mlflow.training.batches import GroupBatch, GroupTable
 
 __all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
 
-Metrics = dict[str, float]
+Metrics = dict[str, float]  # of one epoch, by name
 
 
 class LoopSettings(Protocol):
@@ -47,11 +47,11 @@ class LoopSettings(Protocol):
 
 
 class StepOutput(NamedTuple):
-    """Holds what an objective makes of one batch.
+    """Holds what an objective computes of one batch.
 
     Attributes:
-        loss: the scalar to descend on.
-        counted: the number of queries that the loss and ``means`` are means of.
+        loss: the scalar to minimise.
+        counted: the number of queries that the loss and ``means`` are means over.
         means: scalars that are averaged over the queries of the epoch.
         values: tensors that are collected over the whole epoch.
     """
@@ -70,14 +70,16 @@ class Objective(Protocol):
 
         Args:
             model: the module to call for log-probs; in several processes it wraps the selector.
-            progress: the share of all steps done, in [0, 1].
+            batch: the queries of the step, or this process's share of them.
+            progress: the share of the training's steps that are done, from 0 at the first step to 1 at the last.
         """
 
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
         """Returns the metrics to add at an epoch's end to the mean ones, ``expected_reward`` among them.
 
         Args:
-            values: the tensors that the steps returned as ``values``, of all processes, one behind the other.
+            metrics: the mean metrics of the epoch.
+            values: the ``values`` of the epoch's steps in all processes, concatenated.
         """
 
 
@@ -97,9 +99,13 @@ class TrainingState:
 
 
 class Epoch(NamedTuple):
-    """Holds one finished epoch (1-based) with its metrics and its state.
+    """Holds one finished epoch.
 
-    ``selector`` is the one that is trained on: use it before asking for the next epoch.
+    Attributes:
+        epoch: its number, from 1.
+        metrics: its metrics by name.
+        selector: the selector in training; the next epoch changes it, so use it or copy it before.
+        state: what training needs to go on after this epoch.
     """
 
     epoch: int
@@ -135,17 +141,24 @@ def train_epochs(
 ) -> Iterator[Epoch]:
     """Trains ``selector`` in place and yields each epoch, in every process of the training.
 
-    The training ends early where ``early_stopping`` epochs in a row did not raise ``expected_reward``.
+    An epoch has these metrics: ``train_loss`` and the steps' means, over the training queries; ``grad_norm``, the mean norm
+    before clipping; ``reward_mean`` and ``frac_reward_zero_std`` of the training trials; ``lr`` at the epoch's last step; what
+    the objective adds; and ``seconds``. Training ends early when ``early_stopping`` epochs in a row did not raise
+    ``expected_reward``.
 
     Args:
+        selector: the optimiser moves those of its parameters that require gradients.
+        groups: the training queries.
+        settings: of the optimiser, and of the number of steps.
+        objective: computes the loss, and further metrics.
+        seed: decides the order of the queries, and which hidden units dropout takes out.
         name: label of the progress bar.
-        state: of an earlier run with the same arguments, to go on after its last epoch; the selector's weights are replaced.
-
-    Metrics: ``train_loss``, the steps' means, ``frac_reward_zero_std``, ``reward_mean`` (of the training trials),
-    ``grad_norm`` (mean before clipping), ``lr`` (at the epoch's last step), ``seconds``, and what the objective adds.
+        device: ``cpu`` or ``cuda``.
+        state: of an earlier run with the same arguments, after whose last epoch training goes on with its weights.
 
     Raises:
-        LeverError: the loss is not finite. CheckpointError: the state is of another selector.
+        LeverError: the loss is not finite.
+        CheckpointError: ``state`` is of another selector.
     """
     trainer = _Trainer(selector, groups, settings, objective, seed, name, device)
     history: list[Metrics] = []
@@ -181,13 +194,13 @@ class _Trainer:
         self.steps_per_epoch = -(-len(groups) // settings.batch_size)
 
     def run(self, epoch: int) -> Metrics:
-        """Trains one epoch (1-based) and returns its metrics."""
+        """Trains on all queries once, in the epoch of this number from 1, and returns the epoch's metrics."""
         started = time.perf_counter()
         torch.manual_seed(_dropout_seed(self.seed, epoch, self.processes.process_index))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         sums = _EpochSums()
-        quiet = None if self.processes.is_main_process else True
-        for i in tqdm(range(self.steps_per_epoch), f"{self.name} epoch {epoch}", unit="step", disable=quiet):
+        hidden = None if self.processes.is_main_process else True  # None: shown where the output is a terminal
+        for i in tqdm(range(self.steps_per_epoch), f"{self.name} epoch {epoch}", unit="step", disable=hidden):
             rows = order[i * self.settings.batch_size : (i + 1) * self.settings.batch_size]
             lr = self._step((epoch - 1) * self.steps_per_epoch + i, rows, sums)
         metrics = sums.means()
@@ -202,12 +215,12 @@ class _Trainer:
         """Takes one step on these rows of the groups, and returns its learning rate."""
         settings, processes = self.settings, self.processes
         all_steps = settings.epochs * self.steps_per_epoch
-        # the share of steps done before this one, so that the last step still moves something
+        # by the steps before this one, so that the learning rate of the last step is not yet 0
         lr = settings.lr * lr_factor(settings.lr_scheduler, steps_done / all_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         share = distributed.share(processes, rows)
-        # a process without a query in a small last step takes part with one that counts for nothing
+        # All processes take part in every step. One without a query, in a small last step, computes one that does not count.
         batch = self.groups.batch(share if len(share) else rows[:1], str(processes.device), rows)
         output = self.objective.step(self.model, batch, steps_done / max(all_steps - 1, 1))
         figures = {"train_loss": output.loss, **output.means}
@@ -224,7 +237,7 @@ class _Trainer:
         return lr
 
     def state(self, history: list[Metrics]) -> TrainingState:
-        """Copies what is needed to go on from here."""
+        """Copies to the CPU what training needs to go on from here."""
         moments = {
             f"{name}/{quantity}": value.detach().cpu().clone()
             for name, parameter in self.trainable.items()
@@ -234,22 +247,24 @@ class _Trainer:
         return TrainingState(tuple(dict(metrics) for metrics in history), weights, moments)
 
     def restore(self, state: TrainingState) -> None:
-        """Puts weights and optimiser into a state.
+        """Gives the selector and its optimiser the weights and tensors of a state.
 
         Raises:
             CheckpointError: the state is of another selector.
         """
-        expected = {name: tensor.shape for name, tensor in self.selector.state_dict().items()}
-        actual = {name: tensor.shape for name, tensor in state.weights.items()}
+        expected_shapes = {name: tensor.shape for name, tensor in self.selector.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in state.weights.items()}
         by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in state.optimizer.items():
             name, _, quantity = key.rpartition("/")
             by_parameter[name][quantity] = value
-        if actual != expected or by_parameter.keys() != self.trainable.keys():
-            raise CheckpointError("the training state is of another selector, or of one with other frozen parts; train anew")
+        if shapes != expected_shapes or by_parameter.keys() != self.trainable.keys():
+            raise CheckpointError(
+                "the training state is of another selector, or of one with other frozen parts; train anew with resume=none"
+            )
         self.selector.load_state_dict(dict(state.weights))
         for name, parameter in self.trainable.items():
-            # AdamW counts steps on the CPU; its moments live beside the parameter
+            # AdamW counts its steps on the CPU; its moments are on the parameter's device.
             self.optimizer.state[parameter] = {
                 quantity: value.clone() if quantity == "step" else value.to(parameter.device).clone()
                 for quantity, value in by_parameter[name].items()
@@ -266,7 +281,13 @@ class _EpochSums:
         self.values: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, means: Mapping[str, float], counted: int, norm: float) -> None:
-        """Adds a step: its means, over how many queries they are, and the norm of its gradient times its queries."""
+        """Adds one step.
+
+        Args:
+            means: its figures by name.
+            counted: the number of queries that they are means over.
+            norm: the norm of its gradient, times the number of its queries.
+        """
         for name, value in means.items():
             self.sums[name] += value * counted
         self.counted += counted
@@ -278,18 +299,19 @@ class _EpochSums:
 
 
 def _dropout_seed(seed: int, epoch: int, process: int) -> int:
-    """Another seed for each process, whose queries would otherwise lose the same hidden units."""
+    """Returns a seed for each process; with the same one, dropout would take the same hidden units from all their queries."""
     return int(np.random.SeedSequence([seed, epoch, process] if process else [seed, epoch]).generate_state(1)[0])
 
 
 def _check_finite(loss: float, query_ids: np.ndarray) -> None:
     if not math.isfinite(loss):
         raise LeverError(
-            f"loss is {loss} on queries {query_ids.tolist()}; lower lr or what weighs in the loss, or check their data"
+            f"loss is {loss} on queries {query_ids.tolist()}; choose a smaller lr or smaller weights in the loss, "
+            "or check the features of these queries and of their pools"
         )
 
 
 def _stopped(history: list[Metrics], patience: int) -> bool:
-    """Whether the last ``patience`` epochs brought no higher expected reward than the best before them."""
+    """Tells whether the last ``patience`` epochs brought no higher expected reward than those before; never if it is 0."""
     rewards = [metrics["expected_reward"] for metrics in history]
     return bool(patience) and len(rewards) > patience and max(rewards[-patience:]) <= max(rewards[:-patience])

@@ -1,9 +1,9 @@
-"""Computes the training objectives, as pure functions: RCE, group advantages, GRPO and KL.
+"""Computes the training objectives as pure functions: RCE, group advantages, GRPO, KL and entropy.
 
 Shapes: B queries, G pointers of a group, K shots, N candidates. ``mask_BG`` is True at real trials and False at the
-padding of shorter groups; without it all trials are real. Groups are averaged first, then queries, so that a batch of
-one query gives the predecessor's loss. Degenerate groups (empty, of one, with equal rewards) give zero advantages and
-never NaN.
+padding of shorter groups; without it all trials are real. Means are taken over the trials of a group first and then over
+queries, so that a batch of one query gives the predecessor's loss. Groups that are empty, have one trial, or have equal rewards
+give advantages of 0 and never NaN.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ _KL_BAND, _BETA_FACTOR = (0.01, 0.1), 1.5
 
 
 class RceLoss(NamedTuple):
-    """Holds the scalar ``loss``, and the detached softmax weights of the trials ``weights_BG``."""
+    """Holds the RCE ``loss``, a scalar, and ``weights_BG``, the detached softmax weights of the trials."""
 
     loss: Tensor
     weights_BG: Tensor
 
 
 class GrpoLoss(NamedTuple):
-    """Holds ``loss`` = ``policy_loss`` + beta * ``kl``; everything but ``loss`` is detached.
+    """Holds the GRPO loss and its parts as scalars, all but ``loss`` without a gradient.
 
-    ``clip_ratio_low``, ``clip_ratio_high``: share of trials whose ratio is held at the lower bound (with a negative
-    advantage) or at the upper one (with a positive one).
+    Attributes:
+        loss: ``policy_loss`` + beta * ``kl``.
+        policy_loss: the clipped policy loss.
+        kl: the k3 estimate of KL(old || new).
+        clip_ratio_low: share of trials whose ratio is clipped at the lower bound, with a negative advantage.
+        clip_ratio_high: share of trials whose ratio is clipped at the upper bound, with a positive advantage.
     """
 
     loss: Tensor
@@ -54,7 +58,7 @@ class GrpoLoss(NamedTuple):
 
 
 def rce_temperature(progress: float, start: float = 2.0, end: float = 0.5) -> float:
-    """Returns the temperature at ``progress`` in [0, 1] of all training steps: linear from ``start`` to ``end``."""
+    """Returns the temperature at ``progress`` in [0, 1] of all training steps, linear from ``start`` to ``end``."""
     return start + (end - start) * min(max(progress, 0.0), 1.0)
 
 
@@ -69,9 +73,13 @@ def rce_loss(
     """Computes reward-weighted cross-entropy: the sum over a group of softmax(r / temperature) * -logprob, mean over queries.
 
     Args:
-        normalize: what is done to the rewards r within a group. ``z-score`` (unbiased std) clamps them to +/-3, and equal
-            rewards become 0; ``rank`` spreads them evenly from -1 (worst) to 1 (best), and equal rewards share their mean
-            rank; ``none`` takes raw rewards.
+        logprobs_BG: log-probs of the trials' pointers under the policy.
+        rewards_BG: rewards of the trials.
+        temperature: of the softmax.
+        normalize: what r is. ``z-score``: the reward's z-score within the group (unbiased std), clamped to +/-3, or 0 if all
+            rewards are equal. ``rank``: its rank within the group, evenly spread from -1 (worst) to 1 (best), where equal
+            rewards share their mean rank. ``none``: the reward itself.
+        mask_BG: False at padding.
     """
     mask_BG = _full(mask_BG, rewards_BG)
     rewards_BG = rewards_BG.to(logprobs_BG.dtype)
@@ -89,13 +97,16 @@ def rce_loss(
 def group_advantages(
     rewards_BG: Tensor, mask_BG: Tensor | None = None, *, scale: ScaleRewards = "group", batch_std: float | None = None
 ) -> Tensor:
-    """Computes (r - mean of the group) / max(std, 0.1), clamped to +/-5; 0 at padding, shape [B, G].
+    """Computes (r - mean of the group) / max(std, 0.1), clamped to +/-5, shape [B, G]; 0 at padding.
 
-    The names of the scales and their meaning are those of TRL's GRPO; the floor and the clamp are the predecessor's.
+    The scales are those of TRL's GRPO; the floor of 0.1 and the clamp are the predecessor's.
 
     Args:
-        scale: whose unbiased std divides: that of the ``group``, or of all trials of the ``batch``; ``none`` does not divide.
-        batch_std: the std of the whole batch, where these groups are only a part of it.
+        rewards_BG: rewards of the trials.
+        mask_BG: False at padding.
+        scale: whose unbiased std it is: ``group``, that of the group; ``batch``, that of all trials of the step; ``none``
+            does not divide.
+        batch_std: std of all trials of the step, where ``rewards_BG`` are only a part of them.
     """
     mask_BG = _full(mask_BG, rewards_BG)
     mean_B1, std_B1 = _moments(rewards_BG, mask_BG)
@@ -116,12 +127,20 @@ def grpo_loss(
     epsilon_high: float | None = None,
     mask_BG: Tensor | None = None,
 ) -> GrpoLoss:
-    """Computes the clipped policy loss plus ``beta`` times the KL to the old policy.
+    """Computes the clipped policy loss plus ``beta`` times the KL divergence from the old policy.
 
-    ratio = exp(logprobs - old_logprobs); policy loss = -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A),
-    ``epsilon_high`` being ``epsilon`` unless given (clip-higher of DAPO, Yu et al. 2025);
-    KL = mean(ratio - 1 - log ratio), the k3 estimate of KL(old || new) (J. Schulman, "Approximating KL divergence",
-    2020), kept in this form for comparison with the predecessor.
+    With ratio = exp(logprobs - old_logprobs) and advantages A, the policy loss is
+    -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). KL is mean(ratio - 1 - log ratio), the k3 estimate of
+    KL(old || new) (J. Schulman, "Approximating KL divergence", 2020), as the predecessor computes it.
+
+    Args:
+        logprobs_BG: log-probs of the trials' pointers under the policy.
+        old_logprobs_BG: the same under the old policy.
+        advantages_BG: advantages of the trials.
+        beta: weight of KL.
+        epsilon: distance of the lower bound of the ratio from 1.
+        epsilon_high: distance of the upper bound from 1, ``epsilon`` if None (clip-higher of DAPO, Yu et al. 2025).
+        mask_BG: False at trials that do not count.
     """
     mask_BG = _full(mask_BG, logprobs_BG)
     log_ratio_BG = (logprobs_BG - old_logprobs_BG).where(mask_BG, 0.0)
@@ -139,7 +158,7 @@ def grpo_loss(
 def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
     """Computes the exact KL(old || new) of each shot's distribution given the picks before it.
 
-    The KL is summed over shots and averaged over the trials of a group, then over groups.
+    It is summed over shots, and then averaged over trials and queries.
     """
     support_BGKN = torch.isfinite(old_step_logprobs_BGKN)
     difference_BGKN = (old_step_logprobs_BGKN - step_logprobs_BGKN).where(support_BGKN, 0.0)
@@ -148,7 +167,7 @@ def categorical_kl(step_logprobs_BGKN: Tensor, old_step_logprobs_BGKN: Tensor, m
 
 
 def entropy(step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor:
-    """Computes the entropy in nats of each shot's distribution given the picks before it, averaged over shots and trials."""
+    """Computes the entropy in nats of each shot's distribution given the picks before it, mean over shots, trials, queries."""
     support_BGKN = torch.isfinite(step_logprobs_BGKN)
     terms_BGKN = (step_logprobs_BGKN.exp() * step_logprobs_BGKN.where(support_BGKN, 0.0)).where(support_BGKN, 0.0)
     entropy_BG = -terms_BGKN.sum(3).mean(2)
@@ -156,13 +175,13 @@ def entropy(step_logprobs_BGKN: Tensor, mask_BG: Tensor | None = None) -> Tensor
 
 
 def adapted_beta(beta: float, kl: float) -> float:
-    """Returns the KL weight for the next epoch: times 1.5 where KL is above 0.1, divided by 1.5 where it is below 0.01."""
+    """Returns the KL weight for the next epoch: multiplied by 1.5 if KL is above 0.1, divided by 1.5 if it is below 0.01."""
     low, high = _KL_BAND
     return beta * _BETA_FACTOR if kl > high else beta / _BETA_FACTOR if kl < low else beta
 
 
 def zero_spread(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
-    """Says whether all rewards of a group are equal, bool [B]; empty groups and groups of one count as equal."""
+    """Tells of each group whether all its rewards are equal, bool [B]; so they are in a group with no or one trial."""
     mask_BG = _full(mask_BG, rewards_BG)
     high_B = rewards_BG.masked_fill(~mask_BG, -torch.inf).amax(1)
     low_B = rewards_BG.masked_fill(~mask_BG, torch.inf).amin(1)
@@ -170,11 +189,12 @@ def zero_spread(rewards_BG: Tensor, mask_BG: Tensor | None = None) -> Tensor:
 
 
 def _full(mask_BG: Tensor | None, like_BG: Tensor) -> Tensor:
+    """Returns the mask, or one in which all trials are real."""
     return torch.ones_like(like_BG, dtype=torch.bool) if mask_BG is None else mask_BG
 
 
 def _moments(values_BG: Tensor, mask_BG: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of the real trials, [B, 1] each; std 0 for fewer than two."""
+    """Returns mean and unbiased standard deviation of the real trials, [B, 1] each; std is 0 for fewer than two trials."""
     count_B1 = mask_BG.sum(1, keepdim=True)
     mean_B1 = values_BG.where(mask_BG, 0.0).sum(1, keepdim=True) / count_B1.clamp_min(1)
     squares_B1 = ((values_BG - mean_B1).where(mask_BG, 0.0) ** 2).sum(1, keepdim=True)
@@ -182,7 +202,7 @@ def _moments(values_BG: Tensor, mask_BG: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ranks(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
-    """Ranks of the real trials from -1 to 1, equal values sharing theirs; 0 in a group of one and at padding."""
+    """Ranks the real trials from -1 to 1; equal values share their mean rank. A single trial and padding have rank 0."""
     pair_BGG = mask_BG[:, None, :] & mask_BG[:, :, None]
     difference_BGG = values_BG[:, :, None] - values_BG[:, None, :]
     better_BG = ((difference_BGG > _EQUAL) & pair_BGG).sum(2) - ((difference_BGG < -_EQUAL) & pair_BGG).sum(2)
@@ -190,6 +210,6 @@ def _ranks(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
 
 
 def _masked_mean(values_BG: Tensor, mask_BG: Tensor) -> Tensor:
-    """Mean over the real trials of a group, then over the groups that have any; 0 without any."""
+    """Averages over the real trials of a group, and then over the groups that have any; 0 if no group has any."""
     means_B = values_BG.where(mask_BG, 0.0).sum(1) / mask_BG.sum(1).clamp_min(1)
     return means_B.sum() / mask_BG.any(1).sum().clamp_min(1)

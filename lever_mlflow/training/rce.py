@@ -1,7 +1,7 @@
-"""RCE: reward-weighted cross-entropy training of a new selector on recorded trials.
+"""Trains a new selector on recorded trials by RCE: reward-weighted cross-entropy.
 
-Departures from the predecessor: whole groups unless ``top_k`` asks otherwise (it kept the top 3 in the first epoch);
-validation never uses dropout.
+Departures from the predecessor: training uses whole groups unless ``top_k`` asks otherwise, where the predecessor kept the best
+three trials in the first epoch; and validation never uses dropout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
 from lever_mlflow.settings import RceSettings, RewardMode
-from lever_mlflow.training.batches import GroupBatch, GroupTable, split_groups, tabulate
+from lever_mlflow.training.batches import GroupBatch, GroupTable, split_tables
 from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import rce_loss, rce_temperature
 from lever_mlflow.training.validation import validate_selector
@@ -35,14 +35,23 @@ def train_rce(
 ) -> Iterator[Epoch]:
     """Trains a freshly initialised selector and yields each epoch, or those after ``state``.
 
-    Metrics: those of ``loop.train_epochs`` and of ``RceObjective.finish``.
+    An epoch has the metrics of ``loop.train_epochs`` and of ``RceObjective.finish``.
+
+    Args:
+        data: the recorded trials.
+        features_SD: features of the training items, of the fusion that the settings name.
+        settings: of the training and of the selector's shape.
+        seed: decides the split, the initial weights, the order of queries and dropout.
+        reward_mode: how scores become rewards.
+        device: ``cpu`` or ``cuda``.
+        state: of an earlier run with the same arguments, after whose last epoch training goes on.
 
     Raises:
-        DataError: the data does not fit the features. LeverError: the loss is not finite.
+        DataError: the data do not fit the features, or too few queries have trials.
+        LeverError: the loss is not finite.
+        CheckpointError: ``state`` is of another selector.
     """
-    train, val = split_groups(data.groups, settings.val_share, seed)
-    train_table = tabulate(train, features_SD, reward_mode, top_k=settings.top_k)
-    val_table = tabulate(val, features_SD, reward_mode)
+    train_table, val_table = split_tables(data.groups, features_SD, settings, reward_mode, seed)
     torch.manual_seed(seed)
     selector = PointerSelector(
         feature_dim=features_SD.shape[1],
@@ -69,8 +78,7 @@ class RceObjective:
         model.train()
         settings = self.settings
         self.temperature = rce_temperature(progress, settings.temperature_start, settings.temperature_end)
-        steps_BGKN = model(batch.query_BD, batch.candidates_BND, batch.pointers_BGK, batch.pool_mask_BN)
-        logprobs_BG = pointer_logprobs(steps_BGKN, batch.pointers_BGK)
+        logprobs_BG = pointer_logprobs(model(*batch.inputs), batch.pointers_BGK)
         result = rce_loss(
             logprobs_BG, batch.rewards_BG, self.temperature, normalize=settings.normalize_rewards, mask_BG=batch.mask_BG
         )
@@ -81,5 +89,5 @@ class RceObjective:
 
         ``expected_reward_start`` is the expected reward of the untrained selector.
         """
-        figures = validate_selector(self.selector, self.val_table, self.device)
-        return {**figures, "expected_reward_start": self.start_reward, "temperature": self.temperature}
+        validation = validate_selector(self.selector, self.val_table, self.device)
+        return {**validation, "expected_reward_start": self.start_reward, "temperature": self.temperature}

@@ -1,4 +1,8 @@
-"""Training states on disk: a folder of safetensors and JSON from which training goes on after its last whole epoch."""
+"""Writes and reads training states, from which a training goes on after its last whole epoch.
+
+A state is a folder of two files: ``state.safetensors`` holds the tensors; ``state.json`` holds the metrics of all epochs, what
+the caller adds, and the digest of the tensor file.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.files.atomic import write_folder
@@ -25,21 +30,23 @@ def save_state(folder: Path, state: TrainingState, meta: Mapping[str, Any]) -> N
     """Writes a state into a new folder, whole or not at all.
 
     Args:
-        meta: any JSON, kept beside the state. The file also holds the digest of the tensors, by which half a state is known.
+        folder: must not exist yet.
+        state: what to write.
+        meta: what the caller wants to find beside the state, as JSON.
     """
-    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in state.weights.items()}
-    tensors |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in state.optimizer.items()}
+    tensors = {f"{_WEIGHTS}{name}": tensor.contiguous() for name, tensor in state.weights.items()}
+    tensors |= {f"{_OPTIMIZER}{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
 
-    def fill(building: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / _TENSORS_FILE)
-        content = {"history": state.history, "meta": dict(meta), "digest": _digest(building / _TENSORS_FILE)}
-        (building / _JSON_FILE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    def fill(temporary: Path) -> None:
+        save_file(tensors, temporary / _TENSORS_FILE)
+        content = {"history": state.history, "meta": dict(meta), "digest": _digest(temporary / _TENSORS_FILE)}
+        (temporary / _JSON_FILE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
     write_folder(folder, fill)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
-    """Reads a state and its ``meta``.
+    """Reads a state and the ``meta`` that was saved with it.
 
     Raises:
         CheckpointError: the folder holds no whole state.
@@ -48,18 +55,16 @@ def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
         content = json.loads((folder / _JSON_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / _TENSORS_FILE)
         if content["digest"] != _digest(folder / _TENSORS_FILE):
-            raise ValueError("tensors and description do not belong together")
-        return _state(content["history"], tensors), dict(content["meta"])
+            raise ValueError(f"{_JSON_FILE} holds another digest than that of {_TENSORS_FILE}")
+        weights, optimizer = _with_prefix(tensors, _WEIGHTS), _with_prefix(tensors, _OPTIMIZER)
+        return TrainingState(tuple(content["history"]), weights, optimizer), dict(content["meta"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no whole training state ({error}); go on from an earlier one") from None
 
 
-def _state(history: list[dict[str, float]], tensors: Mapping[str, Any]) -> TrainingState:
-    parts = {
-        prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in (_WEIGHTS, _OPTIMIZER)
-    }
-    return TrainingState(tuple(history), parts[_WEIGHTS], parts[_OPTIMIZER])
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the tensors whose names start with ``prefix``, under their names without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _digest(path: Path) -> str:
