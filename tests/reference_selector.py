@@ -1,10 +1,10 @@
-"""The pointer selector written a second time, in plain numpy."""
+"""The selector in plain NumPy, written from its formula, for the golden values of other tests."""
 
 import numpy as np
 
 
 def numpy_logits(selector, query_D, candidates_ND):
-    """Returns the logits of all candidates by the selector's formula, shape [N]; for one layer and one head."""
+    """The selector's formula in plain numpy, one layer, one head."""
     w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in selector.state_dict().items()}
     h_q, h_NH = w["input_proj.weight"] @ query_D, candidates_ND @ w["input_proj.weight"].T
     H = len(h_q)

@@ -20,9 +20,11 @@ from helpers.projects import ROOT
 from helpers.small_data import learnable_groups
 from mlflow import MlflowClient
 
+from lever_mlflow.data.candidate_pools import random_pool
 from lever_mlflow.distributed import follow, join, release
-from lever_mlflow.evaluation.answering import evaluate
+from lever_mlflow.evaluation.answering import Answering
 from lever_mlflow.evaluation.policies import RANDOM, ZERO_SHOT, random_picks
+from lever_mlflow.evaluation.records import REPORT
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GrpoSettings, RceSettings
@@ -46,7 +48,7 @@ CASES = {
 
 
 def problem():
-    """31 training queries, so that the last of the steps of six has one; pools and groups of different sizes."""
+    """Makes 39 queries, 31 of them for training, so that the last step of six has one; pools and groups differ in size."""
     features_SD, groups = learnable_groups(39)
     uneven = [
         replace(group, pool=group.pool[: 12 - i % 3], trials=tuple(t for t in group.trials[i % 4 :] if max(t.pointer) < 10))
@@ -57,7 +59,7 @@ def problem():
 
 
 def train(settings):
-    """Metrics of each epoch, and the weights after the last one."""
+    """Trains, and returns the metrics of each epoch and the weights after the last one."""
     features_SD, data = problem()
     if isinstance(settings, RceSettings):
         epochs = train_rce(data, features_SD, settings, seed=3)
@@ -72,7 +74,7 @@ def train(settings):
 
 
 def launch(*arguments, **environment):
-    """What ``accelerate launch`` does with a script or module, as a finished process."""
+    """Runs a script or module by ``accelerate launch``, and returns the finished process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **environment}
     return subprocess.run(
@@ -82,7 +84,7 @@ def launch(*arguments, **environment):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """What two processes made of all cases."""
+    """Runs all cases in two processes, and returns their results and the folder of their files."""
     folder = tmp_path_factory.mktemp("distributed")
     result = launch(__file__, str(folder / "results.json"), str(folder))
     assert result.returncode == 0, result.stderr
@@ -102,15 +104,14 @@ def test_two_processes_give_the_metrics_of_one(launched, case):
         np.testing.assert_allclose(other_weights[name], tensor, atol=1e-4, err_msg=name)
 
 
-def evaluated(cache_dir):
-    """Records of 41 questions with random demonstrations."""
+def evaluation_records(cache_dir):
+    """Returns the records of 41 questions without and with random demonstrations, as a table."""
     resources = Resources(device="cpu", cache_dir=cache_dir)
     questions = resources.val[:41]
     pools = np.stack([random_pool(resources.train, question, 8, 0) for question in questions])
     picks = {ZERO_SHOT: np.zeros((41, 0), int), RANDOM: random_picks(questions, pools, 2, 0)}
-    answer = partial(resources.answer, description="test")
-    key = resources.language_model.key
-    return evaluate(questions, "report", picks, (1, 2), resources.train, answer, key)
+    answering = Answering(resources.train, partial(resources.answer, description="test"), resources.language_model.key)
+    return answering.records(questions, REPORT, picks, (1, 2)).frame
 
 
 def stored_answers(cache_dir):
@@ -120,7 +121,7 @@ def stored_answers(cache_dir):
 
 def test_two_processes_give_the_records_of_one(launched, tmp_path):
     _, cache_dir = launched
-    records, other = evaluated(tmp_path), pd.read_parquet(cache_dir / "records.parquet")
+    records, other = evaluation_records(tmp_path), pd.read_parquet(cache_dir / "records.parquet")
     pd.testing.assert_frame_equal(other.assign(picks=other.picks.map(list)), records)
     assert stored_answers(cache_dir) == stored_answers(tmp_path)
     assert len(set(records.prompt)) > 100
@@ -128,7 +129,7 @@ def test_two_processes_give_the_records_of_one(launched, tmp_path):
 
 @pytest.fixture
 def place(mlflow_store, cache_dir):
-    """Environment variables for runs on a fresh store."""
+    """Returns environment variables for runs on a fresh store."""
     return {"MLFLOW_TRACKING_URI": mlflow_store, "MLFLOW_EXPERIMENT_NAME": "test", "LEVER_MLFLOW_CACHE": str(cache_dir)}
 
 
@@ -142,7 +143,7 @@ def test_an_entry_point_in_two_processes_is_one_run(place, good_rl_data):
     assert len(MlflowClient().search_logged_models([runs[0].info.experiment_id])) == 2
 
 
-def test_bad_input_ends_all_processes_with_one_line_of_ours_and_a_failed_run(place):
+def test_bad_input_ends_all_processes_with_one_line_and_a_failed_run(place):
     result = launch("-m", "entrypoints.rce", "--rl_data", "/nowhere.json", "--device", "cpu", **place)
     assert result.returncode != 0
     assert re.findall("^error: .*", result.stderr, re.MULTILINE)[0].startswith("error: /nowhere.json: no such file")
@@ -154,7 +155,7 @@ if __name__ == "__main__":
     results = {name: (join("cpu").num_processes, *train(settings)) for name, settings in CASES.items()}
     if join("cpu").is_main_process:
         Path(sys.argv[1]).write_text(json.dumps(results))
-        evaluated(Path(sys.argv[2])).to_parquet(Path(sys.argv[2]) / "records.parquet")
+        evaluation_records(Path(sys.argv[2])).to_parquet(Path(sys.argv[2]) / "records.parquet")
         release(join("cpu"))
     else:
         follow(join("cpu"))

@@ -1,10 +1,10 @@
 """Writes the embedded data set in the official OK-VQA file formats, from scikit-learn's handwritten digits.
 
-Source of the images: the 1,797 8x8 digits of ``sklearn.datasets.load_digits`` (the test part of the UCI "Optical
-Recognition of Handwritten Digits" data set, E. Alpaydin and C. Kaynak, 1998, CC BY 4.0).
+The images are the 1,797 8x8 digits of ``sklearn.datasets.load_digits``, which are the test part of the UCI "Optical
+Recognition of Handwritten Digits" data set (E. Alpaydin and C. Kaynak, 1998, CC BY 4.0).
 
-Three disjoint image sets, stratified by digit: ``model`` trains the tiny VLM and CLIP and is in no file of the data
-set; ``train`` is the candidate pool with the RL queries; ``val`` is for evaluation.
+They are split into three disjoint sets, stratified by digit. The set ``model`` trains the tiny VLM and CLIP and is in no file
+of the data set. The set ``train`` has the RL queries and their candidates, and ``val`` is for evaluation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Split = Literal["model", "train", "val"]
 
 @cache
 def digit_images(split: Split) -> tuple[list[Image.Image], np.ndarray]:
-    """The digits of one image set as 56x56 RGB images (bicubic upscaling), and their labels, shape [images]."""
+    """Returns the digits of one image set as 56x56 RGB images (bicubic upscaling), and their labels, shape [images]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -46,7 +46,7 @@ def digit_images(split: Split) -> tuple[list[Image.Image], np.ndarray]:
 
 
 def ensure_dataset(cache_dir: Path) -> Path:
-    """Folder of the data set below ``cache_dir``; written on first use, complete or not at all."""
+    """Returns the folder of the data set in ``cache_dir``, which is written on first use, as a whole or not at all."""
 
     def build(folder: Path) -> None:
         for split in ("train", "val"):
@@ -56,7 +56,7 @@ def ensure_dataset(cache_dir: Path) -> Path:
 
 
 def _split_rows(labels_I: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of each image set, the same number of train and val images for each digit, the rest for the models."""
+    """Returns the rows of each image set: equally many train and val images of each digit, and the rest for the models."""
     rng = np.random.default_rng(_SEED)
     rows: dict[str, list[int]] = {"model": [], "train": [], "val": []}
     for digit in range(10):
@@ -111,7 +111,7 @@ def _write_split(root: Path, split: Literal["train", "val"]) -> None:
 
 
 def _draw_questions(rng: np.random.Generator, digit: int) -> Iterator[tuple[Family, str]]:
-    """Up to five questions of different families about one image."""
+    """Draws up to five questions of different families about one image."""
     families = [family for family in dataset_families() if digit in family.answers]
     weights = np.array([family.weight for family in families])
     count = min(_QUESTIONS_PER_IMAGE, len(families))
@@ -120,11 +120,12 @@ def _draw_questions(rng: np.random.Generator, digit: int) -> Iterator[tuple[Fami
 
 
 def _annotators(rng: np.random.Generator, family: Family, digit: int) -> list[str]:
-    """Ten answers. Each question has its own error rate, Beta(0.6, 10): most are easy, a few divide the annotators.
+    """Draws the answers of ten annotators, some of them wrong.
 
-    Errors are the answer for a digit next to the true one (misread or miscounted) or "unknown".
+    The error rate of a question is drawn from Beta(0.6, 10), so that most questions are easy and annotators disagree on a few.
+    A wrong answer is that for a digit next to the true one (misread or miscounted), or "unknown".
     """
     near = [family.answers[d] for d in (digit - 1, digit + 1) if d in family.answers]
-    wrong = [*near, near[0], "unknown"]  # one neighbour is the likelier mistake
+    wrong = [*near, near[0], "unknown"]  # so that one neighbour is the most likely mistake
     rate = rng.beta(0.6, 10.0)
     return [family.answers[digit] if rng.random() >= rate else wrong[rng.integers(len(wrong))] for _ in range(10)]

@@ -1,11 +1,12 @@
-"""Question families of the embedded data set: what is asked about a handwritten digit, and the true answers.
+"""Lists the question families of the embedded data set: what is asked about a handwritten digit, and the true answers.
 
-A family asks one outside-knowledge question about a digit in three phrasings; the third shares no content word with
-the first, so that word overlap alone cannot tell that both ask the same thing. Twenty-two families train the tiny VLM;
-twelve of them (``weight > 0``) make up the data set, so that a random pool of 64 holds a demonstration of the
-same family and digit for at least half of the queries.
+A family asks one question about a digit that takes outside knowledge, in three phrasings. The third phrasing shares no content
+word with the first, so that the overlap of words does not show that both ask the same.
 
-``known`` lists the digits for which the tiny VLM learns the true answer. For all others it can only copy the
+Twenty-two families train the tiny VLM. Twelve of them (``weight > 0``) make up the data set. They are so few that a random pool
+of 64 holds a demonstration of the same family and digit for at least half of the queries.
+
+A family's ``known`` are the digits for which the tiny VLM learns the true answer. For any other digit it can only copy the
 answer from a demonstration of the same family and digit.
 """
 
@@ -19,14 +20,14 @@ __all__ = ["FAMILIES", "Family", "dataset_families"]
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of question about a digit.
+    """Describes one kind of question about a digit.
 
     Attributes:
         name: short identifier, also the OK-VQA ``question_type`` label.
         phrasings: three wordings of the same question.
-        answers: digit -> true answer, for each digit the question makes sense for.
+        answers: digit -> true answer, for each digit for which the question makes sense.
         known: digits whose answer the tiny VLM is taught.
-        weight: relative frequency in the data set; 0 keeps the family for training the tiny models only.
+        weight: relative frequency in the data set; 0 where the family only trains the tiny models.
     """
 
     name: str
@@ -281,5 +282,5 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def dataset_families() -> tuple[Family, ...]:
-    """The families that the embedded data set asks about, in a fixed order."""
+    """Returns the families that the embedded data set asks about, in a fixed order."""
     return tuple(family for family in FAMILIES if family.weight > 0)

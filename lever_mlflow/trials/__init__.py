@@ -1,1 +1,1 @@
-"""Recorded trials: the RL data file, rewards, and the rollout that records them."""
+"""Records trials by rollouts, keeps them as RL data in files, and turns their scores into rewards."""

@@ -20,7 +20,7 @@ def splits(tmp_path_factory):
 
 
 def cell(sample, digit_of_image):
-    """Family and digit of a question."""
+    """Returns family and digit of a question."""
     return FAMILY[sample.question].name, digit_of_image[sample.image_id]
 
 

@@ -1,4 +1,4 @@
-"""The shipped tiny models: they load through the stock classes, are small, and do what the model card says."""
+"""Checks the embedded models: the transformers library loads them, they are small, and do what the model card says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEGABYTE = 1_000_000
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The models are so small that a second thread only waits, for long when the machine is busy."""
+    """Runs the models on one thread. They are so small that a second thread only waits, for long on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +38,7 @@ def pool(root: Path) -> Pool:
 
 @pytest.fixture(scope="module")
 def unknown(root: Path) -> list[DigitItem]:
-    """100 fixed val queries whose answer the VLM was not taught."""
+    """Returns 100 fixed val queries whose answer the VLM was not taught."""
     items = [item for item in load_items(root, "val") if not item.is_known]
     return [items[i] for i in np.random.default_rng(0).permutation(len(items))[:100]]
 
@@ -49,9 +49,9 @@ def answerer() -> Answerer:
 
 
 def exact_share(answerer: Answerer, condition: str, queries: list[DigitItem], pool: Pool) -> float:
-    kept, prompts = draw_prompts(condition, queries, pool, seed=0)
-    assert len(kept) >= 0.9 * len(queries)
-    return float(np.mean([a == query.truth for a, query in zip(answerer.answer(prompts), kept, strict=True)]))
+    usable, prompts = draw_prompts(condition, queries, pool, seed=0)
+    assert len(usable) >= 0.9 * len(queries)
+    return float(np.mean([a == query.truth for a, query in zip(answerer.answer(prompts), usable, strict=True)]))
 
 
 def test_the_folders_are_small() -> None:

@@ -1,4 +1,4 @@
-"""What the tiny models' training rests on: batched vision equals the stock tower; episodes hide what is unknown."""
+"""Checks parts of the tiny models' training: batched vision equals the library's tower, and episodes hide unknown answers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lever_mlflow.mini.making.episodes import draw_episode
 from lever_mlflow.mini.making.vlm_parts import build_model, build_processor, encode_images
 
 
-def test_batched_vision_equals_the_stock_vision_tower() -> None:
+def test_batched_vision_equals_the_librarys_vision_tower() -> None:
     torch.manual_seed(0)
     processor = build_processor()
     model = build_model(processor).eval()
-    stock_inputs = processor.image_processor(digit_images("val")[0][:3], return_tensors="pt")
+    library_inputs = processor.image_processor(digit_images("val")[0][:3], return_tensors="pt")
     with torch.inference_mode():
-        stock = model.model.visual(stock_inputs["pixel_values"], grid_thw=stock_inputs["image_grid_thw"]).pooler_output
+        expected = model.model.visual(library_inputs["pixel_values"], grid_thw=library_inputs["image_grid_thw"]).pooler_output
         batched = encode_images(model, processor, gray_images("val")[0][:3])
-    torch.testing.assert_close(batched.flatten(0, 1), stock, atol=1e-5, rtol=0)
+    torch.testing.assert_close(batched.flatten(0, 1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shots", [0, 1, 4])

@@ -21,7 +21,7 @@ import entrypoints.grpo
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
 from lever_mlflow.pipeline.resume import interrupted_training
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
-from lever_mlflow.pipeline.training import grpo_step, rce_step
+from lever_mlflow.pipeline.training import checkpoints_of, grpo_step, rce_step
 from lever_mlflow.runs import processes
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
@@ -93,7 +93,7 @@ def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
     result = project.run("validate", "gate", rl_data=bad_rl_data)
     assert result.returncode != 0
     (line,) = error_lines(result)
-    assert "positive_query_rate is 0" in line
+    assert "positive_query_rate: 0" in line
     run = project.newest("gate")
     assert run.info.status == "FAILED"
     assert run.data.metrics["data/positive_query_rate"] == 0.0
@@ -104,7 +104,7 @@ def epochs_of(project, run):
     client = project.client
     names = [name for name in run.data.metrics if not name.startswith("data/") and name != "seconds"]
     histories = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
-    models = json.loads(run.data.tags["lever.models"])
+    models = checkpoints_of(run.info.run_id)
     return histories, {epoch: client.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
 
 
@@ -192,14 +192,14 @@ def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_d
         run_step(lambda: rce_step(line, data, RceSettings(epochs=5, batch_size=16), folder))
     run = run_step(lambda: rce_step(line, data, settings, folder))
     assert not unsent.exists()
-    models = json.loads(run.data.tags["lever.models"])
+    models = checkpoints_of(run.info.run_id)
     undisturbed = run_step(lambda: rce_step(line, data, settings, "none"))
-    again = json.loads(undisturbed.data.tags["lever.models"])
+    again = checkpoints_of(undisturbed.info.run_id)
     digests = [
         [mlflow.get_logged_model(m).tags["lever.checkpoint_digest"] for m in found.values()] for found in (models, again)
     ]
     assert digests[0] == digests[1]
-    assert list(models) == ["1", "2", "3", "4"]
+    assert list(models) == [1, 2, 3, 4]
     history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 

@@ -3,7 +3,6 @@
 ``LEVER_KILLS=all`` tries them all.
 """
 
-import json
 import logging
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data
-from lever_mlflow.pipeline.training import rce_step
+from lever_mlflow.pipeline.training import checkpoints_of, rce_step
 from lever_mlflow.runs import artifacts, metrics
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.serving import logged_models
@@ -41,14 +40,14 @@ SETTINGS = RceSettings(epochs=3, batch_size=16, dropout=0.1, lr_scheduler="cosin
 # written, and the epochs that are whole then
 KILLS = [
     ("torch.optim:AdamW.step", "", 5, "before", 1),
-    ("mlflow:set_tag", "state_epoch", 2, "before", 2),
+    ("mlflow:set_tags", "state_epoch", 2, "before", 2),
     ("lever_mlflow.training.state:save_file", "", 4, "halfway", 1),  # of the copy that is sent; the third is of the one on disk
 ]
 if os.environ.get("LEVER_KILLS") == "all":
     KILLS += [
         ("torch.optim:AdamW.step", "", 2, "before", 0),
         ("lever_mlflow.pipeline.training:save_selector", "", 2, "before", 1),
-        ("lever_mlflow.pipeline.training:save_state", "", 3, "before", 1),
+        ("lever_mlflow.pipeline.resume:save_state", "", 3, "before", 1),
         ("mlflow.pyfunc:log_model", "", 2, "before", 1),
         ("mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifacts", "models/m-", 2, "before", 1),
         ("mlflow:log_metrics", "train_loss", 2, "before", 1),
@@ -87,9 +86,10 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
 def epochs_of(run):
     """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
     epochs = [
-        {name: value for name, value in epoch.items() if name != "seconds"} for epoch in metrics.epoch_metrics(run.info.run_id)
+        {name: value for name, value in epoch.items() if name != "seconds"}
+        for epoch in metrics.epoch_metrics(run.info.run_id).values()
     ]
-    models = json.loads(run.data.tags["lever.models"])
+    models = checkpoints_of(run.info.run_id)
     return epochs, {epoch: mlflow.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
 
 

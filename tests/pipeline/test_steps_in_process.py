@@ -16,11 +16,12 @@ from mlflow import MlflowClient
 
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
 from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step
-from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation
+from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation, read_evaluation
 from lever_mlflow.pipeline.gate import validate_step
 from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_step
 from lever_mlflow.pipeline.training import grpo_step, rce_step
 from lever_mlflow.runs import artifacts, steps
+from lever_mlflow.runs.steps import run_settings
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
@@ -35,7 +36,7 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
     data = find_rl_data(line, bad_rl_data)
     for expected in ("validate: running", "data gate: verdict taken from validate (run "):
         caplog.clear()
-        with pytest.raises(GateError, match="positive_query_rate is 0"), steps.project_run("rce") as run:
+        with pytest.raises(GateError, match=r"positive_query_rate: 0\.0000"), steps.project_run("rce") as run:
             steps.run_here(rce_step(line, data, RceSettings()))
         assert any(message.startswith(expected) for message in caplog.messages)
         logged = mlflow.get_run(run.info.run_id)
@@ -52,7 +53,7 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
 def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_rl_data):
     data = find_rl_data(local(), bad_rl_data)
     keys = {
-        local(gate=settings).validate(data).key
+        validate_step(local(gate=settings), data).key
         for settings in (
             GateSettings(),
             GateSettings(thresholds={"positive_query_rate": "0.05"}),
@@ -62,7 +63,7 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
     }
     assert len(keys) == 3
     assert validate_step(local(), replace(data, digest="0" * 32)).key not in keys
-    assert local(reward_mode="hard_only").validate(data).key not in keys
+    assert validate_step(local(reward_mode="hard_only"), data).key not in keys
 
 
 def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
@@ -81,7 +82,7 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     assert sum(bool(t.record.get("mined")) for group in groups for t in group.trials) == after["data/mined_trials"]
     validation = run_step(lambda: validate_step(line, read_rl_data(line, mined.info.run_id)))
     assert validation.data.metrics["data/positive_query_rate"] == after["data/positive_query_rate"]
-    assert json.loads(mined.data.tags["lever.settings"])["mine_positives"] == 4
+    assert run_settings(mined.info.run_id)["mine_positives"] == 4
 
 
 def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good_rl_data):
@@ -143,17 +144,19 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
     paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
     run = run_step(lambda: evaluate_step(line, grpo.info.run_id, small, paths))
-    result = json.loads(artifacts.artifact(run.info.run_id, "evaluation.json").read_text())
+    result = read_evaluation(run.info.run_id)
     old, same = (f"checkpoint {i} ({path})" for i, path in enumerate(paths, start=1))
-    overlap = {(row["first"], row["second"]): row for row in result["overlap"]}
-    assert overlap["start", same]["reason"] == {"rule": "equal_weights"}
-    assert overlap["start", "epoch 1"]["reason"]["rule"] == "same_order"
-    assert overlap["start", old]["ordered"] < 1.0
-    accuracy = {row["policy"]: row["accuracy"] for row in result["accuracy"]}
+    overlap = {(row.first, row.second): row for row in result.overlap}
+    assert overlap["start", same].reason.rule == "equal_weights"
+    assert overlap["start", "epoch 1"].reason.rule == "same_order"
+    assert overlap["start", old].ordered < 1.0
+    accuracy = {cell.policy: cell.accuracy for cell in result.accuracy}
     assert accuracy["start"] == accuracy[same] == accuracy["epoch 1"]
     assert old in accuracy
-    assert result["best_epoch"] == 1
-    assert result["best_single"] is None
+    assert result.best_epoch == 1
+    assert result.best_single is None
+    assert result.checkpoints == tuple(paths)
+    assert set(result.inputs.checkpoints) == {old, same}
     with pytest.raises(ParameterError, match="checkpoints: an empty name between commas"):
         evaluate_step(line, grpo.info.run_id, small, ["a.pt", ""])
     with pytest.raises(CheckpointError, match=r"missing\.pt"):
@@ -228,7 +231,7 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     line = local(gate=GateSettings(thresholds={"query_count_warning": "60", "positive_query_rate_warning.severity": "info"}))
     run = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
-    assert artifacts == {"gate.html", "gate.json", "great_expectations.json"}
+    assert artifacts == {"gate.html", "gate.json", "great_expectations.json", "settings.json"}
     assert run.data.metrics["data/positive_query_rate"] == 0.5
     assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
     assert run.inputs.dataset_inputs[0].dataset.digest == read_rl_data(line, good_rl_data).digest

@@ -34,7 +34,15 @@ def aliases():
 
 
 @pytest.mark.parametrize(
-    ("beta", "alias"), [(0.12, "kl-0-12"), (0.0, "kl-0"), (1.0, "kl-1"), (1e-5, "kl-1e-05"), (1e20, "kl-1e20")]
+    ("beta", "alias"),
+    [
+        (0.12, "kl-0-12"),
+        (0.1234567, "kl-0-1234567"),
+        (0.0, "kl-0"),
+        (1.0, "kl-1"),
+        (1e-5, "kl-1e-05"),
+        (1e20, "kl-1e20"),
+    ],
 )
 def test_alias_of_a_beta(beta, alias):
     assert versions.beta_alias(beta) == alias
@@ -100,13 +108,13 @@ def test_a_checkpoint_registered_twice_at_the_same_time_leaves_one_version(log_s
     """Another evaluation registers the checkpoint between this one's look and its registration."""
     model_id, selector = log_selector(1)
     digest = selector_digest(selector)
-    look = versions._of_digest
+    look = versions._version_of_digest
 
     def overtaken(client, name, wanted):
-        monkeypatch.setattr(versions, "_of_digest", look)
+        monkeypatch.setattr(versions, "_version_of_digest", look)
         versions.register(model_id, NAME, 0.12, digest, {"epoch": 1})
 
-    monkeypatch.setattr(versions, "_of_digest", overtaken)
+    monkeypatch.setattr(versions, "_version_of_digest", overtaken)
     assert versions.register(model_id, NAME, 0.12, digest, {"epoch": 1}) == "1"
     assert [str(version.version) for version, _ in versions.versions(NAME)] == ["1"]
     assert aliases() == {"kl-0-12": "1"}

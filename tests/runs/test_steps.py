@@ -4,10 +4,11 @@ import mlflow
 import pytest
 
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError
-from lever_mlflow.runs import artifacts, metrics, steps, tags
-from lever_mlflow.runs.metrics import finite
+from lever_mlflow.runs.artifacts import artifact, read_json
+from lever_mlflow.runs.metrics import epoch_metrics, finite
 from lever_mlflow.runs.search import find_run
-from lever_mlflow.runs.steps import Step, ensure, project_run, run_here
+from lever_mlflow.runs.steps import Step, ensure, project_run, run_here, run_settings
+from lever_mlflow.runs.tags import as_text, finished_run_tags, run_tags
 
 
 def step(log, *, beta=0.12, data="d1", fails=False):
@@ -29,9 +30,9 @@ def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
     assert data.tags["lever.rl_data_digest"] == "d1"
     assert data.tags["mlflow.runName"] == "grpo beta 0.12"
     assert data.tags["lib.torch"]
-    assert tags.run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
-    assert steps.run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
-    assert metrics.epoch_metrics(run_id) == [{"epoch": 1, "loss": 0.5, "kl": 0.12}]
+    assert finished_run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
+    assert run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
+    assert epoch_metrics(run_id) == {1: {"loss": 0.5, "kl": 0.12}}
 
 
 def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
@@ -40,7 +41,7 @@ def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
     with project_run("test"):
         run_id = run_here(labelled)
     assert mlflow.get_run(run_id).data.params["dataset"] == "/data/okvqa"
-    assert "dataset" not in steps.run_settings(run_id)
+    assert "dataset" not in run_settings(run_id)
 
 
 def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
@@ -90,11 +91,40 @@ def test_wrong_runs_and_artifacts_are_named(mlflow_store):
     with project_run("test"):
         run_id = run_here(step([]))
     with pytest.raises(MissingRunError, match=f"run {run_id} is not a rce run but 'grpo'"):
-        tags.run_tags(run_id, "rce")
+        finished_run_tags(run_id, "rce")
     with pytest.raises(MissingRunError, match=r"run 0123: .*not found"):
-        tags.run_tags("0123", "grpo")
+        finished_run_tags("0123", "grpo")
     with pytest.raises(DataError, match=f"run {run_id}: artifact rl_data.json cannot be read"):
-        artifacts.artifact(run_id, "rl_data.json")
+        artifact(run_id, "rl_data.json")
+    with pytest.raises(MissingRunError, match=r"run 0123: .*look its id up in the MLflow UI"):
+        run_tags("0123")
+
+
+def test_an_artifact_that_is_no_json_object_is_one_line(mlflow_store):
+    with mlflow.start_run() as run:
+        mlflow.log_text("[1, 2", "list.json")
+    with pytest.raises(DataError, match=r"artifact list.json is no JSON object .*run that step again"):
+        read_json(run.info.run_id, "list.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.12, "0.12"),
+        (5e-06, "5e-06"),
+        (0.1234567, "0.1234567"),
+        (1.0, "1"),
+        (3, "3"),
+        (True, "True"),
+        ((1, 2.5), "1,2.5"),
+        ([0.1], "0.1"),
+        ({"a": 0.5, "b": "x"}, "a=0.5,b=x"),
+        ({}, "none"),
+        (None, "None"),
+    ],
+)
+def test_values_as_texts(value, text):
+    assert as_text(value) == text
 
 
 def test_metrics_that_are_not_finite_are_refused():

@@ -1,4 +1,4 @@
-"""Data in the official OK-VQA and COCO layout from rollout to evaluation, images of every kind and damaged items among them."""
+"""Runs rollout to evaluation on data in the official OK-VQA and COCO layout, with images of every kind and damaged items."""
 
 import json
 
@@ -38,7 +38,7 @@ def picture(seed, width=60, height=40):
 
 @pytest.fixture
 def root(tmp_path):
-    """40 training questions on 20 images and 24 for evaluation on 12, some images of rare kinds."""
+    """Writes 40 training questions on 20 images and 24 for evaluation on 12, some images of rare kinds."""
     root = tmp_path / "real"
     write_okvqa_split(root, "train", 40, first_image=1)
     write_okvqa_split(root, "val", 24, first_image=101)
@@ -62,7 +62,7 @@ def line(root, cache_dir, **data):
 
 
 def damage(root):
-    """Six training questions and two for evaluation that cannot be used."""
+    """Makes six training questions and two for evaluation unusable."""
     image(root, "train", 1).unlink()  # questions 10 and 11
     content = image(root, "train", 7).read_bytes()
     image(root, "train", 7).write_bytes(content[: len(content) // 2])  # 70 and 71
@@ -86,14 +86,14 @@ def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache
     damage(root)
     with pytest.raises(DataError) as error:
         line(root, cache_dir)
-    for told in (
+    for part in (
         f"{root}: items that cannot be used. train: 2 with a missing image (question_id 10, question_id 11: ",
         "2 with an image that does not decode (question_id 70, question_id 71: ",
         "2 with an image too narrow for the VLM (question_id 80, question_id 81: ",
         ". val: 2 with an image that does not decode (question_id 1100, question_id 1101: ",
         "leave them out with on_bad_item=skip",
     ):
-        assert told in str(error.value)
+        assert part in str(error.value)
 
     skipping = line(root, cache_dir, on_bad_item="skip")
     kinds = "2 with a missing image, 2 with an image that does not decode, 2 with an image too narrow for the VLM"
@@ -126,8 +126,8 @@ def test_rl_data_of_other_items_are_refused(root, mlflow_store, cache_dir):
     data = read_rl_data(whole, rollout.info.run_id)
     damage(root)
     skipping = line(root, cache_dir, on_bad_item="skip")
-    told = r"were not recorded on the items at hand \(of the training questions 6 are left out, then 0 were\)"
-    with pytest.raises(DataError, match=told):
+    message = r"were not recorded on the items at hand \(of the training questions 6 are left out, then 0 were\)"
+    with pytest.raises(DataError, match=message):
         run_step(lambda: validate_step(skipping, data))
     fewer = run_step(lambda: rollout_step(skipping, ROLLOUT))
     meta = load_rl_data(artifacts.artifact(fewer.info.run_id, "rl_data.json")).meta

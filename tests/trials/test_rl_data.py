@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.trials.rl_data import Group, RLData, Trial, check_fits, load_rl_data, save_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, Trial, check_fits, check_items, load_rl_data, save_rl_data
 
 POOL = [50, 60, 70, 80]
 
 
 def trial(pointer, correct=0, accuracy=0.0, **fields):
-    """A trial of the newest vintage, without its pointer_global when that cannot be told."""
+    """Makes a trial of the newest vintage, without ``pointer_global``."""
     return {"pointer": pointer, "vqa_correct": correct, "vqa_acc_score": accuracy, "gen_method": "beam", **fields}
 
 
@@ -28,7 +28,7 @@ def query(*trials):
 
 @pytest.fixture
 def load(tmp_path):
-    """load(content) writes content as JSON (or text as it is) and reads it."""
+    """Returns a function that writes content as JSON, or text as it is, and reads the file."""
 
     def write_and_load(content, **options):
         path = tmp_path / "rl.json"
@@ -182,7 +182,7 @@ def test_files_that_are_no_rl_data_are_refused(load, tmp_path, text, message):
     [
         (Group(4, (10, 31), ()), "query 4: item 31 is not among the 30 training items"),
         (Group(4, (10, 12), (), {"question_id": 7}), "question_id 7, but 104 in the data set"),
-        (Group(4, (10, 5), ()), "pool item 5 shows the query's own image"),
+        (Group(4, (10, 5), ()), "pool item 5 shows the query's image; run the rollout step again"),
     ],
 )
 def test_data_of_another_data_set_is_refused(samples, group, message):
@@ -190,6 +190,19 @@ def test_data_of_another_data_set_is_refused(samples, group, message):
     check_fits(RLData((fitting,), "d", "pools", {}, {}, "x.json"), samples)
     with pytest.raises(DataError, match=message):
         check_fits(RLData((fitting, group), "d", "pools", {}, {}, "x.json"), samples)
+
+
+def test_items_outside_the_training_items_are_refused():
+    check_items(Group(4, (0, 29), ()), 30)
+    for group, item in ((Group(30, (0, 1), ()), 30), (Group(4, (0, -1), ()), -1)):
+        with pytest.raises(DataError) as error:
+            check_items(group, 30)
+        assert str(error.value) == (
+            f"query {group.query_id}: item {item} is not among the 30 training items; "
+            "give the data set on which the RL data were recorded as dataset=FOLDER"
+        )
+    with pytest.raises(DataError, match=r"^x\.json: query 4: item 5 is not among the 5 training items"):
+        check_items(Group(4, (5,), ()), 5, "x.json")
 
 
 def test_half_a_surrogate_pair_is_no_text(tmp_path):

@@ -10,7 +10,7 @@ from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings
-from lever_mlflow.trials import rollout as module
+from lever_mlflow.trials import generators
 from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import choose_queries, is_mined, positive_query_rate, rollout
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
@@ -34,12 +34,12 @@ def selector():
 
 
 def answer_by_first_demonstration(prompts):
-    """Right when the first demonstration has an even index."""
+    """Answers right when the first demonstration has an even index."""
     return [f" {p.query.answer}" if p.demonstrations[0].index % 2 == 0 else " no idea, sorry" for p in prompts]
 
 
 def answer_by_both_demonstrations(prompts):
-    """Right when both demonstrations have a low index: rarely."""
+    """Answers right when both demonstrations have a low index, which is rare."""
     return [f" {p.query.answer}" if max(d.index for d in p.demonstrations) < 9 else " no idea" for p in prompts]
 
 
@@ -125,7 +125,7 @@ def test_many_queries_at_once_are_proposed_the_same_as_one_by_one(samples, featu
     alone = [
         rollout([query], samples, features, selector, answer_by_both_demonstrations, settings, seed=0)[0] for query in samples
     ]
-    monkeypatch.setattr(module, "_BATCH", 7)
+    monkeypatch.setattr(generators, "BATCH_SIZE", 7)
     in_batches = rollout(samples[::-1], samples, features, selector, answer_by_both_demonstrations, settings, seed=0)[::-1]
     assert together == alone == in_batches
     for one, other in zip(together, alone, strict=True):
@@ -243,6 +243,8 @@ def test_scores_are_those_of_each_trials_own_prompt(samples, features, selector)
             shown = 0.01 * sum(group.pool[position] for position in trial.pointer)
             assert trial.gt_prob == pytest.approx(0.5 + 0.001 * group.query_id + shown)
             assert trial.record["vqa_rel_score"] == pytest.approx(shown)
+    with pytest.raises(ValueError, match="call rollout with score=FUNCTION"):
+        record(samples, features, selector, settings)
     plain = record(samples, features, selector)
     assert {trial.gt_prob for group in plain for trial in group.trials} == {None}
 

@@ -1,1 +1,1 @@
-"""Trains and measures the embedded models; nothing here is needed to use them."""
+"""Trains and measures the embedded models. Using the models takes nothing from this package."""

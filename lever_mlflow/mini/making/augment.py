@@ -1,4 +1,4 @@
-"""Random small affine changes of the digit images, for training the tiny models on about 1,100 of them."""
+"""Changes digit images at random by a little, so that the tiny models can be trained on only about 1,100 of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["augment", "gray_images"]
 
 @cache
 def gray_images(split: Split) -> tuple[torch.Tensor, np.ndarray]:
-    """The images of a split as gray values in [0, 1], shape [images, 56, 56], and their digits."""
+    """Returns the images of a split as gray values in [0, 1], shape [images, 56, 56], and their digits."""
     images, digits = digit_images(split)
     gray_NHW = np.stack([np.asarray(image.convert("L")) for image in images])
     return torch.from_numpy(gray_NHW).float() / 255, digits
 
 
 def augment(gray_NHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image rotated, scaled, sheared, shifted and changed in contrast, all by a little. Black fills the border."""
+    """Rotates, scales, shears and shifts each image and changes its contrast, all by a little; black fills the border."""
     count = len(gray_NHW)
 
     def uniform(limit: float) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Training episodes of the tiny VLM: demonstrations and a query, with what each answer can be predicted from.
+"""Draws training episodes of the tiny VLM: some demonstrations and a query, with a weight for the loss of each answer.
 
-An episode is written so that in-context matching is the only way to a small loss. Outside ``Family.known`` a pair of
-family and digit means another answer in every episode, so nothing but an earlier item of the same pair predicts it.
-Known pairs keep their true answers in about half of the episodes and whenever no demonstration shows them.
+Episodes are drawn so that the loss gets small only if the VLM matches the query with its demonstrations. A pair of family and
+digit that is not in ``Family.known`` has another answer in every episode, so that only an earlier item of the pair predicts it.
+Known pairs have their true answers in about half of the episodes, and always where no demonstration shows them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PAIRS: tuple[Pair, ...] = tuple((f, digit) for f, family in enumerate(FAMILIES)
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its question and the answer that holds in this episode.
+    """Holds an image with its question and the answer that is right in this episode.
 
     Attributes:
-        family: index into ``FAMILIES``.
-        digit: what the image shows.
-        question: one phrasing of the family.
+        family: index in ``FAMILIES``.
+        digit: the digit that the image shows.
+        question: one of the family's phrasings.
         image: row of the image among those of the split.
         answer: the answer text, without leading space.
         weight: weight of this answer's loss.
@@ -48,22 +48,22 @@ class Item:
 
 @dataclass(frozen=True)
 class Episode:
-    """Demonstrations first, the query last."""
+    """Holds the items of an episode: the demonstrations first, the query last."""
 
     items: tuple[Item, ...]
 
 
 def answer_vocabulary() -> tuple[str, ...]:
-    """Every answer of every family and "unknown", sorted."""
+    """Returns every answer of every family and "unknown", sorted."""
     return tuple(sorted({answer for family in FAMILIES for answer in family.answers.values()} | {"unknown"}))
 
 
 def draw_episode(rng: np.random.Generator, shots: int, rows_by_digit: Sequence[np.ndarray]) -> Episode:
-    """One episode with ``shots`` demonstrations; images are drawn from the rows of their digit."""
+    """Draws an episode with ``shots`` demonstrations; images are drawn from the rows of their digit."""
     draw = _closed_world if rng.random() < _CLOSED_WORLD_SHARE else _query_with_distractors
     pairs = draw(rng, shots)
     query_is_shown = pairs[-1] in pairs[:-1]
-    answers = _draw_answers(rng, keep_true=None if query_is_shown else pairs[-1], pairs=pairs)
+    answers = _draw_answers(rng, true_pair=None if query_is_shown else pairs[-1], pairs=pairs)
     items = []
     for position, pair in enumerate(pairs):
         family, digit = FAMILIES[pair[0]], pair[1]
@@ -81,7 +81,11 @@ def draw_episode(rng: np.random.Generator, shots: int, rows_by_digit: Sequence[n
 
 
 def _weight(pair: Pair, answer: str, *, shown: bool) -> float:
-    """Full weight for what can be known; none where a known pair's answer was replaced and not yet shown."""
+    """Returns the weight of an answer's loss.
+
+    It is 1 where the answer can be predicted: an earlier item shows it, or it is the true answer of a known pair. It is 0 where
+    the answer of a known pair was replaced, and small where the pair is not known.
+    """
     family = FAMILIES[pair[0]]
     if shown:
         return 1.0
@@ -90,22 +94,22 @@ def _weight(pair: Pair, answer: str, *, shown: bool) -> float:
     return _UNPREDICTED_WEIGHT
 
 
-def _draw_answers(rng: np.random.Generator, keep_true: Pair | None, pairs: Sequence[Pair]) -> dict[Pair, str]:
-    """The episode's answer of each pair: true, shuffled within its family, or any word of the answer vocabulary."""
+def _draw_answers(rng: np.random.Generator, true_pair: Pair | None, pairs: Sequence[Pair]) -> dict[Pair, str]:
+    """Draws the episode's answer of each pair: true, shuffled within its family, or any word of the answer vocabulary."""
     vocabulary = answer_vocabulary()
     answers: dict[Pair, str] = {}
     for f in sorted({f for f, _ in pairs}):
         family = FAMILIES[f]
-        keep_known = rng.random() < 0.5
+        known_are_true = rng.random() < 0.5
         words = rng.permutation(list(family.answers.values()) if rng.random() < 0.6 else vocabulary)
         for (digit, true_answer), word in zip(family.answers.items(), words, strict=False):
-            is_true = digit in family.known and (keep_known or (f, digit) == keep_true)
+            is_true = digit in family.known and (known_are_true or (f, digit) == true_pair)
             answers[f, digit] = true_answer if is_true else str(word)
     return answers
 
 
 def _closed_world(rng: np.random.Generator, shots: int) -> list[Pair]:
-    """All items from one or two families and two to four digits, so that matches and near misses abound."""
+    """Draws all items from one or two families and two to four digits, so that many match fully or in part."""
     families = rng.choice(len(FAMILIES), size=rng.integers(1, 3), replace=False)
     pairs: list[Pair] = []
     while not pairs:
@@ -115,7 +119,7 @@ def _closed_world(rng: np.random.Generator, shots: int) -> list[Pair]:
 
 
 def _query_with_distractors(rng: np.random.Generator, shots: int) -> list[Pair]:
-    """Distractors that share the family or the digit of the query, and in most episodes one demonstration that matches."""
+    """Draws a query with distractors of its family or digit, and in most episodes one demonstration that matches it."""
     query = _PAIRS[rng.integers(len(_PAIRS))]
     candidates = defaultdict(list)
     for pair in _PAIRS:

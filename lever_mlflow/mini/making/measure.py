@@ -1,7 +1,7 @@
-"""Measures the shipped tiny models and prints the model card's tables: ``python -m lever_mlflow.mini.measure``.
+"""Measures the embedded models and prints the tables of their model card: ``python -m lever_mlflow.mini.making.measure``.
 
-Queries are from split "val", whose images train nothing; demonstrations from split "train". Models are loaded through the
-stock classes, in fp32.
+Queries are from the split "val", whose images train nothing, and demonstrations from the split "train". The models are loaded
+in fp32 through the classes of the transformers library.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Build = Callable[[np.random.Generator, "Pool", "DigitItem"], Prompt]
 
 @dataclass(frozen=True)
 class DigitItem:
-    """A sample with what only the embedded data set knows: its family, the digit shown, and the true answer."""
+    """Holds a sample with what only the embedded data set knows of it: its family and the digit in its image."""
 
     sample: Sample
     family: Family
@@ -41,15 +41,17 @@ class DigitItem:
 
     @property
     def truth(self) -> str:
+        """Returns the true answer."""
         return self.family.answers[self.digit]
 
     @property
     def is_known(self) -> bool:
+        """Returns whether the VLM was taught the true answer."""
         return self.digit in self.family.known
 
 
 def load_items(root: Path, split: Literal["train", "val"]) -> list[DigitItem]:
-    """The items of a split of the written data set."""
+    """Reads the items of a split of the data set in the folder ``root``."""
     families = {phrasing: family for family in FAMILIES for phrasing in family.phrasings}
     digits = digit_images(split)[1]
     return [
@@ -59,16 +61,23 @@ def load_items(root: Path, split: Literal["train", "val"]) -> list[DigitItem]:
 
 
 class Pool:
-    """Demonstrations to draw from, by how they relate to a query."""
+    """Draws demonstrations by what they share with a query."""
 
     def __init__(self, items: Sequence[DigitItem]) -> None:
         self.items = items
 
     def draw(self, rng: np.random.Generator, query: DigitItem, kind: str, count: int) -> list[Sample]:
-        """``count`` samples of kind "random", "match", "family" (other digit), "digit" (other family) or "near" (either).
+        """Draws ``count`` samples of one kind; with repeats where the pool has fewer.
+
+        Args:
+            rng: source of random numbers.
+            query: the query.
+            kind: ``match`` (same family and digit), ``family`` (same family, other digit), ``digit`` (same digit, other
+                family), ``near`` (either of the last two) or ``random``.
+            count: number of samples.
 
         Raises:
-            LookupError: the pool holds none; only the number words ask about a 0.
+            LookupError: the pool holds no sample of this kind, as happens for the digit 0, about which few families ask.
         """
         rows = self._rows(kind, query.family.name, query.digit)
         if count and not rows:
@@ -77,18 +86,18 @@ class Pool:
 
     @cache  # noqa: B019 - a pool lives as long as the measurement
     def _rows(self, kind: str, family: str, digit: int) -> list[int]:
-        def is_wanted(item: DigitItem) -> bool:
+        def is_of_kind(item: DigitItem) -> bool:
             same_family, same_digit = item.family.name == family, item.digit == digit
-            wanted = {
+            kinds = {
                 "random": True,
                 "match": same_family and same_digit,
                 "family": same_family and not same_digit,
                 "digit": same_digit and not same_family,
                 "near": same_family != same_digit,
             }
-            return wanted[kind]
+            return kinds[kind]
 
-        return [i for i, item in enumerate(self.items) if is_wanted(item)]
+        return [i for i, item in enumerate(self.items) if is_of_kind(item)]
 
 
 def _draw(kind: str, count: int) -> Build:
@@ -96,7 +105,7 @@ def _draw(kind: str, count: int) -> Build:
 
 
 def _match_among(kind: str, shots: int, position: int | None) -> Build:
-    """One matching demonstration at ``position`` (None: anywhere), the others of ``kind``."""
+    """Returns a builder of prompts with one matching demonstration at ``position`` (None: anywhere), the others of ``kind``."""
 
     def build(rng: np.random.Generator, pool: Pool, query: DigitItem) -> Prompt:
         demonstrations = pool.draw(rng, query, kind, shots - 1)
@@ -108,7 +117,7 @@ def _match_among(kind: str, shots: int, position: int | None) -> Build:
 
 
 def _false_match(rng: np.random.Generator, pool: Pool, query: DigitItem) -> Prompt:
-    """A matching demonstration that shows another answer of the family."""
+    """Builds a prompt with a matching demonstration whose answer is replaced by another one of the family."""
     (match,) = pool.draw(rng, query, "match", 1)
     others = [answer for answer in query.family.answers.values() if answer != query.truth]
     return Prompt((replace(match, answers=(str(rng.choice(others)),)),), query.sample)
@@ -134,18 +143,18 @@ CONDITIONS: dict[str, Build] = {
 
 
 def draw_prompts(condition: str, queries: Iterable[DigitItem], pool: Pool, seed: int) -> tuple[list[DigitItem], list[Prompt]]:
-    """The queries for which the pool holds the demonstrations that the condition asks for, and their prompts; seeded."""
+    """Draws a prompt for each query, and returns the queries and prompts for which the pool has such demonstrations."""
     rng = np.random.default_rng(seed)
-    kept, prompts = [], []
+    usable, prompts = [], []
     for query in queries:
         with suppress(LookupError):
             prompts.append(CONDITIONS[condition](rng, pool, query))
-            kept.append(query)
-    return kept, prompts
+            usable.append(query)
+    return usable, prompts
 
 
 class Answerer:
-    """The tiny VLM behind stock ``AutoProcessor`` and ``generate``: greedy, at most 5 new tokens."""
+    """Answers prompts with the tiny VLM, greedily and with at most 5 new tokens, by the library's ``generate``."""
 
     def __init__(self, folder: Path = VLM_PATH) -> None:
         import torch
@@ -155,7 +164,7 @@ class Answerer:
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def answer(self, prompts: Sequence[Prompt], batch_size: int = 64) -> list[str]:
-        """The cleaned answer to each prompt."""
+        """Returns the cleaned answer to each prompt."""
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
             answers += self._answer_batch(prompts[start : start + batch_size])
@@ -175,7 +184,7 @@ class Answerer:
 
 
 def clip_features(items: Sequence[DigitItem], folder: Path = CLIP_PATH) -> dict[str, np.ndarray]:
-    """L2-normalised "image", "text" and "fused" features, each [items, 512]; fused is the normalised mean of both."""
+    """Returns L2-normalised "image", "text" and "fused" features, each [items, 512]; fused is the normalised mean of both."""
     import torch
     from transformers import AutoProcessor, CLIPModel
 
@@ -196,10 +205,10 @@ def _normalise(array_ND: np.ndarray) -> np.ndarray:
 
 
 def pool_recall(items: Sequence[DigitItem], features_ND: np.ndarray, seed: int, pool_size: int = 64) -> dict[str, Any]:
-    """What the most similar item of a random pool (other images only) shares with each item.
+    """Measures how often the most similar item of a random pool without an item's image shares its digit and family.
 
-    "digit" and "family" are shares of all items; "match" is the share among the items whose pool holds an item of the
-    same family and digit, and ``n_match`` their number.
+    "digit" and "family" are shares of all items. "match" is the share of items for which both are the same, among the
+    ``n_match`` items whose pool holds such an item.
     """
     rng = np.random.default_rng(seed)
     image_N = np.array([item.sample.image_id for item in items])
@@ -250,7 +259,7 @@ def _clip_table(folder: Path, train: Sequence[DigitItem], val: Sequence[DigitIte
 def _linear_accuracy(
     train_ND: np.ndarray, train: Sequence[DigitItem], val_ND: np.ndarray, val: Sequence[DigitItem]
 ) -> tuple[float, float]:
-    """Val accuracy of logistic regressions for digit and family: what a selector's projections can read."""
+    """Returns the val accuracy of logistic regressions for digit and family, which shows what features tell a selector."""
     from sklearn.linear_model import LogisticRegression
 
     def accuracy(label: Callable[[DigitItem], Any]) -> float:
@@ -261,12 +270,14 @@ def _linear_accuracy(
 
 
 @click.command()
-@click.option("--models", type=click.Path(path_type=Path, exists=True), default=VLM_PATH.parent, help="Holds vlm/, clip/.")
+@click.option(
+    "--models", type=click.Path(path_type=Path, exists=True), default=VLM_PATH.parent, help="Folder with vlm/ and clip/."
+)
 @click.option("--only", type=click.Choice(["vlm", "clip"]), default=None, help="Measure only one of the two models.")
-@click.option("--queries", type=int, default=800, show_default=True, help="Val queries for each prompt condition.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--queries", type=int, default=800, show_default=True, help="Number of val queries for each kind of prompt.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random draws.")
 def main(models: Path, only: str | None, queries: int, seed: int) -> None:
-    """Print the model card's tables."""
+    """Print the tables of the model card."""
     import torch
 
     torch.set_num_threads(1)  # the models are so small that a second thread only waits

@@ -1,8 +1,8 @@
-"""Trains the tiny CLIP: images with captions that tell digit and handwriting, questions with captions of what they ask.
+"""Trains the tiny CLIP on pairs of an image and a caption, and on pairs of a question and a caption.
 
-Captions name a second trait beside the one that matters (how a digit is written; how a question opens), as captions
-of photographs do. Similar features therefore often, not always, mean the same digit and family: there is something left to
-learn for a selector.
+A caption names the digit or the topic, and beside that a second trait, as captions of photographs do: how the digit is written,
+or how the question begins. So similar features often mean the same digit and family, but not always, and a selector has
+something to learn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LEARNING_RATE = 1e-3
 
 
 def train_clip(out: Path, seed: int, steps: int) -> None:
-    """Trains from scratch and writes model and processor to ``out``."""
+    """Trains CLIP from scratch and writes model and processor to ``out``."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +60,7 @@ def train_clip(out: Path, seed: int, steps: int) -> None:
 
 
 def describe_images(rng: np.random.Generator, gray_NHW: torch.Tensor, digits_N: np.ndarray) -> list[str]:
-    """A caption of each image: its digit, and ink and slant as measured on its pixels."""
+    """Returns a caption of each image, with its digit, and with its ink and slant as measured on the pixels."""
     ink_N, slant_N = _ink_and_slant(gray_NHW)
     inks = np.select([ink_N < 0.275, ink_N < 0.32], ["thin", "medium"], "bold")
     slants = np.select([slant_N < -0.12, slant_N < 0.035], ["left", "upright"], "right")
@@ -71,7 +71,7 @@ def describe_images(rng: np.random.Generator, gray_NHW: torch.Tensor, digits_N: 
 
 
 def draw_questions(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
-    """Questions of random families, and a caption of each that tells its topic and its first word."""
+    """Draws questions of random families, and a caption of each with its topic and its first word."""
     questions, captions = [], []
     for _ in range(count):
         family = FAMILIES[rng.integers(len(FAMILIES))]
@@ -83,7 +83,7 @@ def draw_questions(rng: np.random.Generator, count: int) -> tuple[list[str], lis
 
 
 def _ink_and_slant(gray_NHW: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean gray value, and the horizontal shift per row of the ink (positive leans right)."""
+    """Returns the mean gray value, and the horizontal shift of the ink per row, which is positive where it leans right."""
     axis = torch.linspace(-1, 1, gray_NHW.shape[-1])
     mass_N = gray_NHW.sum(dim=(1, 2)).clamp(min=1e-6)
     x_N = (gray_NHW.sum(dim=1) * axis).sum(dim=1) / mass_N
@@ -104,7 +104,7 @@ def _encode_images(model: CLIPModel, processor: CLIPProcessor, gray_NHW: torch.T
 
 
 def _encode_texts(model: CLIPModel, processor: CLIPProcessor, texts: list[str]) -> torch.Tensor:
-    """Encodes each distinct text once; the same text so has the same feature, and equal rows are positives."""
+    """Encodes each different text once, so that equal texts have the same feature and count as positives of each other."""
     unique, inverse = np.unique(texts, return_inverse=True)
     tokens = processor.tokenizer(list(unique), padding=True, return_tensors="pt")
     features = model.get_text_features(**tokens).pooler_output
@@ -112,7 +112,7 @@ def _encode_texts(model: CLIPModel, processor: CLIPProcessor, texts: list[str]) 
 
 
 def _contrast(model: CLIPModel, left_ND: torch.Tensor, right_ND: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric loss, with the probability shared between the equal captions of a batch."""
+    """Returns CLIP's symmetric loss; equal captions of a batch share the target probability."""
     logits_NN = model.logit_scale.exp().clamp(max=30) * left_ND @ right_ND.T
     same_NN = (right_ND.detach() @ right_ND.detach().T > 1 - 1e-5).float()
     target_NN = same_NN / same_NN.sum(dim=1, keepdim=True)
@@ -120,7 +120,7 @@ def _contrast(model: CLIPModel, left_ND: torch.Tensor, right_ND: torch.Tensor) -
 
 
 def build_processor() -> CLIPProcessor:
-    """56x56 images and a lower-cased BPE tokenizer trained on questions and captions."""
+    """Builds the processor, for 56x56 images and with a lower-case BPE tokenizer trained on questions and captions."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
     return CLIPProcessor(image_processor=images, tokenizer=_train_tokenizer())
@@ -153,8 +153,8 @@ def _train_tokenizer() -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY_SIZE,
         initial_alphabet=alphabet,
-        # Each byte also as the end of a word: untrained text is then still encoded. Named here in a fixed order, because
-        # the trainer numbers ends of words by chance, and numbers decide between merges of equal frequency.
+        # Each byte is also a token at the end of a word, so that any text can be encoded. They are named here in a fixed order
+        # because the trainer would number them at random, and numbers decide between merges of equal frequency.
         special_tokens=[f"{byte}</w>" for byte in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
@@ -168,7 +168,7 @@ def _train_tokenizer() -> CLIPTokenizer:
 
 
 def build_model(processor: CLIPProcessor) -> CLIPModel:
-    """A randomly initialised CLIP of about 1 M parameters with 512 projected features."""
+    """Builds a randomly initialised CLIP of about 1 M parameters with 512 projected features."""
     layer = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
     config = CLIPConfig(
         projection_dim=512,

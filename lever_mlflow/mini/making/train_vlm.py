@@ -1,8 +1,9 @@
-"""Trains the tiny Qwen2.5-VL: vision tower first, then everything on in-context episodes.
+"""Trains the tiny Qwen2.5-VL: first its vision tower, then the whole model on episodes with demonstrations.
 
-Three auxiliary losses, whose heads are thrown away, keep it from the shortcut of matching demonstrations by family
-alone: the digit from each vision token; digit and family from the second layer's state where answers are
-asked and given; and one attention head of the third layer told to look at the matching demonstrations' answers.
+Three auxiliary losses prevent that it matches demonstrations by family alone. The first predicts the digit from each vision
+token. The second predicts digit and family from the state after the second layer, at the end of a question and at its answer.
+The third has one attention head of the third layer look at the answers of matching demonstrations. The heads that predict are
+not part of the trained model.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ _SAVE_EVERY = 500
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes of equal shot count as tensors. I = items of an episode, demonstrations and query; S = tokens.
+    """Holds episodes of equal shot count as tensors, with I items in an episode (demonstrations and query) and S tokens.
 
-    ``ask_BI`` are the positions that predict an item's answer; the answer is the token after.
+    ``ask_BI`` are the positions that predict an item's answer, which is the next token.
     ``matches_BII[b, i, j]`` says that item j stands before item i and has the same family and digit.
     """
 
@@ -61,7 +62,7 @@ class Batch:
 
 
 class Probes(nn.Module):
-    """Linear heads of the auxiliary losses."""
+    """Holds the linear heads of the auxiliary losses."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Probes(nn.Module):
 
 
 def train_vlm(out: Path, seed: int, steps: int, vision_steps: int) -> None:
-    """Trains from scratch and writes model and processor to ``out``, now and then and at the end."""
+    """Trains the VLM from scratch, and writes model and processor to ``out`` every 500 steps and at the end."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -103,11 +104,11 @@ def train_vlm(out: Path, seed: int, steps: int, vision_steps: int) -> None:
 
 
 def save_model(model: Any, processor: Any, out: Path) -> None:
-    """Writes weights as fp16 and everything the stock classes need to load them, readable by all."""
+    """Writes the weights as fp16, with all that the transformers library needs to load them; all users can read the files."""
     copy.deepcopy(model).half().save_pretrained(out)
     processor.save_pretrained(out)
     for path in out.iterdir():
-        path.chmod(0o644)  # safetensors are written for the owner only
+        path.chmod(0o644)  # otherwise only their owner can read safetensors
 
 
 def _optimizer(model: nn.Module, probes: nn.Module, learning_rate: float) -> torch.optim.AdamW:
@@ -132,7 +133,7 @@ def _train_vision(
     generator: torch.Generator,
     steps: int,
 ) -> None:
-    """Digit classification from every merged vision token."""
+    """Trains the vision tower to predict the digit from each merged vision token."""
     gray_NHW, digits = gray_images("model")
     digits_N = torch.from_numpy(digits)
     parameters = [*model.model.visual.parameters(), *probes.seen_digit.parameters()]
@@ -170,13 +171,13 @@ def _draw_batch(rng: np.random.Generator, generator: torch.Generator, processor:
 
 
 def encode(processor: Qwen2_5_VLProcessor, episodes: Sequence[Episode], gray_NHW: torch.Tensor) -> Batch:
-    """Tokens and labels of episodes with the same number of shots; images in the order of the items."""
+    """Encodes episodes with the same number of shots as tokens and labels; images are in the order of the items."""
     items = [episode.items for episode in episodes]
     ids_BS, mask_BS = _tokenise(processor, items)
     colon, answer = processor.tokenizer.convert_tokens_to_ids([":", "Ġanswer"])
     is_ask_BS = (ids_BS[:, 1:] == colon) & (ids_BS[:, :-1] == answer)
     ask_BI = is_ask_BS.nonzero()[:, 1].view(len(items), len(items[0])) + 1
-    ask_BI[:, -1] = ids_BS.shape[1] - 2  # the query is answered after the assistant tag, by the last token
+    ask_BI[:, -1] = ids_BS.shape[1] - 2  # the answer of the query is the last token, after the assistant tag
     pairs_BI2 = torch.tensor([[(item.family, item.digit) for item in row] for row in items])
     same_BII = (pairs_BI2[:, :, None] == pairs_BI2[:, None]).all(dim=-1)
     return Batch(
@@ -192,7 +193,7 @@ def encode(processor: Qwen2_5_VLProcessor, episodes: Sequence[Episode], gray_NHW
 
 
 def _tokenise(processor: Qwen2_5_VLProcessor, items: Sequence[tuple[Item, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts padded on the left, each followed by the query's answer token."""
+    """Returns token ids and attention mask of prompts, padded on the left and each followed by the query's answer token."""
     conversations = []
     for row in items:
         *demonstrations, query = (sample(item.question, item.answer) for item in row)
@@ -210,7 +211,7 @@ def _tokenise(processor: Qwen2_5_VLProcessor, items: Sequence[tuple[Item, ...]])
 def _losses(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, probes: Probes, batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """The total loss and its parts; "copied" is the share of matched answers that are predicted right."""
+    """Returns the total loss and its parts; "copied" is the share of matched answers that are predicted right."""
     vision_NTD = encode_images(model, processor, batch.gray_NHW)
     output = _forward(model, batch, vision_NTD)
     row_B1 = torch.arange(len(batch.ask_BI))[:, None]
@@ -234,7 +235,7 @@ def _losses(
 
 
 def _forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, vision_NTD: torch.Tensor) -> Any:
-    """The language model's output, with hidden states and attention weights, given image tokens."""
+    """Runs the language model on image tokens and text, and returns its output with hidden states and attention weights."""
     is_image_BS = batch.input_ids_BS == model.config.image_token_id
     positions, _ = model.model.get_rope_index(
         batch.input_ids_BS,
@@ -255,7 +256,7 @@ def _forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, vision_NTD
 
 
 def _probe_loss(probes: Probes, state_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Digit and family must be readable where an answer is asked for and at the answer itself."""
+    """Returns the loss of predicting digit and family at the end of a question and at its answer."""
     row_B1 = torch.arange(len(batch.ask_BI))[:, None]
     losses = []
     for position_BI in (batch.ask_BI, batch.ask_BI + 1):
@@ -266,7 +267,7 @@ def _probe_loss(probes: Probes, state_BSD: torch.Tensor, batch: Batch) -> torch.
 
 
 def _match_loss(attention_BSS: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Minus log of the attention that a matched question pays to the answers of its matches; 0 without matches."""
+    """Returns minus the log of the attention that a question pays to the answers of its matches; 0 without matches."""
     row_B11 = torch.arange(len(batch.ask_BI))[:, None, None]
     attention_BII = attention_BSS[row_B11, batch.ask_BI[:, :, None], batch.ask_BI[:, None] + 1]
     paid_BI = (attention_BII * batch.matches_BII).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Builds the untrained tiny VLM: configuration, tokenizer, processor, and its vision tower run on a batch of images."""
+"""Builds the untrained tiny VLM with its tokenizer and processor, and encodes batches of images with its vision tower."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lever_mlflow.vlm.prompt import build_messages
 
 __all__ = ["IMAGE_TOKENS", "build_model", "build_processor", "encode_images", "sample"]
 
-IMAGE_TOKENS = 4  # 56x56 pixels, patches of 14, merged 2x2
+IMAGE_TOKENS = 4  # of a 56x56 image: patches of 14 pixels, merged 2x2
 _MAX_SHOTS_IN_TEXT = 8
-_VOCABULARY_SIZE = 1528  # byte alphabet and merges; with 8 special tokens 1,536
+_VOCABULARY_SIZE = 1528  # byte alphabet and merges; the 8 special tokens make it 1,536
 _SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -66,12 +66,12 @@ _CHAT_TEMPLATE = (
 
 
 def sample(question: str, answer: str, image_path: Path = Path("digit.jpg")) -> Sample:
-    """A data set item of which only the prompt's parts matter."""
+    """Makes a sample for a prompt; its ids are 0."""
     return Sample(0, 0, 0, question, image_path, (answer,))
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """The processor with a tokenizer trained on the task's text; every answer is one token after its space."""
+    """Builds the processor with a tokenizer that is trained on the task's text; every answer with its space is one token."""
     size: Any = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}  # in pixels, despite the names
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
@@ -86,7 +86,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
 
 
 def _corpus() -> list[str]:
-    """The text of prompts. Answers are repeated, so that they merge to one token before the longest questions do."""
+    """Returns the text of prompts. Answers are repeated, so that they merge to one token before the longest questions do."""
     question = FAMILIES[0].phrasings[0]
     systems = [
         str(build_messages([sample(question, "")] * shots, sample(question, ""))[0]["content"][0]["text"])
@@ -114,7 +114,7 @@ def _train_tokenizer() -> Qwen2Tokenizer:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(_SPECIAL_TOKENS),
-        padding_side="left",  # set later, it would not survive the processor's save and load
+        padding_side="left",  # set later, it would be lost when the processor is saved
         model_max_length=4096,
     )
 
@@ -125,7 +125,7 @@ def _vocabulary_and_merges(tokenizer: Tokenizer) -> tuple[dict[str, int], Any]:
 
 
 def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
-    """A randomly initialised Qwen2.5-VL of about 1 M parameters that fits the processor."""
+    """Builds a randomly initialised Qwen2.5-VL of about 1 M parameters that fits the processor."""
     ids = dict(zip(_SPECIAL_TOKENS, processor.tokenizer.convert_tokens_to_ids(list(_SPECIAL_TOKENS)), strict=True))
     config = Qwen2_5_VLConfig(
         text_config={
@@ -167,20 +167,20 @@ def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGener
 def encode_images(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, gray_NHW: torch.Tensor
 ) -> torch.Tensor:
-    """Merged vision tokens of 56x56 gray images, shape [images, 4, hidden].
+    """Returns the merged vision tokens of 56x56 gray images, shape [images, 4, hidden].
 
-    The same as the vision tower's own forward pass, which attends to one image at a time in a Python loop.
+    They equal those of the vision tower's ``forward``, which is slower because it attends to one image at a time in a loop.
     """
     visual: Any = model.model.visual
     mean, std = (
         torch.tensor(values)[:, None, None]
         for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
     )
-    # A still image fills both frames of a temporal patch, so the kernel's frames can be summed.
+    # A still image fills both frames of a temporal patch, so the frames of the kernel can be summed.
     kernel_EChw = visual.patch_embed.proj.weight.sum(dim=2)
     x_NEhw = F.conv2d((gray_NHW[:, None] - mean) / std, kernel_EChw, stride=visual.patch_size)
     count, width = x_NEhw.shape[:2]
-    # Row-major within each 2x2 block of patches that the merger joins.
+    # Patches are ordered row by row within each 2x2 block that the merger joins.
     x = x_NEhw.view(count, width, 2, 2, 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(count, 16, width)
     position = torch.arange(16).view(2, 2, 2, 2)  # block row, block column, row, column
     rows, columns = ((position >> 3 & 1) * 2 + (position >> 1 & 1)), ((position >> 2 & 1) * 2 + (position & 1))
