@@ -25,21 +25,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, a process for each core
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # also here, where torch has read it already
 
-SLOW = (
+LONGEST_FIRST = (
     "test_end_to_end.py",
     "test_team_server.py",
     "test_faults.py",
-    "test_serving.py",
-    "test_server_outage.py",
     "test_distributed.py",
+    "test_steps_in_process.py",
+    "test_server_outage.py",
+    "test_champion.py",
     "test_killed_training.py",
     "test_promotion.py",
+    "test_installed_package.py",
+    "test_retriever_model.py",
+    "test_server.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    """The slow files first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+    """Begins with the files that take longest, so that no process is left with one of them at the end."""
+    rank = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")

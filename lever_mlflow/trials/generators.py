@@ -174,7 +174,7 @@ def without_repeats(proposals: Iterable[Proposal]) -> list[Proposal]:
 def sampled_pointers(
     inputs: RolloutInputs, batch: QueryBatch, stream: QueryStream, temperatures: Sequence[float], count: int
 ) -> list[list[Proposal]]:
-    """Samples ``count`` pointers per query from the policy at each temperature, with a generator of random numbers per query."""
+    """Samples ``count`` pointers per query at each temperature from the policy, with random numbers for each query alone."""
     keys = [[inputs.seed, query.question_id, stream] for query in batch.queries]
     states = [np.random.SeedSequence(key).generate_state(1) for key in keys]
     generators = [torch.Generator().manual_seed(int(state[0])) for state in states]
@@ -192,7 +192,7 @@ def sampled_pointers(
 
 
 def random_pointers(inputs: RolloutInputs, batch: QueryBatch, stream: QueryStream, count: int) -> list[list[Proposal]]:
-    """Draws ``count`` uniform pointers per query, with a generator of random numbers per query."""
+    """Draws ``count`` uniform pointers per query, with random numbers for each query alone."""
     size, shots = batch.pools_BN.shape[1], inputs.settings.shots
     generators = [np.random.default_rng([inputs.seed, query.question_id, stream]) for query in batch.queries]
     return [

@@ -1,5 +1,5 @@
 import pytest
-from comparison_samples import PREDECESSOR, compared, results, right, run
+from helpers.comparison_samples import PREDECESSOR, compared, results, right, run
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import read_results

@@ -1,5 +1,5 @@
 import pytest
-from comparison_samples import right, run
+from helpers.comparison_samples import right, run
 
 from lever_mlflow.comparison.curves import change, curves_of, trend
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from comparison_samples import PREDECESSOR, compared, epoch, policy, results, right, run
+from helpers.comparison_samples import PREDECESSOR, compared, epoch, policy, results, right, run
 from scipy.stats import binomtest, norm
 
 from lever_mlflow.comparison.comparing import compare

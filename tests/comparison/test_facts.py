@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from comparison_samples import compared, right, run
+from helpers.comparison_samples import compared, right, run
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.facts import Comparison

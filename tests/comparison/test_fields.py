@@ -1,5 +1,5 @@
 import pytest
-from comparison_samples import compared, right, run
+from helpers.comparison_samples import compared, right, run
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import io
 
 import numpy as np
-from comparison_samples import compared, right, run
+from helpers.comparison_samples import compared, right, run
 from PIL import Image
 
 from lever_mlflow.comparison.figures import figures as draw_figures

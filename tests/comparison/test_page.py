@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison_samples import PREDECESSOR, compared, right, run
+from helpers.comparison_samples import PREDECESSOR, compared, right, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,5 +1,5 @@
 import pytest
-from comparison_samples import compared, right, run
+from helpers.comparison_samples import compared, right, run
 
 
 def test_best_epochs_that_pick_the_same_are_called_out_with_the_reason():

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from comparison_samples import PREDECESSOR
+from helpers.comparison_samples import PREDECESSOR
 
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError

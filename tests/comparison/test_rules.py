@@ -2,7 +2,7 @@ import math
 
 import pandas as pd
 import pytest
-from comparison_samples import PREDECESSOR, compared, policy, right, run
+from helpers.comparison_samples import PREDECESSOR, compared, policy, right, run
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import read_results

@@ -1,4 +1,4 @@
-from comparison_samples import compared, right, run
+from helpers.comparison_samples import compared, right, run
 
 from lever_mlflow.comparison.terminal import summary
 

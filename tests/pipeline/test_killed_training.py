@@ -86,7 +86,8 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
 def epochs_of(run):
     """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
     epochs = [
-        {name: value for name, value in epoch.items() if name != "seconds"} for epoch in metrics.epoch_metrics(run.info.run_id).values()
+        {name: value for name, value in epoch.items() if name != "seconds"}
+        for epoch in metrics.epoch_metrics(run.info.run_id).values()
     ]
     models = checkpoints_of(run.info.run_id)
     return epochs, {epoch: mlflow.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}

@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_samples import NAME, evaluation_of, records_of
+from helpers.evaluation_samples import NAME, evaluation_of, records_of
 from helpers.projects import run_step
 from mlflow import MlflowClient
 

@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from evaluation_samples import evaluation_of, records_of
+from helpers.evaluation_samples import evaluation_of, records_of
 
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.exceptions import DataError

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_samples import NAME, evaluation_of, records_of
+from helpers.evaluation_samples import NAME, evaluation_of, records_of
 
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import ResourceNames

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from reference_selector import numpy_logits
+from helpers.reference_selector import numpy_logits
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.selector.network import PointerSelector

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference_selector import numpy_logits
+from helpers.reference_selector import numpy_logits
 
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss

@@ -91,6 +91,7 @@ def ask(root, cache_dir):
     return asker.answer(prompts[:9], "test"), asker.answer(prompts, "test"), asker.score(prompts, "test")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_answers_and_scores_of_one(root, tmp_path):
     launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", __file__]

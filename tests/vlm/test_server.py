@@ -435,6 +435,7 @@ def test_resources_on_a_server(script, cache_dir):
         Resources(vlm_model="b")
 
 
+@pytest.mark.slow
 def test_no_server_ends_a_run_before_any_work(mlflow_store, cache_dir):
     url = f"http://127.0.0.1:{free_port()}/v1"
     result = subprocess.run(

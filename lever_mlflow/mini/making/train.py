@@ -14,7 +14,7 @@ _DEFAULT_SEED = 7
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path(__file__).parent,
+    default=Path(__file__).parents[1],
     help="Folder into which vlm/ and clip/ are written.",
 )
 @click.option("--seed", type=int, default=_DEFAULT_SEED, show_default=True, help="Seed of all random draws.")
