@@ -1,21 +1,22 @@
 """Measures whether GRPO improves on its RCE start on the embedded default, and what clip range, learning rate and beta do.
 
-RL data: the demo's (600 queries, an untrained selector, seed 0). For each training seed RCE is trained at its defaults; its
-epoch with the highest expected reward is the start of that seed, against which all is measured. Of every further training
-(GRPO from that start or from the untrained selector, or RCE that is trained for longer) each epoch is a candidate; the one with
-the best accuracy on the 400 selection questions is evaluated on the 800 report questions, which are about other images, the
-earliest among equals. Questions, pools and choice are the pipeline's, at 2 shots; the start is no candidate there either.
+The RL data are the demo's (600 queries, an untrained selector, seed 0). For each training seed RCE is trained at its defaults.
+Its epoch with the highest expected reward is the start of that seed, with which everything is compared. Each epoch of every
+further training is a candidate: of GRPO from that start or from the untrained selector, and of RCE that is trained for longer.
+The candidate with the best accuracy on the 400 selection questions, the earliest among equals, is evaluated on the 800 report
+questions, which are about other images. Questions, pools and this choice are those of the pipeline, at 2 shots; as there, the
+start is no candidate.
 
-Gains are in points, on the same questions, over the RCE start of the same seed. Their 95 % intervals (percentile, 10,000
-resamples) draw training seeds and questions anew, each with replacement and independently of the other, as both are samples of
-what could have been; with few seeds such an interval is rather too wide than too narrow. None is corrected for the number of
-rows. ``gain, every epoch`` is on the selection questions without the choice of an epoch, which flatters the gain beside it; by
-it the default was chosen. KL is the exact KL from the training's own start, mean over the chosen epoch's steps; ``picks
-changed`` is the share of report questions whose demonstrations, in order, are not that start's; ``clipped`` the share of
-trials whose ratio is.
+Gains are in points over the RCE start of the same seed, on the same questions. Their 95 % intervals (percentile, 10,000
+resamples) draw training seeds and questions with replacement and independently of each other, because both are samples; with
+few seeds such an interval is rather too wide than too narrow. No interval is corrected for the number of rows. The gain beside
+the selection accuracy is flattered by the choice of an epoch. ``gain, every epoch`` is without that choice, the mean over all
+epochs; by it the default was chosen. KL is the exact KL from the start of the same training, mean over the steps of the chosen
+epoch. ``picks changed`` is the share of report questions whose demonstrations, in order, are not those of that start.
+``clipped`` is the share of trials whose ratio is clipped.
 
-Every policy's answers are a line of the output file, a character per question: tenths of its accuracy, ``a`` for 1. Started
-again, what is there is skipped.
+The answers of each policy are a line of the output file, with a character for each question: tenths of its accuracy, ``a`` for
+1. What the file holds already is skipped when the experiment is started again.
 
     OMP_NUM_THREADS=1 python -m benchmarks.beta_sweep --output docs/figures/beta_sweep.jsonl --plot docs/figures/beta_sweep.png
 """
@@ -73,7 +74,7 @@ CLIPS = ((0.2, 0.0), (0.5, 2.0), (0.9, 5.0), (0.99, 1000.0))
 
 
 def trainings() -> list[tuple[str, Settings]]:
-    """All that is trained for each seed: both presets at several lr and beta, what the default was chosen from, and others."""
+    """Returns all trainings of a seed: both presets at several lr and beta, what the default was chosen from, and others."""
     other = [replace(PREDECESSOR, lr=1e-3, epochs=10), replace(DEFAULT, lr=1e-3, epochs=5, freeze_backbone=True)]
     chosen_from = [
         replace(DEFAULT, lr=lr, epochs=5, epsilon=low, epsilon_high=high)
@@ -82,13 +83,13 @@ def trainings() -> list[tuple[str, Settings]]:
     other += [replace(DEFAULT, epochs=5, epsilon=CLIPS[3][0], epsilon_high=CLIPS[3][1]), replace(DEFAULT, batch_size=1)]
     presets = [replace(preset, lr=lr, kl_beta=beta) for preset in (PREDECESSOR, DEFAULT) for lr in LRS for beta in BETAS]
     longer = [RceSettings(epochs=15), RceSettings(epochs=10, lr=5e-4, batch_size=8)]
-    found: list[tuple[str, Settings]] = [(GRPO, settings) for settings in (*other, *chosen_from, *presets)]
-    return [*found, (GRPO_ALONE, DEFAULT), *((MORE_RCE, settings) for settings in longer)]
+    by_grpo: list[tuple[str, Settings]] = [(GRPO, settings) for settings in (*other, *chosen_from, *presets)]
+    return [*by_grpo, (GRPO_ALONE, DEFAULT), *((MORE_RCE, settings) for settings in longer)]
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What all trainings share."""
+    """Holds what all trainings share."""
 
     bench: Bench
 
@@ -98,17 +99,17 @@ class Sweep:
 
     @cached_property
     def questions(self) -> dict[str, QuestionSet]:
-        """Selection and report questions."""
+        """The selection and the report questions."""
         parts = split_questions(self.bench.resources.val, EvalSettings(), DATA_SEED)._asdict()
         return {part: self.bench.questions(parts[part], (SHOTS,)) for part in PARTS}
 
     def row(self, policy: str, seed: int, picks: Mapping[str, np.ndarray], **figures: Any) -> dict[str, Any]:
-        """A line of the output file: who, figures, and tenths of accuracy on both parts."""
+        """Makes a line of the output file: policy, seed, figures, and tenths of accuracy on both parts."""
         answers = {part: encode(self.questions[part].accuracy_QS(picks[part])[:, 0]) for part in PARTS}
         return {"policy": policy, "seed": seed, "n_queries": self.bench.n_queries, **figures, **answers}
 
     def baseline(self, policy: str, seed: int) -> dict[str, Any]:
-        """Random demonstrations, with the draw as seed, or the most similar ones."""
+        """Evaluates random demonstrations, with the number of the draw as seed, or the most similar ones."""
         pick: Callable[[QuestionSet], np.ndarray] = (
             (lambda q: q.random_QK(seed)) if policy == RANDOM else QuestionSet.similarity_QK
         )
@@ -116,11 +117,11 @@ class Sweep:
 
     @cache  # noqa: B019
     def start(self, seed: int) -> PointerSelector:
-        """RCE at its defaults."""
+        """Trains the RCE start of a seed."""
         return best_epoch(train_rce(self.data, self.bench.train_SD, RceSettings(), seed=seed))[1]
 
     def train(self, policy: str, seed: int, settings: Settings) -> dict[str, Any]:
-        """One training: its epochs, and the answers of the one that is best on the selection questions."""
+        """Runs one training; returns its epochs, and the answers of the epoch that is best on the selection questions."""
         start = self.bench.untrained(seed) if policy == GRPO_ALONE else self.start(seed)
         trained: Iterable[Epoch]
         if isinstance(settings, GrpoSettings):
@@ -132,10 +133,7 @@ class Sweep:
         for epoch in trained:
             picks = self.picks(copy.deepcopy(epoch.selector).eval())
             selection = round(float(self.questions["selection"].accuracy_QS(picks["selection"]).mean()), 12)
-            told = {name: round(epoch.metrics[name], 6) for name in EPOCH_METRICS if name in epoch.metrics}
-            if "clip_ratio_low" in epoch.metrics:
-                told["clip_fraction"] = round(epoch.metrics["clip_ratio_low"] + epoch.metrics["clip_ratio_high"], 6)
-            epochs.append({**told, "selection": selection})
+            epochs.append({**epoch_figures(epoch.metrics), "selection": selection})
             if selection > best:
                 best, best_picks, chosen = selection, picks, epoch.epoch
         changed = {part: round(float((best_picks[part] != start_picks[part]).any(1).mean()), 5) for part in PARTS}
@@ -143,51 +141,59 @@ class Sweep:
         return self.row(policy, seed, best_picks, **figures)
 
     def picks(self, selector: PointerSelector) -> dict[str, np.ndarray]:
-        """Greedy picks for both parts."""
+        """Returns a selector's greedy picks for both parts."""
         return {part: self.questions[part].greedy_QK(selector) for part in PARTS}
 
 
+def epoch_figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of an epoch that are kept, rounded, and of GRPO the share of clipped trials."""
+    figures = {name: round(metrics[name], 6) for name in EPOCH_METRICS if name in metrics}
+    if "clip_ratio_low" in metrics:
+        figures["clip_fraction"] = round(metrics["clip_ratio_low"] + metrics["clip_ratio_high"], 6)
+    return figures
+
+
 def varied(settings: Settings) -> dict[str, Any]:
-    """Those settings that are varied here."""
+    """Returns the settings that this experiment varies."""
     return {name: value for name, value in asdict(settings).items() if name in VARIED}
 
 
 def encode(accuracy_Q: np.ndarray) -> str:
-    """A hexadecimal digit per question: tenths of its accuracy."""
+    """Writes the accuracy of each question as a hexadecimal digit: its tenths."""
     tenths_Q = np.rint(10 * accuracy_Q).astype(int)
     assert np.allclose(tenths_Q / 10, accuracy_Q)
     return "".join(f"{tenth:x}" for tenth in tenths_Q)
 
 
 def decode(answers: str) -> np.ndarray:
-    """Accuracy in percent, [questions]."""
+    """Reads what ``encode`` wrote, as accuracy in percent, [questions]."""
     return 10.0 * np.array([int(tenth, 16) for tenth in answers])
 
 
 def identity(policy: str, seed: int, settings: Mapping[str, Any] | None) -> tuple[str, int, str]:
-    """What tells measurements apart."""
+    """Returns what distinguishes a measurement from all others."""
     return policy, seed, json.dumps(settings, sort_keys=True)
 
 
 def run(sweep: Sweep, output: Path, seeds: Sequence[int]) -> None:
     """Measures what the output file lacks."""
     rows = read_rows(output, sweep.bench.n_queries)
-    known = {identity(row["policy"], row["seed"], row.get("settings")) for row in rows}
+    measured = {identity(row["policy"], row["seed"], row.get("settings")) for row in rows}
     for policy, draw in [*((RANDOM, draw) for draw in range(RANDOM_DRAWS)), (SIMILARITY, 0)]:
-        if identity(policy, draw, None) not in known:
+        if identity(policy, draw, None) not in measured:
             append_row(output, sweep.baseline(policy, draw))
     for seed in seeds:
         for policy, selector in ((UNTRAINED, sweep.bench.untrained), (RCE, sweep.start)):
-            if identity(policy, seed, None) not in known:
+            if identity(policy, seed, None) not in measured:
                 append_row(output, sweep.row(policy, seed, sweep.picks(selector(seed))))
-    wanted = [(policy, seed, settings) for seed in seeds for policy, settings in trainings()]
-    wanted = [(policy, seed, of) for policy, seed, of in wanted if identity(policy, seed, varied(of)) not in known]
-    for policy, seed, settings in tqdm(wanted, "trainings", unit="run"):
+    planned = [(policy, seed, settings) for seed in seeds for policy, settings in trainings()]
+    missing = [training for training in planned if identity(*training[:2], varied(training[2])) not in measured]
+    for policy, seed, settings in tqdm(missing, "trainings", unit="run"):
         append_row(output, sweep.train(policy, seed, settings))
 
 
 def two_way_interval(points_TQ: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over seeds and questions, [T, Q], both drawn with replacement."""
+    """Returns the 95 % bootstrap interval of the mean over T seeds and Q questions, both drawn with replacement."""
     seeds_RT, questions_RQ = (resample(size) for size in points_TQ.shape)
     means_R = ((seeds_RT @ points_TQ) * questions_RQ).sum(1) / points_TQ.size
     low, high = np.percentile(means_R, [2.5, 97.5])
@@ -196,12 +202,12 @@ def two_way_interval(points_TQ: np.ndarray) -> tuple[float, float]:
 
 @cache
 def resample(size: int) -> np.ndarray:
-    """How often each of ``size`` things is drawn, [resamples, size]."""
+    """Draws ``size`` of ``size`` things with replacement; returns how often each is drawn, [resamples, size]."""
     return np.random.default_rng([0, size]).multinomial(size, np.full(size, 1 / size), RESAMPLES)
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A line per policy and settings, over its seeds: accuracy and gain over the RCE start of the same seed, in percent."""
+    """Makes a row for each policy and settings, with accuracy and gain over the RCE start in percent, over its seeds."""
     start = {(row["seed"], part): decode(row[part]) for row in rows if row["policy"] == RCE for part in PARTS}
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -235,12 +241,12 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def short(value: Any) -> str:
-    """A setting as one would write it: 0.05, 5e-6."""
+    """Writes a setting shortly: 0.05, 5e-6."""
     return f"{value:g}" if value == 0 or value >= 0.01 else np.format_float_scientific(value, trim="-", exp_digits=1)
 
 
 def described(row: Mapping[str, Any]) -> str:
-    """A training in words, without its beta."""
+    """Describes a training in words, without its beta."""
     if row["lr"] is None:
         return str(row["policy"])
     words = f"{row['policy']}, lr {short(row['lr'])}, {row['epochs']:g} epochs, batch {row['batch_size']:g}"
@@ -251,7 +257,7 @@ def described(row: Mapping[str, Any]) -> str:
 
 
 def cell(row: Mapping[str, Any], name: str, form: str, *, interval: bool = False) -> str:
-    """A figure, with its interval if wanted; empty where there is none."""
+    """Writes a figure, and its interval if asked for; an absent figure is empty."""
     if row[name] is None:
         return ""
     low_high = " ({} to {})".format(*(format(bound, form) for bound in row[f"{name}_range"])) if interval else ""
@@ -259,7 +265,7 @@ def cell(row: Mapping[str, Any], name: str, form: str, *, interval: bool = False
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A row per policy and settings."""
+    """Makes a table with a row for each policy and settings."""
     lines = [
         "| policy | beta | selection | gain over RCE | gain, every epoch | report | gain over RCE | seeds better "
         "| picks changed | KL | clipped |",
@@ -282,7 +288,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Gains, picks changed and KL against beta: a line per preset and learning rate."""
+    """Draws gains, picks changed and KL by beta, with a line for each preset and learning rate."""
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     panels[1].sharey(panels[0])
@@ -330,7 +336,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def of_preset(frame: pd.DataFrame, preset: GrpoSettings) -> pd.Series[bool]:
-    """Which lines are GRPO with a preset's settings, whatever lr and beta."""
+    """Tells which rows are GRPO with a preset's settings, whatever their lr and beta."""
     same = frame.policy == GRPO
     for name in set(VARIED) - {"lr", "kl_beta"}:
         same &= frame[name] == getattr(preset, name)
@@ -338,12 +344,19 @@ def of_preset(frame: pd.DataFrame, preset: GrpoSettings) -> pd.Series[bool]:
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON lines; continued if there")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write")
-@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="training seeds")
-@click.option("--n_queries", default=RolloutSettings.n_queries, show_default=True, help="of the RL data; few for a try")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="JSON lines; an existing file is continued.",
+)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write.")
+@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Training seeds.")
+@click.option(
+    "--n_queries", default=RolloutSettings.n_queries, show_default=True, help="Queries of the RL data; few make a quick try."
+)
 def main(output: Path, plot: Path, seeds: str, n_queries: int) -> None:
-    """Measure, plot and print a Markdown table of everything in the output file."""
+    """Measures what the output file lacks, and prints and plots all that is in it."""
     sweep = Sweep(Bench(Resources(cache_dir=default_cache_dir()), n_queries))
     run(sweep, output, [int(seed) for seed in seeds.split(",")])
     frame = to_frame(read_rows(output, n_queries))

@@ -1,19 +1,21 @@
-"""Measures at which figures of the data gate training on the embedded default stops helping.
+"""Measures at which values of the data gate's metrics training on the embedded default stops helping.
 
-The demo's RL data (600 queries, an untrained selector, seed 0) is spoiled step by step: in a share of its groups, chosen by
-seed, every trial is scored 0, the way a broken rollout would look. Each mixture goes through the gate, then RCE and GRPO are
-trained on it at their default settings, each taking its epoch with the highest expected reward, as the pipeline does. All
-evaluation questions are then answered at 2 shots, with the same pool of 64 for every policy.
+The demo's RL data (600 queries, an untrained selector, seed 0) are spoiled step by step: in a share of the groups, chosen by
+seed, every trial gets the score 0, as if the rollout had been broken. Each mixture goes through the gate. Then RCE is trained
+on it with the default settings, and GRPO with those of the predecessor and beta 0.12; each takes its epoch with the highest
+expected reward, as the pipeline does. All evaluation questions are then answered at 2 shots, with the same pool of 64 for
+every policy.
 
-Variants of a mixture, with the same untouched groups:
+A mixture has three variants, which share the untouched groups:
 
-* ``mixed``: the untouched groups and the zeroed ones;
-* ``dropped``: only the untouched ones, to tell harm done by zeroed groups from mere loss of data;
-* ``matched``: like ``dropped``, with as many RCE epochs as give the RCE steps of ``mixed`` (GRPO is left as it is).
+* ``mixed`` has the untouched groups and the zeroed ones;
+* ``dropped`` has only the untouched ones, which tells the harm done by zeroed groups from a mere loss of data;
+* ``matched`` is like ``dropped``, with so many RCE epochs that RCE takes as many steps as in ``mixed``; GRPO is the same.
 
-A share of 100 % leaves nothing to learn from but the pointers themselves. Accuracy gains are in points, over random
+At a share of 100 % only the pointers themselves are left to learn from. Accuracy gains are in points, over random
 demonstrations and over the untrained selector that the training seed initialises. Every finished training is a line of the
-output file; started again, those present are skipped. The plot leaves out GRPO of the controls; the table has it.
+output file, and a training that has its line is skipped when the experiment is started again. The plot leaves out GRPO of
+``dropped`` and ``matched``; the table has it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.gate_thresholds --output docs/figures/gate_thresholds.jsonl \\
         --plot docs/figures/gate_thresholds.png
@@ -50,13 +52,13 @@ from lever_mlflow.trials.rl_data import Group
 SHOTS = 2
 KL_BETA = 0.12
 VARIANTS = ("mixed", "dropped", "matched")
-FIGURES = {  # gate metric -> name of its critical expectation; the warning's ends in _warning
+FIGURES = {  # metric of the gate -> suite and name of its critical expectation; the warning has the suffix _warning
     "positive_query_rate": ("rl_queries", "positive_query_rate"),
     "reward_mean": ("rl_trials", "reward_mean"),
     "frac_reward_zero_std": ("rl_queries", "zero_spread_share"),
 }
 VERDICT_COLOURS = {"pass": "white", "warning": "gold", "critical": "red"}
-LINES = {  # what is drawn: (variant, policy) -> colour, marker, line style, label
+LINES = {  # (variant, policy) -> colour, marker, style and label of its line
     ("mixed", "rce"): ("tab:blue", "o", "-", "RCE, zeroed groups mixed in"),
     ("mixed", "grpo"): ("tab:cyan", "^", "-", "GRPO, zeroed groups mixed in"),
     ("dropped", "rce"): ("tab:purple", "s", "--", "RCE, zeroed groups left out"),
@@ -65,7 +67,10 @@ LINES = {  # what is drawn: (variant, policy) -> colour, marker, line style, lab
 
 
 def spoil(groups: Sequence[Group], share: float, seed: int, variant: str) -> list[Group]:
-    """``groups`` with ``share`` percent of them scored 0, or without those; larger shares contain the smaller ones'."""
+    """Scores ``share`` percent of the groups 0, or leaves them out in the variants without zeroed groups.
+
+    The groups of a smaller share are among those of a larger one.
+    """
     order = np.random.default_rng([seed, 7]).permutation(len(groups))
     zeroed = set(order[: round(share / 100 * len(groups))].tolist())
     if variant != "mixed":
@@ -74,18 +79,18 @@ def spoil(groups: Sequence[Group], share: float, seed: int, variant: str) -> lis
 
 
 def zero(group: Group) -> Group:
-    """The same pointers, every answer wrong."""
+    """Returns a group with the same pointers, of which every answer is wrong."""
     return replace(group, trials=tuple(replace(trial, correct=0.0, accuracy=0.0) for trial in group.trials))
 
 
 def baselines(questions: QuestionSet) -> dict[str, float]:
-    """Accuracy of random demonstrations, mean over draws, and of the most similar ones."""
+    """Returns the accuracy of random demonstrations, as the mean over draws, and of the most similar ones."""
     draws = [questions.accuracy_QS(questions.random_QK(seed)).mean() for seed in range(RANDOM_DRAWS)]
     return {RANDOM: float(np.mean(draws)), SIMILARITY: float(questions.accuracy_QS(questions.similarity_QK()).mean())}
 
 
 def measure(bench: Bench, questions: QuestionSet, share: float, seed: int, variant: str) -> dict[str, Any]:
-    """One training: figures of the gate, and accuracies."""
+    """Trains on one mixture; returns the gate's metrics and the accuracies as a line of the output file."""
     groups = spoil(bench.groups, share, seed, variant)
     data = as_rl_data(groups)
     result = gate.check(data)
@@ -121,7 +126,7 @@ def measure(bench: Bench, questions: QuestionSet, share: float, seed: int, varia
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per training, with gains in points; the mixed run at 0 % is also the first point of the controls."""
+    """Makes a row for each training, with gains in points; the mixed run at 0 % is also the first point of other variants."""
     frame = pd.json_normalize([dict(row) for row in rows])
     for policy in ("rce", "grpo", "untrained", SIMILARITY):
         frame[f"{policy}-random"] = 100 * (frame[f"accuracy.{policy}"] - frame[f"accuracy.{RANDOM}"])
@@ -133,7 +138,7 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Means over seeds, with the standard deviation over seeds behind gains."""
+    """Makes a table of the means over seeds; gains also have the standard deviation over seeds."""
     lines = [
         "| zeroed | variant | seeds | queries | positive queries | positive trials | reward mean | reward std | zero spread "
         "| verdict | RCE - random | RCE - untrained | GRPO - random | GRPO - untrained | better than untrained (RCE, GRPO) |",
@@ -154,16 +159,16 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def threshold(suite: str, name: str) -> tuple[float, bool]:
-    """An expectation's threshold, and whether figures above it fail (else those below do)."""
+    """Returns the threshold of an expectation, and whether values above it fail; if not, those below it do."""
     kwargs = next(item["kwargs"] for item in read_suites()[suite] if item["meta"]["name"] == name)
     return (kwargs["min_value"], False) if "min_value" in kwargs else (kwargs["max_value"], True)
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Gains against the share of zeroed groups, the gate's figures, and the number of untouched queries."""
+    """Draws the gains by the share of zeroed groups, by the gate's metrics, and by the number of untouched queries."""
     figure = Figure(figsize=(12, 9), dpi=100, layout="constrained")
     panels = figure.subplots(2, 3).ravel()
-    # A control stands at the figures of the mixture that it shares its untouched groups with.
+    # A variant without zeroed groups is drawn at the metrics of the mixture with the same untouched groups.
     mixed = frame[frame.variant == "mixed"].set_index(["share", "seed"])
     points = frame[[key in mixed.index for key in zip(frame.share, frame.seed, strict=True)]].copy()
     points[list(FIGURES)] = mixed.loc[pd.MultiIndex.from_frame(points[["share", "seed"]]), list(FIGURES)].to_numpy()
@@ -198,7 +203,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def shade_thresholds(axes: Axes, column: str, points: pd.DataFrame) -> None:
-    """Where the gate fails by this figure alone; nothing for what is no figure of the gate."""
+    """Shades where the gate fails by this metric alone; columns that are no metric of the gate have no shade."""
     if column not in FIGURES:
         return
     suite, name = FIGURES[column]
@@ -211,7 +216,10 @@ def shade_thresholds(axes: Axes, column: str, points: pd.DataFrame) -> None:
 
 
 def draw_lines(axes: Axes, points: pd.DataFrame, column: str, baseline: str = "random", *, seeds: bool = False) -> None:
-    """Means over seeds, their markers filled by the verdict, with standard errors or every seed as a small point."""
+    """Draws means over seeds, whose markers are filled by the verdict.
+
+    They have standard errors as bars, or with ``seeds`` every seed as a small point.
+    """
     for (variant, policy), (colour, marker, style, _) in LINES.items():
         part, gain = points[points.variant == variant], f"{policy}-{baseline}"
         by_share = part.groupby("share")
@@ -226,7 +234,7 @@ def draw_lines(axes: Axes, points: pd.DataFrame, column: str, baseline: str = "r
 
 
 def legend_handles(frame: pd.DataFrame) -> list[Line2D | Patch]:
-    """What the signs mean."""
+    """Makes the entries of the legend."""
     lines = [
         Line2D([], [], color=colour, marker=marker, ls=style, markerfacecolor="white", label=label)
         for (variant, _), (colour, marker, style, label) in LINES.items()
@@ -248,17 +256,24 @@ def legend_handles(frame: pd.DataFrame) -> list[Line2D | Patch]:
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON lines; continued if there")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write")
-@click.option("--shares", default="0,25,50,75,90,95,99,100", show_default=True, help="percent of groups to zero")
-@click.option("--seeds", default=5, show_default=True, help="seeds 0 to this - 1")
-@click.option("--variants", default="mixed,dropped", show_default=True, help=f"of {','.join(VARIANTS)}")
-@click.option("--n_queries", default=RolloutSettings.n_queries, show_default=True, help="of the RL data; few for a try")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="JSON lines; an existing file is continued.",
+)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write.")
+@click.option("--shares", default="0,25,50,75,90,95,99,100", show_default=True, help="Percent of groups to score 0.")
+@click.option("--seeds", default=5, show_default=True, help="Number of training seeds, from 0.")
+@click.option("--variants", default="mixed,dropped", show_default=True, help=f"Some of {','.join(VARIANTS)}.")
+@click.option(
+    "--n_queries", default=RolloutSettings.n_queries, show_default=True, help="Queries of the RL data; few make a quick try."
+)
 def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_queries: int) -> None:
-    """Measure, plot and print a Markdown table of everything in the output file."""
+    """Measures what the output file lacks, and plots and prints all that is in it."""
     bench = Bench(Resources(cache_dir=default_cache_dir()), n_queries)
     questions = bench.questions(bench.resources.val, (SHOTS,))
-    wanted = [
+    trainings = [
         (float(share), seed, variant)
         for seed in range(seeds)
         for share in shares.split(",")
@@ -266,7 +281,7 @@ def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_que
         if variant == "mixed" or 0 < float(share) < 100
     ]
     done = {(row["share"], row["seed"], row["variant"]) for row in read_rows(output, n_queries)}
-    for share, seed, variant in tqdm([key for key in wanted if key not in done], "trainings", unit="run"):
+    for share, seed, variant in tqdm([key for key in trainings if key not in done], "trainings", unit="run"):
         append_row(output, measure(bench, questions, share, seed, variant))
     frame = to_frame(read_rows(output, n_queries))
     draw(frame, plot)

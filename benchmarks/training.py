@@ -1,8 +1,9 @@
-"""Training speed: an epoch as this project runs it against the plain way, and its growth up to 100,000 queries.
+"""Times an epoch of training against the plain way, and measures how time and memory grow up to 100,000 queries.
 
-The plain way is the predecessor's: one query per step, the encoder run once for every pointer of the group. Both sides train
-the same selector from the same weights on the same queries in the same order, in this process; at batch 1 they take the same
-optimiser steps, and the mean losses must agree to 1e-5. 640 queries, pools of 64, 12 pointers of 2 shots, 512 dimensions.
+The plain way is the predecessor's: each step has one query, and the encoder runs once for every pointer of the group. Both
+sides train the same selector from the same weights, on the same queries in the same order, in this process. At batch 1 they
+take the same optimiser steps, and the mean losses must agree to 1e-5. There are 640 queries with pools of 64 and 12 pointers
+of 2 shots, and 512 feature dimensions.
 
     python -m benchmarks.training [--queries 640] [--growth 10000,30000,100000]
 """
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GRPO_PRESETS, RceSettings
-from lever_mlflow.training.batches import tabulate
+from lever_mlflow.training.batches import split_groups, tabulate
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
 from lever_mlflow.training.rce import train_rce
@@ -30,11 +31,13 @@ from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 POOL_SIZE, POINTERS, SHOTS, DIM, SEED = 64, 12, 2, 512, 0
 ITEMS = 9009
-VAL_SHARE = 1e-6  # one validation query, so that the epoch is nearly all training
+VAL_SHARE = 1e-6  # one validation query, so that nearly all of an epoch is training
+RCE = RceSettings(epochs=1, val_share=VAL_SHARE)
+GRPO = replace(GRPO_PRESETS["predecessor"], epochs=1, val_share=VAL_SHARE)
 
 
 def make_data(n_queries: int) -> RLData:
-    """Groups with random pointers and rewards; the queries are the first items, as often as needed."""
+    """Makes groups with random pointers and rewards; the queries are the training items in turn, over and over."""
     rng = np.random.default_rng(SEED)
     groups = []
     for query in range(n_queries):
@@ -49,7 +52,7 @@ def make_data(n_queries: int) -> RLData:
 
 
 def make_features(folder: Path) -> np.ndarray:
-    """Unit vectors [items, 512], memory-mapped."""
+    """Makes random unit vectors, memory-mapped, [items, 512]."""
     features_SD = np.random.default_rng(SEED).standard_normal((ITEMS, DIM)).astype(np.float32)
     np.save(folder / "features.npy", features_SD / np.linalg.norm(features_SD, axis=1, keepdims=True))
     return np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
@@ -58,7 +61,7 @@ def make_features(folder: Path) -> np.ndarray:
 def plain_logprob(
     selector: PointerSelector, query_D: torch.Tensor, candidates_ND: torch.Tensor, pointer: list[int]
 ) -> torch.Tensor:
-    """Log-prob of one pointer, with an encoder pass of its own."""
+    """Returns the log-prob of one pointer, from an encoder pass for it alone."""
     encoding = selector.encode(query_D[None], candidates_ND[None])
     logits_N = selector.pick_logits(encoding, torch.empty(1, 1, 0, dtype=torch.long))[0, 0]
     total = torch.zeros(())
@@ -68,101 +71,95 @@ def plain_logprob(
     return total
 
 
-def plain_epoch(kind: str, data: RLData, features_SD: np.ndarray, start: PointerSelector | None) -> tuple[float, list[float]]:
-    """Seconds and the loss of each step of one epoch, the plain way."""
-    rce, grpo = RceSettings(epochs=1, val_share=VAL_SHARE), GRPO_PRESETS["predecessor"]
+def plain_loss(
+    selector: PointerSelector, start: PointerSelector | None, group: Group, features_SD: np.ndarray, progress: float
+) -> torch.Tensor:
+    """Returns the loss of one group: GRPO's against ``start``, or RCE's where there is none."""
+    query_D = torch.from_numpy(np.array(features_SD[group.query_id]))
+    candidates_ND = torch.from_numpy(features_SD[list(group.pool)])
+    rewards_BG = torch.tensor([[trial.correct + trial.accuracy for trial in group.trials]])
+    logprobs_G = [plain_logprob(selector, query_D, candidates_ND, list(trial.pointer)) for trial in group.trials]
+    logprobs_BG = torch.stack(logprobs_G)[None]
+    if start is None:
+        temperature = rce_temperature(progress, RCE.temperature_start, RCE.temperature_end)
+        return rce_loss(logprobs_BG, rewards_BG, temperature).loss
+    with torch.no_grad():
+        start_G = [plain_logprob(start, query_D, candidates_ND, list(trial.pointer)) for trial in group.trials]
+    advantages_BG = group_advantages(rewards_BG)
+    return grpo_loss(logprobs_BG, torch.stack(start_G)[None], advantages_BG, GRPO.kl_beta, GRPO.epsilon).loss
+
+
+def plain_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector | None) -> tuple[float, list[float]]:
+    """Trains one epoch the plain way; returns its seconds and the loss of each step."""
     torch.manual_seed(SEED)
     selector = PointerSelector(feature_dim=DIM)
     if start is not None:
         selector.load_state_dict(start.state_dict())
         selector.freeze_backbone()
-    lr = rce.lr if kind == "RCE" else grpo.lr
     trainable = [parameter for parameter in selector.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=lr)
-    groups = training_groups(data)
-    order = np.random.default_rng([SEED, 1]).permutation(len(groups))
+    optimizer = torch.optim.AdamW(trainable, lr=RCE.lr if start is None else GRPO.lr)
+    groups, _ = split_groups(data.groups, VAL_SHARE, SEED)
+    order = np.random.default_rng([SEED, 1]).permutation(len(groups))  # as in the first epoch of a training
     losses = []
     started = time.perf_counter()
-    for i, group in enumerate(groups[row] for row in order):
-        query_D = torch.from_numpy(np.array(features_SD[group.query_id]))
-        candidates_ND = torch.from_numpy(features_SD[list(group.pool)])
-        rewards_BG = torch.tensor([[trial.correct + trial.accuracy for trial in group.trials]])
-        logprobs_BG = torch.stack([plain_logprob(selector, query_D, candidates_ND, list(t.pointer)) for t in group.trials])[
-            None
-        ]
-        if start is None:
-            temperature = rce_temperature(i / (len(groups) - 1), rce.temperature_start, rce.temperature_end)
-            loss = rce_loss(logprobs_BG, rewards_BG, temperature).loss
-        else:
-            with torch.no_grad():
-                old = [plain_logprob(start, query_D, candidates_ND, list(t.pointer)) for t in group.trials]
-            advantages_BG = group_advantages(rewards_BG)
-            loss = grpo_loss(logprobs_BG, torch.stack(old)[None], advantages_BG, grpo.kl_beta, grpo.epsilon).loss
+    for i, row in enumerate(order):
+        loss = plain_loss(selector, start, groups[row], features_SD, i / (len(groups) - 1))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, grpo.grad_clip)
+        torch.nn.utils.clip_grad_norm_(trainable, GRPO.grad_clip)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return time.perf_counter() - started, losses
 
 
-def training_groups(data: RLData) -> list[Group]:
-    """The training part of the split, in its order."""
-    from lever_mlflow.training.batches import split_groups
-
-    return split_groups(data.groups, VAL_SHARE, SEED)[0]
-
-
-def our_epoch(
-    kind: str, data: RLData, features_SD: np.ndarray, start: PointerSelector | None, batch_size: int
-) -> tuple[float, float]:
-    """Seconds and mean loss of one epoch."""
+def project_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector | None, batch_size: int) -> tuple[float, float]:
+    """Trains one epoch as this project does; returns its seconds and its mean loss."""
     if start is None:
-        settings = RceSettings(epochs=1, val_share=VAL_SHARE, batch_size=batch_size)
-        epoch = next(train_rce(data, features_SD, settings, seed=SEED))
+        epoch = next(train_rce(data, features_SD, replace(RCE, batch_size=batch_size), seed=SEED))
     else:
-        epoch = next(
-            train_grpo(
-                start,
-                data,
-                features_SD,
-                replace(GRPO_PRESETS["predecessor"], epochs=1, val_share=VAL_SHARE, batch_size=batch_size),
-                seed=SEED,
-            )
-        )
+        epoch = next(train_grpo(start, data, features_SD, replace(GRPO, batch_size=batch_size), seed=SEED))
     return epoch.metrics["seconds"], epoch.metrics["train_loss"]
 
 
+def compare_with_plain(data: RLData, features_SD: np.ndarray) -> None:
+    """Prints how long an epoch takes the plain way and in this project, after checking that the losses agree."""
+    torch.manual_seed(SEED)
+    print(f"{torch.get_num_threads()} threads\n")
+    print("| training | side | batch | seconds | times as fast | mean loss |\n|---|---|---|---|---|---|")
+    for kind, start in (("RCE", None), ("GRPO", PointerSelector(feature_dim=DIM).eval())):
+        plain_seconds, plain_losses = plain_epoch(data, features_SD, start)
+        print(f"| {kind} | plain | 1 | {plain_seconds:.2f} | 1 | {np.mean(plain_losses):.6f} |")
+        for batch_size in (1, 8, 32):
+            seconds, loss = project_epoch(data, features_SD, start, batch_size)
+            print(f"| {kind} | this project | {batch_size} | {seconds:.2f} | {plain_seconds / seconds:.1f} | {loss:.6f} |")
+            if batch_size == 1:
+                assert abs(loss - np.mean(plain_losses)) <= 1e-5, f"losses differ: {loss} and {np.mean(plain_losses)}"
+
+
+def measure_growth(sizes: list[int], features_SD: np.ndarray) -> None:
+    """Prints the time of an RCE epoch, and the peak memory of this process, at growing numbers of queries."""
+    print("\n| queries | table, s | epoch at batch 32, s | per 1,000 queries, s | peak memory, GB |")
+    print("|---|---|---|---|---|")
+    for n_queries in sizes:
+        data = make_data(n_queries)
+        started = time.perf_counter()
+        tabulate(data.groups, features_SD, "hard_plus_soft")
+        table_seconds = time.perf_counter() - started
+        seconds, _ = project_epoch(data, features_SD, None, 32)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"| {n_queries:,} | {table_seconds:.1f} | {seconds:.1f} | {1000 * seconds / n_queries:.2f} | {peak:.2f} |")
+
+
 @click.command()
-@click.option("--queries", default=640, show_default=True)
-@click.option("--growth", default="10000,30000,100000", show_default=True, help="numbers of queries; empty: skip")
+@click.option("--queries", default=640, show_default=True, help="Number of training queries of the comparison.")
+@click.option("--growth", default="10000,30000,100000", show_default=True, help="Numbers of queries; leave empty to skip this.")
 def main(queries: int, growth: str) -> None:
-    """Compare an epoch with the plain way, and measure how time and memory grow."""
+    """Compares an epoch with the plain way, and measures how time and memory grow."""
     with tempfile.TemporaryDirectory() as folder:
         features_SD = make_features(Path(folder))
-        data = make_data(queries + 1)
-        torch.manual_seed(SEED)
-        print(f"{torch.get_num_threads()} threads\n")
-        print("| training | side | batch | seconds | times as fast | mean loss |\n|---|---|---|---|---|---|")
-        for kind, start in (("RCE", None), ("GRPO", PointerSelector(feature_dim=DIM).eval())):
-            plain_seconds, plain_losses = plain_epoch(kind, data, features_SD, start)
-            print(f"| {kind} | plain | 1 | {plain_seconds:.2f} | 1 | {np.mean(plain_losses):.6f} |")
-            for batch_size in (1, 8, 32):
-                seconds, loss = our_epoch(kind, data, features_SD, start, batch_size)
-                print(f"| {kind} | ours | {batch_size} | {seconds:.2f} | {plain_seconds / seconds:.1f} | {loss:.6f} |")
-                if batch_size == 1:
-                    assert abs(loss - np.mean(plain_losses)) <= 1e-5, f"losses differ: {loss} and {np.mean(plain_losses)}"
+        compare_with_plain(make_data(queries + 1), features_SD)
         if growth:
-            print("\n| queries | table, s | epoch at batch 32, s | per 1,000 queries, s | peak memory, GB |")
-            print("|---|---|---|---|---|")
-        for n_queries in map(int, filter(None, growth.split(","))):
-            data = make_data(n_queries)
-            started = time.perf_counter()
-            tabulate(data.groups, features_SD, "hard_plus_soft")
-            made = time.perf_counter() - started
-            seconds, _ = our_epoch("RCE", data, features_SD, None, 32)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            print(f"| {n_queries:,} | {made:.1f} | {seconds:.1f} | {1000 * seconds / n_queries:.2f} | {peak:.2f} |")
+            measure_growth([int(size) for size in growth.split(",")], features_SD)
 
 
 if __name__ == "__main__":
