@@ -15,8 +15,8 @@ epochs; by it the default was chosen. KL is the exact KL from the start of the s
 epoch. ``picks changed`` is the share of report questions whose demonstrations, in order, are not those of that start.
 ``clipped`` is the share of trials whose ratio is clipped.
 
-The answers of each policy are a line of the output file, with a character for each question: tenths of its accuracy, ``a`` for
-1. What the file holds already is skipped when the experiment is started again.
+The answers of each policy are a line of the output file, with a character for each question: tenths of its accuracy, where
+``a`` is 1. What the file holds already is skipped when the experiment is started again.
 
     OMP_NUM_THREADS=1 python -m benchmarks.beta_sweep --output docs/figures/beta_sweep.jsonl --plot docs/figures/beta_sweep.png
 """

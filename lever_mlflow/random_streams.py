@@ -1,4 +1,10 @@
-"""The streams of random numbers: which draws of a seed are which, so that no two uses share their numbers."""
+"""Names the streams of random numbers, so that it is known which draws of a seed are which.
+
+The numbers are part of every result and must not change. Four draws have no name here: the candidates of a random pool are drawn
+by ``[seed, question id]``, the queries of a training epoch are ordered and its dropout is drawn by ``[seed, epoch]``, and the
+questions of a paired comparison are resampled by ``[seed, number of questions]``. Their second number may equal that of a named
+stream. They then share its random numbers, which does no harm, because they use them for something else.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +24,7 @@ class SeedStream(IntEnum):
 
 @unique
 class QueryStream(IntEnum):
-    """Names the streams that are seeded by ``[seed, question id, stream]``: draws of one query, whatever the others are.
-
-    The candidates of a random pool are drawn by ``[seed, question id]`` alone.
-    """
+    """Names the streams that are seeded by ``[seed, question id, stream]``: draws of one query, whatever the others are."""
 
     RANDOM_POINTERS = 2  # of a rollout
     RANDOM_POLICY = 3  # demonstrations of the random baseline
