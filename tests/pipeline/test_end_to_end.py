@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from helpers.projects import ROOT, error_lines
 
-from lever_mlflow.pipeline import experiment as pipeline
+from lever_mlflow.pipeline import rollout, training
 from lever_mlflow.pipeline.rollout import find_rl_data
 from lever_mlflow.pipeline.training import find_start, grpo_step
 from lever_mlflow.runs.steps import project_run, run_here
@@ -251,8 +251,8 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
 
 def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monkeypatch, caplog):
     """In this process, with small defaults: the upstream steps run as children, in order, and the log says so."""
-    monkeypatch.setattr(pipeline, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))
-    monkeypatch.setattr(pipeline, "RceSettings", partial(RceSettings, epochs=1))
+    monkeypatch.setattr(rollout, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))
+    monkeypatch.setattr(training, "RceSettings", partial(RceSettings, epochs=1))
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
     with project_run("test") as run:
