@@ -1,4 +1,4 @@
-"""Each rule with the smallest change that makes it hold, and the figure that goes with it."""
+"""The diagnosis, each rule with the smallest change that makes it hold, and the training curves."""
 
 import io
 
@@ -20,7 +20,7 @@ GRPO = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "beginning"),
     [
         (
             {},
@@ -33,8 +33,8 @@ GRPO = {
         ({"frac_reward_zero_std": 0.94}, "learning"),
     ],
 )
-def test_rules_of_grpo(changes, told):
-    assert diagnose([{**GRPO, **changes}], 160, 1).startswith(told)
+def test_rules_of_grpo(changes, beginning):
+    assert diagnose([{**GRPO, **changes}], 160, 1).startswith(beginning)
 
 
 def test_rce_is_measured_from_the_untrained_selector():

@@ -1,4 +1,4 @@
-"""Golden values are worth what they catch: each fails when a sign, a mask or a bound of its formula is changed on purpose."""
+"""The golden tests notice mistakes: each fails when a sign, a mask or a bound of its formula is changed on purpose."""
 
 import importlib.util
 import sys
@@ -143,7 +143,7 @@ SELECTOR = [
 
 
 def changed_module(name, old, new):
-    """A module of the package from its source with one place changed."""
+    """Returns a module of the package, made from its source with one place changed."""
     source = (PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{name}.py holds {source.count(old)} times {old!r}"
     module = ModuleType(f"lever_mlflow.{name}")
@@ -152,7 +152,7 @@ def changed_module(name, old, new):
 
 
 def read_tests(name):
-    """A test module, read anew, so that it takes what it tests from the modules as they are now."""
+    """Reads a test module anew, so that it imports what it tests from the modules as they are now."""
     module = importlib.util.module_from_spec(
         spec := importlib.util.spec_from_file_location(Path(name).stem, TESTS / f"{name}.py")
     )
@@ -161,21 +161,22 @@ def read_tests(name):
 
 
 def fails(module, name):
-    """Whether a golden test fails with any of its parameters; what it asks for as fixtures is what ``make_...`` returns."""
+    """Tells whether a golden test fails with any of its parameters; a fixture ``x`` is what the module's ``make_x`` returns."""
     test = getattr(module, name)
     (names, cases), *_ = [mark.args for mark in getattr(test, "pytestmark", [])] or [((), [()])]
     names = (names,) if isinstance(names, str) else names
     for case in cases:
-        given = dict(zip(names, case if isinstance(case, tuple) else (case,), strict=True))
-        made = {argument: getattr(module, f"make_{argument}")() for argument in arguments(test) if argument not in given}
+        parameters = dict(zip(names, case if isinstance(case, tuple) else (case,), strict=True))
+        fixtures = {name: getattr(module, f"make_{name}")() for name in arguments(test) if name not in parameters}
         try:
-            test(**given, **made)
+            test(**parameters, **fixtures)
         except AssertionError:
             return True
     return False
 
 
 def arguments(test):
+    """Returns the names of a test's arguments."""
     return test.__code__.co_varnames[: test.__code__.co_argcount]
 
 
@@ -190,7 +191,7 @@ def test_a_change_is_noticed(monkeypatch, name, old, new, goldens):
     assert not survived
 
 
-def test_every_golden_passes_as_things_are():
+def test_every_golden_passes_on_the_unchanged_modules():
     for name, changes in (("training.objectives", OBJECTIVES), ("selector.network", SELECTOR)):
         module = read_tests(FILES[name])
         for test in set().union(*(goldens for _, _, goldens in changes)) - {GRADIENTS}:

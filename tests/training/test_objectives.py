@@ -32,8 +32,8 @@ def test_rce_weights_follow_z_scored_rewards(temperature):
 
 def test_rce_on_raw_rewards():
     weights = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
-    got = rce_loss(LOGPROBS, REWARDS, 1.0, normalize="none").loss.item()
-    assert got == pytest.approx(float(weights @ [1.0, 2.0, 3.0]), abs=1e-5)
+    loss = rce_loss(LOGPROBS, REWARDS, 1.0, normalize="none").loss.item()
+    assert loss == pytest.approx(float(weights @ [1.0, 2.0, 3.0]), abs=1e-5)
 
 
 def test_rce_clamps_z_scores_at_three():
@@ -67,13 +67,13 @@ def test_rce_temperature_is_linear():
 
 def test_advantages_by_hand():
     # (2, 1, 0): mean 1, unbiased std 1. (1, 1, 0): mean 2/3, std 0.57735 -> 0.57735, 0.57735, -1.15470
-    got = group_advantages(torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]]))
-    np.testing.assert_allclose(got, [[1, 0, -1], [0.57735, 0.57735, -1.15470]], atol=1e-5)
+    advantages = group_advantages(torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(advantages, [[1, 0, -1], [0.57735, 0.57735, -1.15470]], atol=1e-5)
 
 
 def test_advantages_divide_by_at_least_a_tenth_and_stop_at_five():
-    got = group_advantages(torch.tensor([[0.02, 0.0]]))  # std 0.01414 -> divided by 0.1
-    np.testing.assert_allclose(got, [[0.1, -0.1]], atol=1e-6)
+    advantages = group_advantages(torch.tensor([[0.02, 0.0]]))  # std 0.01414 -> divided by 0.1
+    np.testing.assert_allclose(advantages, [[0.1, -0.1]], atol=1e-6)
     assert group_advantages(torch.tensor([[100.0] + [0.0] * 99])).max().item() == 5.0
 
 
@@ -121,12 +121,12 @@ def test_grpo_loss_by_hand():
     # advantages (1, 0, -1), epsilon 0.1: min(1.2214, 1.1) * 1; 0; min(-0.60653, -0.9) -> -0.9
     policy_loss = -(1.1 + 0.0 - 0.9) / 3
     kl = float(np.mean(ratio - 1 - np.array([0.2, 0.0, -0.5])))
-    got = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.1)
-    assert got.policy_loss.item() == pytest.approx(policy_loss, abs=1e-5)
-    assert got.kl.item() == pytest.approx(kl, abs=1e-5)
-    assert got.loss.item() == pytest.approx(policy_loss + 0.3 * kl, abs=1e-5)
-    assert got.clip_ratio_low.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(-0.5) below 0.9, advantage -1
-    assert got.clip_ratio_high.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(0.2) above 1.1, advantage 1
+    result = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.1)
+    assert result.policy_loss.item() == pytest.approx(policy_loss, abs=1e-5)
+    assert result.kl.item() == pytest.approx(kl, abs=1e-5)
+    assert result.loss.item() == pytest.approx(policy_loss + 0.3 * kl, abs=1e-5)
+    assert result.clip_ratio_low.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(-0.5) below 0.9, advantage -1
+    assert result.clip_ratio_high.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(0.2) above 1.1, advantage 1
 
 
 def test_grpo_gradient_by_hand():
@@ -139,9 +139,9 @@ def test_grpo_gradient_by_hand():
 
 def test_at_step_zero_ratio_is_one_and_kl_zero():
     logprobs = LOGPROBS.clone().requires_grad_()
-    got = grpo_loss(logprobs, LOGPROBS, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.2)
-    got.loss.backward()
-    assert got.kl.item() == 0.0
+    result = grpo_loss(logprobs, LOGPROBS, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.2)
+    result.loss.backward()
+    assert result.kl.item() == 0.0
     np.testing.assert_allclose(logprobs.grad[0], [-1 / 3, 0.0, 1 / 3], atol=1e-6)
 
 
@@ -167,8 +167,8 @@ def test_batch_is_the_mean_over_queries():
 def test_rce_on_ranks():
     # 5, 1, 1, 0: three are worse than the first, one worse and one better for each in the middle, three better than the last
     weights = np.exp(np.array([3.0, 0.0, 0.0, -3.0]) / 3)
-    got = rce_loss(torch.zeros(1, 4), torch.tensor([[5.0, 1.0, 1.0, 0.0]]), 1.0, normalize="rank").weights_BG[0]
-    np.testing.assert_allclose(got, weights / weights.sum(), atol=1e-6)
+    weights_G = rce_loss(torch.zeros(1, 4), torch.tensor([[5.0, 1.0, 1.0, 0.0]]), 1.0, normalize="rank").weights_BG[0]
+    np.testing.assert_allclose(weights_G, weights / weights.sum(), atol=1e-6)
     mask = torch.tensor([[True, True, True, True, False]])
     padded = rce_loss(torch.zeros(1, 5), torch.tensor([[5.0, 1.0, 1.0, 0.0, 0.5]]), 1.0, normalize="rank", mask_BG=mask)
     np.testing.assert_allclose(padded.weights_BG[0], [*(weights / weights.sum()), 0.0], atol=1e-6)
@@ -189,9 +189,9 @@ def test_advantages_by_scale():
 
 def test_a_higher_upper_bound_clips_later():
     old = torch.tensor([[-1.2, -2.0, -2.5]])  # ratios 1.2214, 1, 0.6065
-    got = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.0, 0.1, epsilon_high=0.3)
-    assert got.policy_loss.item() == pytest.approx(-(math.exp(0.2) - 0.9) / 3, abs=1e-5)
-    assert got.clip_ratio_high.item() == 0.0
+    result = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.0, 0.1, epsilon_high=0.3)
+    assert result.policy_loss.item() == pytest.approx(-(math.exp(0.2) - 0.9) / 3, abs=1e-5)
+    assert result.clip_ratio_high.item() == 0.0
 
 
 def test_entropy_by_hand():

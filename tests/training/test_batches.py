@@ -1,0 +1,88 @@
+"""Tables and batches of groups, and the split into training and validation queries."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.settings import RceSettings
+from lever_mlflow.training.batches import split_groups, split_tables, tabulate
+from lever_mlflow.trials.rl_data import Group, Trial
+
+
+def test_groups_of_different_sizes_share_a_batch(problem):
+    small = Group(0, problem.groups[0].pool[:5], (Trial((0, 1), 1.0, 1.0, "random"),))
+    batch = problem.batch([small, problem.groups[1]])
+    assert batch.mask_BG.sum(1).tolist() == [1, len(problem.groups[1].trials)]
+    assert batch.pool_mask_BN.sum(1).tolist() == [5, 12]
+    np.testing.assert_array_equal(batch.candidates_BND[0, :5], problem.features_SD[list(problem.groups[0].pool[:5])])
+    assert batch.candidates_BND[0, 5:].abs().max() == 0.0
+
+
+def test_the_spread_of_rewards_is_that_of_the_whole_step(problem):
+    first, second, third = problem.groups[:3]
+    table = problem.table([first, second, third])
+    rewards = np.concatenate([group.rewards_G() for group in (first, third)])
+    assert table.batch(np.array([0]), step_rows=np.array([0, 2])).rewards_std == pytest.approx(rewards.std(ddof=1))
+    assert table.batch(np.array([1])).rewards_std == pytest.approx(second.rewards_G().std(ddof=1))
+
+
+def test_queries_are_split_once_and_completely(problem):
+    train, val = split_groups(problem.groups, 0.2, seed=3)
+    assert len(val) == 24
+    assert sorted(g.query_id for g in train + val) == list(range(120))
+    assert [g.query_id for g in val] == [g.query_id for g in split_groups(problem.groups, 0.2, seed=3)[1]]
+
+
+@pytest.mark.parametrize(("share", "n_val"), [(0.0, 1), (0.4, 2), (1.0, 3)])
+def test_both_sides_of_the_split_have_a_query(problem, share, n_val):
+    untried = replace(problem.groups[4], trials=())
+    train, val = split_groups([*problem.groups[:4], untried], share, seed=0)
+    assert (len(train), len(val)) == (4 - n_val, n_val)
+
+
+def test_fewer_than_two_queries_with_trials_are_refused(problem):
+    untried = replace(problem.groups[1], trials=())
+    with pytest.raises(DataError, match="1 queries have usable trials, but training needs at least 2"):
+        split_groups([problem.groups[0], untried], 0.2, seed=0)
+
+
+def test_top_k_keeps_the_best_trials_in_their_order(problem):
+    scores = [0.0, 1.0, 0.3, 1.0, 0.6]
+    trials = tuple(Trial((i, i + 1), 0.0, score, "random") for i, score in enumerate(scores))
+    table = tabulate([Group(0, tuple(range(120, 132)), trials)], problem.features_SD, "soft_only", top_k=3)
+    assert table.pointers_QGK.tolist() == [[[1, 2], [3, 4], [4, 5]]]
+    np.testing.assert_allclose(table.rewards_QG, [[1.0, 1.0, 0.6]])
+    ties = tabulate([Group(0, tuple(range(120, 132)), trials[:3:2])], problem.features_SD, "hard_only", top_k=1)
+    assert ties.pointers_QGK.tolist() == [[[0, 1]]]
+
+
+def test_validation_queries_keep_all_their_trials(problem):
+    settings = RceSettings(top_k=3, val_share=0.2)
+    train, val = split_tables(problem.groups, problem.features_SD, settings, "hard_plus_soft", seed=3)
+    train_groups, val_groups = split_groups(problem.groups, 0.2, seed=3)
+    assert train.query_ids_Q.tolist() == [group.query_id for group in train_groups]
+    assert set(train.sizes_Q.tolist()) == {3}
+    assert val.sizes_Q.tolist() == [len(group.trials) for group in val_groups]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_id": 300}, "query 300: item 300 is not among the 300 training items; give the data set"),
+        ({"pool": (299, 300)}, "query 0: item 300 is not among the 300 training items; give the data set"),
+        (
+            {"trials": (Trial((0, 12), 1.0, 1.0, "random"),)},
+            "query 0: a pointer names position 12, but its pool has 12 candidates",
+        ),
+        (
+            {"trials": (Trial((0, 1, 2), 1.0, 1.0, "random"),)},
+            r"the file holds pointers of \[2, 3\] shots; keep the trials of one",
+        ),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(problem, change, message):
+    assert len(problem.features_SD) == 300
+    with pytest.raises(DataError, match=message):
+        problem.table([replace(problem.groups[0], **change), problem.groups[1]])
