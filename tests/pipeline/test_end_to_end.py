@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from helpers.projects import ROOT, error_lines
 
-from lever_mlflow.pipeline import experiment as pipeline
+from lever_mlflow.pipeline import rollout, training
 from lever_mlflow.pipeline.rollout import find_rl_data
 from lever_mlflow.pipeline.training import find_start, grpo_step
 from lever_mlflow.runs.steps import project_run, run_here
@@ -175,7 +175,8 @@ def test_comparison_of_a_results_file(project):
     assert run.data.tags["mlflow.note.content"].startswith("KL_BETA=0.12、0.15 不可比较")
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     assert sorted(found.name for found in folder.iterdir()) == [
-        "accuracy.png", "comparison.json", "differences.png", "report.html", "report.md", "training_curves.png",
+        "accuracy.png", "comparison.json", "differences.png", "report.html", "report.md", "settings.json",
+        "training_curves.png",
     ]  # fmt: skip
     assert "| 200 | 1 | 58.8% | 57.0% | -1.8% | ⬇️ |" in (folder / "report.md").read_text()
 
@@ -251,8 +252,8 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
 
 def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monkeypatch, caplog):
     """In this process, with small defaults: the upstream steps run as children, in order, and the log says so."""
-    monkeypatch.setattr(pipeline, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))
-    monkeypatch.setattr(pipeline, "RceSettings", partial(RceSettings, epochs=1))
+    monkeypatch.setattr(rollout, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))
+    monkeypatch.setattr(training, "RceSettings", partial(RceSettings, epochs=1))
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
     with project_run("test") as run:

@@ -101,11 +101,11 @@ def readable_checkpoints(line, run_id):
     for model in found:
         if model.status == LoggedModelStatus.READY:
             yield (
-                model.params["epoch"],
+                int(model.params["epoch"]),
                 selector_digest(load_selector(logged_models.checkpoint_folder(f"models:/{model.model_id}"))),
             )
     for folder in (line.resources.cache_dir / "unsent" / run_id).glob("checkpoint-*"):
-        yield str(int(folder.name[-4:])), selector_digest(load_selector(folder))
+        yield int(folder.name[-4:]), selector_digest(load_selector(folder))
 
 
 def whole_states(run_id):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import mlflow
-import pandas as pd
 import pytest
 from helpers.contest import contend
 from helpers.failures import lose_connection
@@ -17,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from lever_mlflow.pipeline.comparison import compare_step
 from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.evaluation import evaluate_step
+from lever_mlflow.pipeline.evaluation import evaluate_step, read_records
 from lever_mlflow.pipeline.promotion import promote_step, read_listing, status_step
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data
@@ -90,8 +89,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     assert champion.holders(NAME) == ("2", "1")
     version = client.get_model_version(NAME, "2")
     assert version.tags["evaluation_run"] == evaluations[1]
-    records = pd.read_parquet(artifacts.artifact(evaluations[1], "records.parquet"))
-    assert version.tags["evaluation_digest"] == model_card.records_digest(records)
+    assert version.tags["evaluation_digest"] == read_records(evaluations[1]).digest
     assert version.description.startswith(f"# {NAME}, beta 0.15, epoch 1\n")
     assert "in place of version 1" in version.description
 
