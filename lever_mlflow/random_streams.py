@@ -1,9 +1,9 @@
 """Names the streams of random numbers, so that it is known which draws of a seed are which.
 
-The numbers are part of every result and must not change. Four draws have no name here: the candidates of a random pool are drawn
-by ``[seed, question id]``, the queries of a training epoch are ordered and its dropout is drawn by ``[seed, epoch]``, and the
-questions of a paired comparison are resampled by ``[seed, number of questions]``. Their second number may equal that of a named
-stream. They then share its random numbers, which does no harm, because they use them for something else.
+The numbers are part of every result and must not change. These draws have no name here: the candidates of a random pool are
+drawn by ``[seed, question id]``; the order of the queries in a training epoch, and its dropout, by ``[seed, epoch]``; and
+bootstrap resamples by ``[seed, number of questions]``. Where their second number equals that of a named stream, both use
+the same random numbers, which does no harm, because they use them for different things.
 """
 
 from __future__ import annotations
