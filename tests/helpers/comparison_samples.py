@@ -9,7 +9,7 @@ from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import EpochResult, Results, RunResult
 from lever_mlflow.evaluation.records import EvaluationRecords
 
-PREDECESSOR = Path(__file__).parent / "data" / "predecessor_results.json"
+PREDECESSOR = Path(__file__).parents[1] / "data" / "predecessor_results.json"
 METRICS = {"train_loss": 0.5, "val_loss": 5.0, "kl": 0.01, "advantage_std": 0.9}
 
 
