@@ -1,4 +1,4 @@
-"""The commands: one for each step of the experiment, and the group ``lever-mlflow`` that holds them all.
+"""Defines the commands: one for each step of the experiment, and the group ``lever-mlflow`` that holds them all.
 
 ``MLproject`` runs the same commands as ``python -m entrypoints.<name>``; the names of their options are its parameters.
 """

@@ -1,4 +1,4 @@
-"""Option types of the command line: each turns what a user typed into a value, or fails with a message that names it."""
+"""Defines the option types of the command line: each turns what a user typed into a value, or fails with a clear message."""
 
 from __future__ import annotations
 

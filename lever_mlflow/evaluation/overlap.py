@@ -1,4 +1,4 @@
-"""How far two policies pick the same demonstrations, and why, where they do so for every question."""
+"""Measures how far two policies pick the same demonstrations, and says why, where they do so for every question."""
 
 from __future__ import annotations
 

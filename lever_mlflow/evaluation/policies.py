@@ -1,4 +1,4 @@
-"""The policies that an evaluation compares: their names, which are made and read here only, and what each of them picks."""
+"""Names the policies that an evaluation compares, which no other module does, and says what each of them picks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the policies of an evaluation pick for its questions."""
+"""Holds the questions of an evaluation, and finds what its policies pick for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class QuestionSet:
 
     @cached_property
     def pools_QN(self) -> np.ndarray:
-        """The candidates of each question, train indices."""
+        """Returns the candidates of each question as train indices."""
         sampler, size = self.settings.pool_sampler, self.settings.pool_size
         return candidate_pools(self.samples, self.train, sampler, size, self.seed, self.question_features, self.train_features)
 
@@ -90,7 +90,7 @@ class QuestionSet:
         return overlap.model_copy(update={"reason": reason})
 
     def _items_of_the_same_image(self) -> list[np.ndarray]:
-        """The training items about the image of each question, int64."""
+        """Returns the training items about the image of each question, int64."""
         by_image: defaultdict[int, list[int]] = defaultdict(list)
         for index, sample in enumerate(self.train):
             by_image[sample.image_id].append(index)
@@ -105,6 +105,6 @@ class QuestionSet:
         return [sample.index for sample in self.samples]
 
     def _inputs(self, selector: PointerSelector) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features of the questions, pools, and features of the training items, as a selector is fed them."""
+        """Returns features of the questions, their pools, and features of the training items, as a selector takes them."""
         questions_SD, train_SD = (table.of(selector.fusion) for table in (self.question_features, self.train_features))
         return questions_SD[self._rows], self.pools_QN, train_SD

@@ -1,4 +1,4 @@
-"""The evaluation questions: which are reported, in which order, and which choose the epoch.
+"""Decides which evaluation questions are reported, in which order, and which of them choose the epoch.
 
 Sizes are nested prefixes of one seeded order of the evaluation questions. The questions that choose an epoch come from the
 end of that order; neither they nor their images are among those reported.

@@ -1,4 +1,4 @@
-"""The records of an evaluation: what each policy picked for each question, what the VLM answered, and how right that was.
+"""Keeps the records of an evaluation: what each policy picked for each question, what the VLM answered, and how right it was.
 
 This is the only module that turns records into accuracies.
 """
@@ -24,7 +24,7 @@ COLUMNS = ("policy", "draw", "part", "position", "question_id", "shots", "picks"
 
 
 class AccuracyCell(BaseModel):
-    """The accuracy of a policy on the first ``size`` report questions at one shot count.
+    """Holds the accuracy of a policy on the first ``size`` report questions at one shot count.
 
     Attributes:
         accuracy: mean VQA accuracy, in [0, 1].
@@ -76,23 +76,23 @@ class EvaluationRecords:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all records, 16 hex characters."""
+        """Returns the SHA-256 over all records, 16 hex characters."""
         rows = self.frame[list(COLUMNS)].assign(picks=self.frame["picks"].map(lambda picks: ",".join(map(str, picks))))
         return hashlib.sha256(rows.to_json(orient="values", double_precision=12).encode()).hexdigest()[:16]
 
     @property
     def policies(self) -> list[str]:
-        """The policies that answered report questions, in the order of their first record."""
+        """Lists the policies that answered report questions, in the order of their first record."""
         return list(dict.fromkeys(self._report["policy"]))
 
     @property
     def asked(self) -> set[tuple[int, int]]:
-        """Every question id and shot count that any policy with demonstrations was asked among the report questions."""
+        """Returns every question id and shot count that a policy with demonstrations was asked among the report questions."""
         rows = self._report[self._report["shots"] > 0]
         return set(zip(rows["question_id"], rows["shots"], strict=True))
 
     def table(self, sizes: Sequence[int]) -> list[AccuracyCell]:
-        """The accuracy of every policy on the report questions, by size and shot count, averaged over draws."""
+        """Returns the accuracy of every policy on the report questions, by size and shot count, averaged over draws."""
         cells: list[AccuracyCell] = []
         for size in sizes:
             rows = self._report[self._report["position"] < size]
@@ -106,12 +106,12 @@ class EvaluationRecords:
         return cells
 
     def selection_accuracy(self, epochs: Iterable[int]) -> dict[int, float]:
-        """The mean accuracy of each epoch over shots and selection questions, in [0, 1]."""
+        """Returns the mean accuracy of each epoch over shots and selection questions, in [0, 1]."""
         rows = self.frame[self.frame["part"] == SELECTION]
         return {epoch: float(rows[rows["policy"] == epoch_policy(epoch)]["accuracy"].mean()) for epoch in epochs}
 
     def by_question(self, policy: str, *, shots: int | None = None, size: int | None = None) -> pd.Series | None:
-        """The accuracies of a policy by question id in the seeded order, averaged over draws.
+        """Returns the accuracies of a policy by question id in the seeded order, averaged over draws.
 
         Args:
             shots: one shot count; without it, the mean over all that the policy was evaluated at.
@@ -129,18 +129,18 @@ class EvaluationRecords:
         return None if np.isnan(mean).any() else pd.Series(mean, index=question_ids[:count])
 
     def by_question_and_shots(self, policy: str) -> pd.Series:
-        """The accuracies of a policy on the report questions by question id and shot count, averaged over draws."""
+        """Returns the accuracies of a policy by report question and shot count, averaged over draws."""
         rows = self._report[self._report["policy"] == policy]
         return rows.groupby(["question_id", "shots"])["accuracy"].mean()
 
     def picks_and_answers(self, policy: str) -> pd.DataFrame:
-        """What a policy picked and the VLM answered: ``question_id``, ``shots``, ``picks``, ``answer``, ``accuracy``."""
+        """Returns picks of a policy and answers to them: ``question_id``, ``shots``, ``picks``, ``answer``, ``accuracy``."""
         rows = self._report[self._report["policy"] == policy]
         return rows[["question_id", "shots", "picks", "answer", "accuracy"]]
 
     @cached_property
     def _columns(self) -> tuple[np.ndarray, dict[tuple[str, int], np.ndarray]]:
-        """Question ids in the seeded order, and the accuracies of each policy at each shot count; NaN where one is missing."""
+        """Returns question ids in the seeded order, and accuracies by policy and shot count; NaN where one is missing."""
         table = self._report.pivot_table(
             index=["position", "question_id"], columns=["policy", "shots"], values="accuracy", aggfunc="mean"
         )
@@ -149,5 +149,5 @@ class EvaluationRecords:
 
 
 def best_epoch(selection_accuracy: dict[int, float]) -> int:
-    """The epoch with the highest accuracy on the selection questions, the earliest among equals."""
+    """Returns the epoch with the highest accuracy on the selection questions, the earliest among equals."""
     return max(selection_accuracy, key=lambda epoch: (round(selection_accuracy[epoch], 12), -epoch))

@@ -1,4 +1,4 @@
-"""The result of an evaluation: one typed record, kept as ``evaluation.json`` and read everywhere by the same type."""
+"""Describes the result of an evaluation: one typed record, kept as ``evaluation.json`` and read everywhere by the same type."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EvaluationInputs(_Record):
 
     @property
     def overrides(self) -> dict[str, str]:
-        """Those of ``gate_override`` and ``start_gate_override`` that there are."""
+        """Returns those of ``gate_override`` and ``start_gate_override`` that are set."""
         overrides = {"gate_override": self.gate_override, "start_gate_override": self.start_gate_override}
         return {name: value for name, value in overrides.items() if value is not None}
 

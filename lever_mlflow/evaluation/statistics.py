@@ -50,19 +50,19 @@ def resampled_means(values: Sequence[np.ndarray], seed: int) -> list[np.ndarray]
 
 
 def interval(means_R: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Percentile interval of resampled means."""
+    """Returns the percentile interval of resampled means."""
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means_R, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
 def mean_interval(values_Q: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, 10,000 resamples."""
+    """Returns the percentile bootstrap interval of a mean, from 10,000 resamples."""
     return interval(resampled_means([values_Q], seed)[0], confidence)
 
 
 def sign_flip_p_value(differences_Q: np.ndarray) -> float:
-    """Two-sided sign-flip permutation test of mean difference 0 (Fisher 1935), over all patterns of signs.
+    """Tests whether the mean difference is 0 by flipping signs, two-sided and over all patterns of signs (Fisher 1935).
 
     The sum of n differences of size v under random signs is v * (2 * Binomial(n, 1/2) - n); sums of several sizes are
     convolved on the grid that they share.
@@ -98,7 +98,7 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def questions_needed(difference: float, deviation: float, level: float = 0.05, power: float = 0.8) -> int | None:
-    """How many questions show a difference of paired means in ``power`` of experiments; None for no difference.
+    """Says how many questions show a difference of paired means in ``power`` of experiments; None for no difference.
 
     Normal approximation, ((z(1 - level / 2) + z(power)) * deviation / difference) ** 2; Lachin 1981.
 
@@ -111,5 +111,5 @@ def questions_needed(difference: float, deviation: float, level: float = 0.05, p
 
 
 def difference_shown(questions: int, deviation: float, level: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference of paired means that this many questions show in ``power`` of experiments; as above."""
+    """Returns the smallest difference of paired means that this many questions show in ``power`` of experiments."""
     return float((norm.ppf(1.0 - level / 2.0) + norm.ppf(power)) * deviation / np.sqrt(questions))

@@ -1,4 +1,4 @@
-"""The data gate: Great Expectations suites over RL data, a verdict, a comparison with other data, and a page about it."""
+"""Provides the data gate: Great Expectations suites over RL data, a verdict, a comparison with other data, and a page."""
 
 from lever_mlflow.gate.checks import check
 from lever_mlflow.gate.result import Check, GateResult, Method, Verdict

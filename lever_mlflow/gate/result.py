@@ -1,4 +1,4 @@
-"""The gate's answer about one RL data file: every expectation with its figure, the figures of the data, and the verdict."""
+"""Holds the gate's answer about one RL data file: every expectation with its figure, figures of the data, the verdict."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class GateResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst severity among the failed expectations. Data that fail nothing worse than ``info`` pass."""
+        """Returns the worst severity among the failed expectations. Data that fail nothing worse than ``info`` pass."""
         severities = {check.severity for check in self.checks if not check.passed}
         if "critical" in severities:
             return "critical"

@@ -1,4 +1,4 @@
-"""The selectors that steps start from: read by path or model URI, or untrained."""
+"""Provides the selectors that steps start from: read by path or model URI, or untrained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison step: compares evaluated betas, or the runs of a results file, and logs the report."""
+"""Defines the comparison step, which compares evaluated betas, or the runs of a results file, and logs the report."""
 
 from __future__ import annotations
 

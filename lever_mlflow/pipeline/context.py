@@ -1,4 +1,4 @@
-"""What all steps of an experiment share, and how a step is made from it."""
+"""Holds what all steps of an experiment share, and makes steps from it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Context:
 
     @property
     def registered_name(self) -> str:
-        """The name of the registered model."""
+        """Returns the name of the registered model."""
         return f"lever-selector-{self.resources.label}" if self.model_name == AUTO else self.model_name
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The evaluation step: a beta's epochs beside the baselines, and the registration of the best epoch."""
+"""Defines the evaluation step: it compares a beta's epochs with the baselines, and registers the best epoch."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def read_records(run_id: str) -> EvaluationRecords:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The evaluation of one GRPO run, ready to run.
+    """Evaluates one GRPO run.
 
     Attributes:
         checkpoints: the references of further checkpoints; ``others`` are their selectors by policy.
@@ -222,7 +222,7 @@ class _Evaluation:
         self._register_and_log(evaluation.with_registration(tags=tags, description=card), records)
 
     def _start(self) -> PointerSelector:
-        """The start checkpoint, if it is still the one that the GRPO run started from."""
+        """Reads the start checkpoint, which must still be the one that the GRPO run started from."""
         start = load_selector(checkpoint_folder(self.inputs.start_uri))
         if selector_digest(start) != self.inputs.start_digest:
             raise CheckpointError(
@@ -287,7 +287,7 @@ def _check_same_resources(context: Context, grpo_run: str, tags: Mapping[str, st
 
 
 def _input_tags(inputs: EvaluationInputs) -> dict[str, Any]:
-    """The inputs as tags; the digests of further checkpoints as one."""
+    """Returns the inputs as tags; one tag stands for the digests of all further checkpoints."""
     tags = inputs.model_dump(exclude_none=True, exclude={"checkpoints"})
     if inputs.checkpoints:
         content = json.dumps(inputs.checkpoints, sort_keys=True)

@@ -1,4 +1,4 @@
-"""The whole experiment as one step: every other step in turn, each a child run."""
+"""Defines the whole experiment as one step: every other step in turn, each a child run."""
 
 from __future__ import annotations
 

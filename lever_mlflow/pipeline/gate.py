@@ -1,4 +1,4 @@
-"""The validation step: judges RL data, and stops whatever would be trained on bad ones."""
+"""Defines the validation step, which judges RL data and stops whatever would be trained on bad ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of the registry: promotion of a beta's version to champion on evidence, the way back, and the list of versions."""
+"""Defines the steps of the registry: promotion to champion on evidence, the way back, and the list of versions."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _promoted(context: Context, kl_beta: float, settings: PromotionSettings) -> 
 def _conditions(
     context: Context, version: ModelVersion, champion_version: str | None, settings: PromotionSettings
 ) -> list[Condition]:
-    """The data gate, the gain over random demonstrations and, where there is a champion, the gain over it."""
+    """Judges the data gate, the gain over random demonstrations and, where there is a champion, the gain over it."""
     conditions = [gate_condition(version.tags)]
     names: list[ConditionName] = ["random", *(["champion"] if champion_version else [])]  # type: ignore[list-item]
     try:
@@ -141,7 +141,7 @@ def _conditions(
 
 
 def _comparable(context: Context, number: str, candidate: Evaluated) -> Evaluated:
-    """The champion's own evaluation where it covers the candidate's questions, else one on these, made now."""
+    """Returns the champion's evaluation if it covers the candidate's questions, else one on these questions, made now."""
     try:
         evaluated = _evaluated(MlflowClient().get_model_version(context.registered_name, number))
         if covers(evaluated, candidate):
@@ -155,7 +155,7 @@ def _comparable(context: Context, number: str, candidate: Evaluated) -> Evaluate
 
 
 def _evaluated(version: ModelVersion) -> Evaluated:
-    """The evaluation that a version was registered by.
+    """Reads the evaluation that a version was registered by.
 
     Raises:
         MissingRunError: the version does not name it. DataError: its artifacts are gone, or not what they were.
@@ -174,7 +174,7 @@ def _evaluated(version: ModelVersion) -> Evaluated:
 
 
 def _change(version: ModelVersion, former: str | None, conditions: Sequence[Condition]) -> champion.Change:
-    """The aliases after a promotion, and what the version says of it in its tags and its description."""
+    """Returns the aliases after a promotion, and what the version says of it in its tags and its description."""
     when, run_id = datetime.now(UTC).isoformat(timespec="seconds"), active_run().info.run_id
     overridden = ", ".join(condition.name for condition in conditions if not condition.met) or NOTHING_OVERRIDDEN
     lines = [f"- {condition.says}{'' if condition.met else ' (overridden by force=true)'}" for condition in conditions]

@@ -1,4 +1,4 @@
-"""What a run works with, resolved from the names a user gives: data set, VLM and encoder, each with a digest.
+"""Resolves what a run works with from the names a user gives: data set, VLM and encoder, each with a digest.
 
 ``mini`` names the embedded default of each; anything else is a folder or a hub name. All go through the same readers; only
 the path differs.
@@ -61,7 +61,7 @@ class Resources(ResourceSettings):
 
     @cached_property
     def torch_device(self) -> str:
-        """``cpu`` or ``cuda``.
+        """Returns ``cpu`` or ``cuda``.
 
         Raises:
             ParameterError: ``cuda`` was asked for and there is none.
@@ -77,7 +77,7 @@ class Resources(ResourceSettings):
 
     @cached_property
     def dataset_root(self) -> Path:
-        """The folder of the official files; the embedded data set or a hub data set's copy is written on first use."""
+        """Returns the folder of the official files; the embedded data set or a hub data set's copy is written on first use."""
         if self.dataset == MINI:
             return ensure_dataset(self.cache_dir)
         if self.dataset.startswith(HUB):
@@ -87,7 +87,7 @@ class Resources(ResourceSettings):
 
     @cached_property
     def dataset_digest(self) -> str:
-        """SHA-256 over all usable items of both splits, their images' contents included, 16 hex characters."""
+        """Returns the SHA-256 over all usable items of both splits, their images' contents included, 16 hex characters."""
         digest = hashlib.sha256()
         for sample in (*self.train, *self.val):
             item = (sample.question_id, sample.image_id, sample.question, sample.answers, image_digest(sample.image_path))
@@ -96,27 +96,27 @@ class Resources(ResourceSettings):
 
     @property
     def train(self) -> list[Sample]:
-        """The training items: demonstrations and RL queries."""
+        """Returns the training items: demonstrations and RL queries."""
         return self._splits["train"].samples
 
     @property
     def val(self) -> list[Sample]:
-        """The evaluation items."""
+        """Returns the evaluation items."""
         return self._splits["val"].samples
 
     @property
     def left_out(self) -> dict[SplitName, int]:
-        """How many questions of each split ``on_bad_item=skip`` left out."""
+        """Counts how many questions of each split ``on_bad_item=skip`` left out."""
         return {name: split.left_out for name, split in self._splits.items()}
 
     @property
     def skipped_items(self) -> str:
-        """What ``on_bad_item=skip`` left out, by kind, such as ``train: 2 with a missing image``; empty where nothing was."""
+        """Says what ``on_bad_item=skip`` left out, by kind, such as ``train: 2 with a missing image``."""
         return "; ".join(f"{name}: {tally(split.bad)}" for name, split in self._splits.items() if split.bad)
 
     @cached_property
     def _splits(self) -> dict[SplitName, Split]:
-        """Both splits, so that one message tells everything that is wrong with the data set."""
+        """Reads both splits, so that one message tells everything that is wrong with the data set."""
         root, max_aspect = self.dataset_root, self.language_model.profile.max_aspect
         remedy = f"; or delete {root}: it is written again" if self.dataset == MINI else ""
         memo_dir = self.cache_dir / "images"
@@ -141,7 +141,7 @@ class Resources(ResourceSettings):
 
     @cached_property
     def encoder_folder(self) -> Path:
-        """The CLIP model's local folder."""
+        """Returns the CLIP model's local folder."""
         return mini.CLIP_PATH if self.encoder == MINI else model_folder(self.encoder)
 
     @cached_property
@@ -159,7 +159,7 @@ class Resources(ResourceSettings):
 
     @property
     def language_model(self) -> LanguageModel:
-        """The VLM; its weights are loaded when it first has to answer."""
+        """Returns the VLM, whose weights are loaded when it first has to answer."""
         return self._asker.language_model
 
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
@@ -198,13 +198,13 @@ class Resources(ResourceSettings):
 
     @property
     def label(self) -> str:
-        """Data set and VLM in a form fit for the names of registered models, such as ``mini-mini``."""
+        """Returns data set and VLM in a form fit for the names of registered models, such as ``mini-mini``."""
         names = (self.dataset, self._vlm_label)
         return "-".join(re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-").lower() for name in names)
 
     @property
     def _vlm_label(self) -> str:
-        """What the VLM is called; on a server, its name there."""
+        """Returns what the VLM is called; on a server, its name there."""
         if not is_server(self.vlm):
             return self.vlm
         if self.vlm_model != AUTO:

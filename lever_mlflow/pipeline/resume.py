@@ -1,4 +1,4 @@
-"""Training states: left after every epoch on this machine's disk and in MLflow, and found again to go on from."""
+"""Leaves a training state after every epoch on this machine's disk and in MLflow, and finds it again to go on from."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class UnsentEpochs:
-    """The folder that holds a training's checkpoints and its last state until everything has arrived in MLflow.
+    """Names the folder that holds a training's checkpoints and its last state until everything has arrived in MLflow.
 
     ``key`` is that of the training's step.
     """
@@ -139,7 +139,7 @@ def find_state(source: str) -> Interrupted:
 
 
 def _newest_interrupted(step: Step) -> Interrupted | None:
-    """What the newest run of this step left that has not finished and whose process is gone."""
+    """Finds what the newest run of this step left that has not finished and whose process is gone."""
     for run in find_runs(step.step, {Tag.KEY: step.key}, having=Tag.STATE_EPOCH, unfinished=True):
         running = is_training(run)
         if running:
@@ -178,7 +178,7 @@ def _difference(step: Step, source: str) -> str:
 
 
 def _states(folder: Path) -> Iterator[Path]:
-    """The states in a folder, newest first."""
+    """Yields the states in a folder, newest first."""
     return iter(sorted(folder.glob("state-*"), reverse=True))
 
 

@@ -1,4 +1,4 @@
-"""The rollout step: records trials of a starting policy as RL data; and how RL data are found again."""
+"""Defines the rollout step, which records trials of a starting policy as RL data, and finds RL data again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training steps: RCE and GRPO behind the data gate, with a checkpoint, metrics and a state to go on from per epoch."""
+"""Defines the training steps: RCE and GRPO behind the data gate, with a checkpoint, metrics and a state per epoch."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def checkpoints_of(run_id: str) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class _Training:
-    """What the epochs of one training run share, for the log.
+    """Holds what the epochs of one training run share, for the log.
 
     Attributes:
         origin: URI and digest of GRPO's start checkpoint.
@@ -151,11 +151,11 @@ class _Training:
 
     @property
     def title(self) -> str:
-        """The training in words, for logs and figures."""
+        """Names the training in logs and figures."""
         return f"GRPO beta {format_beta(self.settings.kl_beta)}" if isinstance(self.settings, GrpoSettings) else "RCE"
 
     def params(self, epoch: int) -> dict[str, Any]:
-        """All that made an epoch's checkpoint what it is."""
+        """Returns everything that made an epoch's checkpoint what it is."""
         context = {"seed": self.context.seed, "reward_mode": self.context.reward_mode, "rl_data_digest": self.data.digest}
         return {"epoch": epoch, **context, **asdict(self.settings), **(self.origin or {})}
 
@@ -165,7 +165,7 @@ def _inputs(context: Context, data: RLData) -> dict[str, Any]:
 
 
 def _used(settings: GrpoSettings) -> dict[str, Any]:
-    """What presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
+    """Returns what presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
     used = {f"used/{name}": getattr(settings, name) for name in PRESET_SETTINGS}
     return {**used, "used/epsilon_high": settings.epsilon_high or settings.epsilon}
 

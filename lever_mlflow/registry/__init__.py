@@ -1,1 +1,1 @@
-"""The model registry: versions, their model cards, the champion and the evidence for a promotion."""
+"""Keeps the model registry: versions, their model cards, the champion and the evidence for a promotion."""

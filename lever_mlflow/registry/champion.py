@@ -1,4 +1,4 @@
-"""The aliases ``champion`` and ``previous-champion`` of a registered model, changed by one process at a time and as a whole.
+"""Moves the aliases ``champion`` and ``previous-champion`` of a registered model, one process at a time and as a whole.
 
 MLflow has no compare-and-swap on aliases, but of several processes only one can create a registered model of a given name. So
 change n begins with the creation of ``<name>.champion-change-<n>``, which holds all that the change will write, and ends

@@ -1,4 +1,4 @@
-"""What a promotion rests on: a version's data gate, its gain over random demonstrations, and its gain over the champion.
+"""Weighs what a promotion rests on: a version's data gate, its gain over random demonstrations, and its gain over the champion.
 
 Gains are paired over the report questions of the version's own evaluation at their largest number: a question's accuracy is its
 mean over shots, and over draws where a policy draws lots.

@@ -45,6 +45,6 @@ def _row(version: ModelVersion, aliases: Sequence[str], shots: Sequence[int]) ->
 
 
 def _overridden(tags: Mapping[str, str]) -> str:
-    """What was passed over: by ``on_bad_data=warn`` in training, by ``force=true`` in promotion."""
+    """Says what was passed over: by ``on_bad_data=warn`` in training, by ``force=true`` in promotion."""
     forced = tags.get(VersionTag.PROMOTION_OVERRIDE, NOTHING_OVERRIDDEN)
     return ", ".join([*overrides(tags), *([] if forced == NOTHING_OVERRIDDEN else [f"forced: {forced}"])])

@@ -1,4 +1,4 @@
-"""What a registered version says of itself, from its evaluation: its tags, and a model card in Markdown as its description."""
+"""Writes what a registered version says of itself: its tags, and a model card in Markdown as its description."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ Accuracies hold for this data set, VLM, prompt and pool size. Intervals are over
 
 
 def _origin(evaluation: Evaluation) -> str:
-    """What a version was made from, as lines of a list."""
+    """Says what a version was made from, as lines of a list."""
     inputs, names = evaluation.inputs, evaluation.resources
     resources = (
         ("data set", names.dataset, inputs.dataset_digest),
@@ -134,7 +134,7 @@ def _table(evaluation: Evaluation, accuracies: Accuracies) -> str:
 
 
 def _cut(text: str, longest: int) -> str:
-    """Whole lines of a text, with a last one that says so where some are left out."""
+    """Keeps whole lines of a text, with a last one that says so where some are left out."""
     if len(text) <= longest:
         return text
     left_out = "\n(cut: the rest is in evaluation.json and promotion.json)\n"

@@ -1,4 +1,4 @@
-"""The tags of registered versions: their names, how they are made from an evaluation, and how they are read."""
+"""Names the tags of registered versions, makes them from an evaluation, and reads them again."""
 
 from __future__ import annotations
 

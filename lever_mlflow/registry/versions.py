@@ -1,4 +1,4 @@
-"""The model registry: one registered model per data set and VLM, a version per beta, aliases ``kl-0-12`` and the like."""
+"""Registers versions: one registered model per data set and VLM, a version per beta, aliases ``kl-0-12`` and the like."""
 
 from __future__ import annotations
 
@@ -106,6 +106,6 @@ def _created(client: MlflowClient, name: str, model_id: str, digest: str) -> Mod
 
 
 def _version_of_digest(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """The first version of a registered model that holds a model of this digest."""
+    """Finds the first version of a registered model that holds a model of this digest."""
     holders = client.search_model_versions(f"name = '{name}' and tags.{VersionTag.MODEL_DIGEST} = '{digest}'")
     return min(holders, key=lambda version: int(version.version), default=None)

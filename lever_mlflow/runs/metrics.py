@@ -1,4 +1,4 @@
-"""Metrics of runs: checked before they are logged, and read again by epoch."""
+"""Checks metrics before they are logged, and reads them again by epoch."""
 
 from __future__ import annotations
 

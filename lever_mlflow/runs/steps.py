@@ -1,4 +1,4 @@
-"""Steps as MLflow runs: how a step is started, and how one that has finished is reused.
+"""Runs steps as MLflow runs: starts them, and reuses those that have finished.
 
 Every step's run carries tags with the digests of all that decides its result; its key names all of them and the settings
 together. A step is looked up by these tags, never by its name.

@@ -1,6 +1,6 @@
-"""The tags of our runs, logged models and versions: their names, and how values become texts and are read again.
+"""Names the tags of our runs and logged models, writes values as texts, and reads them again.
 
-Every name stands here once. On runs and logged models it carries the prefix ``lever.``, on versions of registered models none.
+Every name stands here once; on runs and logged models it carries the prefix ``lever.``. Versions have tags of their own.
 """
 
 from __future__ import annotations

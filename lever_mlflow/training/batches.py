@@ -49,7 +49,7 @@ class GroupBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The arguments of the selector's ``step_logprobs`` and ``logprobs``."""
+        """Returns the arguments of the selector's ``step_logprobs`` and ``logprobs``."""
         return self.query_BD, self.candidates_BND, self.pointers_BGK, self.pool_mask_BN
 
 
@@ -80,12 +80,12 @@ class GroupTable:
 
     @property
     def reward_mean(self) -> float:
-        """The mean reward of all trials."""
+        """Returns the mean reward of all trials."""
         return float(self.rewards_QG.sum(dtype=np.float64) / self.sizes_Q.sum())
 
     @property
     def frac_zero_spread(self) -> float:
-        """The share of groups whose rewards are all equal."""
+        """Returns the share of groups whose rewards are all equal."""
         rewards_QG, mask_QG = torch.from_numpy(self.rewards_QG), torch.from_numpy(self._mask(np.arange(len(self))))
         return float(zero_spread(rewards_QG, mask_QG).double().mean())
 
