@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lever_mlflow.files.html_page import render
+from lever_mlflow.files.rendering import render
 
 __all__ = ["Block", "Bullets", "Code", "Figure", "Heading", "Paragraph", "Table", "to_html", "to_markdown"]
 

@@ -15,7 +15,6 @@ from lever_mlflow.settings import format_beta
 __all__ = ["commands_of", "option_value", "run_of_evaluation"]
 
 _MEASUREMENTS = frozenset({"n_oracle", "random_draws"})  # settings that decide only how baselines are measured
-_CURVE_NAMES = {"adv_std": "advantage_std", "adv_max": "advantage_max"}  # names in MLflow -> names in results
 
 
 def run_of_evaluation(evaluation: Evaluation, commands: Sequence[str] = ()) -> RunResult:
@@ -90,8 +89,7 @@ def _option(name: str, value: Any) -> str:
 
 
 def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Mapping[int, float]]) -> EpochResult:
-    named = {_CURVE_NAMES.get(name, name): value for name, value in metrics.items()}
-    return EpochResult.model_validate({**named, "epoch": number, "accuracy": accuracy})
+    return EpochResult.model_validate({**metrics, "epoch": number, "accuracy": accuracy})
 
 
 def _config(evaluation: Evaluation) -> dict[str, Scalar]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lever_mlflow.files import html_page
+from lever_mlflow.files import rendering
 from lever_mlflow.files.tables import aligned
 from lever_mlflow.gate.figures import description, figures_png
 from lever_mlflow.gate.result import Check, GateResult
@@ -43,7 +43,7 @@ def format_table(result: GateResult) -> str:
 
 def report_html(result: GateResult) -> str:
     """Returns the page about a result. It loads nothing from elsewhere, and every text in it is escaped."""
-    return html_page.render(
+    return rendering.render(
         "gate/templates/gate.html",
         result=result,
         summary=summary(result),

@@ -108,10 +108,10 @@ def unknown(name: ConditionName, error: Exception) -> Condition:
 
 def covers(evaluated: Evaluated, candidate: Evaluated) -> bool:
     """Says whether an evaluation asked all that the candidate's asked: its questions at its shots, with pools drawn alike."""
-    ours, theirs = evaluated.evaluation, candidate.evaluation
-    same = all(getattr(ours.inputs, name) == getattr(theirs.inputs, name) for name in _SAME_INPUTS)
-    same &= all(getattr(ours.settings, name) == getattr(theirs.settings, name) for name in _SAME_SETTINGS)
-    return same and candidate.records.asked <= evaluated.records.asked
+    evaluation, other = evaluated.evaluation, candidate.evaluation
+    same_inputs = all(getattr(evaluation.inputs, name) == getattr(other.inputs, name) for name in _SAME_INPUTS)
+    same_settings = all(getattr(evaluation.settings, name) == getattr(other.settings, name) for name in _SAME_SETTINGS)
+    return same_inputs and same_settings and candidate.records.asked <= evaluated.records.asked
 
 
 def gain(candidate: Evaluated, other: Evaluated) -> Gain:

@@ -9,6 +9,7 @@ from lever_mlflow.evaluation.policies import BASELINES, START, epoch_policy
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.evaluation.statistics import interval, resampled_means
+from lever_mlflow.files.rendering import render
 from lever_mlflow.registry.version_tags import Estimate, evaluation_tags
 from lever_mlflow.settings import format_beta
 
@@ -65,72 +66,22 @@ def _accuracies(evaluation: Evaluation, records: EvaluationRecords) -> dict[tupl
 
 
 def _card(evaluation: Evaluation, accuracies: Accuracies) -> str:
-    settings, name = evaluation.settings, evaluation.registration.name
-    epochs = ", ".join(f"{epoch}: {100 * mean:.2f}" for epoch, mean in evaluation.selection_accuracy.items())
-    uri = f"models:/{name}@{evaluation.registration.alias}"
-    card = f"""# {name}, beta {format_beta(evaluation.kl_beta)}, epoch {evaluation.best_epoch}
-
-A pointer selector: it picks the solved examples that stand before a question in the prompt of a vision-language model.
-
-## Accuracy
-
-VQA accuracy in percent on {max(settings.sizes)} questions by number of demonstrations, with 95 % bootstrap intervals over
-questions.
-Pools of {settings.pool_size} candidates ({settings.pool_sampler}).
-`random` is the mean of {settings.random_draws} draws.
-
-{_table(evaluation, accuracies)}
-
-## Data and training
-
-{_origin(evaluation)}
-
-## How it was chosen
-
-The best epoch on {settings.n_selection} questions about other images than those above; mean over shots by epoch: {epochs}.
-Evaluation: run {evaluation.run_id}, seed {evaluation.inputs.seed}.
-
-## Limits
-
-Accuracies hold for this data set, VLM, prompt and pool size. Intervals are over questions, not over trainings with other seeds.
-
-## Use
-
-`mlflow.pyfunc.load_model("{uri}")`, or `mlflow models serve -m "{uri}"`; its signature tells what it takes.
-"""
+    registration = evaluation.registration
+    card = render(
+        "registry/templates/model_card.md",
+        evaluation=evaluation,
+        inputs=evaluation.inputs,
+        registration=registration,
+        resources=evaluation.resources,
+        settings=evaluation.settings,
+        training=asdict(evaluation.training),
+        beta=format_beta(evaluation.kl_beta),
+        uri=f"models:/{registration.name}@{registration.alias}",
+        columns=(0, *evaluation.settings.shots, None),
+        policies=list(dict.fromkeys(policy for policy, _ in accuracies)),
+        cells={cell: f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]" for cell, value in accuracies.items()},
+    )
     return _cut(card, _LONGEST - _LONGEST_PROMOTION)
-
-
-def _origin(evaluation: Evaluation) -> str:
-    """Says what a version was made from, as lines of a list."""
-    inputs, names = evaluation.inputs, evaluation.resources
-    resources = (
-        ("data set", names.dataset, inputs.dataset_digest),
-        ("VLM", names.vlm, inputs.vlm_digest),
-        ("encoder", names.encoder, inputs.encoder_digest),
-    )
-    overridden = "; ".join(inputs.overrides.values()) or "none"
-    training = asdict(evaluation.training)
-    return "\n".join(
-        [
-            "- " + ", ".join(f"{label} {name} ({digest})" for label, name, digest in resources),
-            f"- RL data {inputs.rl_data_digest}; data gate: {inputs.gate}; overrides: {overridden}",
-            f"- GRPO from {inputs.start} ({inputs.start_digest}) in run {inputs.grpo_run}",
-            f"- commit {evaluation.git_commit}",
-            "- " + ", ".join(f"{name} {value}" for name, value in training.items()),
-        ]
-    )
-
-
-def _table(evaluation: Evaluation, accuracies: Accuracies) -> str:
-    columns = (0, *evaluation.settings.shots, None)
-    heads = ["mean" if shots is None else str(shots) for shots in columns]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    for policy in dict.fromkeys(policy for policy, _ in accuracies):
-        cells = (accuracies.get((policy, shots)) for shots in columns)
-        texts = ["" if cell is None else f"{cell.mean:.1f} [{cell.low:.1f}, {cell.high:.1f}]" for cell in cells]
-        lines.append(f"| {policy} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
 
 
 def _cut(text: str, longest: int) -> str:

@@ -136,15 +136,15 @@ class GrpoObjective:
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
         """Returns the metrics of an epoch that are not means over its steps, and adapts beta for the next one if asked to.
 
-        ``adv_std`` and ``adv_max`` are over the advantages of the epoch's trials, and ``beta`` is the weight in this epoch.
-        Measured on the validation queries are ``val_loss``, ``expected_reward``, that of the start (``expected_reward_start``),
-        the exact KL from the start (``val_kl_exact``), and the share of queries whose greedy picks are not those of the start
-        (``picks_changed``).
+        ``advantage_std`` and ``advantage_max`` are over the advantages of the epoch's trials, and ``beta`` is the weight in
+        this epoch. Measured on the validation queries are ``val_loss``, ``expected_reward``, that of the start
+        (``expected_reward_start``), the exact KL from the start (``val_kl_exact``), and the share of queries whose greedy picks
+        are not those of the start (``picks_changed``).
         """
         advantages = values["advantages"].double()
         added = {
-            "adv_std": float(advantages.std(correction=0)),
-            "adv_max": float(advantages.max()),
+            "advantage_std": float(advantages.std(correction=0)),
+            "advantage_max": float(advantages.max()),
             "beta": self.beta,
             **validate_selector(self.policy, self.val_table, self.device),
             "expected_reward_start": self.start_reward,

@@ -40,7 +40,7 @@ def evaluation():
         ),
         rl_data=RLDataSummary(source="a b.json", n_queries=60, n_positive_queries=30, mean_reward=0.5),
         resources=ResourceNames(dataset="mini", vlm="mini", encoder="mini"),
-        epochs=(EpochMetrics(epoch=1, metrics={"kl": 0.1, "adv_std": 0.9}),),
+        epochs=(EpochMetrics(epoch=1, metrics={"kl": 0.1, "advantage_std": 0.9}),),
         profile=PROFILES["mini"],
         accuracy=(
             AccuracyCell(policy="zero-shot", size=10, shots=0, accuracy=0.25, spread=0.0),

@@ -72,7 +72,7 @@ def test_runs_carry_the_digests_that_decide_their_result(project, experiment):
 
 def test_metrics_per_epoch_under_the_predecessors_names(project, experiment):
     run = steps(project, parent(project).info.run_id)["grpo beta 0.12"]
-    for name in ("train_loss", "val_loss", "ppo_loss", "kl", "adv_std", "adv_max", "beta", "frac_reward_zero_std"):
+    for name in ("train_loss", "val_loss", "ppo_loss", "kl", "advantage_std", "advantage_max", "beta", "frac_reward_zero_std"):
         assert [metric.step for metric in project.client.get_metric_history(run.info.run_id, name)] == [1, 2], name
     assert run.data.metrics["beta"] == 0.12
 

@@ -62,7 +62,7 @@ def test_equal_rewards_move_nothing_at_beta_zero(problem):
     flat = problem._replace(groups=[with_equal_rewards(group) for group in problem.groups])
     metrics = run_grpo(flat, kl_beta=0.0)[0].metrics
     assert metrics["frac_reward_zero_std"] == 1.0
-    assert metrics["adv_std"] == metrics["adv_max"] == metrics["grad_norm"] == 0.0
+    assert metrics["advantage_std"] == metrics["advantage_max"] == metrics["grad_norm"] == 0.0
 
 
 def test_one_trial_of_each_group_has_no_spread(problem):

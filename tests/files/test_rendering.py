@@ -1,11 +1,11 @@
-"""Pages rendered from templates: the layout, the macros and the escaping."""
+"""Text rendered from templates: the layout of pages, the macros and the escaping."""
 
 import base64
 
 import jinja2
 import pytest
 
-from lever_mlflow.files import html_page
+from lever_mlflow.files import rendering
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" é 日本"
 ESCAPED = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;quotes&#34; é 日本"
@@ -26,13 +26,13 @@ h1 { color: red }
 
 @pytest.fixture(autouse=True)
 def template(monkeypatch):
-    """Adds the template test.html to those of the package."""
-    extra = jinja2.DictLoader({"test.html": PAGE})
-    monkeypatch.setattr(html_page.ENVIRONMENT, "loader", jinja2.ChoiceLoader([extra, html_page.ENVIRONMENT.loader]))
+    """Adds the templates test.html and test.md to those of the package."""
+    extra = jinja2.DictLoader({"test.html": PAGE, "test.md": "# {{ title }}\n"})
+    monkeypatch.setattr(rendering.ENVIRONMENT, "loader", jinja2.ChoiceLoader([extra, rendering.ENVIRONMENT.loader]))
 
 
 def render(**values):
-    return html_page.render("test.html", **{"title": "t", "head": (), "rows": [], "png": b"", **values})
+    return rendering.render("test.html", **{"title": "t", "head": (), "rows": [], "png": b"", **values})
 
 
 def test_a_page_has_the_layout_and_its_own_style():
@@ -48,6 +48,10 @@ def test_every_text_is_escaped():
     page = render(title=HOSTILE, head=[HOSTILE], rows=[[HOSTILE]])
     assert "<script>" not in page
     assert page.count(ESCAPED) == 5  # the title, the heading, a column's name, a cell, a figure's description
+
+
+def test_markdown_takes_texts_as_they_are():
+    assert rendering.render("test.md", title=HOSTILE) == f"# {HOSTILE}\n"
 
 
 def test_a_table_has_one_row_per_row_and_a_head_where_there_is_one():
@@ -70,4 +74,4 @@ def test_lone_surrogates_are_replaced():
 
 def test_a_value_that_the_template_lacks_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="'title' is undefined"):
-        html_page.render("test.html", head=(), rows=[], png=b"")
+        rendering.render("test.html", head=(), rows=[], png=b"")
