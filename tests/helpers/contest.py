@@ -25,7 +25,7 @@ def model(client, name, versions):
 def everything(client, name):
     """Returns the aliases, and the records of changes that are under way."""
     aliases = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
-    return aliases, [found.name for found in client.search_registered_models() if found.name.startswith(f"{name}.")]
+    return aliases, [model.name for model in client.search_registered_models() if model.name.startswith(f"{name}.")]
 
 
 def to(version, previous=None, **written):
@@ -37,14 +37,14 @@ def compete(uri, name, rank, barrier, results):
     """In each round all want another version than the one that anybody wanted in the round before."""
     mlflow.set_tracking_uri(uri)
     for number in range(ROUNDS):
-        own = str(1 + rank + PROCESSES * (number % 2))
+        claimed = str(1 + rank + PROCESSES * (number % 2))
         seen = champion.holders(name)
         barrier.wait(100)
         try:
-            champion.change(name, seen, to(own, seen.champion))
-            results.put((number, own, seen.champion, "won"))
+            champion.change(name, seen, to(claimed, seen.champion))
+            results.put((number, claimed, seen.champion, "won"))
         except PromotionError as error:
-            results.put((number, own, seen.champion, str(error)))
+            results.put((number, claimed, seen.champion, str(error)))
         barrier.wait(100)
 
 
@@ -57,11 +57,11 @@ def contend(uri, client, name):
     processes = [PROCESS.Process(target=compete, args=(uri, name, rank, barrier, results)) for rank in range(PROCESSES)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in range(ROUNDS * PROCESSES)]
+    outcomes = [results.get(timeout=120) for _ in range(ROUNDS * PROCESSES)]
     for process in processes:
         process.join(30)
     for number in range(ROUNDS):
-        of_round = [(version, seen, said) for of, version, seen, said in found if of == number]
+        of_round = [(version, seen, said) for of, version, seen, said in outcomes if of == number]
         (winner,) = (version for version, _, said in of_round if said == "won")
         assert [seen for _, seen, _ in of_round] == [holder] * PROCESSES
         assert all(f"version {winner} is champion" in said for version, _, said in of_round if version != winner)

@@ -95,10 +95,10 @@ def epochs_of(run):
 
 def readable_checkpoints(line, run_id):
     """Epoch and digest of every checkpoint that a killed run left ready in MLflow or on disk."""
-    found = mlflow.search_logged_models(
+    models = mlflow.search_logged_models(
         [mlflow.get_run(run_id).info.experiment_id], f"source_run_id = '{run_id}'", output_format="list"
     )
-    for model in found:
+    for model in models:
         if model.status == LoggedModelStatus.READY:
             yield (
                 int(model.params["epoch"]),

@@ -114,7 +114,7 @@ def served_picks_are_the_recorded(records, val):
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@kl-0-12")
     files = [base64.b64encode(val[question].image_path.read_bytes()).decode() for question in records.question_id]
     rows = pd.DataFrame({"question": [val[question].question for question in records.question_id], "image": files})
-    assert [found.question_ids for found in model.predict(rows, params={"shots": 1})] == [list(p) for p in records.picks]
+    assert [answer.question_ids for answer in model.predict(rows, params={"shots": 1})] == [list(p) for p in records.picks]
 
 
 def what_is_registered_again_is_not_logged_again(line, grpo_run, settings):
@@ -184,15 +184,15 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
     evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
     model = mlflow.get_logged_model(grpo.data.tags["lever.best_model"])
     version = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
-    told = rce.data.tags["lever.gate_override"]
-    assert told.startswith("on_bad_data=warn: ")
-    assert "positive_query_rate" in told
+    reason = rce.data.tags["lever.gate_override"]
+    assert reason.startswith("on_bad_data=warn: ")
+    assert "positive_query_rate" in reason
     for run in (rce, grpo, evaluation):
         assert (run.info.status, run.data.tags["lever.gate"]) == ("FINISHED", "critical")
-        assert run.data.tags["lever.gate_override"] == told
-    assert mlflow.get_logged_model(start).tags["lever.gate_override"] == told
-    assert (model.tags["lever.gate_override"], model.tags["lever.start_gate_override"]) == (told, told)
-    assert (version.tags["gate_override"], version.tags["start_gate_override"]) == (told, told)
+        assert run.data.tags["lever.gate_override"] == reason
+    assert mlflow.get_logged_model(start).tags["lever.gate_override"] == reason
+    assert (model.tags["lever.gate_override"], model.tags["lever.start_gate_override"]) == (reason, reason)
+    assert (version.tags["gate_override"], version.tags["start_gate_override"]) == (reason, reason)
 
 
 def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_data):
@@ -241,20 +241,20 @@ def test_evaluations_that_are_not_told_apart(mlflow_store):
     """Of 17 run ids two at least begin with the same digit."""
     client = MlflowClient()
     with steps.project_run("test") as active:
-        found = [client.create_run(active.info.experiment_id, run_name=f"evaluate {i}").info.run_id for i in range(17)]
-        for run_id in found:
+        run_ids = [client.create_run(active.info.experiment_id, run_name=f"evaluate {i}").info.run_id for i in range(17)]
+        for run_id in run_ids:
             client.set_tag(run_id, "lever.step", "evaluate")
-            client.set_tag(run_id, "lever.kl_beta", "0.12" if run_id == found[0] else "0.15")
+            client.set_tag(run_id, "lever.kl_beta", "0.12" if run_id == run_ids[0] else "0.15")
             client.set_terminated(run_id)
-        assert chosen_evaluations([found[0], found[1][:20]]) == found[:2]
-        digits = [run_id[0] for run_id in found]
+        assert chosen_evaluations([run_ids[0], run_ids[1][:20]]) == run_ids[:2]
+        digits = [run_id[0] for run_id in run_ids]
         shared = next(digit for digit in digits if digits.count(digit) > 1)
-        several = [run_id for run_id in found if run_id[0] == shared]
+        several = [run_id for run_id in run_ids if run_id[0] == shared]
         with pytest.raises(ParameterError, match=f"evaluations={shared}: several begin so: ") as error:
             chosen_evaluations([shared])
         assert all(run_id in str(error.value) for run_id in several)
-        with pytest.raises(ParameterError, match=f"evaluations: {found[1]} and {found[2]} are both of beta 0.15"):
-            chosen_evaluations([found[1], found[2]])
+        with pytest.raises(ParameterError, match=f"evaluations: {run_ids[1]} and {run_ids[2]} are both of beta 0.15"):
+            chosen_evaluations([run_ids[1], run_ids[2]])
         with pytest.raises(MissingRunError, match="run 0123456789: "):
             chosen_evaluations(["0123456789"])
 
