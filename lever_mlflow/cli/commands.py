@@ -131,8 +131,8 @@ def validate(**values: Any) -> None:
 
     with project_run("validate"):
         context = make_context(values)
-        data = find_rl_data(context, values["rl_data"])
         reference = None if values["reference"] == NONE else read_rl_data(context, values["reference"])
+        data = find_rl_data(context, values["rl_data"])
         run_here(validate_step(context, data, reference))
 
 
@@ -151,8 +151,9 @@ def rce(**values: Any) -> None:
 
     with project_run("rce"):
         context = make_context(values)
+        settings = RceSettings(**chosen(RceSettings, values))
         data = find_rl_data(context, values["rl_data"])
-        run_here(rce_step(context, data, RceSettings(**chosen(RceSettings, values)), values["resume"]))
+        run_here(rce_step(context, data, settings, values["resume"]))
 
 
 @click.command()
@@ -164,14 +165,17 @@ def grpo(**values: Any) -> None:
 
     The run holds a checkpoint for each epoch.
     """
+    from lever_mlflow.pipeline.checkpoints import read_selector
     from lever_mlflow.pipeline.rollout import find_rl_data
     from lever_mlflow.pipeline.training import find_start, grpo_step
     from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("grpo"):
         context = make_context(values)
-        data = find_rl_data(context, values["rl_data"])
         settings = grpo_settings(values["preset"], **chosen(GrpoSettings, values))
+        if values["init"] != AUTO:
+            read_selector(context, values["init"])  # a rollout may take hours: report a wrong one before it
+        data = find_rl_data(context, values["rl_data"])
         run_here(grpo_step(context, data, find_start(context, values["init"], data), settings, values["resume"]))
 
 

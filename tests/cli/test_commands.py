@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from lever_mlflow import __version__
 from lever_mlflow.cli.commands import cli
 from lever_mlflow.cli.launching import launch
+from lever_mlflow.exceptions import CheckpointError, DataError
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.vlm.answer_cache import AnswerCache
 
@@ -99,6 +100,19 @@ def test_a_step_of_the_group_is_a_run(mlflow_store, cache_dir, monkeypatch, tmp_
     assert run.data.tags["lever.step"] == "validate"
     assert run.info.status == "FINISHED"
     assert (run.data.params["reward_mode"], run.data.params["max_shots"]) == ("hard_plus_soft", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [(["grpo", "--init=nothere"], CheckpointError), (["validate", "--reference=nothere.json"], DataError)],
+)
+def test_what_is_wrong_is_said_before_a_rollout_begins(arguments, error, mlflow_store, cache_dir, monkeypatch):
+    monkeypatch.setenv("LEVER_MLFLOW_CACHE", str(cache_dir))
+    result = CliRunner().invoke(cli, arguments)
+    assert isinstance(result.exception, error), result.output
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.note.content"] == f"failed: {result.exception}"
 
 
 def test_answers_of_other_machines_are_merged(tmp_path):
