@@ -62,6 +62,7 @@ def test_tags_are_read_again(described):
 
 def test_the_card_shows_the_table_and_the_origin(described):
     _, card = described
+    assert "\n| | 0 | 1 | 2 | mean |\n|---|---:|---:|---:|---:|\n| epoch 1 |" in card
     assert re.search(r"^\| epoch 1 \|  \| 40\.0 \[\d.*\] \| 25\.0 \[.*\] \| 32\.5 \[.*\] \|$", card, re.MULTILINE)
     assert re.search(r"^\| zero-shot \| 30\.0 \[30\.0, 30\.0\] \|  \|  \| 30\.0 ", card, re.MULTILINE)
     rows = re.findall(r"^\| ([a-z][^|]*) \|", card, re.MULTILINE)

@@ -65,6 +65,15 @@ def test_equal_rewards_move_nothing_at_beta_zero(problem):
     assert metrics["advantage_std"] == metrics["advantage_max"] == metrics["grad_norm"] == 0.0
 
 
+def test_the_spread_and_the_largest_of_the_advantages(problem):
+    train, _ = split_groups(problem.groups, 0.2, seed=0)
+    rewards = [np.asarray(group.rewards_G(), dtype=float) for group in train]
+    advantages = np.concatenate([np.clip((r - r.mean()) / max(r.std(ddof=1), 0.1), -5, 5) for r in rewards])
+    metrics = run_grpo(problem)[0].metrics
+    assert metrics["advantage_std"] == pytest.approx(advantages.std(), rel=1e-5)
+    assert metrics["advantage_max"] == pytest.approx(advantages.max(), rel=1e-5)
+
+
 def test_one_trial_of_each_group_has_no_spread(problem):
     assert run_grpo(problem, top_k=1)[0].metrics["frac_reward_zero_std"] == 1.0  # which is why whole groups are the default
 
