@@ -1,4 +1,4 @@
-"""What the experiments on the embedded default share: RL data, questions with their pools, choice of an epoch, result files."""
+"""Provides what the embedded experiments share: RL data, questions with their pools, choice of an epoch, result files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SIMILARITY = "fused-similarity"
 
 @dataclass(frozen=True)
 class Bench:
-    """The demo's RL data, as the pipeline's rollout step records it, and the selector that training starts from."""
+    """Holds the demo's RL data, as the pipeline's rollout step records it, and the selector that training starts from."""
 
     resources: Resources
     n_queries: int
 
     @cached_property
     def groups(self) -> list[Group]:
-        """One group per query, proposed by the untrained selector of ``DATA_SEED``."""
+        """Returns one group per query, proposed by the untrained selector of ``DATA_SEED``."""
         train, table = self.resources.train, self.resources.features("train")
         queries = choose_queries(train, self.n_queries, DATA_SEED)
         selector = self.untrained(DATA_SEED)
@@ -53,18 +53,18 @@ class Bench:
         return np.asarray(self.resources.features("train").fused_SD)
 
     def untrained(self, seed: int) -> PointerSelector:
-        """The selector that training with this seed starts from."""
+        """Returns the selector that training with this seed starts from."""
         torch.manual_seed(seed)
         return PointerSelector(feature_dim=self.train_SD.shape[1]).eval()
 
     def questions(self, samples: Sequence[Sample], shots: Sequence[int]) -> QuestionSet:
-        """Evaluation questions to be answered at these shot counts."""
+        """Returns the evaluation questions to be answered at these shot counts."""
         return QuestionSet(self, tuple(samples), tuple(shots))
 
 
 @dataclass(frozen=True, eq=False)
 class QuestionSet:
-    """Questions of the evaluation split, each with the same pool for every policy, as the pipeline makes them."""
+    """Holds questions of the evaluation split, each with the same pool for every policy, as the pipeline makes them."""
 
     bench: Bench
     samples: tuple[Sample, ...]
@@ -83,19 +83,19 @@ class QuestionSet:
         return candidate_pools(self.samples, resources.train, sampler, size, DATA_SEED, *features)
 
     def greedy_QK(self, selector: PointerSelector) -> np.ndarray:
-        """A selector's picks at the largest shot count."""
+        """Returns a selector's picks at the largest shot count."""
         return greedy_picks(selector, self.queries_QD, self.pools_QN, self.bench.train_SD, max(self.shots))
 
     def similarity_QK(self) -> np.ndarray:
-        """The most similar candidates."""
+        """Returns the most similar candidates."""
         return similarity_picks(self.queries_QD, self.pools_QN, self.bench.train_SD, max(self.shots))
 
     def random_QK(self, seed: int) -> np.ndarray:
-        """One draw of random candidates."""
+        """Returns one draw of random candidates."""
         return random_picks(self.samples, self.pools_QN, max(self.shots), seed)
 
     def accuracy_QS(self, picks_QK: np.ndarray) -> np.ndarray:
-        """Accuracy on each question at each shot count; picks that were answered before cost nothing."""
+        """Returns the accuracy on each question at each shot count; picks that were answered before cost nothing."""
         key = picks_QK.tobytes()
         if key not in self._known:
             resources = self.bench.resources
@@ -114,7 +114,7 @@ def as_rl_data(groups: Sequence[Group]) -> RLData:
 
 
 def best_epoch(epochs: Iterable[Epoch]) -> tuple[int, PointerSelector]:
-    """The epoch with the highest expected reward, the earliest among equals, and its selector."""
+    """Returns the epoch with the highest expected reward, the earliest among equals, and its selector."""
     number, selector, highest = 0, None, -math.inf
     for epoch in epochs:
         if epoch.metrics["expected_reward"] > highest:
@@ -125,7 +125,7 @@ def best_epoch(epochs: Iterable[Epoch]) -> tuple[int, PointerSelector]:
 
 
 def read_rows(path: Path, n_queries: int) -> list[dict[str, Any]]:
-    """Finished measurements with that many RL queries; a line cut off by a killed run is left out."""
+    """Returns the finished measurements with that many RL queries; a line cut off by a killed run is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

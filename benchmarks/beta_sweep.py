@@ -99,7 +99,7 @@ class Sweep:
 
     @cached_property
     def questions(self) -> dict[str, QuestionSet]:
-        """The selection and the report questions."""
+        """Returns the selection and the report questions."""
         parts = split_questions(self.bench.resources.val, EvalSettings(), DATA_SEED)._asdict()
         return {part: self.bench.questions(parts[part], (SHOTS,)) for part in PARTS}
 

@@ -1,4 +1,4 @@
-"""The predecessor's evaluation grid against ours, on the embedded VLM, and what each part of ours contributes.
+"""Compares the predecessor's evaluation grid with ours on the embedded VLM, and measures what each part of ours contributes.
 
 The grid: 2 betas x 3 epochs x nested sizes x 4 shots. The predecessor asks the VLM for every cell anew, one prompt at a time,
 each image encoded each time. Ours asks once for equal prompts (deduplication), in batches, with every image encoded once and
@@ -39,7 +39,7 @@ NOISE = 0.0015  # added to the weights of each policy, chosen for the share of p
 
 
 class PlainVLM:
-    """The library's own way, batch by batch: processor, then ``generate``; nothing is kept between batches."""
+    """Answers the library's own way, batch by batch: processor, then ``generate``; nothing is kept between batches."""
 
     def __init__(self, profile: PromptProfile, folder: Path = mini.VLM_PATH, device: str = "cpu") -> None:
         from transformers import Qwen2_5_VLForConditionalGeneration
@@ -49,7 +49,7 @@ class PlainVLM:
         self.model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Raw generations of one batch."""
+        """Returns the raw generations of one batch."""
         profile, processor = self.profile, self.processor
         conversations = [build_messages(*item, profile) for item in prompts]
         texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
@@ -82,7 +82,7 @@ def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
 
 
 def batched(vlm: LocalVLM, plain: PlainVLM, prompts: Sequence[Prompt]) -> list[str]:
-    """The plain way in the batches that ours would have."""
+    """Answers the plain way in the batches that ours would have."""
     vlm_answers, vlm._answers = vlm._answers, plain.answers  # type: ignore[method-assign]
     try:
         return ordered(vlm.generate(prompts))
@@ -96,7 +96,7 @@ def ordered(batches: Iterator[list[tuple[int, str]]]) -> list[str]:
 
 
 def shared_prefix(vlm: LocalVLM, prompts: Sequence[Prompt]) -> float:
-    """Share of the demonstrations' tokens that stand behind the same demonstrations in another prompt too."""
+    """Returns the share of the demonstrations' tokens that stand behind the same demonstrations in another prompt too."""
     tokens: dict[tuple[object, ...], int] = {}
     whole = 0
     for item in prompts:

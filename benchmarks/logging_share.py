@@ -1,4 +1,4 @@
-"""What logging costs: an epoch's metrics, checkpoint and training state in a real MLflow store, as shares of its training time.
+"""Measures what logging an epoch in a real MLflow store costs: metrics, checkpoint and training state, by its training time.
 
 RCE, and GRPO from its first epoch, on 640 queries (pools of 64, 12 pointers of 2 shots, 512 dimensions) at the default batch
 sizes, through the same steps that ``mlflow run . -e rce`` and ``-e grpo`` run, on a sqlite store in a temporary folder.
@@ -33,7 +33,7 @@ SEED, POOL_SIZE, POINTERS = 0, 64, 12
 
 
 def write_data(path: Path, n_queries: int, n_items: int) -> None:
-    """RL data that pass the gate, with random pointers and rewards."""
+    """Writes RL data that pass the gate, with random pointers and rewards."""
     rng = np.random.default_rng(SEED)
     groups = []
     for query in range(n_queries):
@@ -49,7 +49,7 @@ def write_data(path: Path, n_queries: int, n_items: int) -> None:
 
 
 def timed(spent: dict[str, float], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, whose time is added to what is ``spent`` under ``name``."""
+    """Returns ``function``, whose time is added to what is ``spent`` under ``name``."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""The entry points of ``MLproject``: one thin script each, run as ``python -m entrypoints.<name>``."""
+"""Holds the entry points of ``MLproject``: one thin script each, run as ``python -m entrypoints.<name>``."""

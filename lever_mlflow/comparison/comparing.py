@@ -90,7 +90,7 @@ def _grid(runs: Sequence[RunResult]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _missing(runs: Sequence[RunResult], sizes: Sequence[int], shots: Sequence[int], project: str) -> list[MissingPart]:
-    """Cells and metrics that a report has a place for and nothing to put there, with the command that would fill them."""
+    """Returns the cells and metrics that a report has a place for but no value, with the command that would fill them."""
     grid = f"-P sizes={','.join(map(str, sizes))} -P shots={','.join(map(str, shots))}"
     parts = []
     for run in runs:

@@ -149,7 +149,7 @@ def _baselines(facts: Comparison) -> Figure | None:
 
 
 def _series(facts: Comparison, size: int) -> dict[str, Mapping[int, float]]:
-    """Accuracies by shots of each baseline, and if there is any, of the best epochs."""
+    """Returns the accuracies by shots of each baseline, and if there is any, of the best epochs."""
     series: dict[str, Mapping[int, float]] = {}
     for run in facts.runs:
         for name, accuracy in run.baselines.items():

@@ -80,7 +80,7 @@ def examples(pair: Pair, records: Records, shots: int, questions: Mapping[int, s
 
 
 def _best_picks(pair: Pair, records: Records) -> pd.DataFrame:
-    """Picks and answers of two best epochs side by side, a row per question and shot count; none where any is not known."""
+    """Returns picks and answers of two best epochs side by side, by question and shot count; no row where any is unknown."""
     sides = [
         records[run.kl_beta].picks_and_answers(epoch_policy(run.best_epoch))
         for run in pair

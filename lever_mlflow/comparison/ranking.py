@@ -48,7 +48,7 @@ def ranked(runs: Sequence[RunResult], records: Records, sizes: Sequence[int], se
 
 
 def _intervals(runs: Sequence[RunResult], records: Records, size: int | None, seed: int) -> dict[float, tuple[float, float]]:
-    """Intervals of the mean accuracy over shots in percent, by beta, of those runs that have records."""
+    """Returns the intervals of the mean accuracy over shots in percent, by beta, of those runs that have records."""
     if size is None:
         return {}
     means = {

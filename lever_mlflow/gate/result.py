@@ -98,7 +98,7 @@ class GateResult:
 
     @property
     def failed_critical(self) -> tuple[str, ...]:
-        """Names of the critical expectations that failed."""
+        """Returns the names of the critical expectations that failed."""
         return tuple(check.name for check in self._critical())
 
     def count(self, figure: str) -> int:

@@ -66,7 +66,7 @@ class UnsentEpochs:
 
     @property
     def hold_a_state(self) -> bool:
-        """Whether there is a state to go on from."""
+        """Says whether there is a state to go on from."""
         return any(_states(self.folder))
 
     def save_state(self, state: TrainingState, models: Mapping[int, str]) -> None:
@@ -157,7 +157,7 @@ def _newest_interrupted(step: Step) -> Interrupted | None:
 
 
 def _is_run_of(step: Step, run_id: str) -> bool:
-    """Whether a run is of exactly this step; a run that is still training is refused."""
+    """Says whether a run is of exactly this step; a run that is still training is refused."""
     tags = run_tags(run_id)
     if is_training(mlflow.get_run(run_id)):
         raise ParameterError(f"resume={run_id}: that run is still training on this machine; wait for it, or stop it first")

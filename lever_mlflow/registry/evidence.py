@@ -59,12 +59,12 @@ class Gain(NamedTuple):
 
     @property
     def better(self) -> bool:
-        """Whether the difference is significantly above 0: by the test, and the interval lies above 0."""
+        """Says whether the difference is significantly above 0: by the test, and the interval lies above 0."""
         return self.p_value < LEVEL and self.low > 0.0
 
     @property
     def worse(self) -> bool:
-        """Whether the difference is significantly below 0."""
+        """Says whether the difference is significantly below 0."""
         return self.p_value < LEVEL and self.high < 0.0
 
 
