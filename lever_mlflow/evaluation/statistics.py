@@ -1,4 +1,4 @@
-"""Statistics of paired differences: what the same questions say about two policies.
+"""Computes statistics of paired differences: what the same questions say about two policies.
 
 They are those of ``scipy.stats.bootstrap`` and ``scipy.stats.permutation_test``, which tests hold them against, for hundreds
 of comparisons at once: all share their resamples, and signs are counted through instead of drawn.
@@ -30,7 +30,7 @@ _GRIDS = np.arange(1, 1001)
 
 
 def resampled_means(values: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Means of 10,000 bootstrap resamples of each array (Efron 1979); arrays of one length share the resampled questions.
+    """Returns the means of 10,000 bootstrap resamples of each array (Efron 1979); arrays of one length share the questions.
 
     Args:
         values: a value per question in each: accuracies, or paired differences of them.
@@ -83,7 +83,7 @@ def sign_flip_p_value(differences_Q: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Holm's step-down correction (1979) of several tests: adjusted p-values, and the share of 5 % error left to each.
+    """Applies Holm's step-down correction (1979) to several tests: adjusted p-values, and the share of 5 % error left to each.
 
     The i-th smallest of m p-values (from 0) is multiplied by m - i, and is no smaller than the one before it; its interval has
     the confidence 1 - 0.05 / (m - i).
