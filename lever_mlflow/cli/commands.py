@@ -188,15 +188,17 @@ def evaluate(**values: Any) -> None:
 
     Every epoch answers the same questions as the start checkpoint and the baselines.
     """
-    from lever_mlflow.pipeline.evaluation import evaluate_step
+    from lever_mlflow.pipeline.evaluation import evaluate_step, read_checkpoints
     from lever_mlflow.pipeline.training import find_grpo
     from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("evaluate"):
         context = make_context(values)
         settings = EvalSettings(**chosen(EvalSettings, values))
-        grpo_run = find_grpo(context, values["grpo_run"], GrpoSettings(**chosen(KL_BETA, values)))
         checkpoints = [] if values["checkpoints"] == NONE else split(values["checkpoints"])
+        if values["grpo_run"] == AUTO:
+            read_checkpoints(context, checkpoints)  # report a wrong one before a training begins
+        grpo_run = find_grpo(context, values["grpo_run"], GrpoSettings(**chosen(KL_BETA, values)))
         run_here(evaluate_step(context, grpo_run, settings, checkpoints))
 
 
@@ -315,17 +317,20 @@ def run() -> None:
 
 
 def make_context(values: dict[str, Any], *, check: bool = True) -> Context:
-    """Returns what all steps share, by a command's values; ``check`` looks at the data set and the models at once."""
+    """Returns what all steps share, by a command's values; ``check`` looks at data set, models and thresholds at once."""
     from lever_mlflow.files.cache_dir import default_cache_dir
     from lever_mlflow.pipeline.context import Context
+    from lever_mlflow.pipeline.gate import suite_digest
     from lever_mlflow.pipeline.resources import Resources
 
     data = DataSettings(**chosen(DataSettings, values))
     resources = Resources(**chosen(ResourceSettings, values), cache_dir=default_cache_dir(), data=data)
+    shared = {**chosen(ExperimentSettings, values), **chosen(Part(RlDataSettings, ("use_fallback",)), values)}
+    context = Context(resources, gate=GateSettings(**chosen(GateSettings, values)), **shared)
     if check:
         resources.check()
-    shared = {**chosen(ExperimentSettings, values), **chosen(Part(RlDataSettings, ("use_fallback",)), values)}
-    return Context(resources, gate=GateSettings(**chosen(GateSettings, values)), **shared)
+        suite_digest(context)
+    return context
 
 
 def split(references: str) -> list[str]:

@@ -148,8 +148,9 @@ def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float |
     """Replaces one threshold or severity in place; ``target`` is the name of an expectation, or ``name.field``."""
     name, _, field = target.partition(".")
     if name not in by_name:
-        close = difflib.get_close_matches(name, by_name, n=3) or sorted(by_name)
-        raise ParameterError(f"thresholds: there is no expectation {name!r}; did you mean {' or '.join(close)}?")
+        close = difflib.get_close_matches(name, by_name, n=3)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"the names are: {', '.join(sorted(by_name))}"
+        raise ParameterError(f"thresholds: there is no expectation {name!r}; {remedy}")
     expectation = by_name[name]
     if field == "severity":
         if value not in SEVERITIES:

@@ -61,6 +61,7 @@ __all__ = [
     "evaluate_step",
     "evaluate_version_step",
     "find_evaluation",
+    "read_checkpoints",
     "read_evaluation",
     "read_records",
 ]
@@ -79,16 +80,11 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
         checkpoints: further ones to be evaluated, each a path or a model URI; they are never registered.
 
     Raises:
-        ParameterError: the GRPO run was trained on other data or models, or a checkpoint's name is empty.
+        CheckpointError, ParameterError: as ``read_checkpoints``; or the GRPO run was trained on other data or models.
     """
     tags = finished_run_tags(grpo_run, GRPO)
     _check_same_resources(context, grpo_run, tags)
-    if not all(checkpoints):
-        raise ParameterError("checkpoints: an empty name between commas; name each checkpoint, or give none")
-    others = {
-        checkpoint_policy(number, reference): read_selector(context, reference)
-        for number, reference in enumerate(checkpoints, start=1)
-    }
+    others = read_checkpoints(context, checkpoints)
     inputs = EvaluationInputs.model_validate(
         {
             **{name: value for name, value in tags.items() if name in EvaluationInputs.model_fields},
@@ -101,6 +97,21 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
     choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
     return make_step(context, EVALUATE, job.name, choices, {Tag.KL_BETA: job.kl_beta, **_input_tags(inputs)}, job.run)
+
+
+def read_checkpoints(context: Context, checkpoints: Sequence[str]) -> dict[str, PointerSelector]:
+    """Reads the further checkpoints of an evaluation, each given by path or model URI, and returns them by policy.
+
+    Raises:
+        CheckpointError: as ``read_selector``.
+        ParameterError: a name is empty.
+    """
+    if not all(checkpoints):
+        raise ParameterError("checkpoints: an empty name between commas; name each checkpoint, or give none")
+    return {
+        checkpoint_policy(number, reference): read_selector(context, reference)
+        for number, reference in enumerate(checkpoints, start=1)
+    }
 
 
 def evaluate_version_step(context: Context, version: str, like: Evaluation) -> Step:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from lever_mlflow import __version__
 from lever_mlflow.cli.commands import cli
 from lever_mlflow.cli.launching import launch
-from lever_mlflow.exceptions import CheckpointError, DataError
+from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.vlm.answer_cache import AnswerCache
 
@@ -104,7 +104,12 @@ def test_a_step_of_the_group_is_a_run(mlflow_store, cache_dir, monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [(["grpo", "--init=nothere"], CheckpointError), (["validate", "--reference=nothere.json"], DataError)],
+    [
+        (["grpo", "--init=nothere"], CheckpointError),
+        (["validate", "--reference=nothere.json"], DataError),
+        (["evaluate", "--checkpoints=nothere"], CheckpointError),
+        (["rce", "--thresholds=reward_men=1"], ParameterError),
+    ],
 )
 def test_what_is_wrong_is_said_before_a_rollout_begins(arguments, error, mlflow_store, cache_dir, monkeypatch):
     monkeypatch.setenv("LEVER_MLFLOW_CACHE", str(cache_dir))

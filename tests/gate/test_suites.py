@@ -45,6 +45,7 @@ def test_a_severity_is_replaced():
     ("target", "value", "message"),
     [
         ("positive_query", "0.1", "there is no expectation 'positive_query'; did you mean positive_query_rate"),
+        ("nope", "0.1", "there is no expectation 'nope'; the names are: drift_columns, drift_positive_query_rate, "),
         ("reward_mean", "0.1", "name one of the fields reward_mean.min_value, reward_mean.max_value, reward_mean.severity"),
         ("reward_mean.min", "0.1", "name one of the fields reward_mean.min_value"),
         ("vqa_correct_values", "0.1", "name one of the fields vqa_correct_values.severity"),
