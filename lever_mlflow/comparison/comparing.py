@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lever_mlflow.comparison.curves import CURVES, curves_of, shown_metric
-from lever_mlflow.comparison.differences import Pair, Records, against_baselines, differences
+from lever_mlflow.comparison.differences import Pair, Records, against_baselines, against_strongest, differences
 from lever_mlflow.comparison.facts import Comparison, MissingPart
 from lever_mlflow.comparison.fields import compared_fields
 from lever_mlflow.comparison.pair_statistics import statistics_of
@@ -65,6 +65,7 @@ def compare(
         epochs_compared=tuple(row for run in runs for row in epoch_pairs(run)),
         overlap_of_best=tuple(row for pair in pairs for row in best_overlaps(pair, records)),
         against_baselines=against_baselines(runs, records, sizes, seed),
+        against_strongest=against_strongest(runs, records, sizes, shots, seed),
         ranking=tuple(ranked(runs, records, sizes, seed)),
         missing=tuple(_missing(runs, sizes, shots, project)),
         examples=tuple(examples(pairs[0], records, max(shots), questions or {})) if len(pairs) == 1 and shots else (),

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from lever_mlflow.comparison.facts import BEST, AgainstBaseline, Cell, Difference, Label, MissingCell, TestedDifference
+from lever_mlflow.comparison.facts import (
+    BEST,
+    AgainstBaseline,
+    AgainstStrongest,
+    Cell,
+    Difference,
+    Label,
+    MissingCell,
+    TestedDifference,
+)
 from lever_mlflow.comparison.findings import Interval, Kind
 from lever_mlflow.comparison.results import RunResult
-from lever_mlflow.evaluation.policies import epoch_policy
+from lever_mlflow.evaluation.policies import epoch_policy, is_baseline
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.statistics import holm, interval, questions_needed, resampled_means, sign_flip_p_value
 
-__all__ = ["LEVEL", "TIE", "Pair", "against_baselines", "differences"]
+__all__ = ["LEVEL", "TIE", "Pair", "against_baselines", "against_strongest", "differences"]
 
 TIE = 0.25  # points; a smaller difference is a tie whatever its interval
 LEVEL = 0.05
@@ -104,6 +113,37 @@ def against_baselines(
     )
 
 
+def against_strongest(
+    runs: Sequence[RunResult], records: Records, sizes: Sequence[int], shots: Sequence[int], seed: int
+) -> tuple[AgainstStrongest, ...]:
+    """Compares each best epoch with the strongest baseline of its run, at each shot count on the largest number of questions.
+
+    Zero-shot is a baseline at every shot count. What has no accuracy is left out.
+    """
+    rows: list[tuple[dict[str, Any], _Untested]] = []
+    for run, k in itertools.product(runs, shots):
+        best = run.best.accuracy_at(sizes[-1], k) if run.best else None
+        baselines = {name: _at(cells.get(sizes[-1], {}), k) for name, cells in run.baselines.items() if is_baseline(name)}
+        known = {name: accuracy for name, (_, accuracy) in baselines.items() if accuracy is not None}
+        if run.best is None or best is None or not known:
+            continue
+        name = max(known, key=lambda baseline: known[baseline])
+        paired_Q = None
+        if run.kl_beta in records:
+            answered = ((epoch_policy(run.best.epoch), k), (name, baselines[name][0]))
+            by_question = (records[run.kl_beta].by_question(policy, shots=at, size=sizes[-1]) for policy, at in answered)
+            paired_Q = _paired(*by_question)
+        place = {"beta": run.kl_beta, "baseline": name, "size": sizes[-1], "shots": k, "accuracies": (best, known[name])}
+        rows.append((place, _points(best, known[name], sizes[-1], paired_Q)))
+    tested = _test([untested for _, untested in rows], seed)
+    return tuple(AgainstStrongest(**place, **dict(test)) for (place, _), test in zip(rows, tested, strict=True))
+
+
+def _at(row: Mapping[int, float], shots: int) -> tuple[int, float | None]:
+    """Returns the shot count at which a baseline is taken for one of the best epoch's, and the accuracy there."""
+    return (shots, row[shots]) if shots in row else (0, row.get(0))
+
+
 def _labels(pair: Pair, *, every_epoch: bool) -> list[Label]:
     common = sorted({epoch.epoch for epoch in pair.run.epochs} & {epoch.epoch for epoch in pair.reference.epochs})
     both = pair.run.best_epoch is not None and pair.reference.best_epoch is not None
@@ -149,12 +189,16 @@ def _difference(
         else None
         for run, epoch in zip(pair, epochs, strict=True)
     ]
-    paired_Q = _paired(*by_question)
+    return (first, second), _points(first, second, size, _paired(*by_question))
+
+
+def _points(first: float, second: float, size: int, paired_Q: np.ndarray | None) -> _Untested:
+    """Returns the difference of two accuracies in percent, with a bound on its error where no paired differences are known."""
     if paired_Q is not None:
-        return (first, second), _untested(first - second, paired_Q)
+        return _untested(first - second, paired_Q)
     # The largest variance of values in [0, 1] with that mean; answers to the same questions are seldom opposed.
     bound = float(np.sqrt(first * (100.0 - first) + second * (100.0 - second)))
-    return (first, second), _Untested(first - second, size, bound, None)
+    return _Untested(first - second, size, bound, None)
 
 
 def _paired(first: pd.Series | None, second: pd.Series | None) -> np.ndarray | None:

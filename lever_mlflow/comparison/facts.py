@@ -20,6 +20,7 @@ from lever_mlflow.exceptions import DataError
 __all__ = [
     "BEST",
     "AgainstBaseline",
+    "AgainstStrongest",
     "Cell",
     "CellStatistics",
     "ComparedField",
@@ -138,6 +139,15 @@ class AgainstBaseline(TestedDifference):
     baseline: str
     size: int
     accuracies: tuple[float, float]
+
+
+class AgainstStrongest(AgainstBaseline):
+    """Holds the difference between a best epoch and the strongest baseline of one shot count, which is chosen by its accuracy.
+
+    The baseline is chosen on the questions that the difference is measured on, which favours it.
+    """
+
+    shots: int
 
 
 class ExtremeCell(_Record):
@@ -259,6 +269,7 @@ class Comparison(Results):
     epochs_compared: tuple[EpochPair, ...]
     overlap_of_best: tuple[PickOverlap, ...]
     against_baselines: tuple[AgainstBaseline, ...]
+    against_strongest: tuple[AgainstStrongest, ...]
     ranking: tuple[RankedBeta, ...]
     missing: tuple[MissingPart, ...]
     examples: tuple[Example, ...]

@@ -26,7 +26,7 @@ def summary(facts: Comparison) -> str:
     right: Sequence[Align] = ["right"] * len(shots)
     table = aligned(rows, align=["left", *right])
     title = f"VQA accuracy in percent on {size} questions"
-    return "\n".join([title, table, *_oracle(facts.runs), *_registered(facts.runs), verdict(facts, "en")])
+    return "\n".join([title, table, *_oracle(facts.runs), *_registered(facts.runs), *_strongest(facts), verdict(facts, "en")])
 
 
 def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
@@ -77,3 +77,21 @@ def _registered(runs: Sequence[RunResult]) -> list[str]:
         for run in runs
         if run.registered and run.best_epoch is not None
     ]
+
+
+def _strongest(facts: Comparison) -> list[str]:
+    """Writes a table of how far the best epochs are ahead of the strongest baseline at each shot count; nothing without one."""
+    if not facts.against_strongest:
+        return []
+    rows = [
+        [
+            f"beta {format_beta(row.beta)}",
+            f"{row.shots} shot{'s' * (row.shots != 1)}",
+            f"{row.points:+.2f}",
+            f"[{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
+            f"{row.accuracies[1]:.2f} {row.baseline}",
+        ]
+        for row in facts.against_strongest
+    ]
+    title = "Gain of the starred epochs over the strongest baseline, in points with 95 % intervals"
+    return [title, aligned(rows, align=["left", "left", "right", "right", "left"])]

@@ -160,6 +160,10 @@ _EN = {
     "baselines_none": "No baselines are known for these runs.",
     "against_note": "Best epochs against baselines: mean over shots, paired on {size} questions, corrected by Holm's method "
     "for {tests} comparisons.",
+    "strongest": "Strongest baseline",
+    "best_epoch": "Best epoch",
+    "strongest_note": "Best epochs against the strongest baseline at each number of shots, on {size} questions, corrected by "
+    "Holm's method for {tests} comparisons.",
     "selected_by": "Ranked by accuracy on the selection questions, which are not among those reported.",
     "ranked_by_mean": "Ranked by the mean of the largest size, as not all runs have selection questions.",
     "registered_as": "{name} version {version} (alias {alias})",
@@ -352,6 +356,9 @@ _ZH = {
     "why_too_close": "权重不同，但差别太小，没有改变任何选择",
     "baselines_none": "这些训练没有已知的基线。",
     "against_note": "最佳 Epoch 与基线：各 shot 平均，在 {size} 题上配对，用 Holm 方法对 {tests} 次比较做了校正。",
+    "strongest": "最强基线",
+    "best_epoch": "最佳 Epoch",
+    "strongest_note": "最佳 Epoch 与每个 shot 数下最强的基线：在 {size} 题上，用 Holm 方法对 {tests} 次比较做了校正。",
     "selected_by": "按选择集上的正确率排名；选择集的题目不在报告的题目之中。",
     "ranked_by_mean": "按最大样本量的平均正确率排名，因为并非每次训练都有选择集。",
     "registered_as": "{name} 版本 {version}（别名 {alias}）",

@@ -24,6 +24,7 @@ __all__ = [
     "epoch_policy",
     "first_logits",
     "greedy_picks",
+    "is_baseline",
     "metric_name",
     "random_picks",
     "similarity_picks",
@@ -34,6 +35,7 @@ __all__ = [
 ZERO_SHOT, RANDOM = "zero-shot", "random"
 START = "start"  # the checkpoint that GRPO started from
 CHAMPION = "champion"  # a registered version that is evaluated for a promotion
+_CHECKPOINT = "checkpoint "  # how the names of further checkpoints begin
 SIMILARITIES = ("image", "text", "fused")  # the features by which a similarity policy searches
 
 
@@ -61,7 +63,15 @@ def epoch_policy(epoch: int) -> str:
 
 def checkpoint_policy(number: int, reference: str) -> str:
     """Names the policy of a further checkpoint (numbered from 1), which the user gave as ``reference``."""
-    return f"checkpoint {number} ({reference})"
+    return f"{_CHECKPOINT}{number} ({reference})"
+
+
+def is_baseline(policy: str) -> bool:
+    """Says whether a policy that is no epoch picks without training, as all do but the start, a champion and checkpoints.
+
+    Results from elsewhere may have baselines of other names than ``BASELINES``.
+    """
+    return policy not in (START, CHAMPION) and not policy.startswith(_CHECKPOINT)
 
 
 def metric_name(policy: str) -> str:

@@ -117,6 +117,34 @@ def test_best_epochs_against_baselines_by_hand():
     assert [finding.rule for finding in facts.findings].count("baseline_up") == 4
 
 
+def test_the_strongest_baseline_of_each_shot_count_by_hand():
+    baselines = {
+        "random": {50: {2: 99.0}, 100: {2: 20.0}},
+        "zero-shot": {100: {0: 30.0}},
+        "start": {100: {2: 70.0}},
+        "checkpoint 1 (old.pt)": {100: {2: 80.0}},
+    }
+    first, second = compared(run(0.12, right(60), baselines=baselines), run(0.15, right(10))).against_strongest
+    assert (first.beta, first.shots, first.size) == (0.12, 2, 100)
+    assert (first.baseline, first.accuracies, first.points) == ("zero-shot", (60.0, 30.0), pytest.approx(30.0))
+    assert (first.kind, first.p, first.p_holm) == ("paired", pytest.approx(2 / 2**30), pytest.approx(2 * 2 / 2**30))
+    assert first.interval[0] == pytest.approx(21.0, abs=1.0)  # 30 of 100 questions differ: 30 +/- 1.96 * 4.6
+    assert (second.baseline, second.points, second.direction) == ("zero-shot", pytest.approx(-20.0), "down")
+
+
+def test_the_strongest_baseline_without_records():
+    result, _ = run(0.12, right(60))
+    (row,) = compare(results((result, None))[0], {}, seed=0).against_strongest
+    assert (row.baseline, row.kind, row.points) == ("zero-shot", "bound", 30.0)
+    error = 100 * np.sqrt((0.6 * 0.4 + 0.3 * 0.7) / 100)
+    assert row.interval == (pytest.approx(30 - 1.959964 * error), pytest.approx(30 + 1.959964 * error))
+
+
+def test_no_baseline_is_the_strongest_where_there_is_none():
+    assert compared(run(0.12, right(60), baselines={})).against_strongest == ()
+    assert compared(run(0.12, right(60), baselines={"start": {100: {2: 70.0}}})).against_strongest == ()
+
+
 def test_statistics_by_hand():
     first, second = right(60), right(60)
     first[:10], second[50:60] = 0.0, 0.0  # at 50 questions 40 against 50, at 100 equal

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lever_mlflow.comparison.blocks import Block, Heading, Paragraph, Table
-from lever_mlflow.comparison.facts import AgainstBaseline, Comparison, RankedBeta
+from lever_mlflow.comparison.facts import AgainstBaseline, AgainstStrongest, Comparison, RankedBeta
 from lever_mlflow.comparison.results import Accuracies
 from lever_mlflow.comparison.wording import NOTHING, Wording, policy_label
 from lever_mlflow.settings import format_beta
@@ -23,7 +25,7 @@ def baselines(facts: Comparison, words: Wording) -> list[Block]:
         head = ["KL_BETA", *(words[name] for name in columns)]
         note = words.say("against_note", size=against[0].size, tests=len(against))
         blocks += [Paragraph(note), Table(head, [_against_row(row, words) for row in against])]
-    return blocks
+    return [*blocks, *_strongest(facts.against_strongest, words)]
 
 
 def _accuracies(facts: Comparison, words: Wording) -> Table:
@@ -55,6 +57,22 @@ def _against_row(row: AgainstBaseline, words: Wording) -> list[str]:
         words.interval(row.interval_holm),
         f"{row.p_holm:.3g}",
     ]
+
+
+def _strongest(rows: Sequence[AgainstStrongest], words: Wording) -> list[Block]:
+    """Shows how the best epochs compare with the strongest baseline of each shot count; nothing where no baseline is known."""
+    if not rows:
+        return []
+    columns = ("shots", "strongest", "best_epoch", "difference", "direction", "interval_holm", "p_holm")
+    head = ["KL_BETA", *(words[name] for name in columns)]
+    note = words.say("strongest_note", size=rows[0].size, tests=len(rows))
+    return [Paragraph(note, strong=True), Table(head, [_strongest_row(row, words) for row in rows])]
+
+
+def _strongest_row(row: AgainstStrongest, words: Wording) -> list[str]:
+    best, baseline = row.accuracies
+    beta, name, *difference = _against_row(row, words)
+    return [beta, str(row.shots), f"{name}: {words.percent(baseline)}", words.percent(best), *difference]
 
 
 def ranking(facts: Comparison, words: Wording) -> list[Block]:
