@@ -351,7 +351,7 @@ def of_preset(frame: pd.DataFrame, preset: GrpoSettings) -> pd.Series[bool]:
     help="JSON lines; an existing file is continued.",
 )
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write.")
-@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Training seeds.")
+@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Seeds of the trainings, separated by commas.")
 @click.option(
     "--n_queries", default=RolloutSettings.n_queries, show_default=True, help="Queries of the RL data; few make a quick try."
 )

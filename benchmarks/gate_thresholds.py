@@ -126,7 +126,10 @@ def measure(bench: Bench, questions: QuestionSet, share: float, seed: int, varia
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Makes a row for each training, with gains in points; the mixed run at 0 % is also the first point of other variants."""
+    """Makes a table with a row for each training and its gains in points.
+
+    The training on unchanged data (``mixed`` at 0 %) also stands in the table as the first point of every other variant.
+    """
     frame = pd.json_normalize([dict(row) for row in rows])
     for policy in ("rce", "grpo", "untrained", SIMILARITY):
         frame[f"{policy}-random"] = 100 * (frame[f"accuracy.{policy}"] - frame[f"accuracy.{RANDOM}"])

@@ -65,7 +65,7 @@ def measured(search: Callable[[np.ndarray, np.ndarray], np.ndarray], *inputs: np
 @click.option("--items", default=1_000_000, show_default=True)
 @click.option("--queries", default=256, show_default=True)
 def main(items: int, queries: int) -> None:
-    """Compares time and memory of both sides, whose results must be equal."""
+    """Compares time and memory of the plain search and of ours, which must find the same items."""
     with tempfile.TemporaryDirectory() as folder:
         items_SD = make_items(Path(folder) / "items.npy", items)
         queries_QD = np.array(items_SD[:queries])

@@ -185,9 +185,9 @@ class ExperimentSettings:
     reward_mode: RewardMode = option(
         "hard_plus_soft",
         help="Way in which the scores of a trial become its reward. "
-        "The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy; hard_only and soft_only take one of them; "
-        "separated is accuracy, plus 2 for a correct answer; hard_plus_gtprob adds correctness and the probability of the "
-        "right answers, which the rollout records with gt_prob=true.",
+        "The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy. The mode hard_only takes correctness alone, and "
+        "soft_only takes VQA accuracy alone. The mode separated adds 2 to the VQA accuracy of a correct answer. The mode "
+        "hard_plus_gtprob adds correctness and the probability of the right answers, which gt_prob=true records.",
     )
     model_name: str = option(
         AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
@@ -320,8 +320,8 @@ class GrpoSettings:
         above=0,
         below=1,
         predecessor=0.2,
-        help="Lower clip bound of the probability ratio, given as epsilon in 1 - epsilon. The ratio is that of the policy to "
-        "its start checkpoint, which never moves on, so that the bounds limit how far training goes in all.",
+        help="Lower clip bound of the probability ratio, given as epsilon in 1 - epsilon. The ratio compares the policy "
+        "with its start checkpoint, which stays fixed, so the bounds limit how far the whole training can move the policy.",
     )
     epsilon_high: float = option(
         5.0,

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lever_mlflow.comparison.findings import Choice, Finding, Interval, Kind
 from lever_mlflow.comparison.results import RegisteredModel, Results, Scalar
 from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap
-from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.records import read_record
 
 __all__ = [
     "BEST",
@@ -82,7 +82,7 @@ class Curves(_Record):
 
 
 class Cell(_Record):
-    """Says what a difference is between: two betas at a label, on the first ``size`` questions, with so many shots.
+    """Describes a cell: two betas, each at the epoch that ``label`` names, on ``size`` questions with ``shots`` demonstrations.
 
     Attributes:
         accuracies: of the beta and of the reference, in percent; None where one is missing.
@@ -292,13 +292,9 @@ class Comparison(Results):
         """Reads the JSON file that ``write`` made.
 
         Raises:
-            DataError: the file is not one, or was written by another version of this package.
+            DataError: as ``read_record``.
         """
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, ValidationError) as error:
-            reason = f"{error}".splitlines()[0]
-            raise DataError(f"{path}: not a comparison of this version ({reason}); run the compare step again") from None
+        return read_record(cls, path, "a comparison", "compare")
 
     def write(self, path: Path) -> None:
         """Writes the comparison as JSON."""

@@ -77,7 +77,7 @@ class QuestionSet:
         return picks
 
     def overlap(self, checkpoints: Mapping[str, PointerSelector], picks: Mapping[str, np.ndarray]) -> list[PickOverlap]:
-        """Compares the picks of each two checkpoints, with the reason where they are the same for every question."""
+        """Compares the picks of every pair of checkpoints, and says why where a pair picks the same for every question."""
         return [self._explained(row, checkpoints) for row in overlaps(picks, self.settings.shots)]
 
     def _explained(self, overlap: PickOverlap, checkpoints: Mapping[str, PointerSelector]) -> PickOverlap:

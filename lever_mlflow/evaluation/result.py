@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.records import AccuracyCell
-from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.records import read_record
 from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode
 from lever_mlflow.vlm.prompt import PromptProfile
 
@@ -143,17 +143,6 @@ class Evaluation(_Record):
         """Reads the JSON file that holds an evaluation.
 
         Raises:
-            DataError: the file is not one, or was written by another version of this package.
+            DataError: as ``read_record``.
         """
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, ValidationError) as error:
-            reason = _reason(error)
-            raise DataError(f"{path}: not an evaluation of this version ({reason}); run the evaluate step again") from None
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return read_record(cls, path, "an evaluation", "evaluate")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from lever_mlflow.exceptions import GateError
+from lever_mlflow.files.records import first_misfit
 from lever_mlflow.gate.suites import DRIFT_SUITES, Severity
 
 __all__ = ["Check", "GateResult", "Method", "Verdict", "metric_name"]
@@ -144,8 +145,7 @@ class GateResult:
         try:
             return _ADAPTER.validate_python({name: value for name, value in content.items() if name != "verdict"})
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"not a result of the data gate: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ValueError(f"not a result of the data gate: {first_misfit(error)}") from None
 
     def _critical(self) -> list[Check]:
         return [check for check in self.checks if not check.passed and check.severity == "critical"]

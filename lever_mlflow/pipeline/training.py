@@ -107,7 +107,7 @@ def start_of_run(run_id: str) -> str:
 
 
 def find_grpo(context: Context, reference: str, settings: GrpoSettings) -> str:
-    """Returns the id of a GRPO run; ``auto`` is the newest finished one of this beta, which is run first if there is none.
+    """Returns the id of a GRPO run. For ``auto`` this is the newest finished run of the beta, or a new run if there is none.
 
     Raises:
         ParameterError: the run was trained with another beta.

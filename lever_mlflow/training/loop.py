@@ -47,7 +47,7 @@ class LoopSettings(Protocol):
 
 
 class StepOutput(NamedTuple):
-    """Holds what an objective computes of one batch.
+    """Holds the loss of one batch, and the figures of the batch that the metrics of the epoch are made of.
 
     Attributes:
         loss: the scalar to minimise.

@@ -19,7 +19,7 @@ _BATCH_SIZE = 32
 
 @torch.no_grad()
 def validate_selector(selector: PointerSelector, groups: GroupTable, device: str = "cpu") -> dict[str, float]:
-    """Returns ``val_loss`` and ``expected_reward``, both means over the queries of ``groups`` and without dropout.
+    """Returns ``val_loss`` and ``expected_reward``, both averaged over the queries of ``groups`` and computed without dropout.
 
     ``val_loss`` is the RCE loss with raw rewards at temperature 1, as the predecessor reports it. It rises when a policy
     becomes certain, even rightly so, because every recorded trial keeps a weight; so the best epoch is not chosen by it.

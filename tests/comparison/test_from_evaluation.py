@@ -1,4 +1,5 @@
 import pytest
+from helpers.evaluation_samples import DIGESTS
 
 from lever_mlflow.comparison.from_evaluation import commands_of, option_value, run_of_evaluation
 from lever_mlflow.evaluation.answering import BestSingle
@@ -13,8 +14,6 @@ from lever_mlflow.evaluation.result import (
 )
 from lever_mlflow.settings import EvalSettings, GrpoSettings
 from lever_mlflow.vlm.prompt import PROFILES
-
-DIGESTS = ("dataset_digest", "vlm_digest", "profile_digest", "encoder_digest", "rl_data_digest", "start_digest")
 
 
 @pytest.fixture

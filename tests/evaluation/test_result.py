@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from helpers.evaluation_samples import DIGESTS
 
 from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap
@@ -16,8 +17,6 @@ from lever_mlflow.evaluation.result import (
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import EvalSettings, GrpoSettings
 from lever_mlflow.vlm.prompt import PROFILES
-
-DIGESTS = ("dataset_digest", "vlm_digest", "profile_digest", "encoder_digest", "rl_data_digest", "start_digest")
 
 
 @pytest.fixture
