@@ -1,7 +1,7 @@
 """Draws candidate pools, the training items from which the demonstrations of a query are picked, and searches by similarity.
 
-The four samplers are the predecessor's, with two departures: no pool holds an item about the query's own image, which would
-give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's parts overlapped.
+All samplers but ``fused-similarity`` are the predecessor's, with two departures: no pool holds an item about the query's own
+image, which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's parts overlapped.
 
 Shapes: Q queries, N candidates of a pool, S items, D feature dimensions, K nearest items. A search handles B queries and C
 items at a time.
@@ -63,7 +63,8 @@ def candidate_pools(
     Order within a pool, by ``sampler``:
 
     * ``random``: as drawn (``random_pool``);
-    * ``image-similarity``, ``text-similarity``: most similar first, earlier items among equals, whatever the seed;
+    * ``image-similarity``, ``text-similarity``, ``fused-similarity``: the nearest of all eligible items by this feature, most
+      similar first, earlier items among equals, whatever the seed;
     * ``mixed``: first the random part, then a quarter of the pool (rounded down) by image, then a quarter by text, most
       similar first; items that are in the pool already are passed over for the next most similar.
 
@@ -91,12 +92,14 @@ def candidate_pools(
     for query, excluded in zip(queries, same_image, strict=True):
         _check_eligible(query, size, len(train) - len(excluded))
     rows = [query.index for query in queries]
-    if sampler == "image-similarity":
-        return nearest(query_features.image_SD[rows], train_features.image_SD, size, same_image)
-    text_QN = nearest(query_features.text_SD[rows], train_features.text_SD, size, same_image)
-    if sampler == "text-similarity":
-        return text_QN
-    image_QN = nearest(query_features.image_SD[rows], train_features.image_SD, size, same_image)
+
+    def nearest_by(feature: str) -> np.ndarray:
+        queries_SD, train_SD = (getattr(table, f"{feature}_SD") for table in (query_features, train_features))
+        return nearest(queries_SD[rows], train_SD, size, same_image)
+
+    if sampler != "mixed":
+        return nearest_by(sampler.removesuffix("-similarity"))
+    image_QN, text_QN = nearest_by("image"), nearest_by("text")
     drawn = [random_pool(train, query, size - 2 * (size // 4), seed) for query in queries]
     return np.stack([_mixed(*parts, size // 4) for parts in zip(drawn, image_QN, text_QN, strict=True)])
 

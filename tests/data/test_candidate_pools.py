@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from lever_mlflow.data.candidate_pools import Block, candidate_pools, nearest, r
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.settings import PoolSampler
 
-SAMPLERS = ("random", "image-similarity", "text-similarity", "mixed")
+SAMPLERS = get_args(PoolSampler)
 
 
 def table(image_SD, text_SD):
@@ -75,7 +77,10 @@ def test_all_eligible_items_can_be_asked_for_but_no_more(samples, features, samp
         candidate_pools(samples[:1], samples, sampler, 29, 0, features, features)
 
 
-@pytest.mark.parametrize(("sampler", "kind"), [("image-similarity", "image_SD"), ("text-similarity", "text_SD")])
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [("image-similarity", "image_SD"), ("text-similarity", "text_SD"), ("fused-similarity", "fused_SD")],
+)
 def test_similarity_pools_are_the_most_similar_first(samples, features, sampler, kind):
     items = getattr(features, kind)
     expected = []
