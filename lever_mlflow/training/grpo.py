@@ -1,8 +1,12 @@
 """Trains a start checkpoint by GRPO: group-relative policy optimisation with a KL penalty of weight beta.
 
 Departures from the predecessor: training uses whole groups unless ``top_k`` asks otherwise. Log-probs are computed without
-dropout, so that before the first step the ratio is exactly 1 and KL exactly 0. The log-probs of the reference policy come from
-a frozen copy of the start checkpoint, on the same batch as those of the policy.
+dropout, so that before the first step the ratio is exactly 1, and KL from the start exactly 0. The log-probs of the old policy
+and of the reference policy come from frozen copies of them, on the same batch as those of the policy.
+
+In iterated GRPO (outer iterations of Algorithm 1 in the DeepSeekMath paper, arXiv:2402.03300) each round begins at the policy
+that the round before it reached. That policy is the old policy of the ratio, as the trials were recorded from it. The KL
+penalty may refer to another one.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from lever_mlflow.trials.rl_data import RLData
 __all__ = ["GrpoObjective", "train_grpo"]
 
 
-def train_grpo(
+def train_grpo(  # noqa: PLR0913 - what a training takes, and the reference
     start: PointerSelector,
     data: RLData,
     features_SD: np.ndarray,
@@ -42,6 +46,7 @@ def train_grpo(
     reward_mode: RewardMode = "hard_plus_soft",
     device: str = "cpu",
     state: TrainingState | None = None,
+    reference: PointerSelector | None = None,
 ) -> Iterator[Epoch]:
     """Trains a copy of ``start`` and yields each epoch, or those after ``state``.
 
@@ -49,7 +54,7 @@ def train_grpo(
     ``GrpoObjective.finish``.
 
     Args:
-        start: the selector to begin with, which is also the reference policy; it is not changed.
+        start: the selector to begin with, which is also the old policy of the ratio; it is not changed.
         data: the recorded trials.
         features_SD: features of the training items, of the fusion that ``start`` takes.
         settings: of the training.
@@ -57,6 +62,7 @@ def train_grpo(
         reward_mode: how scores become rewards.
         device: ``cpu`` or ``cuda``.
         state: of an earlier run with the same arguments, after whose last epoch training goes on.
+        reference: the selector that KL is measured from; ``start`` if None.
 
     Raises:
         DataError: the data do not fit the features, or too few queries have trials.
@@ -64,11 +70,12 @@ def train_grpo(
         CheckpointError: ``state`` is of another selector.
     """
     train_table, val_table = split_tables(data.groups, features_SD, settings, reward_mode, seed)
-    reference = copy.deepcopy(start).to(device).eval().requires_grad_(False)
+    old = _frozen(start, device)
     policy = copy.deepcopy(start).to(device).eval()
     if settings.freeze_backbone:
         policy.freeze_backbone()
-    objective = GrpoObjective(policy, reference, val_table, settings, device)
+    fixed = old if reference is None else _frozen(reference, device)
+    objective = GrpoObjective(policy, old, fixed, val_table, settings, device)
     if state is not None:
         objective.go_on_after(state.history[-1])
     name = f"GRPO beta {format_beta(settings.kl_beta)}"
@@ -76,20 +83,21 @@ def train_grpo(
 
 
 class GrpoObjective:
-    """Computes the GRPO loss of a policy against its reference policy, the frozen start checkpoint."""
+    """Computes the GRPO loss of a policy against the frozen policy that it started from, and a frozen reference policy."""
 
     def __init__(
         self,
         policy: PointerSelector,
+        old: PointerSelector,
         reference: PointerSelector,
         val_table: GroupTable,
         settings: GrpoSettings,
         device: str,
     ) -> None:
-        self.policy, self.reference, self.val_table = policy, reference, val_table
+        self.policy, self.old, self.reference, self.val_table = policy, old, reference, val_table
         self.settings, self.device = settings, device
         self.beta = settings.kl_beta
-        self.start_reward = validate_selector(reference, val_table, device)["expected_reward"]
+        self.start_reward = validate_selector(old, val_table, device)["expected_reward"]
 
     def go_on_after(self, metrics: Metrics) -> None:
         """Sets beta for the epoch after one with these metrics."""
@@ -104,7 +112,9 @@ class GrpoObjective:
         model.eval()
         steps_BGKN = model(*batch.inputs)
         with torch.no_grad():
-            old_steps_BGKN = self.reference.step_logprobs(*batch.inputs)
+            old_steps_BGKN = self.old.step_logprobs(*batch.inputs)
+            same = self.reference is self.old
+            reference_steps_BGKN = old_steps_BGKN if same else self.reference.step_logprobs(*batch.inputs)
         advantages_BG = group_advantages(
             batch.rewards_BG, batch.mask_BG, scale=self.settings.scale_rewards, batch_std=batch.rewards_std
         )
@@ -118,13 +128,14 @@ class GrpoObjective:
             self.beta,
             self.settings.epsilon,
             epsilon_high=self.settings.epsilon_high or None,
+            reference_logprobs_BG=pointer_logprobs(reference_steps_BGKN, batch.pointers_BGK),
             mask_BG=mask_BG,
         )
         policy_entropy = entropy(steps_BGKN, mask_BG)
         means = {
             "ppo_loss": result.policy_loss,
             "kl": result.kl,
-            "kl_exact": categorical_kl(steps_BGKN.detach(), old_steps_BGKN, mask_BG),
+            "kl_exact": categorical_kl(steps_BGKN.detach(), reference_steps_BGKN, mask_BG),
             "clip_ratio_low": result.clip_ratio_low,
             "clip_ratio_high": result.clip_ratio_high,
             "entropy": policy_entropy.detach(),
@@ -138,8 +149,8 @@ class GrpoObjective:
 
         ``advantage_std`` and ``advantage_max`` are over the advantages of the epoch's trials, and ``beta`` is the weight in
         this epoch. Measured on the validation queries are ``val_loss``, ``expected_reward``, that of the start
-        (``expected_reward_start``), the exact KL from the start (``val_kl_exact``), and the share of queries whose greedy picks
-        are not those of the start (``picks_changed``).
+        (``expected_reward_start``), the exact KL from the reference policy (``val_kl_exact``), and the share of queries whose
+        greedy picks are not those of the start (``picks_changed``).
         """
         advantages = values["advantages"].double()
         added = {
@@ -149,7 +160,7 @@ class GrpoObjective:
             **validate_selector(self.policy, self.val_table, self.device),
             "expected_reward_start": self.start_reward,
             "val_kl_exact": exact_kl(self.policy, self.reference, self.val_table, self.device),
-            "picks_changed": picks_changed(self.policy, self.reference, self.val_table, self.device),
+            "picks_changed": picks_changed(self.policy, self.old, self.val_table, self.device),
         }
         self._adapt_beta(self.beta, metrics["kl"])
         return added
@@ -157,3 +168,8 @@ class GrpoObjective:
     def _adapt_beta(self, beta: float, kl: float) -> None:
         if self.settings.adaptive_beta:
             self.beta = adapted_beta(beta, kl)
+
+
+def _frozen(selector: PointerSelector, device: str) -> PointerSelector:
+    """Returns a copy of a selector that no training changes."""
+    return copy.deepcopy(selector).to(device).eval().requires_grad_(False)

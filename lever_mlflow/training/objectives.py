@@ -45,7 +45,7 @@ class GrpoLoss(NamedTuple):
     Attributes:
         loss: ``policy_loss`` + beta * ``kl``.
         policy_loss: the clipped policy loss.
-        kl: the k3 estimate of KL(old || new).
+        kl: the k3 estimate of KL(reference || new).
         clip_ratio_low: share of trials whose ratio is clipped at the lower bound, with a negative advantage.
         clip_ratio_high: share of trials whose ratio is clipped at the upper bound, with a positive advantage.
     """
@@ -125,21 +125,24 @@ def grpo_loss(
     epsilon: float,
     *,
     epsilon_high: float | None = None,
+    reference_logprobs_BG: Tensor | None = None,
     mask_BG: Tensor | None = None,
 ) -> GrpoLoss:
-    """Computes the clipped policy loss plus ``beta`` times the KL divergence from the old policy.
+    """Computes the clipped policy loss plus ``beta`` times the KL divergence from the reference policy.
 
     With ratio = exp(logprobs - old_logprobs) and advantages A, the policy loss is
-    -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). KL is mean(ratio - 1 - log ratio), the k3 estimate of
-    KL(old || new) (J. Schulman, "Approximating KL divergence", 2020), as the predecessor computes it.
+    -mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). With r = exp(logprobs - reference_logprobs), KL is
+    mean(r - 1 - log r), the k3 estimate of KL(reference || new) (J. Schulman, "Approximating KL divergence", 2020), as the
+    predecessor computes it.
 
     Args:
         logprobs_BG: log-probs of the trials' pointers under the policy.
-        old_logprobs_BG: the same under the old policy.
+        old_logprobs_BG: the same under the old policy, from which this round of training began.
         advantages_BG: advantages of the trials.
         beta: weight of KL.
         epsilon: distance of the lower bound of the ratio from 1.
         epsilon_high: distance of the upper bound from 1, ``epsilon`` if None (clip-higher of DAPO, Yu et al. 2025).
+        reference_logprobs_BG: the same as ``old_logprobs_BG`` under the reference policy, which is the old policy if None.
         mask_BG: False at trials that do not count.
     """
     mask_BG = _full(mask_BG, logprobs_BG)
@@ -149,7 +152,9 @@ def grpo_loss(
     clipped_BG = ratio_BG.clamp(low, high)
     surrogate_BG = torch.minimum(ratio_BG * advantages_BG, clipped_BG * advantages_BG)
     policy_loss = -_masked_mean(surrogate_BG, mask_BG)
-    kl = _masked_mean(ratio_BG - 1.0 - log_ratio_BG, mask_BG)
+    reference_BG = old_logprobs_BG if reference_logprobs_BG is None else reference_logprobs_BG
+    distance_BG = (logprobs_BG - reference_BG).where(mask_BG, 0.0)
+    kl = _masked_mean(distance_BG.exp() - 1.0 - distance_BG, mask_BG)
     clipped_low = _masked_mean(((ratio_BG < low) & (advantages_BG < 0)).to(ratio_BG.dtype), mask_BG)
     clipped_high = _masked_mean(((ratio_BG > high) & (advantages_BG > 0)).to(ratio_BG.dtype), mask_BG)
     return GrpoLoss(policy_loss + beta * kl, policy_loss.detach(), kl.detach(), clipped_low, clipped_high)

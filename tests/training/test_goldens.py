@@ -65,14 +65,15 @@ OBJECTIVES = [
     (".masked_fill(~mask_BG, -torch.inf).softmax", ".softmax", {"test_padding_is_ignored_everywhere", GRADIENTS}),
     ("_masked_mean(surrogate_BG, mask_BG)", "surrogate_BG.mean()", {"test_padding_is_ignored_everywhere", GRADIENTS}),
     (
-        "_masked_mean(ratio_BG - 1.0 - log_ratio_BG, mask_BG)",
-        "(ratio_BG - 1.0 - log_ratio_BG).mean()",
+        "_masked_mean(distance_BG.exp() - 1.0 - distance_BG, mask_BG)",
+        "(distance_BG.exp() - 1.0 - distance_BG).mean()",
         {"test_padding_is_ignored_everywhere"},
     ),
     (".masked_fill(~mask_BG, -torch.inf).amax", ".amax", {"test_padding_is_ignored_everywhere"}),
     (".masked_fill(~mask_BG, torch.inf).amin", ".amin", {"test_padding_is_ignored_everywhere"}),
     ("mask_BG.any(1).sum().clamp_min(1)", "mask_BG.any(1).sum()", {"test_empty_group_gives_zero_and_no_nan"}),
     ("mask_BG.any(1).sum().clamp_min(1)", "len(mask_BG)", {"test_groups_without_trials_leave_the_mean"}),
+    ("(logprobs_BG - reference_BG)", "(logprobs_BG - old_logprobs_BG)", {"test_kl_is_measured_from_the_reference"}),
     ("(logprobs_BG - old_logprobs_BG)", "(old_logprobs_BG - logprobs_BG)", {"test_grpo_loss_by_hand", GRADIENTS}),
     (
         "policy_loss = -_masked_mean",
@@ -81,7 +82,7 @@ OBJECTIVES = [
     ),
     ("torch.minimum(ratio_BG", "torch.maximum(ratio_BG", {"test_grpo_loss_by_hand", "test_grpo_gradient_by_hand", GRADIENTS}),
     ("policy_loss + beta * kl", "policy_loss - beta * kl", {"test_grpo_loss_by_hand", "test_grpo_gradient_by_hand", GRADIENTS}),
-    ("ratio_BG - 1.0 - log_ratio_BG", "ratio_BG - 1.0 + log_ratio_BG", {"test_grpo_loss_by_hand"}),
+    ("exp() - 1.0 - distance_BG", "exp() - 1.0 + distance_BG", {"test_grpo_loss_by_hand"}),
     (
         "clipped_BG = ratio_BG.clamp(low, high)",
         "clipped_BG = ratio_BG",

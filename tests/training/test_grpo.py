@@ -10,7 +10,7 @@ from lever_mlflow.settings import GrpoSettings
 from lever_mlflow.training.batches import split_groups
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, zero_spread
-from lever_mlflow.training.validation import validate_selector
+from lever_mlflow.training.validation import exact_kl, validate_selector
 
 
 def test_grpo_learns_from_an_untrained_start(problem):
@@ -42,6 +42,20 @@ def test_grpo_at_step_zero_has_no_kl(problem):
     assert metrics["kl_exact"] == 0.0
     assert metrics["clip_ratio_low"] == metrics["clip_ratio_high"] == 0.0
     assert metrics["train_loss"] == pytest.approx(0.0, abs=1e-6)  # advantages have mean 0 and the ratio is 1
+
+
+def test_kl_refers_to_the_reference_and_changed_picks_to_the_start(problem):
+    """A later round of iterated GRPO starts at another policy than the one that the KL penalty keeps it near."""
+    start, reference = untrained_selector(), untrained_selector(seed=2)
+    settings = GrpoSettings(kl_beta=0.1, epochs=1, lr=1e-9, batch_size=len(problem.groups))
+    epochs = train_grpo(start, problem.data, problem.features_SD, settings, seed=0, reference=reference)
+    metrics = next(epochs).metrics
+    train, val = (problem.table(groups) for groups in split_groups(problem.groups, 0.2, seed=0))
+    assert metrics["kl_exact"] == pytest.approx(exact_kl(start, reference, train), rel=1e-4)
+    assert metrics["val_kl_exact"] == pytest.approx(exact_kl(start, reference, val), rel=1e-4)
+    assert metrics["kl"] > 0.01
+    assert metrics["ppo_loss"] == pytest.approx(0.0, abs=1e-6)  # the ratio is 1
+    assert metrics["picks_changed"] == 0.0
 
 
 def test_larger_beta_stays_nearer_to_the_start(problem):

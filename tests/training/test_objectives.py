@@ -129,6 +129,15 @@ def test_grpo_loss_by_hand():
     assert result.clip_ratio_high.item() == pytest.approx(1 / 3, abs=1e-6)  # exp(0.2) above 1.1, advantage 1
 
 
+def test_kl_is_measured_from_the_reference():
+    """The ratio compares with the old policy, and KL with the reference: log r = 0.4, -0.3, 0."""
+    old, reference = torch.tensor([[-1.2, -2.0, -2.5]]), LOGPROBS - torch.tensor([[0.4, -0.3, 0.0]])
+    result = grpo_loss(LOGPROBS, old, torch.tensor([[1.0, 0.0, -1.0]]), 0.3, 0.1, reference_logprobs_BG=reference)
+    kl = (1.4918247 - 1.4 + 0.7408182 - 0.7) / 3
+    assert result.kl.item() == pytest.approx(kl, abs=1e-5)
+    assert result.loss.item() == pytest.approx(-(1.1 - 0.9) / 3 + 0.3 * kl, abs=1e-5)
+
+
 def test_grpo_gradient_by_hand():
     logprobs = LOGPROBS.clone().requires_grad_()
     old = torch.tensor([[-1.2, -2.0, -2.5]])
