@@ -22,7 +22,7 @@ from lever_mlflow.evaluation.policies import greedy_picks, random_picks, similar
 from lever_mlflow.evaluation.records import REPORT
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import EvalSettings, RolloutSettings
+from lever_mlflow.settings import EvalSettings, RolloutSettings, preset_of
 from lever_mlflow.training.loop import Epoch
 from lever_mlflow.trials.rl_data import Group, RLData
 from lever_mlflow.trials.rollout import choose_queries, rollout
@@ -30,6 +30,8 @@ from lever_mlflow.trials.rollout import choose_queries, rollout
 DATA_SEED = 0  # of rollout and evaluation pools
 RANDOM_DRAWS = 5  # the random baseline is the mean of these
 SIMILARITY = "fused-similarity"
+# the experiments of one round of training on random pools, as docs/experiments.md has them
+ROLLOUT, EVALUATION = preset_of(RolloutSettings, "predecessor"), preset_of(EvalSettings, "predecessor")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Bench:
         queries = choose_queries(train, self.n_queries, DATA_SEED)
         selector = self.untrained(DATA_SEED)
         answer = self.resources.answer
-        return rollout(queries, train, table, selector, lambda p: answer(p, "rollout"), RolloutSettings(), seed=DATA_SEED)
+        return rollout(queries, train, table, selector, lambda p: answer(p, "rollout"), ROLLOUT, seed=DATA_SEED)
 
     @cached_property
     def train_SD(self) -> np.ndarray:
@@ -77,7 +79,7 @@ class QuestionSet:
 
     @cached_property
     def pools_QN(self) -> np.ndarray:
-        resources, settings = self.bench.resources, EvalSettings()
+        resources, settings = self.bench.resources, EVALUATION
         features = resources.features("val"), resources.features("train")
         sampler, size = settings.pool_sampler, settings.pool_size
         return candidate_pools(self.samples, resources.train, sampler, size, DATA_SEED, *features)

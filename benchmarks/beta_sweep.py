@@ -54,7 +54,7 @@ from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import GRPO_PRESETS, EvalSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RceSettings, RolloutSettings, preset_of
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.loop import Epoch
 from lever_mlflow.training.rce import train_rce
@@ -69,7 +69,7 @@ EPOCH_METRICS = ("train_loss", "expected_reward", "ppo_loss", "kl", "kl_exact", 
 VARIED = ("epochs", "lr", "kl_beta", "batch_size", "freeze_backbone", "epsilon", "epsilon_high")
 Settings = GrpoSettings | RceSettings
 
-PREDECESSOR, DEFAULT = GRPO_PRESETS["predecessor"], GRPO_PRESETS["default"]
+PREDECESSOR, DEFAULT = preset_of(GrpoSettings, "predecessor"), GrpoSettings()
 CLIPS = ((0.2, 0.0), (0.5, 2.0), (0.9, 5.0), (0.99, 1000.0))
 
 

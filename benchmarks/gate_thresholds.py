@@ -44,7 +44,7 @@ from lever_mlflow.evaluation.policies import RANDOM
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.gate.suites import read_suites
 from lever_mlflow.pipeline.resources import Resources
-from lever_mlflow.settings import GRPO_PRESETS, RceSettings, RolloutSettings
+from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings, preset_of
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.rce import train_rce
 from lever_mlflow.trials.rl_data import Group
@@ -98,7 +98,7 @@ def measure(bench: Bench, questions: QuestionSet, share: float, seed: int, varia
     if variant == "matched":
         settings = replace(settings, epochs=round(settings.epochs * len(bench.groups) / len(groups)))
     rce_epoch, rce = best_epoch(train_rce(data, bench.train_SD, settings, seed=seed))
-    grpo_settings = replace(GRPO_PRESETS["predecessor"], kl_beta=KL_BETA)
+    grpo_settings = replace(preset_of(GrpoSettings, "predecessor"), kl_beta=KL_BETA)
     grpo_epoch, grpo = best_epoch(train_grpo(rce, data, bench.train_SD, grpo_settings, seed=seed))
     selectors = {"untrained": bench.untrained(seed), "rce": rce, "grpo": grpo}
     trained_Q = {name: questions.accuracy_QS(questions.greedy_QK(model))[:, 0] for name, model in selectors.items()}

@@ -83,7 +83,7 @@ def main(queries: int, epochs: int) -> None:
         mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
         for step in (
             training.rce_step(context, data, RceSettings(epochs=epochs)),
-            training.grpo_step(context, data, start, GrpoSettings(epochs=epochs)),
+            training.round_step(context, data, start, GrpoSettings(epochs=epochs), training.RoundPlace()),
         ):
             spent.clear()
             with steps.project_run(step.name) as run:

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import GRPO_PRESETS, RceSettings
+from lever_mlflow.settings import GrpoSettings, RceSettings, preset_of
 from lever_mlflow.training.batches import split_groups, tabulate
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
@@ -33,7 +33,7 @@ POOL_SIZE, POINTERS, SHOTS, DIM, SEED = 64, 12, 2, 512, 0
 ITEMS = 9009
 VAL_SHARE = 1e-6  # one validation query, so that nearly all of an epoch is training
 RCE = RceSettings(epochs=1, val_share=VAL_SHARE)
-GRPO = replace(GRPO_PRESETS["predecessor"], epochs=1, val_share=VAL_SHARE)
+GRPO = replace(preset_of(GrpoSettings, "predecessor"), epochs=1, val_share=VAL_SHARE)
 
 
 def make_data(n_queries: int) -> RLData:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 __all__ = [
     "AUTO",
-    "GRPO_PRESETS",
     "NONE",
-    "PRESET_SETTINGS",
     "REWARD_MODES",
     "CacheMode",
     "ComparisonInputs",
@@ -27,6 +25,7 @@ __all__ = [
     "GateSettings",
     "GrpoInputs",
     "GrpoSettings",
+    "KlReference",
     "Language",
     "LrScheduler",
     "NormalizeRewards",
@@ -35,6 +34,7 @@ __all__ = [
     "Option",
     "PoolSampler",
     "Preset",
+    "PresetInputs",
     "PromotionSettings",
     "RceSettings",
     "ResourceSettings",
@@ -42,6 +42,7 @@ __all__ = [
     "RlDataSettings",
     "RolloutInputs",
     "RolloutSettings",
+    "RoundSettings",
     "ScaleRewards",
     "ServingSettings",
     "SweepInputs",
@@ -51,13 +52,17 @@ __all__ = [
     "default_of",
     "format_beta",
     "format_number",
+    "preset_names",
+    "preset_of",
 ]
 
+S = TypeVar("S")
 AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input that is left out
 
 CacheMode = Literal["on", "read", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Fusion = Literal["mean", "concat"]
+KlReference = Literal["start", "round"]
 Language = Literal["en", "zh"]
 LrScheduler = Literal["constant", "linear", "cosine"]
 NormalizeRewards = Literal["z-score", "rank", "none"]
@@ -115,6 +120,20 @@ def declaration(setting: Field[Any]) -> Option:
 def default_of(setting: Field[Any]) -> Any:
     """Returns the default of a field of a settings class."""
     return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+def preset_names(settings: type[Any]) -> tuple[str, ...]:
+    """Returns the names of the settings of a class in which presets differ."""
+    return tuple(setting.name for setting in fields(settings) if declaration(setting).predecessor is not None)
+
+
+def preset_of(settings: type[S], preset: Preset, **changes: Any) -> S:
+    """Returns settings of a class as a preset has them, except for the changes."""
+    values = {}
+    if preset == "predecessor":
+        declared = settings.__dataclass_fields__  # type: ignore[attr-defined]
+        values = {name: declaration(declared[name]).predecessor for name in preset_names(settings)}
+    return settings(**{**values, **changes})
 
 
 def _field(default: Any, described: Option) -> Any:
@@ -212,10 +231,16 @@ class RolloutSettings:
     """
 
     n_queries: int = option(600, at_least=2, help="Number of training items that serve as queries of the RL data.")
-    shots: int = option(2, at_least=1, help="Number of demonstrations in each recorded pointer.")
+    shots: int = option(
+        1,
+        at_least=1,
+        predecessor=2,
+        help="Number of demonstrations in each recorded pointer. The answer after a single demonstration says most about it.",
+    )
     pool_size: int = option(64, at_least=2, help="Number of candidate demonstrations in the pool of each query.")
     pool_sampler: PoolSampler = option(
-        "random",
+        "fused-similarity",
+        predecessor="random",
         help="Way in which the candidates of a pool are drawn from the training items. The similarity samplers take the "
         "nearest of all training items, by the feature of the image, of the text or of both. The sampler mixed takes a quarter "
         "of the candidates by image similarity, a quarter by text similarity and the rest at random.",
@@ -345,26 +370,49 @@ class GrpoSettings:
     early_stopping: int = like(RceSettings, "early_stopping")
 
 
-_PREDECESSOR = {
-    setting.name: declaration(setting).predecessor
-    for setting in fields(GrpoSettings)
-    if declaration(setting).predecessor is not None
-}
-GRPO_PRESETS: Mapping[Preset, GrpoSettings] = {"default": GrpoSettings(), "predecessor": GrpoSettings(**_PREDECESSOR)}
-PRESET_SETTINGS = tuple(_PREDECESSOR)  # names of the settings that presets differ in
+@dataclass(frozen=True)
+class RoundSettings:
+    """Says how often GRPO records fresh trials of the policy that it has reached, and optimises the policy on them.
+
+    These are the outer iterations of Algorithm 1 in the DeepSeekMath paper (arXiv:2402.03300).
+    """
+
+    rounds: int = option(
+        3,
+        at_least=1,
+        predecessor=1,
+        help="Number of rounds of GRPO. Each round after the first records fresh trials of the policy that was reached.",
+    )
+    kl_reference: KlReference = option(
+        "start",
+        help="Policy that the KL penalty keeps GRPO near: start for the start checkpoint of the first round, or round for the "
+        "policy that each round begins with.",
+    )
+    round_patience: int = option(
+        2,
+        at_least=0,
+        help="Number of rounds in a row without a higher reward of the policy's first choice that end the rounds; 0 never "
+        "ends them early.",
+    )
 
 
 @dataclass(frozen=True)
 class GrpoInputs:
-    """Names the start checkpoint of a GRPO training and the preset of its settings."""
+    """Names the start checkpoint of a GRPO training."""
 
     init: str = option(
         AUTO,
         help="Start checkpoint: a folder, a .pt or .ckpt file, a model URI, or auto for the best epoch of the newest RCE run.",
     )
+
+
+@dataclass(frozen=True)
+class PresetInputs:
+    """Names the preset that a command's settings are taken from."""
+
     preset: Preset = option(
         "default",
-        help="Default set for the GRPO options left at auto: default, or predecessor for the settings of Lever-Plus v3.",
+        help="Default set for the options left at auto: default, or predecessor for the set-up of Lever-Plus v3.",
     )
 
 

@@ -9,7 +9,19 @@ from typing import get_type_hints
 import pytest
 
 from lever_mlflow import settings
-from lever_mlflow.settings import GRPO_PRESETS, PRESET_SETTINGS, GrpoSettings, declaration, format_beta, like, option
+from lever_mlflow.settings import (
+    EvalSettings,
+    GrpoSettings,
+    RceSettings,
+    RolloutSettings,
+    RoundSettings,
+    declaration,
+    format_beta,
+    like,
+    option,
+    preset_names,
+    preset_of,
+)
 
 CLASSES = [getattr(settings, name) for name in settings.__all__ if name.endswith(("Settings", "Inputs"))]
 FIELDS = [
@@ -76,11 +88,25 @@ def test_like_declares_the_same_setting_with_changes():
 
 
 def test_presets_differ_in_the_settings_that_declare_it():
-    assert PRESET_SETTINGS == ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
-    assert {
-        "default": GrpoSettings(lr=2e-4, batch_size=8, epsilon=0.9, epsilon_high=5.0, freeze_backbone=False),
-        "predecessor": GrpoSettings(lr=5e-6, batch_size=1, epsilon=0.2, epsilon_high=0.0, freeze_backbone=True),
-    } == GRPO_PRESETS
+    assert preset_names(GrpoSettings) == ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
+    assert preset_of(GrpoSettings, "default") == GrpoSettings(
+        lr=2e-4, batch_size=8, epsilon=0.9, epsilon_high=5.0, freeze_backbone=False
+    )
+    assert preset_of(GrpoSettings, "predecessor") == GrpoSettings(
+        lr=5e-6, batch_size=1, epsilon=0.2, epsilon_high=0.0, freeze_backbone=True
+    )
+
+
+def test_the_predecessors_set_up_has_random_pools_two_shots_and_one_round():
+    assert preset_of(RolloutSettings, "default") == RolloutSettings(pool_sampler="fused-similarity", shots=1)
+    assert preset_of(RolloutSettings, "predecessor") == RolloutSettings(pool_sampler="random", shots=2)
+    assert preset_of(EvalSettings, "predecessor") == EvalSettings(pool_sampler="random")
+    assert preset_of(RoundSettings, "predecessor") == RoundSettings(rounds=1)
+    assert preset_of(RceSettings, "predecessor") == RceSettings()
+
+
+def test_changes_win_over_a_preset():
+    assert preset_of(RolloutSettings, "predecessor", shots=3) == RolloutSettings(pool_sampler="random", shots=3)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import click
 
 from lever_mlflow import __version__
 from lever_mlflow.cli.launching import in_processes, launch
-from lever_mlflow.cli.options import Part, chosen, grpo_settings, options
+from lever_mlflow.cli.options import Part, chosen, options, settings_of
 from lever_mlflow.settings import (
     AUTO,
     NONE,
@@ -25,15 +25,18 @@ from lever_mlflow.settings import (
     GateSettings,
     GrpoInputs,
     GrpoSettings,
+    PresetInputs,
     PromotionSettings,
     RceSettings,
     ResourceSettings,
     RlDataSettings,
     RolloutInputs,
     RolloutSettings,
+    RoundSettings,
     SweepInputs,
     TrainingInputs,
     ValidationInputs,
+    preset_of,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +69,6 @@ LANGUAGE = Part(ComparisonInputs, ("lang",))
 QUERIES = Part(RolloutSettings, ("n_queries", "pool_sampler"))
 JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
-PRESET = Part(GrpoInputs, ("preset",))
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
 QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler"))
 
@@ -75,7 +77,7 @@ resource_options = options(ResourceSettings, SEED, DataSettings)
 
 @click.command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PRESET, GRPO, LANGUAGE)
+@options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
 @in_processes
 def main(**values: Any) -> None:
     """Run the whole experiment, each step as a child run.
@@ -90,10 +92,11 @@ def main(**values: Any) -> None:
         context = make_context({**values, "max_shots": max(values["shots"])})
         experiment = Experiment(
             kl_betas=values["kl_betas"],
-            rollout=RolloutSettings(**chosen(QUERIES, values)),
-            rce=RceSettings(**chosen(RCE, values)),
-            grpo=grpo_settings(values["preset"], **chosen(GRPO, values)),
-            evaluation=EvalSettings(**chosen(QUESTIONS, values)),
+            rollout=settings_of(QUERIES, values),
+            rce=settings_of(RCE, values),
+            rounds=settings_of(RoundSettings, values),
+            grpo=settings_of(GRPO, values),
+            evaluation=settings_of(QUESTIONS, values),
             language=values["lang"],
         )
         run_here(experiment_step(context, experiment))
@@ -101,7 +104,7 @@ def main(**values: Any) -> None:
 
 @click.command()
 @resource_options
-@options(RolloutInputs, RolloutSettings)
+@options(RolloutInputs, PresetInputs, RolloutSettings)
 @in_processes
 def rollout(**values: Any) -> None:
     """Record trials as RL data.
@@ -113,7 +116,7 @@ def rollout(**values: Any) -> None:
 
     with project_run("rollout"):
         context = make_context(values)
-        run_here(rollout_step(context, RolloutSettings(**chosen(RolloutSettings, values)), values["init"]))
+        run_here(rollout_step(context, settings_of(RolloutSettings, values), values["init"]))
 
 
 @click.command()
@@ -151,37 +154,38 @@ def rce(**values: Any) -> None:
 
     with project_run("rce"):
         context = make_context(values)
-        settings = RceSettings(**chosen(RceSettings, values))
+        settings = settings_of(RceSettings, values)
         data = find_rl_data(context, values["rl_data"])
         run_here(rce_step(context, data, settings, values["resume"]))
 
 
 @click.command()
 @resource_options
-@options(REWARD_MODE, RlDataSettings, GateSettings, GrpoInputs, GrpoSettings, TrainingInputs)
+@options(REWARD_MODE, RlDataSettings, GateSettings, GrpoInputs, PresetInputs, RoundSettings, GrpoSettings, TrainingInputs)
 @in_processes
 def grpo(**values: Any) -> None:
     """Optimise a start checkpoint by GRPO under a KL penalty.
 
-    The run holds a checkpoint for each epoch.
+    Each round after the first records fresh trials of the policy that was reached. The run holds a checkpoint for each epoch.
     """
     from lever_mlflow.pipeline.checkpoints import read_selector
+    from lever_mlflow.pipeline.grpo import grpo_step
     from lever_mlflow.pipeline.rollout import find_rl_data
-    from lever_mlflow.pipeline.training import find_start, grpo_step
+    from lever_mlflow.pipeline.training import find_start
     from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("grpo"):
         context = make_context(values)
-        settings = grpo_settings(values["preset"], **chosen(GrpoSettings, values))
+        settings, rounds = settings_of(GrpoSettings, values), settings_of(RoundSettings, values)
         if values["init"] != AUTO:
             read_selector(context, values["init"])  # a rollout may take hours: report a wrong one before it
-        data = find_rl_data(context, values["rl_data"])
-        run_here(grpo_step(context, data, find_start(context, values["init"], data), settings, values["resume"]))
+        data = find_rl_data(context, values["rl_data"], preset_of(RolloutSettings, values["preset"]))
+        run_here(grpo_step(context, data, find_start(context, values["init"], data), settings, rounds, values["resume"]))
 
 
 @click.command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, EvalSettings)
+@options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
 @in_processes
 def evaluate(**values: Any) -> None:
     """Evaluate the epochs of a GRPO run and register the best.
@@ -189,16 +193,16 @@ def evaluate(**values: Any) -> None:
     Every epoch answers the same questions as the start checkpoint and the baselines.
     """
     from lever_mlflow.pipeline.evaluation import evaluate_step, read_checkpoints
-    from lever_mlflow.pipeline.training import find_grpo
+    from lever_mlflow.pipeline.grpo import find_grpo
     from lever_mlflow.runs.steps import project_run, run_here
 
     with project_run("evaluate"):
         context = make_context(values)
-        settings = EvalSettings(**chosen(EvalSettings, values))
+        settings = settings_of(EvalSettings, values)
         checkpoints = [] if values["checkpoints"] == NONE else split(values["checkpoints"])
         if values["grpo_run"] == AUTO:
             read_checkpoints(context, checkpoints)  # report a wrong one before a training begins
-        grpo_run = find_grpo(context, values["grpo_run"], GrpoSettings(**chosen(KL_BETA, values)))
+        grpo_run = find_grpo(context, values["grpo_run"], values["kl_beta"], values["preset"])
         run_here(evaluate_step(context, grpo_run, settings, checkpoints))
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import Field, fields
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from lever_mlflow.cli.option_types import Number, NumberList, OrAuto, Pairs, Splits, Text, YesNo
-from lever_mlflow.settings import AUTO, GRPO_PRESETS, NONE, GrpoSettings, Option, Preset, declaration, default_of, format_number
+from lever_mlflow.settings import (
+    AUTO,
+    NONE,
+    GrpoSettings,
+    Option,
+    PresetInputs,
+    declaration,
+    default_of,
+    format_number,
+    preset_names,
+    preset_of,
+)
 
-__all__ = ["Part", "as_typed", "chosen", "grpo_settings", "options"]
+__all__ = ["Part", "as_typed", "chosen", "options", "settings_of"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,13 +68,17 @@ def chosen(part: type | Part, values: Mapping[str, Any]) -> dict[str, Any]:
     return {setting.name: values[name] for name, setting in _part(part).fields() if name in values}
 
 
-def grpo_settings(preset: Preset, **values: Any) -> GrpoSettings:
-    """Returns the settings of a preset, changed by those values that are not ``auto``.
+def settings_of(part: type | Part, values: Mapping[str, Any]) -> Any:
+    """Returns the settings of a part: as the command's preset has them, except for the command's values that are not ``auto``.
 
-    An ``epsilon`` without an ``epsilon_high`` bounds the ratio on both sides.
+    An ``epsilon`` of GRPO without an ``epsilon_high`` bounds the ratio on both sides.
     """
-    changes = {name: value for name, value in values.items() if value != AUTO}
-    return replace(GRPO_PRESETS[preset], **({"epsilon_high": 0.0, **changes} if "epsilon" in changes else changes))
+    settings = _part(part).settings
+    varying = preset_names(settings)
+    changes = {name: value for name, value in chosen(part, values).items() if name not in varying or value != AUTO}
+    if settings is GrpoSettings and "epsilon" in changes:
+        changes = {"epsilon_high": 0.0, **changes}
+    return preset_of(settings, values.get("preset", PresetInputs.preset), **changes)
 
 
 def as_typed(value: Any) -> str:

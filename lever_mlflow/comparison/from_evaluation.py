@@ -55,6 +55,7 @@ def commands_of(evaluation: Evaluation, project: str) -> list[str]:
     inputs = evaluation.inputs
     training = {
         "rl_data": evaluation.rl_data.source,
+        **asdict(evaluation.rounds),
         **asdict(evaluation.training),
         "init": inputs.start_uri,
         "seed": inputs.training_seed,
@@ -94,7 +95,10 @@ def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Map
 
 def _config(evaluation: Evaluation) -> dict[str, Scalar]:
     """Returns everything that decides a run beside its RL data, by name; digests stand for models and data."""
-    sections = {"training": asdict(evaluation.training), "evaluation": asdict(evaluation.settings)}
+    sections = {
+        "training": {**asdict(evaluation.rounds), **asdict(evaluation.training)},
+        "evaluation": asdict(evaluation.settings),
+    }
     settings = {
         f"{section}.{name}": option_value(value)
         for section, values in sections.items()

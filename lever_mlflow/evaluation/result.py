@@ -11,7 +11,7 @@ from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.records import AccuracyCell
 from lever_mlflow.files.records import read_record
-from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode, RoundSettings
 from lever_mlflow.vlm.prompt import PromptProfile
 
 __all__ = ["EpochMetrics", "Evaluation", "EvaluationInputs", "RLDataSummary", "Registration", "ResourceNames"]
@@ -122,6 +122,7 @@ class Evaluation(_Record):
     git_commit: str
     settings: EvalSettings
     training: GrpoSettings
+    rounds: RoundSettings
     inputs: EvaluationInputs
     rl_data: RLDataSummary
     resources: ResourceNames

@@ -41,8 +41,8 @@ from lever_mlflow.evaluation.result import (
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
 from lever_mlflow.pipeline.registration import register_best
-from lever_mlflow.pipeline.training import GRPO, checkpoints_of, find_grpo
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact
@@ -53,7 +53,7 @@ from lever_mlflow.runs.tags import Tag, finished_run_tags, set_tags
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder
-from lever_mlflow.settings import AUTO, EvalSettings, GrpoSettings, format_beta
+from lever_mlflow.settings import AUTO, EvalSettings, GrpoSettings, RoundSettings, format_beta
 
 __all__ = [
     "EVALUATE",
@@ -144,7 +144,7 @@ def find_evaluation(context: Context, kl_beta: float, settings: EvalSettings) ->
         register_best(context, read_evaluation(run.info.run_id))
         return str(run.info.run_id)
     log.info("beta %s: no finished evaluation in this experiment, running it first", beta)
-    return ensure_evaluated(context, find_grpo(context, AUTO, GrpoSettings(kl_beta=kl_beta)), settings)
+    return ensure_evaluated(context, find_grpo(context, AUTO, kl_beta), settings)
 
 
 def ensure_evaluated(context: Context, grpo_run: str, settings: EvalSettings) -> str:
@@ -201,7 +201,7 @@ class _Evaluation:
 
     def run(self) -> None:
         """Evaluates the epochs, logs everything, and registers the best epoch."""
-        models = checkpoints_of(self.inputs.grpo_run)
+        models = candidates_of(self.inputs.grpo_run)
         epochs = {epoch: load_selector(checkpoint_folder(f"models:/{model_id}")) for epoch, model_id in models.items()}
         by_policy = {epoch_policy(epoch): selector for epoch, selector in epochs.items()}
         checkpoints = {START: self._start(), **self.others, **by_policy}
@@ -252,13 +252,15 @@ class _Evaluation:
         registration: Registration,
     ) -> Evaluation:
         resources, grpo_run = self.context.resources, self.inputs.grpo_run
+        chosen = run_settings(grpo_run)
         return Evaluation(
             kl_beta=self.kl_beta,
             best_epoch=best,
             run_id=active_run().info.run_id,
             git_commit=mlflow.get_run(grpo_run).data.tags.get(_GIT_COMMIT, "unknown"),
             settings=self.settings,
-            training=GrpoSettings(**run_settings(grpo_run)),
+            training=GrpoSettings(**{name: chosen[name] for name in asdict(GrpoSettings())}),
+            rounds=RoundSettings(**{name: chosen[name] for name in asdict(RoundSettings())}),
             inputs=self.inputs,
             rl_data=_rl_data_summary(grpo_run),
             resources=ResourceNames(dataset=resources.dataset, vlm=resources.vlm, encoder=resources.encoder),

@@ -11,10 +11,11 @@ from lever_mlflow.pipeline.comparison import compare_step, comparison_summary
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import ensure_evaluated
 from lever_mlflow.pipeline.gate import validate_step
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.rollout import rl_data_of_run, rollout_step
-from lever_mlflow.pipeline.training import grpo_step, rce_step, start_of_run
+from lever_mlflow.pipeline.training import rce_step, start_of_run
 from lever_mlflow.runs.steps import Step, ensure
-from lever_mlflow.settings import EvalSettings, GrpoSettings, Language, RceSettings, RolloutSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, Language, RceSettings, RolloutSettings, RoundSettings
 from lever_mlflow.trials.rollout import check_settings, choose_queries
 
 __all__ = ["Experiment", "experiment_step"]
@@ -29,6 +30,7 @@ class Experiment:
     kl_betas: Sequence[float]
     rollout: RolloutSettings
     rce: RceSettings
+    rounds: RoundSettings
     grpo: GrpoSettings
     evaluation: EvalSettings
     language: Language
@@ -47,6 +49,7 @@ def experiment_step(context: Context, experiment: Experiment) -> Step:
         "kl_betas": tuple(experiment.kl_betas),
         **{f"rollout_{name}": value for name, value in asdict(experiment.rollout).items()},
         **{f"rce_{name}": value for name, value in asdict(experiment.rce).items()},
+        **asdict(experiment.rounds),
         **{f"grpo_{name}": value for name, value in asdict(experiment.grpo).items() if name != "kl_beta"},
         **{f"evaluation_{name}": value for name, value in asdict(experiment.evaluation).items()},
         "lang": experiment.language,
@@ -65,6 +68,6 @@ def _run(context: Context, experiment: Experiment) -> str:
     start = start_of_run(ensure(rce_step(context, data, experiment.rce)))
     evaluations = []
     for kl_beta in experiment.kl_betas:
-        grpo_run = ensure(grpo_step(context, data, start, replace(experiment.grpo, kl_beta=kl_beta)))
+        grpo_run = ensure(grpo_step(context, data, start, replace(experiment.grpo, kl_beta=kl_beta), experiment.rounds))
         evaluations.append(ensure_evaluated(context, grpo_run, experiment.evaluation))
     return ensure(compare_step(context, evaluations, experiment.language))

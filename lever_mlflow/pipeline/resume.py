@@ -24,7 +24,7 @@ from lever_mlflow.settings import AUTO, NONE
 from lever_mlflow.training.loop import TrainingState
 from lever_mlflow.training.state import load_state, save_state
 
-__all__ = ["Interrupted", "UnsentEpochs", "find_state", "interrupted_training"]
+__all__ = ["Interrupted", "UnsentEpochs", "check_same_step", "find_state", "interrupted_training"]
 
 STATES_FOLDER = "training_states"
 
@@ -112,6 +112,16 @@ def interrupted_training(step: Step, resume: str) -> Interrupted | None:
     if interrupted is None or interrupted.key != step.key:
         raise ParameterError(f"resume={resume}: {_difference(step, resume)}; give the same parameters, or resume=none")
     return interrupted
+
+
+def check_same_step(step: Step, run_id: str) -> None:
+    """Checks that an interrupted run is of exactly this step.
+
+    Raises:
+        ParameterError: it is of another step, or of other settings, data or code; or it is still running.
+    """
+    if not _is_run_of(step, run_id):
+        raise ParameterError(f"resume={run_id}: {_difference(step, run_id)}; give the same parameters, or resume=none")
 
 
 def find_state(source: str) -> Interrupted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from lever_mlflow.settings import AUTO, RolloutSettings
 from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import check_settings, choose_queries, is_mined, positive_query_rate, rollout
 
-__all__ = ["LEFT_OUT", "find_rl_data", "read_rl_data", "rl_data_of_run", "rollout_step"]
+__all__ = ["LEFT_OUT", "find_rl_data", "read_rl_data", "recorded_settings", "rl_data_of_run", "rollout_step"]
 
 STEP, RL_DATA_FILE = "rollout", "rl_data.json"
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
@@ -33,26 +33,33 @@ LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items we
 log = logging.getLogger(__name__)
 
 
-def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM_INIT) -> Step:
+def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM_INIT, round_number: int = 1) -> Step:
     """Prepares the recording of trials of a starting policy: ``init`` is ``random`` (an untrained selector) or a checkpoint.
+
+    Each round of GRPO, numbered from 1, has other queries.
 
     Raises:
         ParameterError: the settings do not fit together.
     """
     check_settings(settings)
     selector = initial_selector(context, init)
-    inputs = {**context.identity(), Tag.START_DIGEST: selector_digest(selector)}
-    return make_step(context, STEP, STEP, asdict(settings), inputs, partial(_record_trials, context, settings, selector))
+    inputs = {**context.identity(), Tag.START_DIGEST: selector_digest(selector), Tag.ROUND: round_number}
+    name = STEP if round_number == 1 else f"{STEP} round {round_number}"
+    execute = partial(_record_trials, context, settings, selector, round_number)
+    return make_step(context, STEP, name, asdict(settings), inputs, execute)
 
 
-def find_rl_data(context: Context, reference: str) -> RLData:
-    """Reads RL data by file or run; ``auto`` takes the newest finished rollout on the same resources and seed, or makes one."""
+def find_rl_data(context: Context, reference: str, settings: RolloutSettings | None = None) -> RLData:
+    """Reads RL data by file or run; ``auto`` takes the newest finished rollout on the same resources and seed, or makes one.
+
+    Rollouts of later rounds of GRPO are not taken. A new rollout has these settings, by default the default ones.
+    """
     if reference != AUTO:
         return read_rl_data(context, reference)
-    run = find_run(STEP, context.identity())
+    run = find_run(STEP, {**context.identity(), Tag.ROUND: 1})
     if run is None:
         log.info("rl_data=auto: no finished rollout with these settings in this experiment, running it first")
-        return rl_data_of_run(context, ensure(rollout_step(context, RolloutSettings())))
+        return rl_data_of_run(context, ensure(rollout_step(context, settings or RolloutSettings())))
     log.info("rl_data=auto: taken from %s", describe(run))
     return rl_data_of_run(context, run.info.run_id)
 
@@ -91,17 +98,37 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
     return data
 
 
-def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector) -> None:
+def recorded_settings(data: RLData) -> RolloutSettings:
+    """Returns the settings with which RL data were recorded, so that a later round records further trials in the same way.
+
+    What the data do not say of themselves has its default, but for the number of queries and of shots, which are theirs.
+    """
+    recorded = {}
+    for setting in fields(RolloutSettings):
+        value = data.meta.get(setting.name)
+        value = tuple(value) if isinstance(value, list) else value
+        if type(value) is type(setting.default):
+            recorded[setting.name] = value
+    own = {"n_queries": len(data.groups), "shots": max(group.pointers_GK.shape[-1] for group in data.groups if group.trials)}
+    return RolloutSettings(**{**own, **recorded})
+
+
+def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
     """Records the trials; logs ``rl_data.json``, its digest and its figures."""
     resources = context.resources
-    queries = choose_queries(resources.train, settings.n_queries, context.seed)
+    queries = choose_queries(resources.train, settings.n_queries, context.seed, round_number)
     answer = partial(resources.answer, description="rollout")
     score = partial(resources.score, description="rollout, right answers")
     if settings.gt_prob:
         score([])  # a VLM that cannot score is refused now, and not after all answers
     features = resources.features("train")
     groups = rollout(queries, resources.train, features, selector, answer, settings, seed=context.seed, score=score)
-    meta = {**context.identity(), **asdict(settings), "generation": asdict(resources.language_model.profile)}
+    meta = {
+        **context.identity(),
+        **asdict(settings),
+        "round": round_number,
+        "generation": asdict(resources.language_model.profile),
+    }
     meta[LEFT_OUT] = resources.left_out["train"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RL_DATA_FILE

@@ -1,4 +1,4 @@
-"""Defines the training steps: RCE and GRPO behind the data gate, with a checkpoint, metrics and a state per epoch."""
+"""Defines the trainings behind the data gate: RCE, and a round of GRPO, with a checkpoint, metrics and a state per epoch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
@@ -17,23 +18,22 @@ from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from lever_mlflow import distributed
-from lever_mlflow.exceptions import DataError, LeverError, ParameterError, first_line
+from lever_mlflow.exceptions import DataError, LeverError, first_line
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
-from lever_mlflow.pipeline.rollout import find_rl_data
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite
 from lever_mlflow.runs.processes import close_interrupted, this_process
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.steps import Step, active_run, ensure
-from lever_mlflow.runs.tags import Tag, finished_run_tags, run_tags, set_description, set_tags
+from lever_mlflow.runs.tags import Tag, run_tags, set_description, set_tags
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_checkpoint
-from lever_mlflow.settings import AUTO, PRESET_SETTINGS, Fusion, GrpoSettings, RceSettings, format_beta
+from lever_mlflow.settings import AUTO, Fusion, GrpoSettings, RceSettings, format_beta
 from lever_mlflow.training.batches import split_groups
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
@@ -42,9 +42,22 @@ from lever_mlflow.training.loop import Epoch
 from lever_mlflow.training.rce import train_rce
 from lever_mlflow.trials.rl_data import RLData, check_fits
 
-__all__ = ["GRPO", "RCE", "checkpoints_of", "find_grpo", "find_start", "grpo_step", "rce_step", "start_of_run"]
+__all__ = [
+    "GRPO_ROUND",
+    "RCE",
+    "GrpoStart",
+    "RoundPlace",
+    "checkpoints_of",
+    "find_start",
+    "log_checkpoints",
+    "rce_step",
+    "round_step",
+    "start_of_grpo",
+    "start_of_run",
+    "training_inputs",
+]
 
-RCE, GRPO = "rce", "grpo"
+RCE, GRPO_ROUND = "rce", "grpo-round"
 CHECKPOINTS_FILE = "checkpoints.json"  # ids of a training's logged models by epoch
 
 log = logging.getLogger(__name__)
@@ -57,36 +70,76 @@ def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str 
         training = _Training(context, RCE, data, settings, settings.fusion)
         _train(training, train_rce, step, resume)
 
-    step = make_step(context, RCE, RCE, asdict(settings), _inputs(context, data), execute)
+    step = make_step(context, RCE, RCE, asdict(settings), training_inputs(context, data), execute)
     return step
 
 
-def grpo_step(context: Context, data: RLData, start: str, settings: GrpoSettings, resume: str = AUTO) -> Step:
-    """Prepares the optimisation of a start checkpoint with GRPO under a KL penalty; ``resume`` as for ``rce_step``.
+def round_step(
+    context: Context, data: RLData, start: str, settings: GrpoSettings, place: RoundPlace, resume: str = AUTO
+) -> Step:
+    """Prepares one round of GRPO: the optimisation of a policy on trials that were recorded from it.
 
     Args:
-        start: the checkpoint, by path or model URI; it is also the reference policy.
+        start: the policy at the beginning of the round, by path or model URI.
+        place: the round's place among the others.
+        resume: as for ``interrupted_training``.
     """
-    folder = checkpoint_folder(start)
-    selector = read_selector(context, start, folder)
-    meta = read_meta(folder) if folder.is_dir() else {}
-    overrides = "; ".join(meta[name] for name in (Tag.GATE_OVERRIDE, Tag.START_GATE_OVERRIDE) if name in meta)
-    start_override = {str(Tag.START_GATE_OVERRIDE): overrides} if overrides else {}
-    start_inputs: dict[str, str] = {
-        Tag.START_DIGEST: selector_digest(selector),
-        Tag.START: f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(start).name,
-        Tag.START_URI: start if ":/" in start else str(Path(start).resolve()),
+    policy = start_of_grpo(context, start)
+    reference = policy.selector if place.reference is None else read_selector(context, place.reference)
+    inputs: dict[str, Any] = {
+        **training_inputs(context, data),
+        Tag.KL_BETA: settings.kl_beta,
+        Tag.ROUND: place.number,
+        Tag.REFERENCE_POLICY: selector_digest(reference),
+        **policy.tags,
     }
-    inputs = {**_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **start_inputs, **start_override}
 
     def execute() -> None:
-        origin = {str(name): start_inputs[name] for name in (Tag.START_URI, Tag.START_DIGEST)}
-        training = _Training(context, GRPO, data, settings, selector.fusion, origin, start_override)
-        _train(training, train_grpo, step, resume, start=selector)
+        origin = {str(name): policy.tags[name] for name in (Tag.START_URI, Tag.START_DIGEST)}
+        training = _Training(context, GRPO_ROUND, data, settings, policy.selector.fusion, origin, policy.override, place)
+        _train(training, partial(train_grpo, reference=reference), step, resume, start=policy.selector)
 
-    name = f"grpo beta {format_beta(settings.kl_beta)}"
-    step = make_step(context, GRPO, name, asdict(settings), inputs, execute, labels=_used(settings))
+    name = f"grpo beta {format_beta(settings.kl_beta)} round {place.number}"
+    step = make_step(context, GRPO_ROUND, name, {**asdict(settings), "epochs_before": place.epochs_before}, inputs, execute)
     return step
+
+
+class RoundPlace(NamedTuple):
+    """Says where a round of GRPO stands among the others.
+
+    Attributes:
+        number: from 1.
+        epochs_before: number of epochs of the rounds before it, after which its own epochs are counted on.
+        reference: the checkpoint that the KL penalty refers to, by path or model URI; None for the round's own start.
+    """
+
+    number: int = 1
+    epochs_before: int = 0
+    reference: str | None = None
+
+
+class GrpoStart(NamedTuple):
+    """Holds a start checkpoint's selector, the tags that name it, and what bad data it was trained on in spite of."""
+
+    selector: PointerSelector
+    tags: dict[str, str]
+    override: dict[str, str]
+
+
+def start_of_grpo(context: Context, reference: str) -> GrpoStart:
+    """Reads a start checkpoint by path or model URI; errors as ``read_selector``."""
+    folder = checkpoint_folder(reference)
+    selector = read_selector(context, reference, folder)
+    meta = read_meta(folder) if folder.is_dir() else {}
+    overrides = "; ".join(meta[name] for name in (Tag.GATE_OVERRIDE, Tag.START_GATE_OVERRIDE) if name in meta)
+    override = {str(Tag.START_GATE_OVERRIDE): overrides} if overrides else {}
+    tags: dict[str, str] = {
+        Tag.START_DIGEST: selector_digest(selector),
+        Tag.START: f"{meta.get('step', 'file')} epoch {meta.get('epoch', '?')}" if meta else Path(reference).name,
+        Tag.START_URI: reference if ":/" in reference else str(Path(reference).resolve()),
+        **override,
+    }
+    return GrpoStart(selector, tags, override)
 
 
 def find_start(context: Context, reference: str, data: RLData) -> str:
@@ -106,25 +159,9 @@ def start_of_run(run_id: str) -> str:
     return f"models:/{run_tags(run_id)[Tag.BEST_MODEL]}"
 
 
-def find_grpo(context: Context, reference: str, settings: GrpoSettings) -> str:
-    """Returns the id of a GRPO run. For ``auto`` this is the newest finished run of the beta, or a new run if there is none.
-
-    Raises:
-        ParameterError: the run was trained with another beta.
-    """
-    beta = format_beta(settings.kl_beta)
-    if reference != AUTO:
-        trained = float(finished_run_tags(reference, GRPO)[Tag.KL_BETA])
-        if trained != settings.kl_beta:
-            raise ParameterError(f"kl_beta={beta}, but run {reference} was trained with {format_beta(trained)}")
-        return reference
-    run = find_run(GRPO, {**context.common(), Tag.KL_BETA: settings.kl_beta})
-    if run is not None:
-        log.info("grpo_run=auto: taken from %s", describe(run))
-        return str(run.info.run_id)
-    log.info("grpo_run=auto: no finished grpo run of beta %s in this experiment, running it first", beta)
-    data = find_rl_data(context, AUTO)
-    return ensure(grpo_step(context, data, find_start(context, AUTO, data), settings))
+def log_checkpoints(models: Mapping[int, str]) -> None:
+    """Logs the ids of a training's logged models by epoch."""
+    mlflow.log_dict({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
 
 
 def checkpoints_of(run_id: str) -> dict[int, str]:
@@ -139,6 +176,7 @@ class _Training:
     Attributes:
         origin: URI and digest of GRPO's start checkpoint.
         override: the gate's expectations that bad data were let through in spite of, by tag.
+        place: of a round of GRPO.
     """
 
     context: Context
@@ -148,6 +186,7 @@ class _Training:
     fusion: Fusion
     origin: Mapping[str, str] | None = None
     override: Mapping[str, str] | None = None
+    place: RoundPlace | None = None
 
     @property
     def title(self) -> str:
@@ -157,17 +196,16 @@ class _Training:
     def params(self, epoch: int) -> dict[str, Any]:
         """Returns everything that made an epoch's checkpoint what it is."""
         context = {"seed": self.context.seed, "reward_mode": self.context.reward_mode, "rl_data_digest": self.data.digest}
-        return {"epoch": epoch, **context, **asdict(self.settings), **(self.origin or {})}
+        return {"epoch": self.numbered(epoch), **context, **asdict(self.settings), **(self.origin or {})}
+
+    def numbered(self, epoch: int) -> int:
+        """Returns the number of an epoch of this training among the epochs of all rounds."""
+        return epoch + (self.place.epochs_before if self.place else 0)
 
 
-def _inputs(context: Context, data: RLData) -> dict[str, Any]:
+def training_inputs(context: Context, data: RLData) -> dict[str, Any]:
+    """Returns what decides the result of every training on these data, beside its settings."""
     return {**context.common(), Tag.RL_DATA_DIGEST: data.digest, Tag.SUITE_DIGEST: suite_digest(context)}
-
-
-def _used(settings: GrpoSettings) -> dict[str, Any]:
-    """Returns what presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
-    used = {f"used/{name}": getattr(settings, name) for name in PRESET_SETTINGS}
-    return {**used, "used/epsilon_high": settings.epsilon_high or settings.epsilon}
 
 
 def _train(
@@ -230,7 +268,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
             save_selector(unsent.checkpoint(epoch), selector, meta)
             unsent.save_state(state, models)
             models[epoch] = _log_model(training, epoch, unsent.checkpoint(epoch))
-            mlflow.log_metrics(metrics, step=epoch, model_id=models[epoch], dataset=dataset)
+            mlflow.log_metrics(metrics, step=training.numbered(epoch), model_id=models[epoch], dataset=dataset)
             unsent.log_state(state, models)
         _conclude(training, history, models)
     except (MlflowException, OSError, SafetensorError) as error:
@@ -263,7 +301,7 @@ def _replay(
         models[epoch] = _log_model(training, epoch, path)
     for epoch, metrics in enumerate(interrupted.state.history, start=1):
         history.append(dict(metrics))
-        mlflow.log_metrics(dict(metrics), step=epoch, dataset=dataset)
+        mlflow.log_metrics(dict(metrics), step=training.numbered(epoch), dataset=dataset)
     unsent.log_state(interrupted.state, models)
     if not Path(interrupted.source).is_dir():
         close_interrupted(interrupted.source)
@@ -276,9 +314,10 @@ def _conclude(training: _Training, history: list[dict[str, float]], models: Mapp
     best = max(range(1, len(history) + 1), key=lambda epoch: (history[epoch - 1]["expected_reward"], -epoch))
     _, val = split_groups(training.data.groups, training.settings.val_share, training.context.seed)
     diagnosis = diagnose(history, len(val), best)
-    mlflow.log_figure(training_curves(history, training.title, best), "training_curves.png")
-    mlflow.log_dict({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
-    set_tags({Tag.BEST_EPOCH: best, Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
+    title = f"{training.title} (the line marks epoch {best}, which has the highest expected reward)"
+    mlflow.log_figure(training_curves(history, title, [best]), "training_curves.png")
+    log_checkpoints({training.numbered(epoch): model_id for epoch, model_id in models.items()})
+    set_tags({Tag.BEST_EPOCH: training.numbered(best), Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
     set_description(diagnosis)
     log.info("%s: %s", training.title, diagnosis)
 
@@ -289,9 +328,9 @@ def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:
     rows = {"query": [train_SD[first.query_id].tolist()], "candidates": [train_SD[list((first.pool * 4)[:4])].tolist()]}
     name = training.title.lower().replace(" ", "-").replace(".", "-")
     return log_checkpoint(
-        f"{name}-epoch-{epoch}",
+        f"{name}-epoch-{training.numbered(epoch)}",
         checkpoint,
-        epoch=epoch,
+        epoch=training.numbered(epoch),
         params=training.params(epoch),
         tags={Tag.CHECKPOINT_DIGEST: selector_digest(load_selector(checkpoint)), **(training.override or {})},
         example=pd.DataFrame(rows),

@@ -74,7 +74,7 @@ def _card(evaluation: Evaluation, accuracies: Accuracies) -> str:
         registration=registration,
         resources=evaluation.resources,
         settings=evaluation.settings,
-        training=asdict(evaluation.training),
+        training={**asdict(evaluation.rounds), **asdict(evaluation.training)},
         beta=format_beta(evaluation.kl_beta),
         uri=f"models:/{registration.name}@{registration.alias}",
         columns=(0, *evaluation.settings.shots, None),

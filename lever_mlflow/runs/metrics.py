@@ -9,9 +9,10 @@ import mlflow
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["DATA", "epoch_metrics", "finite"]
+__all__ = ["DATA", "ROUNDS", "epoch_metrics", "finite"]
 
 DATA = "data/"  # what the names of figures of the data begin with; they have no epoch
+ROUNDS = "rounds/"  # what the names of figures of GRPO's rounds begin with; their step is the round's number
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -31,7 +32,7 @@ def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
     client = mlflow.MlflowClient()
     epochs: dict[int, dict[str, float]] = {}
     for name in client.get_run(run_id).data.metrics:
-        if not name.startswith(DATA):
+        if not name.startswith((DATA, ROUNDS)):
             for metric in client.get_metric_history(run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
     return {epoch: epochs[epoch] for epoch in sorted(epochs)}

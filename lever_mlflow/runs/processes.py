@@ -13,6 +13,8 @@ from lever_mlflow.runs.tags import Tag, tags_of
 
 __all__ = ["close_interrupted", "is_training", "this_process"]
 
+_PARENT = "mlflow.parentRunId"  # MLflow's own tag
+
 
 def this_process() -> str:
     """Names this process by machine, number and start, for the tag by which others see whether it is still there."""
@@ -34,6 +36,16 @@ def is_training(run: Run) -> bool | None:
 
 
 def close_interrupted(run_id: str) -> None:
-    """Marks a run as KILLED whose process ended without marking it, so that it does not seem to run for ever."""
-    if mlflow.get_run(run_id).info.status == "RUNNING":
-        mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+    """Marks a run as KILLED whose process ended without marking it, and its parents likewise where their process is gone.
+
+    Otherwise such runs would seem to run for ever.
+    """
+    run = mlflow.get_run(run_id)
+    gone = True
+    while gone and run.info.status == "RUNNING":
+        mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+        parent = run.data.tags.get(_PARENT)
+        if parent is None:
+            return
+        run = mlflow.get_run(parent)
+        gone = is_training(run) is False

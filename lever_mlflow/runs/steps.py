@@ -28,7 +28,7 @@ from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, as_text, set_description, set_tags
 
-__all__ = ["Step", "active_run", "ensure", "project_run", "run_here", "run_settings"]
+__all__ = ["Step", "active_run", "ensure", "finished_run", "project_run", "run_as_child", "run_here", "run_settings"]
 
 SETTINGS_FILE = "settings.json"
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
@@ -137,10 +137,20 @@ def run_here(step: Step) -> str:
 
 def ensure(step: Step) -> str:
     """Returns the id of a finished run of exactly this step, or of a child run that does it now."""
+    return finished_run(step) or run_as_child(step)
+
+
+def finished_run(step: Step) -> str | None:
+    """Returns the id of the newest finished run of exactly this step, which the log then names; None if there is none."""
     finished = find_run(step.step, {Tag.KEY: step.key})
-    if finished is not None:
-        log.info("%s: reused from %s", step.name, describe(finished))
-        return str(finished.info.run_id)
+    if finished is None:
+        return None
+    log.info("%s: reused from %s", step.name, describe(finished))
+    return str(finished.info.run_id)
+
+
+def run_as_child(step: Step) -> str:
+    """Runs a step in a child of the active run and returns the child's id."""
     log.info("%s: running", step.name)
     with mlflow.start_run(nested=True, run_name=step.name):
         return run_here(step)

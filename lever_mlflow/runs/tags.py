@@ -63,6 +63,10 @@ class Tag(StrEnum):
     START_GATE_OVERRIDE = "start_gate_override"  # the same, in the training of the start checkpoint
     # training
     KL_BETA = "kl_beta"
+    ROUND = "round"  # of GRPO, from 1
+    ROUNDS_DONE = "rounds_done"
+    ROUNDS_ENDED = "rounds_ended"  # why no further round was begun
+    REFERENCE_POLICY = "reference_policy"  # digest of the selector that the KL penalty of a round refers to
     START = "start"  # the start checkpoint in words
     START_DIGEST = "start_digest"
     START_URI = "start_uri"

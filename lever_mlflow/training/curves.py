@@ -21,13 +21,13 @@ _PANELS = {
 }
 
 
-def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch: int) -> Figure:
-    """Draws a panel for each kind of metric that the run has, and marks the best epoch.
+def training_curves(history: Sequence[dict[str, float]], title: str, marked: Sequence[int]) -> Figure:
+    """Draws a panel for each kind of metric that the run has, with a line at each marked epoch.
 
     Args:
         history: the metrics of each epoch; there is at least one epoch.
-        title: what was trained.
-        best_epoch: number of the epoch with the highest expected reward, from 1.
+        title: what was trained, and what the lines mark.
+        marked: numbers of epochs, from 1.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,7 +44,8 @@ def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch:
     for panel, (name, keys) in zip(axes, panels.items(), strict=False):
         for key in keys:
             panel.plot(epochs, [metrics[key] for metrics in history], marker="o", label=key)
-        panel.axvline(best_epoch, color="#d0d7de", zorder=0)
+        for epoch in marked:
+            panel.axvline(epoch, color="#d0d7de", zorder=0)
         panel.set_title(name)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(fontsize=8)
@@ -52,5 +53,5 @@ def training_curves(history: Sequence[dict[str, float]], title: str, best_epoch:
         unused.set_axis_off()
     for panel in axes[max(0, len(panels) - columns) : len(panels)]:
         panel.set_xlabel("epoch")
-    figure.suptitle(f"{title} (the line marks epoch {best_epoch}, which has the highest expected reward)")
+    figure.suptitle(title)
     return figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import LrScheduler
 from lever_mlflow.training.batches import GroupBatch, GroupTable
 
-__all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
+__all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "no_longer_rising", "train_epochs"]
 
 Metrics = dict[str, float]  # of one epoch, by name
 
@@ -166,7 +166,7 @@ def train_epochs(
         history = [dict(metrics) for metrics in state.history]
         trainer.restore(state)
     for epoch in range(len(history) + 1, settings.epochs + 1):
-        if _stopped(history, settings.early_stopping):
+        if no_longer_rising([metrics["expected_reward"] for metrics in history], settings.early_stopping):
             return
         history.append(trainer.run(epoch))
         yield Epoch(epoch, history[-1], selector, trainer.state(history))
@@ -311,7 +311,6 @@ def _check_finite(loss: float, query_ids: np.ndarray) -> None:
         )
 
 
-def _stopped(history: list[Metrics], patience: int) -> bool:
-    """Tells whether the last ``patience`` epochs brought no higher expected reward than those before; never if it is 0."""
-    rewards = [metrics["expected_reward"] for metrics in history]
-    return bool(patience) and len(rewards) > patience and max(rewards[-patience:]) <= max(rewards[:-patience])
+def no_longer_rising(values: Sequence[float], patience: int) -> bool:
+    """Tells whether the last ``patience`` values are none of them higher than all before; never if ``patience`` is 0."""
+    return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])

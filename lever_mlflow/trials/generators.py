@@ -25,6 +25,7 @@ from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = [
     "BATCH_SIZE",
+    "FIRST_CHOICE",
     "GENERATORS",
     "Generator",
     "PooledQueries",
@@ -38,6 +39,7 @@ __all__ = [
     "without_repeats",
 ]
 
+FIRST_CHOICE = "beam"  # gen_method of beam search, whose first pointer of a query is the most probable one that it found
 BATCH_SIZE = 256  # queries that go through the selector at once
 
 
@@ -100,7 +102,7 @@ def beam_pointers(inputs: RolloutInputs, batch: QueryBatch) -> list[list[Proposa
     beam = inputs.selector.beam(batch.query_BD, batch.candidates_BND, settings.shots, settings.beam_width)
     return [
         [
-            Proposal(tuple(pointer), {"gen_method": "beam", "beam_rank": rank, "beam_score": score})
+            Proposal(tuple(pointer), {"gen_method": FIRST_CHOICE, "beam_rank": rank, "beam_score": score})
             for rank, (pointer, score) in enumerate(zip(pointers, scores, strict=True))
         ]
         for pointers, scores in zip(beam.pointers_BWK.tolist(), beam.logprobs_BW.tolist(), strict=True)

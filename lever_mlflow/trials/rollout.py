@@ -16,14 +16,14 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import RolloutSettings
-from lever_mlflow.trials.generators import GENERATORS, PooledQueries, RolloutInputs, propose
+from lever_mlflow.settings import RewardMode, RolloutSettings
+from lever_mlflow.trials.generators import FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
 from lever_mlflow.trials.mining import is_mined, is_positive, mined_trials
 from lever_mlflow.trials.recording import query_record, try_out, with_gt_prob
 from lever_mlflow.trials.rl_data import Group
 from lever_mlflow.vlm.prompt import Prompt
 
-__all__ = ["check_settings", "choose_queries", "is_mined", "positive_query_rate", "rollout"]
+__all__ = ["check_settings", "choose_queries", "first_choice_reward", "is_mined", "positive_query_rate", "rollout"]
 
 
 def check_settings(settings: RolloutSettings) -> None:
@@ -43,15 +43,25 @@ def check_settings(settings: RolloutSettings) -> None:
         raise ParameterError(f"{', '.join(GENERATORS)}: all 0, which leaves nothing to try; turn one on")
 
 
-def choose_queries(train: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+def choose_queries(train: Sequence[Sample], count: int, seed: int, round_number: int = 1) -> list[Sample]:
     """Draws ``count`` training items uniformly without replacement, as queries of the rollout, in the order of ``train``.
+
+    Each round of GRPO goes on in the same random order where the round before it stopped, so that no item is a query twice
+    before every item has been one.
+
+    Args:
+        train: the training items.
+        count: number of queries.
+        seed: seed of the order.
+        round_number: number of the round, from 1.
 
     Raises:
         ParameterError: ``count`` is below 1 or above the number of training items.
     """
     if not 1 <= count <= len(train):
         raise ParameterError(f"n_queries={count}, but the training split has {len(train)} items; choose 1 to {len(train)}")
-    rows = np.random.default_rng([seed, SeedStream.QUERIES]).permutation(len(train))[:count]
+    order = np.random.default_rng([seed, SeedStream.QUERIES]).permutation(len(train))
+    rows = np.roll(order, -count * (round_number - 1))[:count]
     return [train[row] for row in sorted(rows.tolist())]
 
 
@@ -97,6 +107,13 @@ def rollout(
         Group(query_id=query.index, pool=tuple(pool), trials=tuple(recorded), query=query_record(query))
         for query, pool, recorded in zip(queries, pools_QN.tolist(), trials, strict=True)
     ]
+
+
+def first_choice_reward(groups: Sequence[Group], mode: RewardMode) -> float | None:
+    """Returns the mean reward of the pointers that the starting policy found best; None where beam search recorded none."""
+    best = [next((i for i, trial in enumerate(group.trials) if trial.gen_method == FIRST_CHOICE), None) for group in groups]
+    rewards = [group.rewards_G(mode)[i] for group, i in zip(groups, best, strict=True) if i is not None]
+    return float(np.mean(rewards)) if rewards else None
 
 
 def positive_query_rate(groups: Sequence[Group], *, mined: bool = True) -> float:

@@ -1,14 +1,14 @@
 """Options of GRPO: presets, and what is given beside them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import click
 import pytest
 
 import entrypoints.grpo
 import entrypoints.main
-from lever_mlflow.cli.options import grpo_settings
-from lever_mlflow.settings import GRPO_PRESETS, GrpoSettings
+from lever_mlflow.cli.options import Part, settings_of
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RolloutSettings, RoundSettings, preset_of
 
 VARYING = ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
 
@@ -21,8 +21,7 @@ def chosen(monkeypatch):
         values = {}
         command = click.Command("grpo", params=entrypoints.grpo.main.params, callback=lambda **given: values.update(given))
         command.main(list(arguments), standalone_mode=False)
-        fields = {name: values[name] for name in asdict(GrpoSettings())}
-        return grpo_settings(values["preset"], **fields)
+        return settings_of(GrpoSettings, values)
 
     return parse
 
@@ -47,7 +46,7 @@ def test_the_predecessors_settings(chosen):
 def test_what_is_given_wins_over_the_preset(chosen):
     given = chosen("--preset=predecessor", "--lr=0.001", "--freeze_backbone=false", "--batch_size=4", "--kl_beta=0.3")
     expected = {"lr": 0.001, "freeze_backbone": False, "batch_size": 4, "kl_beta": 0.3}
-    assert given == replace(GRPO_PRESETS["predecessor"], **expected)
+    assert given == replace(preset_of(GrpoSettings, "predecessor"), **expected)
 
 
 def test_an_epsilon_alone_clips_on_both_sides(chosen):
@@ -80,3 +79,15 @@ def test_help_says_what_auto_is(command, name, start):
     (option,) = (option for option in command.params if option.name == name)
     rest = "rate of the AdamW optimizer. The value auto means 0.0002, and 5e-06 with preset=predecessor."
     assert option.help == f"{start} {rest}"
+
+
+def test_a_preset_is_the_set_up_of_the_whole_experiment():
+    values = {}
+    command = click.Command("main", params=entrypoints.main.main.params, callback=lambda **given: values.update(given))
+    command.main(["--preset=predecessor", "--shots=1,2"], standalone_mode=False)
+    assert settings_of(RoundSettings, values) == RoundSettings(rounds=1)
+    rollout = settings_of(Part(RolloutSettings, ("n_queries", "pool_sampler")), values)
+    assert rollout == RolloutSettings(pool_sampler="random", shots=2)
+    evaluation = settings_of(Part(EvalSettings, ("shots", "pool_sampler")), values)
+    assert evaluation == EvalSettings(pool_sampler="random", shots=(1, 2))
+    assert settings_of(Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_"), values) == preset_of(GrpoSettings, "predecessor")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from entrypoints.rollout import main
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.runs import artifacts
-from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.settings import RolloutSettings, preset_names
 from lever_mlflow.trials.rl_data import load_rl_data
 
 SMALL = {
@@ -56,7 +56,8 @@ def test_every_setting_is_an_option_with_its_default():
     options = {option.name: option for option in main.params}
     assert {field.name for field in fields(RolloutSettings)} <= options.keys()
     for name, value in asdict(RolloutSettings()).items():
-        assert options[name].type.convert(options[name].default, options[name], None) == value
+        default = options[name].type.convert(options[name].default, options[name], None)
+        assert default == ("auto" if name in preset_names(RolloutSettings) else value)
 
 
 def test_every_option_changes_what_is_tried(recorded):
@@ -91,7 +92,11 @@ def test_a_generator_may_be_off_but_not_all(recorded, rollout):
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("pool_sampler", "best", "'best' is not one of 'random', 'image-similarity', 'text-similarity', 'mixed'"),
+        (
+            "pool_sampler",
+            "best",
+            "'best' is not one of 'random', 'image-similarity', 'text-similarity', 'fused-similarity', 'mixed'",
+        ),
         ("beam_width", -1, "'-1' is not a whole number of at least 0"),
         ("temperatures", "1,0", "'0' is not a number of at least 0.05"),
         ("samples_per_temperature", "x", "'x' is not a whole number"),

@@ -6,7 +6,7 @@ import pandas as pd
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs, Registration, ResourceNames, RLDataSummary
 from lever_mlflow.registry.versions import beta_alias
-from lever_mlflow.settings import EvalSettings, GrpoSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RoundSettings
 from lever_mlflow.vlm.prompt import PROFILES
 
 NAME = "lever-selector-mini-mini"
@@ -36,6 +36,7 @@ def evaluation_of(questions, kl_beta=0.12, run_id="run", *, training=None, resou
         run_id=run_id,
         git_commit="c0ffee",
         settings=EvalSettings(**choices | (settings or {})),
+        rounds=RoundSettings(rounds=1),
         training=training or GrpoSettings(kl_beta=kl_beta, lr=5e-6, epochs=2),
         inputs=EvaluationInputs(
             **{

@@ -13,12 +13,15 @@ import pytest
 from helpers.projects import ROOT, error_lines
 
 from lever_mlflow.pipeline import rollout, training
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data
-from lever_mlflow.pipeline.training import find_start, grpo_step
+from lever_mlflow.pipeline.training import find_start
 from lever_mlflow.runs.steps import project_run, run_here
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.serving import retriever_model
-from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings, RoundSettings
+
+ONE_ROUND = RoundSettings(rounds=1)
 
 NAME = "lever-selector-mini-mini"
 ROUNDED = 0.005 + 1e-9  # a figure of two decimals, of which the third may have been a 5
@@ -259,7 +262,7 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
     with project_run("test") as run:
         data = find_rl_data(line, "auto")
         start = find_start(line, "auto", data)
-        run_here(grpo_step(line, data, start, GrpoSettings(kl_beta=0.12, epochs=1)))
+        run_here(grpo_step(line, data, start, GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     assert [message.split(",")[0] for message in caplog.messages if "running" in message] == [
         "rl_data=auto: no finished rollout with these settings in this experiment",
         "rollout: running",

@@ -19,13 +19,16 @@ from mlflow import MlflowClient
 
 import entrypoints.grpo
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.resume import interrupted_training
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
-from lever_mlflow.pipeline.training import checkpoints_of, grpo_step, rce_step
+from lever_mlflow.pipeline.training import checkpoints_of, rce_step
 from lever_mlflow.runs import processes
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.settings import GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
+
+ONE_ROUND = RoundSettings(rounds=1)
 
 
 @pytest.mark.slow
@@ -149,7 +152,7 @@ def test_a_checkpoint_for_other_features_is_named(local, good_rl_data, tmp_path,
     save_selector(tmp_path / "other", PointerSelector(**choices), {})
     told = rf"other: its selector takes features of \d+ numbers, but encoder=mini gives {given}; give the encoder that it"
     for make in (
-        lambda: grpo_step(line, data, str(tmp_path / "other"), GrpoSettings()),
+        lambda: grpo_step(line, data, str(tmp_path / "other"), GrpoSettings(), ONE_ROUND),
         lambda: rollout_step(line, RolloutSettings(), str(tmp_path / "other")),
     ):
         with pytest.raises(CheckpointError, match=told):

@@ -14,15 +14,17 @@ from mlflow import MlflowClient
 from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.pipeline import promotion
 from lever_mlflow.pipeline.evaluation import evaluate_step
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.promotion import promote_step, read_listing, rollback_step, status_step
 from lever_mlflow.pipeline.rollout import find_rl_data
-from lever_mlflow.pipeline.training import grpo_step
 from lever_mlflow.registry import champion, versions
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.runs import artifacts
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, format_beta
+from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RoundSettings, format_beta
+
+ONE_ROUND = RoundSettings(rounds=1)
 
 
 @pytest.fixture
@@ -246,7 +248,9 @@ def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_r
     save_selector(tmp_path / "start", PointerSelector(), {})
     for kl_beta, size in ((0.12, 5), (0.15, 9)):
         grpo = run_step(
-            lambda beta=kl_beta: grpo_step(line, data, str(tmp_path / "start"), GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3))
+            lambda beta=kl_beta: grpo_step(
+                line, data, str(tmp_path / "start"), GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3), ONE_ROUND
+            )
         )
         small = EvalSettings(sizes=(size,), shots=(1, 2), n_selection=3, n_oracle=0)
         run_step(lambda run_id=grpo.info.run_id, small=small: evaluate_step(line, run_id, small))

@@ -18,14 +18,17 @@ from lever_mlflow.exceptions import CheckpointError, DataError, GateError, Missi
 from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step
 from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation, read_evaluation
 from lever_mlflow.pipeline.gate import validate_step
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_step
-from lever_mlflow.pipeline.training import grpo_step, rce_step
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import artifacts, steps
 from lever_mlflow.runs.steps import run_settings
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
 from lever_mlflow.trials.rl_data import load_rl_data
+
+ONE_ROUND = RoundSettings(rounds=1)
 
 NAME = "lever-selector-mini-mini"
 
@@ -90,7 +93,7 @@ def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good
     data = find_rl_data(line, good_rl_data)
     rce = run_step(lambda: rce_step(line, data, RceSettings(epochs=1)))
     start = rce.data.tags["lever.best_model"]
-    grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3, pool_size=4, pool_sampler="text-similarity")
     evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
     assert evaluation.data.params["pool_sampler"] == "text-similarity"
@@ -140,7 +143,9 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     save_selector(tmp_path / "same", start, {})
     other = PointerSelector().eval()
     torch.save({"model_state_dict": other.state_dict()}, tmp_path / "old.pt")
-    grpo = run_step(lambda: grpo_step(line, data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)))
+    grpo = run_step(
+        lambda: grpo_step(line, data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12), ONE_ROUND)
+    )
     small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
     paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
     run = run_step(lambda: evaluate_step(line, grpo.info.run_id, small, paths))
@@ -179,7 +184,7 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
     data = find_rl_data(line, bad_rl_data)
     rce = run_step(lambda: rce_step(line, data, RceSettings(epochs=1)))
     start = rce.data.tags["lever.best_model"]
-    grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1)))
+    grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
     evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
     model = mlflow.get_logged_model(grpo.data.tags["lever.best_model"])

@@ -17,13 +17,16 @@ from mlflow.exceptions import MlflowException
 from lever_mlflow.pipeline.comparison import compare_step
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.evaluation import evaluate_step, read_records
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.promotion import promote_step, read_listing, status_step
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data
-from lever_mlflow.pipeline.training import grpo_step, rce_step
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.registry import champion, model_card
 from lever_mlflow.runs import artifacts
-from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RceSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RceSettings, RoundSettings
+
+ONE_ROUND = RoundSettings(rounds=1)
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +75,9 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     evaluations = []
     for kl_beta in (0.12, 0.15):
         grpo = run_step(
-            lambda beta=kl_beta: grpo_step(team, data, start, GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3, batch_size=8))
+            lambda beta=kl_beta: grpo_step(
+                team, data, start, GrpoSettings(kl_beta=beta, epochs=1, lr=1e-3, batch_size=8), ONE_ROUND
+            )
         )
         evaluations.append(run_step(lambda run_id=grpo.info.run_id: evaluate_step(team, run_id, SMALL)).info.run_id)
     compared = run_step(lambda: compare_step(team, evaluations, "en"))

@@ -15,12 +15,23 @@ from lever_mlflow.files.images import read_image
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.evaluation import evaluate_step
 from lever_mlflow.pipeline.gate import validate_step
+from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
-from lever_mlflow.pipeline.training import grpo_step, rce_step
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import artifacts
-from lever_mlflow.settings import DataSettings, EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings
+from lever_mlflow.settings import (
+    DataSettings,
+    EvalSettings,
+    GateSettings,
+    GrpoSettings,
+    RceSettings,
+    RolloutSettings,
+    RoundSettings,
+)
 from lever_mlflow.trials.rl_data import load_rl_data
+
+ONE_ROUND = RoundSettings(rounds=1)
 
 ROLLOUT = RolloutSettings(
     n_queries=12, pool_size=8, beam_width=2, temperatures=(1.0,), samples_per_temperature=1, random_pointers=1
@@ -109,7 +120,9 @@ def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache
             assert ids[int(index)] == entry["query"]["question_id"]
     data = read_rl_data(skipping, rollout.info.run_id)
     rce = run_step(lambda: rce_step(skipping, data, RceSettings(epochs=1)))
-    grpo = run_step(lambda: grpo_step(skipping, data, f"models:/{rce.data.tags['lever.best_model']}", GrpoSettings(epochs=1)))
+    grpo = run_step(
+        lambda: grpo_step(skipping, data, f"models:/{rce.data.tags['lever.best_model']}", GrpoSettings(epochs=1), ONE_ROUND)
+    )
     evaluation = run_step(lambda: evaluate_step(skipping, grpo.info.run_id, EVALUATION))
     for run in (rollout, rce, grpo, evaluation):
         assert (run.info.status, run.data.params["on_bad_item"]) == ("FINISHED", "skip")

@@ -9,14 +9,14 @@ from lever_mlflow.data.candidate_pools import candidate_pools
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import RolloutSettings
+from lever_mlflow.settings import RolloutSettings, preset_of
 from lever_mlflow.trials import generators
 from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import choose_queries, is_mined, positive_query_rate, rollout
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
 
-SETTINGS = RolloutSettings(pool_size=10)
-OFF = RolloutSettings(pool_size=10, beam_width=0, samples_per_temperature=0, retrieval_per_feature=0, random_pointers=0)
+SETTINGS = preset_of(RolloutSettings, "predecessor", pool_size=10)  # two shots, from random pools
+OFF = replace(SETTINGS, beam_width=0, samples_per_temperature=0, retrieval_per_feature=0, random_pointers=0)
 MINING = replace(OFF, random_pointers=1, mine_positives=8)
 
 
@@ -109,7 +109,7 @@ def test_rollout_repeats_and_survives_the_file(samples, features, selector, tmp_
 
 def test_a_pool_must_be_larger_than_the_shots(samples, features, selector):
     with pytest.raises(ParameterError, match="pool_size=2 with 2 shots"):
-        record(samples, features, selector, RolloutSettings(pool_size=2))
+        record(samples, features, selector, replace(SETTINGS, pool_size=2))
     with pytest.raises(ParameterError, match="n_queries=31, but the training split has 30"):
         choose_queries(samples, 31, 0)
 

@@ -1,0 +1,251 @@
+"""Defines the GRPO step: rounds of fresh trials, data gate and optimisation, each as child runs; and finds its runs again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from lever_mlflow.exceptions import GateError, ParameterError
+from lever_mlflow.gate import GateResult
+from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.gate import find_verdict, pass_gate
+from lever_mlflow.pipeline.resume import check_same_step
+from lever_mlflow.pipeline.rollout import find_rl_data, recorded_settings, rl_data_of_run, rollout_step
+from lever_mlflow.pipeline.training import (
+    GrpoStart,
+    RoundPlace,
+    checkpoints_of,
+    find_start,
+    log_checkpoints,
+    round_step,
+    start_of_grpo,
+    training_inputs,
+)
+from lever_mlflow.runs.artifacts import read_json
+from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics
+from lever_mlflow.runs.processes import this_process
+from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
+from lever_mlflow.runs.tags import Tag, finished_run_tags, run_tags, set_description, set_tags
+from lever_mlflow.settings import (
+    AUTO,
+    NONE,
+    GrpoSettings,
+    Preset,
+    RolloutSettings,
+    RoundSettings,
+    format_beta,
+    preset_names,
+    preset_of,
+)
+from lever_mlflow.training.curves import training_curves
+from lever_mlflow.training.loop import no_longer_rising
+from lever_mlflow.trials.rl_data import RLData, check_fits
+from lever_mlflow.trials.rollout import first_choice_reward, positive_query_rate
+
+__all__ = ["GRPO", "candidates_of", "find_grpo", "grpo_step"]
+
+GRPO = "grpo"
+ROUNDS_FILE, LAST_EPOCHS = "rounds.json", "last_epochs"  # the numbers of the last epochs of the rounds
+# what a round shows of its last epoch, by the metric of the epoch
+_OF_ROUND = {"expected_reward": "expected_reward", "kl_exact": "val_kl_exact", "picks_changed": "picks_changed"}
+
+log = logging.getLogger(__name__)
+
+
+def grpo_step(
+    context: Context, data: RLData, start: str, settings: GrpoSettings, rounds: RoundSettings, resume: str = AUTO
+) -> Step:
+    """Prepares the optimisation of a start checkpoint with GRPO under a KL penalty, in rounds.
+
+    Args:
+        data: the trials that the first round learns from; each later round records its own, in the same way.
+        start: the checkpoint that the first round starts from, by path or model URI.
+        settings: of the optimisation in each round.
+        rounds: how many rounds there are, and what they share.
+        resume: as for ``interrupted_training``, for the first round that has not finished; or the run of the interrupted step.
+    """
+    policy = start_of_grpo(context, start)
+    inputs = {**training_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **policy.tags}
+    values = {**asdict(settings), **asdict(rounds)}
+
+    def execute() -> None:
+        _Rounds(context, data, policy, settings, rounds, _resumed(step, resume)).run()
+
+    name = f"grpo beta {format_beta(settings.kl_beta)}"
+    step = make_step(context, GRPO, name, values, inputs, execute, labels=_used(settings, rounds))
+    return step
+
+
+def find_grpo(context: Context, reference: str, kl_beta: float, preset: Preset = "default") -> str:
+    """Returns the id of a GRPO run. For ``auto`` this is the newest finished run of the beta, or a new one of the preset.
+
+    Raises:
+        ParameterError: the run was trained with another beta.
+    """
+    beta = format_beta(kl_beta)
+    if reference != AUTO:
+        trained = float(finished_run_tags(reference, GRPO)[Tag.KL_BETA])
+        if trained != kl_beta:
+            raise ParameterError(f"kl_beta={beta}, but run {reference} was trained with {format_beta(trained)}")
+        return reference
+    run = find_run(GRPO, {**context.common(), Tag.KL_BETA: kl_beta})
+    if run is not None:
+        log.info("grpo_run=auto: taken from %s", describe(run))
+        return str(run.info.run_id)
+    log.info("grpo_run=auto: no finished grpo run of beta %s in this experiment, running it first", beta)
+    data = find_rl_data(context, AUTO, preset_of(RolloutSettings, preset))
+    settings, rounds = preset_of(GrpoSettings, preset, kl_beta=kl_beta), preset_of(RoundSettings, preset)
+    return ensure(grpo_step(context, data, find_start(context, AUTO, data), settings, rounds))
+
+
+def candidates_of(run_id: str) -> dict[int, str]:
+    """Returns the ids of the logged models that a finished GRPO run offers for registration, by epoch.
+
+    These are the last epoch of each round, which the next round started from, and every epoch of the last round.
+    """
+    ends, models = read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS], checkpoints_of(run_id)
+    begun_after = ends[-2] if len(ends) > 1 else 0
+    return {epoch: model_id for epoch, model_id in models.items() if epoch in ends or epoch > begun_after}
+
+
+@dataclass
+class _Rounds:
+    """Runs the rounds of one GRPO step, and logs in its run what they have come to.
+
+    Attributes:
+        start: the first start; ``policy`` is the URI of the policy reached so far.
+        resume: of the first round that has not finished; ``none`` trains every round anew.
+        models: ids of the logged models by epoch, over all rounds.
+        rewards: mean reward of the policy's first choice on the fresh trials of each round.
+        overrides: what ``on_bad_data=warn`` let through, by round.
+        history: the metrics of each epoch, over all rounds; ``ends`` are the numbers of the rounds' last epochs.
+    """
+
+    context: Context
+    data: RLData
+    start: GrpoStart
+    settings: GrpoSettings
+    rounds: RoundSettings
+    resume: str
+    models: dict[int, str] = field(default_factory=dict)
+    rewards: list[float] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy = self.start.tags[Tag.START_URI]
+
+    def run(self) -> None:
+        """Runs the rounds until they are done, the data gate stops one, or they no longer help."""
+        context, data = self.context, self.data
+        check_fits(data, context.resources.train)
+        set_tags({Tag.PROCESS: this_process()})
+        let_through = pass_gate(context, data, find_verdict(context, data))
+        self.overrides += let_through.values()
+        ended = ""
+        for number in range(1, self.rounds.rounds + 1):
+            if number > 1:
+                recorded = recorded_settings(self.data)
+                data = rl_data_of_run(context, ensure(rollout_step(context, recorded, self.policy, number)))
+                ended = self._why_to_end(number, data)
+                if ended:
+                    log.warning("%s", ended)
+                    break
+            self._log_trials(number, data)
+            self._optimise(number, data)
+        self._conclude(ended)
+
+    def _why_to_end(self, number: int, data: RLData) -> str:
+        """Says why no round is begun with these trials; empty where one is."""
+        verdict = find_verdict(self.context, data)
+        if verdict.failed_critical:
+            refusal = self._refusal(number, verdict)
+            if refusal:
+                return refusal
+        reward = first_choice_reward(data.groups, self.context.reward_mode)
+        rewards = [*self.rewards, *([] if reward is None else [reward])]
+        if no_longer_rising(rewards, self.rounds.round_patience):
+            shown = ", ".join(f"{value:.3f}" for value in rewards)
+            return f"ended before round {number}: the reward of the policy's first choice no longer rises ({shown})"
+        return ""
+
+    def _refusal(self, number: int, verdict: GateResult) -> str:
+        """Says why the gate stops a round; empty where ``on_bad_data=warn`` lets it through, which is recorded."""
+        try:
+            if self.context.gate.on_bad_data == "stop":
+                verdict.raise_if_critical()
+        except GateError as error:
+            return f"ended before round {number} with what was reached: {error}"
+        self.overrides.append(f"round {number}: {', '.join(verdict.failed_critical)}")
+        set_tags({Tag.GATE_OVERRIDE: "; ".join(self.overrides)})
+        return ""
+
+    def _log_trials(self, number: int, data: RLData) -> None:
+        """Logs what the fresh trials of a round say of the policy that they were recorded from."""
+        figures = {"positive_query_rate": positive_query_rate(data.groups)}
+        reward = first_choice_reward(data.groups, self.context.reward_mode)
+        if reward is not None:
+            self.rewards.append(reward)
+            figures["first_choice_reward"] = reward
+        mlflow.log_metrics({f"{ROUNDS}{name}": value for name, value in figures.items()}, step=number)
+
+    def _optimise(self, number: int, data: RLData) -> None:
+        """Trains a round as a child run, or takes the finished one, and adds its epochs to those of the rounds before."""
+        reference = self.start.tags[Tag.START_URI] if self.rounds.kl_reference == "start" and number > 1 else None
+        place = RoundPlace(number, len(self.models), reference)
+        step = round_step(self.context, data, self.policy, self.settings, place, self.resume)
+        run_id = None if self.resume == NONE else finished_run(step)
+        if run_id is None:
+            run_id = run_as_child(step)
+            self.resume = NONE if self.resume == NONE else AUTO  # a named run is gone on from once
+        self.models |= checkpoints_of(run_id)
+        epochs = epoch_metrics(run_id)
+        for epoch, metrics in epochs.items():
+            mlflow.log_metrics(metrics, step=epoch)
+        self.history += epochs.values()
+        self.ends.append(len(self.history))
+        self.policy = f"models:/{self.models[len(self.history)]}"
+        last = {name: self.history[-1][metric] for name, metric in _OF_ROUND.items()}
+        mlflow.log_metrics({f"{ROUNDS}{name}": value for name, value in last.items()}, step=number)
+
+    def _conclude(self, ended: str) -> None:
+        """Logs the checkpoints and curves of all rounds, and says in words what the rounds came to."""
+        log_checkpoints(self.models)
+        mlflow.log_dict({LAST_EPOCHS: self.ends}, ROUNDS_FILE)
+        title = f"GRPO beta {format_beta(self.settings.kl_beta)} (the lines mark the last epoch of each round)"
+        mlflow.log_figure(training_curves(self.history, title, self.ends), "training_curves.png")
+        last, done = len(self.history), len(self.ends)
+        rewards = ", ".join(f"{reward:.3f}" for reward in self.rewards)
+        trend = f"; reward of the policy's first choice on the fresh trials of each round: {rewards}" if rewards else ""
+        description = f"{done} of {self.rounds.rounds} round{'s' * (self.rounds.rounds != 1)}, {last} epochs{trend}"
+        if ended:
+            description = f"{description}; {ended}"
+            set_tags({Tag.ROUNDS_ENDED: ended})
+        set_tags({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
+        set_description(description)
+        log.info("GRPO beta %s: %s", format_beta(self.settings.kl_beta), description)
+
+
+def _resumed(step: Step, resume: str) -> str:
+    """Returns what the rounds go on from; for the interrupted run of the whole step, this is the newest of its rounds.
+
+    Raises:
+        ParameterError: that run is of other settings, data or code, or it is still running.
+    """
+    if resume in (AUTO, NONE) or Path(resume).is_dir() or run_tags(resume).get(Tag.STEP) != GRPO:
+        return resume
+    check_same_step(step, resume)
+    return AUTO
+
+
+def _used(settings: GrpoSettings, rounds: RoundSettings) -> dict[str, Any]:
+    """Returns what presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
+    parts = (settings, rounds)
+    used = {f"used/{name}": getattr(part, name) for part in parts for name in preset_names(type(part))}
+    return {**used, "used/epsilon_high": settings.epsilon_high or settings.epsilon}
