@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from lever_mlflow.evaluation.policies import BASELINES, is_baseline
@@ -13,29 +13,27 @@ _DIGITS = 9  # of an accuracy; below them, equal accuracies may differ by the or
 
 
 class Strongest(NamedTuple):
-    """Holds the strongest of several policies and its accuracy at a shot count; None is the mean over shots."""
+    """Holds the strongest of several baselines and its accuracy at a shot count; None is the mean over shots."""
 
     policy: str
     shots: int | None
     accuracy: float
 
 
-def strongest(
-    accuracies: Mapping[tuple[str, int | None], float], shots: int | None, among: Callable[[str], bool] = is_baseline
-) -> Strongest | None:
-    """Finds the policy with the highest accuracy at a shot count; of equal ones, the first in the order of ``BASELINES``.
+def strongest(accuracies: Mapping[tuple[str, int | None], float], shots: int | None) -> Strongest | None:
+    """Finds the baseline with the highest accuracy at a shot count; of equal ones, the first in the order of ``BASELINES``.
 
-    A policy without demonstrations, as zero-shot is, takes part at every shot count with its accuracy at 0.
+    A baseline without demonstrations, as zero-shot is, takes part at every shot count with its accuracy at 0.
 
     Args:
-        accuracies: by policy and shot count, all on the same questions; None stands for the mean over shots.
-        among: says which policies take part.
+        accuracies: by policy and shot count, all on the same questions; None stands for the mean over shots. Policies that are
+            no baselines are passed over.
 
     Returns:
-        None where no policy that takes part has an accuracy.
+        None where no baseline has an accuracy.
     """
     known: dict[str, Strongest] = {}
-    for policy in dict.fromkeys(policy for policy, _ in accuracies if among(policy)):
+    for policy in dict.fromkeys(policy for policy, _ in accuracies if is_baseline(policy)):
         at = shots if (policy, shots) in accuracies else 0
         if (policy, at) in accuracies:
             known[policy] = Strongest(policy, at, accuracies[policy, at])

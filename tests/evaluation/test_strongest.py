@@ -37,9 +37,9 @@ def test_the_strongest_at_each_shot_count_and_in_the_mean(shots, expected):
     assert strongest(ACCURACIES, shots) == expected
 
 
-def test_only_those_that_take_part_are_compared():
-    assert strongest(ACCURACIES, 2, among=SIMILARITY_BASELINES.__contains__) == ("fused-similarity", 2, 43.0)
-    assert strongest(ACCURACIES, 1, among=lambda policy: policy == "nothing") is None
+def test_where_there_is_no_baseline_none_is_the_strongest():
+    assert strongest({}, 1) is None
+    assert strongest({("random", 2): 50.0}, 1) is None
     assert strongest({("start", 1): 80.0, ("champion", 1): 70.0, ("epoch 12", 1): 60.0}, 1) is None
 
 
