@@ -88,6 +88,10 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
     assert version.tags["promotion_run"] == run.info.run_id
     assert version.tags["promotion_override"] == "none"
     assert version.tags["promotion_random"] == f"over random demonstrations: {gain}"
+    assert (version.tags["strongest_baseline"], f"{version.tags['gain_over_strongest']},") == (
+        "random",
+        gain.split(" p =")[0].replace(" points", ""),
+    )
     assert version.tags["promotion_similarity"].startswith(f"{similar} [")
     assert version.description.startswith("A card.\n\n## Promotion\n\nChampion since ")
     assert f"in place of version none, run {run.info.run_id}." in version.description
@@ -274,6 +278,7 @@ def test_rollback_and_status(local, register):
         run_step(lambda: rollback_step(local()))
     register(0.12, right(10, 20))
     register(0.15, right(20, 20), start_gate_override="x is 0")
+    MlflowClient().delete_model_version_tag(NAME, "2", "gain_over_strongest")  # as of an older evaluation
     promote(local, 0.12)
     promote(local, 0.15, force=True)
     run = run_step(lambda: rollback_step(local()))
@@ -282,15 +287,17 @@ def test_rollback_and_status(local, register):
     assert (run.data.tags["mlflow.note.content"], run.data.tags["lever.champion"]) == (told, "1")
     listing = run_step(lambda: status_step(local())).info.run_id
     lines = read_listing(listing).splitlines()
-    assert lines[0] == f"{NAME}: VQA accuracy in percent, 95 % intervals"
+    assert lines[0] == f"{NAME}: VQA accuracy in percent, gain in points as a mean over shots, 95 % intervals"
     columns = [line.split("  ") for line in (re.sub(r" {2,}", "  ", line) for line in lines[1:])]
     assert columns[0] == (
-        "beta  version  aliases  epoch  questions  1 shot  2 shots  data set  RL data  gate  overridden".split("  ")
+        "beta  version  aliases  epoch  questions  1 shot  2 shots  gain over strongest baseline  data set  RL data  gate  "
+        "overridden".split("  ")
     )
     interval = MlflowClient().get_model_version(NAME, "1").tags["acc_n40_shots1_interval"]
     digests = ["digest of dataset", "digest of rl_data", "pass"]
-    first = ["0.12", "1", "champion, kl-0-12", "1", "40", *[f"75.00 {interval}"] * 2, *digests, "-"]
-    second = ["0.15", "2", "kl-0-15, previous-champion", "1", "40", *["100.00 [100.00, 100.00]"] * 2, *digests]
+    first = ["0.12", "1", "champion, kl-0-12", "1", "40", *[f"75.00 {interval}"] * 2, "+25.00 [+12.50, +40.00] over random"]
+    first += [*digests, "-"]
+    second = ["0.15", "2", "kl-0-15, previous-champion", "1", "40", *["100.00 [100.00, 100.00]"] * 2, "-", *digests]
     assert columns[1] == first
     assert columns[2] == [*second, "start_gate_override, forced: gate"]
     for start in (lines[1].index("gate"), lines[1].index("1 shot ")):
