@@ -45,6 +45,7 @@ __all__ = [
     "RoundSettings",
     "ScaleRewards",
     "ServingSettings",
+    "SimilarityEvidence",
     "SweepInputs",
     "TrainingInputs",
     "ValidationInputs",
@@ -73,6 +74,7 @@ Preset = Literal["default", "predecessor"]
 RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 ScaleRewards = Literal["group", "batch", "none"]
+SimilarityEvidence = Literal["better", "not-worse"]
 
 
 @dataclass(frozen=True)
@@ -492,6 +494,11 @@ class PromotionSettings:
         0.0,
         at_least=0,
         help="Points of accuracy by which a version must beat the champion; 0 asks only that it is not significantly worse.",
+    )
+    similarity: SimilarityEvidence = option(
+        "better",
+        help="How a version must compare with the strongest similarity baseline: significantly better, or only not "
+        "significantly worse (not-worse). The evidence says when not-worse was asked.",
     )
     force: bool = option(False, help="Whether to promote in spite of the evidence, which a tag of the version then records.")
 

@@ -26,9 +26,10 @@ from lever_mlflow.comparison.facts import (
 )
 from lever_mlflow.comparison.findings import Interval, Kind
 from lever_mlflow.comparison.results import RunResult
-from lever_mlflow.evaluation.policies import epoch_policy, is_baseline
+from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.statistics import holm, interval, questions_needed, resampled_means, sign_flip_p_value
+from lever_mlflow.evaluation.strongest import strongest
 
 __all__ = ["LEVEL", "TIE", "Pair", "against_baselines", "against_strongest", "differences"]
 
@@ -123,25 +124,24 @@ def against_strongest(
     rows: list[tuple[dict[str, Any], _Untested]] = []
     for run, k in itertools.product(runs, shots):
         best = run.best.accuracy_at(sizes[-1], k) if run.best else None
-        baselines = {name: _at(cells.get(sizes[-1], {}), k) for name, cells in run.baselines.items() if is_baseline(name)}
-        known = {name: accuracy for name, (_, accuracy) in baselines.items() if accuracy is not None}
-        if run.best is None or best is None or not known:
+        baseline = strongest(_of_baselines(run, sizes[-1]), k)
+        if run.best is None or best is None or baseline is None:
             continue
-        name = max(known, key=lambda baseline: known[baseline])
         paired_Q = None
         if run.kl_beta in records:
-            answered = ((epoch_policy(run.best.epoch), k), (name, baselines[name][0]))
+            answered = ((epoch_policy(run.best.epoch), k), (baseline.policy, baseline.shots))
             by_question = (records[run.kl_beta].by_question(policy, shots=at, size=sizes[-1]) for policy, at in answered)
             paired_Q = _paired(*by_question)
-        place = {"beta": run.kl_beta, "baseline": name, "size": sizes[-1], "shots": k, "accuracies": (best, known[name])}
-        rows.append((place, _points(best, known[name], sizes[-1], paired_Q)))
+        accuracies = (best, baseline.accuracy)
+        place = {"beta": run.kl_beta, "baseline": baseline.policy, "size": sizes[-1], "shots": k, "accuracies": accuracies}
+        rows.append((place, _points(*accuracies, sizes[-1], paired_Q)))
     tested = _test([untested for _, untested in rows], seed)
     return tuple(AgainstStrongest(**place, **dict(test)) for (place, _), test in zip(rows, tested, strict=True))
 
 
-def _at(row: Mapping[int, float], shots: int) -> tuple[int, float | None]:
-    """Returns the shot count at which a baseline is taken for one of the best epoch's, and the accuracy there."""
-    return (shots, row[shots]) if shots in row else (0, row.get(0))
+def _of_baselines(run: RunResult, size: int) -> dict[tuple[str, int | None], float]:
+    """Returns the accuracies of a run's baselines on so many questions, by baseline and shot count."""
+    return {(name, k): accuracy for name, cells in run.baselines.items() for k, accuracy in cells.get(size, {}).items()}
 
 
 def _labels(pair: Pair, *, every_epoch: bool) -> list[Label]:

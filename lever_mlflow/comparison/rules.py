@@ -33,6 +33,7 @@ from lever_mlflow.comparison.findings import (
 )
 from lever_mlflow.comparison.results import RunResult
 from lever_mlflow.evaluation.policies import RANDOM, START, ZERO_SHOT
+from lever_mlflow.evaluation.strongest import Strongest, strongest
 
 __all__ = ["FEW_POSITIVE", "LITTLE_CONTRAST", "SAME_REWARDS", "choice", "findings"]
 
@@ -138,10 +139,10 @@ def _of_differences(rows: Sequence[Difference]) -> Iterator[Finding]:
 
 
 def _of_baselines(rows: Sequence[AgainstBaseline]) -> Iterator[Finding]:
-    """Compares each best epoch with zero-shot, random picks, its start and its strongest baseline."""
+    """Compares each best epoch with zero-shot, random picks, its start and the strongest baseline in the mean over shots."""
     for row in rows:
-        strongest = min((other for other in rows if other.beta == row.beta), key=lambda other: other.points)
-        if row.baseline in (RANDOM, ZERO_SHOT, START) or row is strongest:
+        leader = _strongest([other for other in rows if other.beta == row.beta])
+        if row.baseline in (RANDOM, ZERO_SHOT, START) or (leader is not None and row.baseline == leader.policy):
             yield BaselineFinding(
                 rule=_baseline_rule(row),
                 beta=row.beta,
@@ -151,6 +152,11 @@ def _of_baselines(rows: Sequence[AgainstBaseline]) -> Iterator[Finding]:
                 interval_holm=row.interval_holm,
                 accuracies=row.accuracies,
             )
+
+
+def _strongest(rows: Sequence[AgainstBaseline]) -> Strongest | None:
+    """Finds the strongest baseline of a beta by its mean over shots."""
+    return strongest({(row.baseline, None): row.accuracies[1] for row in rows}, None)
 
 
 def _baseline_rule(row: AgainstBaseline) -> Literal["baseline_up", "baseline_down", "no_baseline_difference"]:

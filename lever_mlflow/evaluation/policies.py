@@ -18,6 +18,7 @@ __all__ = [
     "CHAMPION",
     "RANDOM",
     "SIMILARITIES",
+    "SIMILARITY_BASELINES",
     "START",
     "ZERO_SHOT",
     "checkpoint_policy",
@@ -36,6 +37,7 @@ ZERO_SHOT, RANDOM = "zero-shot", "random"
 START = "start"  # the checkpoint that GRPO started from
 CHAMPION = "champion"  # a registered version that is evaluated for a promotion
 _CHECKPOINT = "checkpoint "  # how the names of further checkpoints begin
+_EPOCH = "epoch "  # how the names of epochs begin
 SIMILARITIES = ("image", "text", "fused")  # the features by which a similarity policy searches
 
 
@@ -49,16 +51,15 @@ def whole_set_policy(feature: str) -> str:
     return f"{similarity_policy(feature)} of all"
 
 
-BASELINES = (
-    ZERO_SHOT,
-    RANDOM,
-    *(policy for feature in SIMILARITIES for policy in (similarity_policy(feature), whole_set_policy(feature))),
+SIMILARITY_BASELINES = tuple(
+    policy for feature in SIMILARITIES for policy in (similarity_policy(feature), whole_set_policy(feature))
 )
+BASELINES = (ZERO_SHOT, RANDOM, *SIMILARITY_BASELINES)
 
 
 def epoch_policy(epoch: int) -> str:
     """Names the policy of an epoch's checkpoint."""
-    return f"epoch {epoch}"
+    return f"{_EPOCH}{epoch}"
 
 
 def checkpoint_policy(number: int, reference: str) -> str:
@@ -67,11 +68,12 @@ def checkpoint_policy(number: int, reference: str) -> str:
 
 
 def is_baseline(policy: str) -> bool:
-    """Says whether a policy that is no epoch picks without training, as all do but the start, a champion and checkpoints.
+    """Says whether a policy picks without training, as all do but epochs, the start, a champion and further checkpoints.
 
     Results from elsewhere may have baselines of other names than ``BASELINES``.
     """
-    return policy not in (START, CHAMPION) and not policy.startswith(_CHECKPOINT)
+    trained = policy in (START, CHAMPION) or policy.startswith(_CHECKPOINT) or re.fullmatch(rf"{_EPOCH}\d+", policy)
+    return not trained
 
 
 def metric_name(policy: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +24,7 @@ from lever_mlflow.registry.evidence import (
     covers,
     gain_over_champion,
     gain_over_random,
+    gain_over_similarity,
     gate_condition,
     unknown,
 )
@@ -124,20 +125,29 @@ def _promoted(context: Context, kl_beta: float, settings: PromotionSettings) -> 
 def _conditions(
     context: Context, version: ModelVersion, champion_version: str | None, settings: PromotionSettings
 ) -> list[Condition]:
-    """Judges the data gate, the gain over random demonstrations and, where there is a champion, the gain over it."""
-    conditions = [gate_condition(version.tags)]
-    names: list[ConditionName] = ["random", *(["champion"] if champion_version else [])]  # type: ignore[list-item]
+    """Judges the data gate, the gains over random and similar demonstrations and, where there is a champion, that over it."""
+    judges: dict[ConditionName, Callable[[Evaluated], Condition]] = {
+        "random": gain_over_random,
+        "similarity": lambda candidate: gain_over_similarity(candidate, settings),
+    }
+    if champion_version is not None:
+        judges["champion"] = lambda candidate: gain_over_champion(
+            candidate, _comparable(context, champion_version, candidate), settings
+        )
+    gate = gate_condition(version.tags)
     try:
         candidate = _evaluated(version)
     except LeverError as error:
-        return conditions + [unknown(name, error) for name in names]
-    conditions.append(gain_over_random(candidate))
-    if champion_version is None:
-        return conditions
+        return [gate, *(unknown(name, error) for name in judges)]
+    return [gate, *(_judged(name, judge, candidate) for name, judge in judges.items())]
+
+
+def _judged(name: ConditionName, judge: Callable[[Evaluated], Condition], candidate: Evaluated) -> Condition:
+    """Judges a condition; without evidence on it, it is not met."""
     try:
-        return [*conditions, gain_over_champion(candidate, _comparable(context, champion_version, candidate), settings)]
+        return judge(candidate)
     except LeverError as error:
-        return [*conditions, unknown("champion", error)]
+        return unknown(name, error)
 
 
 def _comparable(context: Context, number: str, candidate: Evaluated) -> Evaluated:

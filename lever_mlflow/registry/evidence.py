@@ -1,4 +1,4 @@
-"""Weighs what a promotion rests on: a version's data gate, its gain over random demonstrations, and its gain over the champion.
+"""Weighs what a promotion rests on: its data gate, and its gains over random picks, similarity search and the champion.
 
 Gains are paired over the report questions of the version's own evaluation at their largest number: a question's accuracy is its
 mean over shots, and over draws where a policy draws lots.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from lever_mlflow.evaluation.policies import RANDOM
+from lever_mlflow.evaluation.policies import RANDOM, SIMILARITY_BASELINES
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.evaluation.statistics import mean_interval, sign_flip_p_value
+from lever_mlflow.evaluation.strongest import Strongest, strongest
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.registry.version_tags import VersionTag, overrides
 from lever_mlflow.settings import PromotionSettings
@@ -26,12 +27,13 @@ __all__ = [
     "gain",
     "gain_over_champion",
     "gain_over_random",
+    "gain_over_similarity",
     "gate_condition",
     "unknown",
 ]
 
 LEVEL = 0.05
-ConditionName = Literal["gate", "random", "champion"]
+ConditionName = Literal["gate", "random", "similarity", "champion"]
 _SAME_INPUTS = ("dataset_digest", "vlm_digest", "profile_digest", "encoder_digest", "seed")
 _SAME_SETTINGS = ("pool_size", "pool_sampler")
 
@@ -92,6 +94,24 @@ def gain_over_random(candidate: Evaluated) -> Condition:
     return Condition("random", over.better, f"over random demonstrations: {over}{_unless(over.better, 'not better')}", over)
 
 
+def gain_over_similarity(candidate: Evaluated, settings: PromotionSettings) -> Condition:
+    """Demands that a version is significantly better than the strongest similarity baseline, in the pool or in the whole set.
+
+    With ``similarity=not-worse`` it demands only that the version is not significantly worse, and says so.
+
+    Raises:
+        DataError: the evaluation has no similarity baseline, or none on the same questions.
+    """
+    baseline = _strongest_similarity(candidate.records).policy
+    over = gain(candidate, candidate._replace(policy=baseline))
+    if settings.similarity == "better":
+        met, reason, relaxed = over.better, "not better, as similarity=better asks", ""
+    else:
+        met, reason, relaxed = not over.worse, "significantly worse", " (similarity=not-worse refuses only a significant loss)"
+    says = f"over {baseline}, the strongest similarity baseline: {over}{relaxed}{_unless(met, reason)}"
+    return Condition("similarity", met, says, over)
+
+
 def gain_over_champion(candidate: Evaluated, champion: Evaluated, settings: PromotionSettings) -> Condition:
     """Demands that a version is not significantly worse than the champion and, if ``min_gain`` is above 0, better by that."""
     over = gain(candidate, champion)
@@ -129,6 +149,16 @@ def gain(candidate: Evaluated, other: Evaluated) -> Gain:
     low, high = mean_interval(differences_Q, 1.0 - LEVEL, candidate.evaluation.inputs.seed)
     p_value = sign_flip_p_value(differences_Q)
     return Gain(100.0 * float(differences_Q.mean()), 100.0 * low, 100.0 * high, p_value, len(differences_Q))
+
+
+def _strongest_similarity(records: EvaluationRecords) -> Strongest:
+    """Finds the similarity baseline with the highest mean over shots."""
+    accuracies = {policy: records.by_question(policy) for policy in SIMILARITY_BASELINES}
+    means: dict[tuple[str, int | None], float] = {(p, None): float(of.mean()) for p, of in accuracies.items() if of is not None}
+    found = strongest(means, None)
+    if found is None:
+        raise DataError("the evaluation has no similarity baseline to compare with; run the evaluate step again")
+    return found
 
 
 def _unless(met: bool, reason: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mlflow.entities.model_registry import ModelVersion
 
 from lever_mlflow.files.tables import aligned
-from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, accuracy_text, overrides, shots_of
+from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, accuracy_text, gain_text, overrides, shots_of
 
 __all__ = ["table"]
 
@@ -15,7 +15,9 @@ _UNKNOWN = "-"
 
 
 def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> str:
-    """Writes a row per version, ordered by beta: aliases, accuracies in percent with 95 % intervals, digests, data gate.
+    """Writes a row per version, ordered by beta: aliases, accuracies in percent, gain, digests, data gate.
+
+    The gain is that over the strongest baseline, in points and in the mean over shots.
 
     Args:
         versions: each with its aliases.
@@ -23,9 +25,9 @@ def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> 
     ordered = sorted(versions, key=lambda row: (float(row[0].tags.get(VersionTag.KL_BETA, "inf")), int(row[0].version)))
     shots = sorted({count for version, _ in ordered for count in shots_of(version.tags)})
     head = ["beta", "version", "aliases", "epoch", "questions", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
-    head += ["data set", "RL data", "gate", "overridden"]
+    head += ["gain over strongest baseline", "data set", "RL data", "gate", "overridden"]
     rows = [_row(version, aliases, shots) for version, aliases in ordered]
-    return f"{name}: VQA accuracy in percent, 95 % intervals\n{aligned([head, *rows])}\n"
+    return f"{name}: VQA accuracy in percent, gain in points as a mean over shots, 95 % intervals\n{aligned([head, *rows])}\n"
 
 
 def _row(version: ModelVersion, aliases: Sequence[str], shots: Sequence[int]) -> list[str]:
@@ -37,6 +39,7 @@ def _row(version: ModelVersion, aliases: Sequence[str], shots: Sequence[int]) ->
         tags.get(VersionTag.EPOCH, _UNKNOWN),
         tags.get(VersionTag.QUESTIONS, _UNKNOWN),
         *(accuracy_text(tags, k) or _UNKNOWN for k in shots),
+        gain_text(tags) or _UNKNOWN,
         tags.get(VersionTag.DATASET_DIGEST, _UNKNOWN),
         tags.get(VersionTag.RL_DATA_DIGEST, _UNKNOWN),
         tags.get(VersionTag.GATE, _UNKNOWN),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+
+import numpy as np
 
 from lever_mlflow.evaluation.policies import BASELINES, START, epoch_policy
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.evaluation.statistics import interval, resampled_means
+from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.files.rendering import render
-from lever_mlflow.registry.version_tags import Estimate, evaluation_tags
+from lever_mlflow.registry.version_tags import Estimate, Lead, evaluation_tags
 from lever_mlflow.settings import format_beta
 
 __all__ = ["describe_version", "promoted", "renewed"]
@@ -20,6 +23,7 @@ _LONGEST_PROMOTION = 1500
 _PROMOTION = "## Promotion"
 
 Accuracies = Mapping[tuple[str, int | None], Estimate]  # by policy and shot count; None is the mean over shots
+Leads = Mapping[int | None, Lead]  # by shot count
 
 
 def describe_version(evaluation: Evaluation, records: EvaluationRecords) -> tuple[dict[str, str], str]:
@@ -31,8 +35,10 @@ def describe_version(evaluation: Evaluation, records: EvaluationRecords) -> tupl
         The tags, and the model card in at most 3,500 characters: what MLflow holds of a description, less the place for what
         a promotion adds.
     """
-    accuracies = _accuracies(evaluation, records)
-    return evaluation_tags(evaluation, records.digest, accuracies), _card(evaluation, accuracies)
+    values_Q = _by_question(evaluation, records)
+    accuracies = dict(zip(values_Q, _estimates(list(values_Q.values()), evaluation.inputs.seed), strict=True))
+    leads = _leads(evaluation, values_Q)
+    return evaluation_tags(evaluation, records.digest, accuracies, leads.get(None)), _card(evaluation, accuracies, leads)
 
 
 def promoted(description: str, section: str) -> str:
@@ -48,8 +54,8 @@ def renewed(card: str, description: str) -> str:
     return promoted(card, section.strip()) if heading else card
 
 
-def _accuracies(evaluation: Evaluation, records: EvaluationRecords) -> dict[tuple[str, int | None], Estimate]:
-    """Estimates the accuracy of the best epoch, of the start and of the baselines, in this order, at each shot count."""
+def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tuple[str, int | None], np.ndarray]:
+    """Returns accuracies by question in percent: of the best epoch, the start and the baselines, by shot count."""
     size = max(evaluation.settings.sizes)
     baselines = [policy for policy in records.policies if policy in BASELINES]
     values_Q = {}
@@ -58,14 +64,27 @@ def _accuracies(evaluation: Evaluation, records: EvaluationRecords) -> dict[tupl
             by_question = records.by_question(policy, shots=shots, size=size)
             if by_question is not None:
                 values_Q[policy, shots] = 100.0 * by_question.sort_index().to_numpy()
-    means = resampled_means(list(values_Q.values()), evaluation.inputs.seed)
-    return {
-        cell: Estimate(float(values.mean()), *interval(means_R, 0.95))
-        for (cell, values), means_R in zip(values_Q.items(), means, strict=True)
-    }
+    return values_Q
 
 
-def _card(evaluation: Evaluation, accuracies: Accuracies) -> str:
+def _leads(evaluation: Evaluation, values_Q: Mapping[tuple[str, int | None], np.ndarray]) -> dict[int | None, Lead]:
+    """Compares the best epoch with the strongest baseline at each shot count and in the mean, where there is a baseline."""
+    means = {cell: float(values.mean()) for cell, values in values_Q.items()}
+    own = epoch_policy(evaluation.best_epoch)
+    found = {shots: strongest(means, shots) for shots in (*evaluation.settings.shots, None) if (own, shots) in values_Q}
+    baselines = {shots: baseline for shots, baseline in found.items() if baseline is not None}
+    gains_Q = [values_Q[own, shots] - values_Q[baseline.policy, baseline.shots] for shots, baseline in baselines.items()]
+    gains = _estimates(gains_Q, evaluation.inputs.seed)
+    return {shots: Lead(baseline.policy, gain) for (shots, baseline), gain in zip(baselines.items(), gains, strict=True)}
+
+
+def _estimates(values_Q: Sequence[np.ndarray], seed: int) -> list[Estimate]:
+    """Estimates the mean over questions of each array."""
+    means = resampled_means(values_Q, seed)
+    return [Estimate(float(values.mean()), *interval(means_R, 0.95)) for values, means_R in zip(values_Q, means, strict=True)]
+
+
+def _card(evaluation: Evaluation, accuracies: Accuracies, leads: Leads) -> str:
     registration = evaluation.registration
     card = render(
         "registry/templates/model_card.md",
@@ -79,6 +98,7 @@ def _card(evaluation: Evaluation, accuracies: Accuracies) -> str:
         uri=f"models:/{registration.name}@{registration.alias}",
         columns=(0, *evaluation.settings.shots, None),
         policies=list(dict.fromkeys(policy for policy, _ in accuracies)),
+        leads=leads,
         cells={cell: f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]" for cell, value in accuracies.items()},
     )
     return _cut(card, _LONGEST - _LONGEST_PROMOTION)

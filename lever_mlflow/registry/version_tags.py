@@ -13,10 +13,12 @@ from lever_mlflow.evaluation.result import Evaluation
 __all__ = [
     "NOTHING_OVERRIDDEN",
     "Estimate",
+    "Lead",
     "VersionTag",
     "accuracy_text",
     "evaluation_tags",
-    "is_accuracy",
+    "gain_text",
+    "is_measured",
     "overrides",
     "promotion_tag",
     "shots_of",
@@ -40,6 +42,8 @@ class VersionTag(StrEnum):
     EVALUATION_RUN = "evaluation_run"
     EVALUATION_DIGEST = "evaluation_digest"  # of the records there
     QUESTIONS = "questions"  # that the accuracies are over
+    STRONGEST_BASELINE = "strongest_baseline"  # in the mean over shots
+    GAIN_OVER_STRONGEST = "gain_over_strongest"  # paired, in points, in the mean over shots
     GIT_COMMIT = "git_commit"
     DATASET_DIGEST = "dataset_digest"
     RL_DATA_DIGEST = "rl_data_digest"
@@ -55,21 +59,34 @@ NOTHING_OVERRIDDEN = "none"
 
 
 class Estimate(NamedTuple):
-    """Holds a mean accuracy in percent with the ends of its 95 % interval."""
+    """Holds a mean accuracy in percent, or a mean gain in points, with the ends of its 95 % interval."""
 
     mean: float
     low: float
     high: float
 
+    @property
+    def signed(self) -> str:
+        """Writes a gain, such as ``+1.25 [-0.50, +3.00]``."""
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+class Lead(NamedTuple):
+    """Holds how far a version is ahead of the strongest baseline (below 0: behind it), and which baseline that is."""
+
+    baseline: str
+    gain: Estimate
+
 
 def evaluation_tags(
-    evaluation: Evaluation, records_digest: str, accuracies: Mapping[tuple[str, int | None], Estimate]
+    evaluation: Evaluation, records_digest: str, accuracies: Mapping[tuple[str, int | None], Estimate], lead: Lead | None
 ) -> dict[str, str]:
     """Makes the tags of the version that holds an evaluation's best epoch.
 
     Args:
         records_digest: of the evaluation's records.
         accuracies: by policy and shot count at the largest size; None stands for the mean over shots.
+        lead: over the strongest baseline in the mean over shots; None where there is no baseline.
     """
     size = max(evaluation.settings.sizes)
     inputs = evaluation.inputs.model_dump()
@@ -81,6 +98,8 @@ def evaluation_tags(
         VersionTag.GIT_COMMIT: evaluation.git_commit,
         VersionTag.QUESTIONS: str(size),
     }
+    if lead is not None:
+        tags |= {VersionTag.STRONGEST_BASELINE: lead.baseline, VersionTag.GAIN_OVER_STRONGEST: lead.gain.signed}
     for (policy, shots), estimate in accuracies.items():
         if policy == epoch_policy(evaluation.best_epoch):
             name = _accuracy_tag(size, shots)
@@ -91,9 +110,10 @@ def evaluation_tags(
     return tags
 
 
-def is_accuracy(tag: str) -> bool:
-    """Says whether a tag holds an accuracy, of the version itself or of a baseline."""
-    return tag.startswith((f"{_ACCURACY}_", f"{_BASELINE}_"))
+def is_measured(tag: str) -> bool:
+    """Says whether a tag holds what an evaluation measured: an accuracy of the version or a baseline, or the gain over one."""
+    gain = (VersionTag.STRONGEST_BASELINE, VersionTag.GAIN_OVER_STRONGEST)
+    return tag in gain or tag.startswith((f"{_ACCURACY}_", f"{_BASELINE}_"))
 
 
 def shots_of(tags: Iterable[str]) -> set[int]:
@@ -105,6 +125,12 @@ def accuracy_text(tags: Mapping[str, str], shots: int) -> str | None:
     """Returns a version's accuracy at a shot count with its interval, such as ``68.84 [65.66, 72.01]``; None where unknown."""
     name = _accuracy_tag(tags.get(VersionTag.QUESTIONS, "?"), shots)
     return f"{tags[name]} {tags.get(f'{name}_interval', '')}".rstrip() if name in tags else None
+
+
+def gain_text(tags: Mapping[str, str]) -> str | None:
+    """Returns a version's gain over the strongest baseline: ``+1.25 [-0.50, +3.00] over random``; None where unknown."""
+    gain, baseline = tags.get(VersionTag.GAIN_OVER_STRONGEST), tags.get(VersionTag.STRONGEST_BASELINE)
+    return None if gain is None or baseline is None else f"{gain} over {baseline}"
 
 
 def overrides(tags: Mapping[str, str]) -> dict[str, str]:

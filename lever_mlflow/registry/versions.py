@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.registry.model_card import renewed
-from lever_mlflow.registry.version_tags import VersionTag, is_accuracy
+from lever_mlflow.registry.version_tags import VersionTag, is_measured
 from lever_mlflow.settings import format_beta
 
 __all__ = ["beta_alias", "find_version", "holds", "register", "registered_model", "versions"]
@@ -44,7 +44,7 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
         if version.tags.get(tag) != (text := str(value)[:_LONGEST_TAG]):
             client.set_model_version_tag(name, version.version, tag, text)
     for tag in version.tags.keys() - texts.keys():
-        if is_accuracy(tag):
+        if is_measured(tag):
             client.delete_model_version_tag(name, version.version, tag)
     if description:
         client.update_model_version(name, version.version, renewed(description, version.description or ""))

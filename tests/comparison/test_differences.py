@@ -132,6 +132,12 @@ def test_the_strongest_baseline_of_each_shot_count_by_hand():
     assert (second.baseline, second.points, second.direction) == ("zero-shot", pytest.approx(-20.0), "down")
 
 
+def test_of_equal_baselines_the_first_in_the_fixed_order_is_the_strongest():
+    baselines = {"fused-similarity": {100: {2: 30.0}}, "zero-shot": {100: {0: 20.0}}, "random": {100: {2: 30.0}}}
+    (row,) = compared(run(0.12, right(60), baselines=baselines)).against_strongest
+    assert (row.baseline, row.accuracies) == ("random", (60.0, 30.0))
+
+
 def test_the_strongest_baseline_without_records():
     result, _ = run(0.12, right(60))
     (row,) = compare(results((result, None))[0], {}, seed=0).against_strongest

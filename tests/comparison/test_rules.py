@@ -38,6 +38,16 @@ def test_of_the_similarity_baselines_the_strongest_is_named_and_the_start_always
     assert named == ["random", "zero-shot", "fused-similarity", "start"]
 
 
+def test_a_further_checkpoint_is_not_called_the_strongest_baseline():
+    result, records = run(0.12, right(60))
+    names = {"checkpoint 1 (old.pt)": 90, "text-similarity": 70, "fused-similarity": 40}
+    frames = [records.frame, *(policy(name, right(count)) for name, count in names.items())]
+    baselines = result.baselines | {name: {100: {2: float(count)}} for name, count in names.items()}
+    facts = compared((result.model_copy(update={"baselines": baselines}), EvaluationRecords(pd.concat(frames))))
+    named = [finding.baseline for finding in facts.findings if finding.rule.startswith("baseline")]
+    assert named == ["random", "zero-shot", "text-similarity"]
+
+
 def test_training_that_had_nothing_to_learn_from_is_said():
     poor = run(0.12, right(50), rl_data={"n_queries": 800, "n_positive_queries": 39})
     for epoch in poor[0].epochs:

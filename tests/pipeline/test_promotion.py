@@ -29,14 +29,22 @@ ONE_ROUND = RoundSettings(rounds=1)
 
 @pytest.fixture
 def register(mlflow_store, tmp_path):
-    """register(beta, accuracies, **inputs) makes a version with an evaluation, in which random is right on every other."""
+    """register(beta, accuracies, **inputs) makes a version with an evaluation, in which random is right on every other.
+
+    The strongest similarity baseline is right on the first ten of these, unless its accuracies are given as ``similarity``.
+    There is none with ``similarity=()``.
+    """
     client = MlflowClient()
     client.create_registered_model(NAME)
 
-    def make(kl_beta, accuracies, **inputs):
+    def make(kl_beta, accuracies, similarity=None, **inputs):
         both_shots = np.array([accuracies, accuracies])
         random = np.tile([0.0, 1.0], (2, both_shots.shape[1] // 2))
-        records = records_of({"epoch 1": both_shots, "start": both_shots, "random": np.stack([random, random])})
+        similar = right(0, 10) if similarity is None else similarity
+        policies = {"epoch 1": both_shots, "start": both_shots, "random": np.stack([random, random])}
+        if len(similar):
+            policies |= {"image-similarity": both_shots * 0.0, "fused-similarity of all": np.array([similar, similar])}
+        records = records_of(policies)
         with mlflow.start_run() as run:
             evaluation = evaluation_of(both_shots.shape[1], kl_beta, run.info.run_id, **inputs)
             mlflow.log_text(evaluation.model_dump_json(), "evaluation.json")
@@ -74,21 +82,34 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
     assert caplog.messages == [
         "met: data gate: pass",
         f"met: over random demonstrations: {(gain := '+25.00 points [+12.50, +40.00], p = 0.002, 40 questions')}",
+        f"met: {(similar := 'over fused-similarity of all, the strongest similarity baseline: +50.00 points')} "
+        "[+35.00, +65.00], p < 0.001, 40 questions",  # 20 of 40 differ, one way: 50 +/- 1.96 * 100 * sqrt(0.25 / 40)
         f"{NAME} version 1 (beta 0.12) is champion",
     ]
     version = MlflowClient().get_model_version(NAME, "1")
     assert version.tags["promotion_run"] == run.info.run_id
     assert version.tags["promotion_override"] == "none"
     assert version.tags["promotion_random"] == f"over random demonstrations: {gain}"
+    assert (version.tags["strongest_baseline"], f"{version.tags['gain_over_strongest']},") == (
+        "random",
+        gain.split(" p =")[0].replace(" points", ""),
+    )
+    assert version.tags["promotion_similarity"].startswith(f"{similar} [")
     assert version.description.startswith("A card.\n\n## Promotion\n\nChampion since ")
     assert f"in place of version none, run {run.info.run_id}." in version.description
     assert f"- over random demonstrations: {gain}" in version.description
+    assert f"- {similar} [" in version.description
     assert run.data.tags["lever.champion"] == "1"
     assert run.data.tags["mlflow.note.content"] == f"{NAME} version 1 (beta 0.12) is champion"
     evidence = json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())
-    assert [(row["name"], row["met"]) for row in evidence["conditions"]] == [("gate", True), ("random", True)]
-    assert evidence["conditions"][1]["gain"]["points"] == 25.0
-    assert (evidence["champion"], evidence["force"], evidence["min_gain"]) == (None, False, 0.0)
+    assert [(row["name"], row["met"]) for row in evidence["conditions"]] == [
+        ("gate", True),
+        ("random", True),
+        ("similarity", True),
+    ]
+    assert [row["gain"]["points"] for row in evidence["conditions"][1:]] == [25.0, 50.0]
+    settings = {"min_gain": 0.0, "similarity": "better", "force": False}
+    assert {"champion": None, **settings}.items() <= evidence.items()
 
 
 def test_promoting_the_champion_changes_nothing_and_says_so(local, register):
@@ -121,6 +142,7 @@ def test_a_refused_promotion_names_what_failed_and_changes_nothing(local, regist
     ] == [
         True,
         True,
+        True,
         False,
     ]
     assert aliases() == ("1", None)
@@ -148,6 +170,47 @@ def test_each_condition_and_its_override(local, register, own, inputs, said):
     assert version.tags["promotion_override"] == failed
     assert " (overridden by force=true)" in version.description
     assert run.data.tags["mlflow.note.content"].endswith(f"is champion; force=true overrode: {failed}")
+
+
+def test_what_is_no_better_than_similarity_search_is_promoted_only_when_that_is_asked(local, register):
+    register(0.12, right(10, 20), similarity=right(8, 20))  # two of 40 questions more: p = 0.5
+    told = (
+        r"is not promoted: over fused-similarity of all, the strongest similarity baseline: \+5.00 points "
+        r"\[\+0.00, \+12.50\], p = 0.500, 40 questions: not better, as similarity=better asks; nothing was changed"
+    )
+    with pytest.raises(PromotionError, match=told):
+        promote(local, 0.12)
+    assert aliases() == (None, None)
+    run = promote(local, 0.12, similarity="not-worse")
+    assert aliases() == ("1", None)
+    version = MlflowClient().get_model_version(NAME, "1")
+    said = "p = 0.500, 40 questions (similarity=not-worse refuses only a significant loss)"
+    assert version.tags["promotion_similarity"].endswith(said)
+    assert f"{said}\n" in f"{version.description}\n"
+    assert version.tags["promotion_override"] == "none"
+    evidence = json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())
+    assert evidence["similarity"] == "not-worse"
+
+
+def test_what_is_worse_than_similarity_search_takes_force(local, register):
+    register(0.12, right(10, 20), similarity=right(20, 20))
+    with pytest.raises(PromotionError, match=r"-25.00 points .*only a significant loss\): significantly worse; nothing"):
+        promote(local, 0.12, similarity="not-worse")
+    promote(local, 0.12, force=True)
+    assert aliases() == ("1", None)
+    version = MlflowClient().get_model_version(NAME, "1")
+    assert version.tags["promotion_override"] == "similarity"
+    assert "not better, as similarity=better asks (overridden by force=true)" in version.description
+
+
+def test_an_evaluation_without_similarity_baselines_is_no_evidence(local, register):
+    register(0.12, right(20, 20), similarity=())
+    told = "no evidence on similarity: the evaluation has no similarity baseline to compare with; run the evaluate step again"
+    with pytest.raises(PromotionError, match=f"is not promoted: {told}; nothing was changed"):
+        promote(local, 0.12)
+    promote(local, 0.12, force=True)
+    version = MlflowClient().get_model_version(NAME, "1")
+    assert (version.tags["promotion_override"], version.tags["promotion_similarity"]) == ("similarity", told)
 
 
 def test_a_gain_may_be_asked_for(local, register):
@@ -181,7 +244,7 @@ def test_records_that_are_gone_or_changed_are_no_evidence(local, register, tmp_p
     ):
         promote(local, 0.12)
     promote(local, 0.12, force=True)
-    assert client.get_model_version(NAME, "1").tags["promotion_override"] == "random"
+    assert client.get_model_version(NAME, "1").tags["promotion_override"] == "random, similarity"
 
 
 def test_a_champion_that_cannot_be_evaluated_here(local, register):
@@ -217,6 +280,7 @@ def test_rollback_and_status(local, register):
         run_step(lambda: rollback_step(local()))
     register(0.12, right(10, 20))
     register(0.15, right(20, 20), start_gate_override="x is 0")
+    MlflowClient().delete_model_version_tag(NAME, "2", "gain_over_strongest")  # as of an older evaluation
     promote(local, 0.12)
     promote(local, 0.15, force=True)
     run = run_step(lambda: rollback_step(local()))
@@ -225,15 +289,17 @@ def test_rollback_and_status(local, register):
     assert (run.data.tags["mlflow.note.content"], run.data.tags["lever.champion"]) == (told, "1")
     listing = run_step(lambda: status_step(local())).info.run_id
     lines = read_listing(listing).splitlines()
-    assert lines[0] == f"{NAME}: VQA accuracy in percent, 95 % intervals"
+    assert lines[0] == f"{NAME}: VQA accuracy in percent, gain in points as a mean over shots, 95 % intervals"
     columns = [line.split("  ") for line in (re.sub(r" {2,}", "  ", line) for line in lines[1:])]
     assert columns[0] == (
-        "beta  version  aliases  epoch  questions  1 shot  2 shots  data set  RL data  gate  overridden".split("  ")
+        "beta  version  aliases  epoch  questions  1 shot  2 shots  gain over strongest baseline  data set  RL data  gate  "
+        "overridden".split("  ")
     )
     interval = MlflowClient().get_model_version(NAME, "1").tags["acc_n40_shots1_interval"]
     digests = ["digest of dataset", "digest of rl_data", "pass"]
-    first = ["0.12", "1", "champion, kl-0-12", "1", "40", *[f"75.00 {interval}"] * 2, *digests, "-"]
-    second = ["0.15", "2", "kl-0-15, previous-champion", "1", "40", *["100.00 [100.00, 100.00]"] * 2, *digests]
+    first = ["0.12", "1", "champion, kl-0-12", "1", "40", *[f"75.00 {interval}"] * 2, "+25.00 [+12.50, +40.00] over random"]
+    first += [*digests, "-"]
+    second = ["0.15", "2", "kl-0-15, previous-champion", "1", "40", *["100.00 [100.00, 100.00]"] * 2, "-", *digests]
     assert columns[1] == first
     assert columns[2] == [*second, "start_gate_override, forced: gate"]
     for start in (lines[1].index("gate"), lines[1].index("1 shot ")):
@@ -260,7 +326,9 @@ def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_r
     run = promote(lambda: line, 0.15, force=True)
     assert "version 1, was evaluated on other questions, shots or pools: evaluating it on those of the candidate" in caplog.text
     evidence = json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())
-    assert evidence["conditions"][2]["gain"]["questions"] == 9
+    conditions = {row["name"]: row for row in evidence["conditions"]}
+    assert list(conditions) == ["gate", "random", "similarity", "champion"]
+    assert conditions["champion"]["gain"]["questions"] == conditions["similarity"]["gain"]["questions"] == 9
     (child,) = (
         found
         for found in mlflow.search_runs(search_all_experiments=True, output_format="list")

@@ -12,6 +12,7 @@ from lever_mlflow.registry.evidence import (
     gain,
     gain_over_champion,
     gain_over_random,
+    gain_over_similarity,
     gate_condition,
     unknown,
 )
@@ -67,6 +68,46 @@ def test_better_than_random_takes_a_test_and_an_interval(gains, losses, met):
     accuracies[:, :gains], accuracies[:, 40 - losses :] = 1.0, 0.3
     random[:, 40 - losses :] = 1.0
     assert gain_over_random(evaluated({"epoch 1": accuracies, "random": random})).met == met
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "similarity", "met", "reason"),
+    [
+        (6, 0, "better", True, ""),
+        (5, 0, "better", False, ": not better, as similarity=better asks"),
+        (0, 0, "better", False, ": not better, as similarity=better asks"),
+        (0, 6, "better", False, ": not better, as similarity=better asks"),
+        (0, 0, "not-worse", True, " (similarity=not-worse refuses only a significant loss)"),
+        (0, 5, "not-worse", True, " (similarity=not-worse refuses only a significant loss)"),
+        (0, 6, "not-worse", False, " (similarity=not-worse refuses only a significant loss): significantly worse"),
+        (6, 0, "not-worse", True, " (similarity=not-worse refuses only a significant loss)"),
+    ],
+)
+def test_over_the_strongest_similarity_baseline(gains, losses, similarity, met, reason):
+    """p of a sign test: 2 / 64 for 6 : 0, 2 / 32 for 5 : 0; the weaker baselines would let everything pass."""
+    accuracies, similar = np.full((2, 40), 0.3), np.full((2, 40), 0.3)
+    accuracies[:, :gains] = 1.0
+    similar[:, 40 - losses :] = 1.0 if losses else 0.3
+    policies = {"epoch 1": accuracies, "random": np.ones((2, 40)), "image-similarity": np.zeros((2, 40))}
+    condition = gain_over_similarity(
+        evaluated(policies | {"text-similarity": similar, "fused-similarity": np.zeros((2, 40))}),
+        PromotionSettings(similarity=similarity),
+    )
+    assert (condition.name, condition.met) == ("similarity", met)
+    assert condition.says == f"over text-similarity, the strongest similarity baseline: {condition.gain}{reason}"
+    assert condition.gain.points == pytest.approx(100 * 0.7 * (gains - losses) / 40)
+
+
+def test_the_strongest_similarity_baseline_is_that_of_the_mean_over_shots_in_the_pool_or_of_all():
+    """By hand: in the mean 0.45 of all and 0.4 in the pool, which is ahead at 1 shot; zero-shot and random do not count."""
+    in_pool, of_all = np.array([[0.6] * 4, [0.2] * 4]), np.array([[0.3] * 4, [0.6] * 4])
+    policies = {"epoch 1": np.ones((2, 4)), "zero-shot": np.ones((1, 4)), "random": np.ones((2, 4))}
+    condition = gain_over_similarity(
+        evaluated(policies | {"image-similarity": in_pool, "image-similarity of all": of_all}), PromotionSettings()
+    )
+    assert condition.says.startswith("over image-similarity of all, the strongest similarity baseline: +55.00 points ")
+    with pytest.raises(DataError, match="the evaluation has no similarity baseline to compare with; run the evaluate step"):
+        gain_over_similarity(evaluated(policies), PromotionSettings())
 
 
 @pytest.mark.parametrize(

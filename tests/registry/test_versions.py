@@ -86,7 +86,12 @@ def test_what_is_renewed_and_what_stays(log_selector):
     model_id, selector = log_selector(1)
     digest = selector_digest(selector)
     versions.register(
-        model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n40_shots2": "50.00", "gate_override": "x" * 9000}, "card"
+        model_id,
+        NAME,
+        0.12,
+        digest,
+        {"epoch": 1, "acc_n40_shots2": "50.00", "gain_over_strongest": "+1", "gate_override": "x" * 9000},
+        "card",
     )
     client = MlflowClient()
     client.set_model_version_tag(NAME, "1", "reviewed_by", "somebody")
