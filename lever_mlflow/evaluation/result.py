@@ -107,7 +107,7 @@ class Evaluation(_Record):
     Attributes:
         run_id: of the evaluation; ``git_commit`` is that of the training.
         settings, training: of the evaluation, and of the GRPO run.
-        epochs: the metrics of training, by epoch.
+        epochs: the metrics of training, by epoch that was evaluated.
         profile: the texts and settings of the prompts.
         accuracy: of every policy by size and shot count.
         selection_accuracy: of every epoch on the selection questions, in [0, 1].

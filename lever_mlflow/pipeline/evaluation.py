@@ -264,7 +264,11 @@ class _Evaluation:
             inputs=self.inputs,
             rl_data=_rl_data_summary(grpo_run),
             resources=ResourceNames(dataset=resources.dataset, vlm=resources.vlm, encoder=resources.encoder),
-            epochs=tuple(EpochMetrics(epoch=epoch, metrics=values) for epoch, values in epoch_metrics(grpo_run).items()),
+            epochs=tuple(
+                EpochMetrics(epoch=epoch, metrics=values)
+                for epoch, values in epoch_metrics(grpo_run).items()
+                if epoch in selection_accuracy
+            ),
             profile=resources.language_model.profile,
             accuracy=tuple(table),
             selection_accuracy=selection_accuracy,

@@ -189,6 +189,11 @@ class _Training:
     place: RoundPlace | None = None
 
     @property
+    def kind(self) -> str:
+        """Names the kind of training, as checkpoints do."""
+        return "grpo" if isinstance(self.settings, GrpoSettings) else "rce"
+
+    @property
     def title(self) -> str:
         """Names the training in logs and figures."""
         return f"GRPO beta {format_beta(self.settings.kl_beta)}" if isinstance(self.settings, GrpoSettings) else "RCE"
@@ -264,7 +269,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
             models = _replay(training, interrupted, history, unsent, dataset)
         for epoch, metrics, selector, state in epochs:
             history.append(finite(metrics))
-            meta = {"step": training.step, **training.params(epoch), **(training.override or {})}
+            meta = {"step": training.kind, **training.params(epoch), **(training.override or {})}
             save_selector(unsent.checkpoint(epoch), selector, meta)
             unsent.save_state(state, models)
             models[epoch] = _log_model(training, epoch, unsent.checkpoint(epoch))

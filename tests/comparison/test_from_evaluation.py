@@ -12,7 +12,7 @@ from lever_mlflow.evaluation.result import (
     ResourceNames,
     RLDataSummary,
 )
-from lever_mlflow.settings import EvalSettings, GrpoSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RoundSettings
 from lever_mlflow.vlm.prompt import PROFILES
 
 
@@ -24,6 +24,7 @@ def evaluation():
         run_id="e1",
         git_commit="c1",
         settings=EvalSettings(sizes=(5, 10), shots=(1, 2)),
+        rounds=RoundSettings(),
         training=GrpoSettings(kl_beta=0.12, epochs=1),
         inputs=EvaluationInputs(
             **{name: f"{name} 1" for name in DIGESTS},

@@ -15,7 +15,7 @@ from lever_mlflow.evaluation.result import (
     RLDataSummary,
 )
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.settings import EvalSettings, GrpoSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RoundSettings
 from lever_mlflow.vlm.prompt import PROFILES
 
 
@@ -27,6 +27,7 @@ def evaluation():
         run_id="e" * 32,
         git_commit="c" * 40,
         settings=EvalSettings(sizes=(5, 10), shots=(1, 2)),
+        rounds=RoundSettings(),
         training=GrpoSettings(kl_beta=0.1234567, epochs=2),
         inputs=EvaluationInputs(
             **{name: f"{name} 1" for name in DIGESTS},

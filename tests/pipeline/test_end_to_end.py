@@ -16,6 +16,7 @@ from lever_mlflow.pipeline import rollout, training
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data
 from lever_mlflow.pipeline.training import find_start
+from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.steps import project_run, run_here
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.serving import retriever_model
@@ -25,7 +26,10 @@ ONE_ROUND = RoundSettings(rounds=1)
 
 NAME = "lever-selector-mini-mini"
 ROUNDED = 0.005 + 1e-9  # a figure of two decimals, of which the third may have been a 5
-SMALL = {"n_queries": 60, "sizes": "20,40", "n_selection": 20, "shots": "1,2", "rce_epochs": 2, "grpo_epochs": 2}
+SMALL = {
+    **{"n_queries": 60, "sizes": "20,40", "n_selection": 20, "shots": "1,2"},
+    **{"rce_epochs": 2, "rounds": 2, "grpo_epochs": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +80,50 @@ def test_runs_carry_the_digests_that_decide_their_result(project, experiment):
 def test_metrics_per_epoch_under_the_predecessors_names(project, experiment):
     run = steps(project, parent(project).info.run_id)["grpo beta 0.12"]
     for name in ("train_loss", "val_loss", "ppo_loss", "kl", "advantage_std", "advantage_max", "beta", "frac_reward_zero_std"):
-        assert [metric.step for metric in project.client.get_metric_history(run.info.run_id, name)] == [1, 2], name
+        assert [metric.step for metric in project.client.get_metric_history(run.info.run_id, name)] == [1, 2, 3, 4], name
     assert run.data.metrics["beta"] == 0.12
 
 
+def test_rounds_are_child_runs_with_their_own_trials_verdict_and_epochs(project, experiment):
+    rollout_run = steps(project, parent(project).info.run_id)["rollout"]
+    for beta in ("0.12", "0.15"):
+        run = steps(project, parent(project).info.run_id)[f"grpo beta {beta}"]
+        rounds = steps(project, run.info.run_id)
+        names = ["rollout round 2", "validate", *(f"grpo beta {beta} round {number}" for number in (1, 2))]
+        assert sorted(rounds) == sorted(names)
+        first, second = (rounds[f"grpo beta {beta} round {number}"] for number in (1, 2))
+        fresh = rounds["rollout round 2"]
+        assert first.data.tags["lever.rl_data_digest"] == rollout_run.data.tags["lever.rl_data_digest"]
+        assert second.data.tags["lever.rl_data_digest"] == fresh.data.tags["lever.rl_data_digest"]
+        assert rounds["validate"].data.tags["lever.rl_data_digest"] == fresh.data.tags["lever.rl_data_digest"]
+        reached = json.loads(Path(artifact(first.info.run_id, "checkpoints.json")).read_text())["2"]
+        assert second.data.tags["lever.start_uri"] == f"models:/{reached}"
+        assert fresh.data.tags["lever.start_digest"] == second.data.tags["lever.start_digest"]
+        assert second.data.tags["lever.reference_policy"] == first.data.tags["lever.start_digest"]
+        assert queries_of(rollout_run).isdisjoint(queries_of(fresh))
+        histories = {
+            name: [
+                (metric.step, metric.value) for metric in project.client.get_metric_history(run.info.run_id, f"rounds/{name}")
+            ]
+            for name in ("expected_reward", "kl_exact", "picks_changed", "positive_query_rate", "first_choice_reward")
+        }
+        assert {tuple(step for step, _ in history) for history in histories.values()} == {(1, 2)}
+        last = [
+            metric.value for metric in project.client.get_metric_history(run.info.run_id, "val_kl_exact") if metric.step == 4
+        ]
+        assert histories["kl_exact"][1][1] == last[0]
+        assert histories["positive_query_rate"][1][1] == fresh.data.metrics["data/positive_query_rate"]
+
+
+def queries_of(run):
+    return {key for key in json.loads(Path(artifact(run.info.run_id, "rl_data.json")).read_text()) if key != "_meta"}
+
+
 def test_each_epoch_is_a_logged_model_with_metrics_on_its_data(project, experiment):
-    run = steps(project, parent(project).info.run_id)["grpo beta 0.15"]
+    rounds = steps(project, steps(project, parent(project).info.run_id)["grpo beta 0.15"].info.run_id)
+    run = rounds["grpo beta 0.15 round 2"]
     models = project.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    assert sorted(model.params["epoch"] for model in models) == ["1", "2"]
+    assert sorted(model.params["epoch"] for model in models) == ["3", "4"]
     for model in models:
         losses = [metric for metric in model.metrics if metric.key == "val_loss"]
         assert losses[0].dataset_digest == run.data.tags["lever.rl_data_digest"]
@@ -134,7 +174,8 @@ def test_comparison_has_every_cell(project, experiment):
         assert found["baselines"].keys() == similar | {"zero-shot", "random", "start"}
         assert cells_of(found["baselines"].pop("zero-shot")) == {("20", "0"), ("40", "0")}
         assert all(cells_of(accuracy) == grid for accuracy in found["baselines"].values())
-        assert [cells_of(epoch["accuracy"]) for epoch in found["epochs"]] == [grid, grid]
+        assert [epoch["epoch"] for epoch in found["epochs"]] == [2, 3, 4]  # the last of round 1, and all of round 2
+        assert all(cells_of(epoch["accuracy"]) == grid for epoch in found["epochs"])
         assert found["rl_data"]["n_queries"] == 60
         evaluation = project.client.get_run(found["run_id"]).data.metrics  # the last epoch's
         assert found["epochs"][-1]["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["acc/n40/shots2"])
@@ -269,11 +310,13 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
         "init=auto: no finished rce run on this data in this experiment",
         "rce: running",
         "validate: running",
+        "grpo beta 0.12 round 1: running",
     ]
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert [child.info.run_name for child in found] == ["validate", "rce", "rollout", "grpo beta 0.12"]
-    rce = found[1].info.run_id
-    assert [child.data.tags.get("mlflow.parentRunId") for child in found] == [rce, run.info.run_id, run.info.run_id, None]
+    names = ["grpo beta 0.12 round 1", "validate", "rce", "rollout", "grpo beta 0.12"]
+    assert [child.info.run_name for child in found] == names
+    top, rce = run.info.run_id, found[2].info.run_id
+    assert [child.data.tags.get("mlflow.parentRunId") for child in found] == [top, rce, top, top, None]
     assert {child.info.status for child in found} == {"FINISHED"}
 
 
