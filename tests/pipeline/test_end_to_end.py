@@ -27,8 +27,13 @@ ONE_ROUND = RoundSettings(rounds=1)
 NAME = "lever-selector-mini-mini"
 ROUNDED = 0.005 + 1e-9  # a figure of two decimals, of which the third may have been a 5
 SMALL = {
-    **{"n_queries": 60, "sizes": "20,40", "n_selection": 20, "shots": "1,2"},
-    **{"rce_epochs": 2, "rounds": 2, "grpo_epochs": 2},
+    "n_queries": 60,
+    "sizes": "20,40",
+    "n_selection": 20,
+    "shots": "1,2",
+    "rce_epochs": 2,
+    "rounds": 2,
+    "grpo_epochs": 2,
 }
 
 
@@ -101,18 +106,16 @@ def test_rounds_are_child_runs_with_their_own_trials_verdict_and_epochs(project,
         assert fresh.data.tags["lever.start_digest"] == second.data.tags["lever.start_digest"]
         assert second.data.tags["lever.reference_policy"] == first.data.tags["lever.start_digest"]
         assert queries_of(rollout_run).isdisjoint(queries_of(fresh))
-        histories = {
-            name: [
-                (metric.step, metric.value) for metric in project.client.get_metric_history(run.info.run_id, f"rounds/{name}")
-            ]
-            for name in ("expected_reward", "kl_exact", "picks_changed", "positive_query_rate", "first_choice_reward")
-        }
-        assert {tuple(step for step, _ in history) for history in histories.values()} == {(1, 2)}
-        last = [
-            metric.value for metric in project.client.get_metric_history(run.info.run_id, "val_kl_exact") if metric.step == 4
-        ]
-        assert histories["kl_exact"][1][1] == last[0]
-        assert histories["positive_query_rate"][1][1] == fresh.data.metrics["data/positive_query_rate"]
+        for name in ("expected_reward", "kl_exact", "picks_changed", "positive_query_rate", "first_choice_reward"):
+            assert list(history(project, run, f"rounds/{name}")) == [1, 2]
+        assert history(project, run, "rounds/kl_exact")[2] == history(project, run, "val_kl_exact")[4]
+        fresh_rate = fresh.data.metrics["data/positive_query_rate"]
+        assert history(project, run, "rounds/positive_query_rate")[2] == fresh_rate
+
+
+def history(project, run, name):
+    """Values of a metric by step."""
+    return {metric.step: metric.value for metric in project.client.get_metric_history(run.info.run_id, name)}
 
 
 def queries_of(run):
@@ -179,7 +182,7 @@ def test_comparison_has_every_cell(project, experiment):
         assert found["rl_data"]["n_queries"] == 60
         evaluation = project.client.get_run(found["run_id"]).data.metrics  # the last epoch's
         assert found["epochs"][-1]["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["acc/n40/shots2"])
-    assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 12
+    assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 16
     page = (folder / "report.md").read_text()
     assert not re.search(r"\| (\?|missing|nan) \|", page)
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 4
