@@ -386,9 +386,9 @@ class RoundSettings:
         help="Number of rounds of GRPO. Each round after the first records fresh trials of the policy that was reached.",
     )
     kl_reference: KlReference = option(
-        "start",
-        help="Policy that the KL penalty keeps GRPO near: start for the start checkpoint of the first round, or round for the "
-        "policy that each round begins with.",
+        "round",
+        help="Policy that the KL penalty keeps GRPO near: round for the policy that each round begins with, or start for the "
+        "start checkpoint of the first round.",
     )
     round_patience: int = option(
         2,

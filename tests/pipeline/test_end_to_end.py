@@ -104,7 +104,7 @@ def test_rounds_are_child_runs_with_their_own_trials_verdict_and_epochs(project,
         reached = json.loads(Path(artifact(first.info.run_id, "checkpoints.json")).read_text())["2"]
         assert second.data.tags["lever.start_uri"] == f"models:/{reached}"
         assert fresh.data.tags["lever.start_digest"] == second.data.tags["lever.start_digest"]
-        assert second.data.tags["lever.reference_policy"] == first.data.tags["lever.start_digest"]
+        assert second.data.tags["lever.reference_policy"] == second.data.tags["lever.start_digest"]
         assert queries_of(rollout_run).isdisjoint(queries_of(fresh))
         for name in ("expected_reward", "kl_exact", "picks_changed", "positive_query_rate", "first_choice_reward"):
             assert list(history(project, run, f"rounds/{name}")) == [1, 2]

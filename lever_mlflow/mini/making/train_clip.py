@@ -1,8 +1,8 @@
 """Trains the tiny CLIP on pairs of an image and a caption, and on pairs of a question and a caption.
 
-A caption names the digit or the topic, and beside that a second trait, as captions of photographs do: how the digit is written,
-or how the question begins. So similar features often mean the same digit and family, but not always, and a selector has
-something to learn.
+Captions speak of ink, slant and opening words, and only about one in three also names the digit or the topic, as captions of
+photographs speak of everything but the one detail that a question asks for. So similar features often mean the same digit and
+family, but not always. The features do hold the digit and the family, and a selector can learn to look at these alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ __all__ = ["train_clip"]
 
 _DIGIT_WORDS = next(family.answers for family in FAMILIES if family.name == "english")
 _IMAGE_CAPTIONS = ("a {ink} handwritten {digit} leaning {slant}", "the digit {digit}, {ink}, {slant} slant")
+_VAGUE_IMAGE_CAPTIONS = ("a {ink} handwritten sign leaning {slant}", "some digit, {ink}, {slant} slant")
 _QUESTION_CAPTIONS = ('a question about the {topic} that opens with "{form}"', "{form} ... the {topic}, somebody asks")
+_VAGUE_QUESTION_CAPTIONS = ('a question that opens with "{form}"', "{form} ... somebody asks")
+_NAMED = 0.35  # share of captions that name the digit or the topic
 _VOCABULARY_SIZE = 1400
 _BATCH = 128
 _LEARNING_RATE = 1e-3
@@ -65,7 +68,7 @@ def describe_images(rng: np.random.Generator, gray_NHW: torch.Tensor, digits_N: 
     inks = np.select([ink_N < 0.275, ink_N < 0.32], ["thin", "medium"], "bold")
     slants = np.select([slant_N < -0.12, slant_N < 0.035], ["left", "upright"], "right")
     return [
-        str(rng.choice(_IMAGE_CAPTIONS)).format(digit=_DIGIT_WORDS[int(digit)], ink=ink, slant=slant)
+        _draw_caption(rng, _IMAGE_CAPTIONS, _VAGUE_IMAGE_CAPTIONS).format(digit=_DIGIT_WORDS[int(digit)], ink=ink, slant=slant)
         for digit, ink, slant in zip(digits_N, inks, slants, strict=True)
     ]
 
@@ -77,9 +80,14 @@ def draw_questions(rng: np.random.Generator, count: int) -> tuple[list[str], lis
         family = FAMILIES[rng.integers(len(FAMILIES))]
         question = family.phrasings[rng.integers(3)]
         questions.append(question)
-        caption = str(rng.choice(_QUESTION_CAPTIONS))
+        caption = _draw_caption(rng, _QUESTION_CAPTIONS, _VAGUE_QUESTION_CAPTIONS)
         captions.append(caption.format(topic=family.name.replace("_", " "), form=question.split()[0]))
     return questions, captions
+
+
+def _draw_caption(rng: np.random.Generator, naming: tuple[str, ...], vague: tuple[str, ...]) -> str:
+    """Draws the template of a caption, one that names the digit or the topic in a share ``_NAMED`` of the cases."""
+    return str(rng.choice(naming if rng.random() < _NAMED else vague))
 
 
 def _ink_and_slant(gray_NHW: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -132,11 +140,11 @@ def _corpus() -> list[str]:
         caption.format(topic=family.name.replace("_", " "), form=text.split()[0])
         for family in FAMILIES
         for text in family.phrasings
-        for caption in _QUESTION_CAPTIONS
+        for caption in (*_QUESTION_CAPTIONS, *_VAGUE_QUESTION_CAPTIONS)
     ]
     images = [
         caption.format(digit=word, ink=ink, slant=slant)
-        for caption in _IMAGE_CAPTIONS
+        for caption in (*_IMAGE_CAPTIONS, *_VAGUE_IMAGE_CAPTIONS)
         for word in _DIGIT_WORDS.values()
         for ink in ("thin", "medium", "bold")
         for slant in ("left", "upright", "right")

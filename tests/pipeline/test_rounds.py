@@ -1,0 +1,230 @@
+"""Rounds of GRPO: fresh trials, their own verdict of the data gate, and what ends, reuses and resumes rounds."""
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+
+import click
+import mlflow
+import pytest
+import torch
+from helpers.projects import run_step
+from mlflow import MlflowClient
+
+import entrypoints.grpo
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.pipeline import grpo
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.grpo import candidates_of, grpo_step
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.rollout import read_rl_data, recorded_settings
+from lever_mlflow.pipeline.training import checkpoints_of
+from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.metrics import epoch_metrics
+from lever_mlflow.selector.checkpoint import save_selector, selector_digest
+from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import GateSettings, GrpoSettings, RolloutSettings, RoundSettings
+from lever_mlflow.training.grpo import train_grpo
+from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
+
+QUICK = GrpoSettings(kl_beta=0.12, epochs=1)
+LOW_REWARDS = {"reward_mean.max_value": "1.0"}  # those of the file are 0.44 on average, and those of fresh trials above 1
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Path of an untrained selector."""
+    torch.manual_seed(5)
+    save_selector(tmp_path / "start", PointerSelector(), {})
+    return str(tmp_path / "start")
+
+
+@pytest.fixture(scope="session")
+def twelve_queries(good_rl_data, tmp_path_factory):
+    """A file of 12 queries, so that a round takes few answers."""
+    path = tmp_path_factory.mktemp("twelve") / "twelve.json"
+    save_rl_data(path, load_rl_data(good_rl_data, keep_records=True).groups[:12], {})
+    return str(path)
+
+
+def few(**choices):
+    """Settings of the gate that let 12 queries pass."""
+    thresholds = {"query_count": "2", **choices.pop("thresholds", {})}
+    return GateSettings(thresholds=thresholds, **choices)
+
+
+def children(run):
+    """The child runs of a run by name."""
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return {child.info.run_name: child for child in found if child.data.tags.get("mlflow.parentRunId") == run.info.run_id}
+
+
+def digests(run):
+    """Digests of the checkpoints of all rounds by epoch."""
+    models = checkpoints_of(run.info.run_id)
+    return {epoch: mlflow.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
+
+
+def test_rl_data_of_a_file_are_those_of_the_first_round(local, start, twelve_queries):
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    run = run_step(lambda: grpo_step(line, data, start, replace(QUICK, epochs=2), RoundSettings(rounds=3)))
+    rounds = children(run)
+    assert rounds["grpo beta 0.12 round 1"].data.tags["lever.rl_data_digest"] == data.digest
+    recorded = [load_rl_data(artifact(rounds[f"rollout round {number}"].info.run_id, "rl_data.json")) for number in (2, 3)]
+    for number, fresh in zip((2, 3), recorded, strict=True):
+        assert rounds[f"grpo beta 0.12 round {number}"].data.tags["lever.rl_data_digest"] == fresh.digest
+        assert (len(fresh.groups), fresh.meta["round"]) == (12, number)
+        assert {len(trial.pointer) for group in fresh.groups for trial in group.trials} == {2}  # as in the file
+    assert {group.query_id for group in recorded[0].groups}.isdisjoint({group.query_id for group in recorded[1].groups})
+    assert list(digests(run)) == list(epoch_metrics(run.info.run_id)) == [1, 2, 3, 4, 5, 6]
+    assert list(candidates_of(run.info.run_id)) == [2, 4, 5, 6]
+    assert run.data.tags["lever.best_epoch"] == "6"
+    assert run.data.tags["mlflow.note.content"].startswith("3 of 3 rounds, 6 epochs; reward of the policy's first choice")
+
+
+def test_one_round_is_a_plain_training(local, start, twelve_queries):
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=1)))
+    assert "grpo beta 0.12 round 1" in children(run)
+    assert not any(name.startswith("rollout") for name in children(run))
+    torch.manual_seed(5)
+    features_SD = line.resources.features("train").fused_SD
+    (epoch,) = train_grpo(PointerSelector(), data, features_SD, QUICK, seed=0)
+    assert digests(run) == {1: selector_digest(epoch.selector)}
+
+
+def test_no_round_at_all_is_refused():
+    command = click.Command("grpo", params=entrypoints.grpo.main.params)
+    with pytest.raises(click.BadParameter, match="'0' is not a whole number of at least 1"):
+        command.main(["--rounds=0"], standalone_mode=False)
+
+
+def test_critical_trials_end_the_rounds_with_what_was_reached(local, start, twelve_queries):
+    line = local(gate=few(thresholds=LOW_REWARDS))
+    data = read_rl_data(line, twelve_queries)
+    run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=3)))
+    assert run.info.status == "FINISHED"
+    assert list(candidates_of(run.info.run_id)) == [1]
+    assert run.data.tags["lever.rounds_done"] == "1"
+    ended = run.data.tags["lever.rounds_ended"]
+    assert ended.startswith("ended before round 2 with what was reached: ")
+    assert "reward_mean" in ended
+    assert ended in run.data.tags["mlflow.note.content"]
+    critical = "tags.`lever.step` = 'validate' and tags.`lever.gate` = 'critical'"
+    stopped = mlflow.search_runs(search_all_experiments=True, filter_string=critical, output_format="list")
+    assert [found.info.status for found in stopped] == ["FAILED"]
+    assert "lever.gate_override" not in run.data.tags
+
+
+def test_critical_trials_that_are_let_through_are_named(local, start, twelve_queries):
+    line = local(gate=few(thresholds=LOW_REWARDS, on_bad_data="warn"))
+    data = read_rl_data(line, twelve_queries)
+    run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=2)))
+    assert run.data.tags["lever.rounds_done"] == "2"
+    assert run.data.tags["lever.gate_override"] == "round 2: reward_mean"
+
+
+def test_rounds_that_no_longer_help_are_the_last(local, start, twelve_queries, monkeypatch):
+    """The first choice has rewards of 1, 2, 1.5 and 2 in the trials of rounds 1 to 4: two rounds in a row without a rise."""
+    rewards = iter([1.0, 2.0, 2.0, 1.5, 1.5, 2.0])  # looked up before a round, and again when it is logged
+    monkeypatch.setattr(grpo, "first_choice_reward", lambda groups, mode: next(rewards))
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=9, round_patience=2)))
+    assert run.data.tags["lever.rounds_done"] == "3"
+    assert run.data.tags["lever.rounds_ended"] == (
+        "ended before round 4: the reward of the policy's first choice no longer rises (1.000, 2.000, 1.500, 2.000)"
+    )
+
+
+def test_kl_may_refer_to_the_start_of_each_round(local, start, twelve_queries):
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    references = {}
+    for kl_reference in ("start", "round"):
+        settings = RoundSettings(rounds=2, kl_reference=kl_reference)
+        second = children(run_step(lambda settings=settings: grpo_step(line, data, start, QUICK, settings)))
+        tags = second["grpo beta 0.12 round 2"].data.tags
+        references[kl_reference] = tags["lever.reference_policy"], tags["lever.start_digest"]
+    assert references["round"][0] == references["round"][1]
+    assert references["start"][0] != references["start"][1]
+
+
+def test_finished_rounds_are_reused_and_trained_anew_only_when_asked(local, start, twelve_queries, caplog):
+    caplog.set_level("INFO", logger="lever_mlflow")
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    rounds = RoundSettings(rounds=2)
+    first = run_step(lambda: grpo_step(line, data, start, QUICK, rounds))
+    caplog.clear()
+    second = run_step(lambda: grpo_step(line, data, start, QUICK, rounds))
+    assert digests(second) == digests(first)
+    assert sum("reused from" in message for message in caplog.messages) == 3  # two trainings and a rollout
+    assert not children(second)
+    anew = run_step(lambda: grpo_step(line, data, start, QUICK, rounds, "none"))
+    assert digests(anew) == digests(first)
+    assert sorted(children(anew)) == ["grpo beta 0.12 round 1", "grpo beta 0.12 round 2"]
+    with pytest.raises(ParameterError, match="epochs was 1, now 2"):
+        run_step(lambda: grpo_step(line, data, start, replace(QUICK, epochs=2), rounds, first.info.run_id))
+
+
+def test_later_rounds_record_as_the_first_one_did(local, good_rl_data):
+    data = read_rl_data(local(), good_rl_data)
+    assert recorded_settings(data) == RolloutSettings(n_queries=60, shots=2)
+    meta = {"n_queries": 7, "temperatures": [0.5, 2.0], "pool_sampler": "mixed", "shots": "many", "mean": 3}
+    assert recorded_settings(replace(data, meta=meta)) == RolloutSettings(
+        n_queries=7, temperatures=(0.5, 2.0), pool_sampler="mixed", shots=2
+    )
+
+
+PROCESS = multiprocessing.get_context("forkserver")
+
+
+def train_until_killed(uri, cache_dir, rl_data, start, steps):
+    """Runs rounds of GRPO in a process that ends itself by SIGKILL after so many steps of the optimiser."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("test")
+    step, taken = torch.optim.AdamW.step, []
+
+    def counted(*arguments, **keywords):
+        taken.append(1)
+        if len(taken) == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments, **keywords)
+
+    torch.optim.AdamW.step = counted
+    line = Context(Resources(cache_dir=cache_dir), gate=few())
+    data = read_rl_data(line, rl_data)
+    run_step(lambda: grpo_step(line, data, start, replace(QUICK, epochs=3), RoundSettings(rounds=2)))
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_second_round_loses_nothing(local, mlflow_store, cache_dir, start, twelve_queries, caplog):
+    """10 training queries at 8 a step make 2 steps an epoch: step 11 is the first of the last epoch of round 2."""
+    caplog.set_level("INFO", logger="lever_mlflow")
+    line = local(gate=few())
+    process = PROCESS.Process(target=train_until_killed, args=(mlflow_store, cache_dir, twelve_queries, start, 11))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    killed = {run.info.run_name: run.info.run_id for run in MlflowClient().search_runs(["1"], "attributes.status = 'RUNNING'")}
+    assert sorted(killed) == ["grpo beta 0.12", "grpo beta 0.12 round 2"]
+    data = read_rl_data(line, twelve_queries)
+    settings, rounds = replace(QUICK, epochs=3), RoundSettings(rounds=2)
+    resumed = run_step(lambda: grpo_step(line, data, start, settings, rounds, killed["grpo beta 0.12"]))
+    assert "grpo beta 0.12 round 1: reused from" in caplog.text
+    assert "rollout round 2: reused from" in caplog.text
+    assert f"goes on after epoch 2 of {killed['grpo beta 0.12 round 2']}" in caplog.text
+    assert {mlflow.get_run(run_id).info.status for run_id in killed.values()} == {"KILLED"}
+    mlflow.set_experiment("undisturbed")
+    undisturbed = run_step(lambda: grpo_step(line, data, start, settings, rounds))
+    assert digests(resumed) == digests(undisturbed)
+    metrics = [json.loads(json.dumps(epoch_metrics(run.info.run_id))) for run in (resumed, undisturbed)]
+    for epochs in metrics:
+        for epoch in epochs.values():
+            del epoch["seconds"]
+    assert metrics[0] == metrics[1]
