@@ -77,7 +77,8 @@ class LocalVLM:
         profile: a key of ``lever_mlflow.vlm.prompt.PROFILES``.
         device: ``cpu`` or ``cuda``; the model is in bfloat16 on ``cuda`` and in float32 on ``cpu``.
         batch_tokens: most tokens of a batch, padding and visual tokens included; 0 means 8,192 on ``cpu`` and 32,768 on
-            ``cuda``. The number is halved for the rest of the run whenever memory does not hold a batch.
+            ``cuda``. A small model on ``cpu`` has batches of at most 2,048, for any larger number. The number is halved for
+            the rest of the run whenever memory does not hold a batch.
     """
 
     def __init__(self, folder: Path, digest: str, profile: str, device: str = "cpu", batch_tokens: int = 0) -> None:
