@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from lever_mlflow.files.model_folders import load_pretrained
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.vlm import prompt
-from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.local import LocalVLM, token_batches
 from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages
 from lever_mlflow.vlm.vision_cache import visual_tokens
 
@@ -82,15 +82,14 @@ def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
 
 
 def batched(vlm: LocalVLM, plain: PlainVLM, prompts: Sequence[Prompt]) -> list[str]:
-    """Answers the plain way in the batches that ours would have."""
-    vlm_answers, vlm._answers = vlm._answers, plain.answers  # type: ignore[method-assign]
-    try:
-        return ordered(vlm.generate(prompts))
-    finally:
-        vlm._answers = vlm_answers  # type: ignore[method-assign]
+    """Answers the plain way in batches of as many tokens as ours may have, longest prompts first."""
+    lengths = vlm.token_counts(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
+    batches = token_batches(order, lengths, vlm.batch_tokens)
+    return ordered(list(zip(batch, plain.answers([prompts[i] for i in batch]), strict=True)) for batch in batches)
 
 
-def ordered(batches: Iterator[list[tuple[int, str]]]) -> list[str]:
+def ordered(batches: Iterable[list[tuple[int, str]]]) -> list[str]:
     """Texts in the order of the prompts."""
     return [text for _, text in sorted(item for batch in batches for item in batch)]
 

@@ -5,7 +5,10 @@ request for each of its rows, the server with one that serves an epoch's checkpo
 server with loading the model for each answer (in this process, where the libraries are imported already). The selector is
 untrained, which changes no figure.
 
-    python -m benchmarks.serving [--rows 1000] [--starts 6]
+With ``--pools`` alone, requests of features are measured in this process against pools of random features: candidates that are
+the nearest of the whole pool by fused feature, compared with candidates that are drawn at random. The two take turns.
+
+    python -m benchmarks.serving [--rows 1000] [--starts 6] [--pools 1700,100000]
 """
 
 from __future__ import annotations
@@ -32,15 +35,18 @@ import pandas as pd
 import psutil
 import torch
 
-from lever_mlflow.data.features import forget_shared_encoders
+from lever_mlflow.data.features import Encoder, FeatureTable, forget_shared_encoders, fused_features
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving import logged_models
-from lever_mlflow.serving.retriever import RetrieverSettings, save_retriever
-from lever_mlflow.settings import EvalSettings
+from lever_mlflow.serving.pool_files import DemonstrationPool
+from lever_mlflow.serving.requests import Query
+from lever_mlflow.serving.retriever import Retriever, RetrieverSettings, save_retriever
+from lever_mlflow.settings import EvalSettings, PoolSampler
+from lever_mlflow.vlm.prompt import MINI_PROFILE, PROFILES
 
 FEATURES, IMAGES = "features", "question and image"
 REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5
@@ -172,12 +178,53 @@ def reloaded(model_id: str, row: dict[str, Any]) -> float:
     return float(np.median(timed(answer, [[row]] * RELOADS)))
 
 
+def random_table(rng: np.random.Generator, items: int, dim: int) -> FeatureTable:
+    """Returns unit features of random directions."""
+    image_SD, text_SD = rng.standard_normal((2, items, dim), dtype=np.float32)
+    for part in (image_SD, text_SD):
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return fused_features(image_SD, text_SD, "")
+
+
+def pool_requests(items: int, encoder: Encoder) -> str:
+    """Measures requests of one row of features with a pool of so many items, and returns a line of their table."""
+    rng, dim = np.random.default_rng(0), 512
+    samples = [Sample(i, i, i // 2, f"what is thing {i}?", Path(f"{i // 2}.jpg"), ("a thing",)) for i in range(items)]
+    pool, queries = DemonstrationPool(samples, random_table(rng, items, dim), {}, {}), random_table(rng, REQUESTS, dim)
+    rows = [[Query("row 0", features=pair)] for pair in zip(queries.image_SD, queries.text_SD, strict=True)]
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=dim).eval()
+    times: dict[PoolSampler, list[float]] = {"random": [], "fused-similarity": []}
+    retrievers = {}
+    for sampler in times:
+        settings = RetrieverSettings("", "", "", "", PROFILES[MINI_PROFILE], sampler, EvalSettings.pool_size, seed=0)
+        retrievers[sampler] = Retriever(settings, selector, pool, encoder)
+        retrievers[sampler].retrieve(rows[0], 2)  # as the served model does while it is loaded
+    for row in rows:
+        for sampler, retriever in retrievers.items():
+            times[sampler] += timed(partial(retriever.retrieve, shots=2), [row]).tolist()
+    (base50, base95), (p50, p95) = (np.percentile(measured, [50, 95]) for measured in times.values())
+    return f"{items:,} | {p50:.1f} | {p95:.1f} | {base50:.1f} | {base95:.1f} | {p50 / base50:.1f}"
+
+
+def print_pool_requests(sizes: str, encoder: Encoder) -> None:
+    """Measures and prints the table of pools."""
+    print(f"\n{torch.get_num_threads()} threads\n\n| items | p50, ms | p95, ms | random, p50 | random, p95 | ratio of p50 |")
+    print("|---|---|---|---|---|---|")
+    for size in sizes.split(","):
+        print(f"| {pool_requests(int(size), encoder)} |", flush=True)
+
+
 @click.command()
+@click.option("--pools", default="", help="Sizes of pools, separated by commas, to be measured in place of the server.")
 @click.option("--rows", default=1_000, show_default=True)
 @click.option("--starts", default=6, show_default=True)
-def main(rows: int, starts: int) -> None:
+def main(rows: int, starts: int, pools: str) -> None:
     """Measures and prints the tables of docs/performance.md."""
     resources = Resources(cache_dir=default_cache_dir())
+    if pools:
+        print_pool_requests(pools, Encoder(resources.encoder_folder))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         uri = f"sqlite:///{folder / 'mlflow.db'}"

@@ -10,7 +10,7 @@ items at a time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,9 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.settings import PoolSampler
 
-__all__ = ["Block", "candidate_pools", "check_pool_size", "nearest", "random_pool", "top_k"]
+__all__ = ["Block", "ItemsByImage", "candidate_pools", "check_pool_size", "items_by_image", "nearest", "random_pool", "top_k"]
+
+ItemsByImage = Mapping[int, np.ndarray]  # image id -> indices of the training items about this image, int64, ascending
 
 
 class Block(NamedTuple):
@@ -49,6 +51,14 @@ def check_pool_size(pool_size: int, shots: int) -> None:
         raise ParameterError(f"pool_size={pool_size} with {shots} shots; the pool must be larger than the shots")
 
 
+def items_by_image(train: Sequence[Sample]) -> ItemsByImage:
+    """Returns the indices of the training items about each image."""
+    by_image: defaultdict[int, list[int]] = defaultdict(list)
+    for index, sample in enumerate(train):
+        by_image[sample.image_id].append(index)
+    return {image_id: np.array(indices, dtype=np.int64) for image_id, indices in by_image.items()}
+
+
 def candidate_pools(
     queries: Sequence[Sample],
     train: Sequence[Sample],
@@ -57,6 +67,7 @@ def candidate_pools(
     seed: int,
     query_features: FeatureTable,
     train_features: FeatureTable,
+    by_image: ItemsByImage | None = None,
 ) -> np.ndarray:
     """Draws a candidate pool for each query: ``size`` different training items, none about the query's image.
 
@@ -76,6 +87,7 @@ def candidate_pools(
         seed: seed of random draws.
         query_features: of the split that the queries are from; a query's ``index`` is its row.
         train_features: of ``train``, in its order.
+        by_image: ``items_by_image(train)``, where the caller keeps it for several calls.
 
     Returns:
         Indices into ``train``, int64 [Q, N].
@@ -85,10 +97,10 @@ def candidate_pools(
     """
     if sampler == "random":
         return np.stack([random_pool(train, query, size, seed) for query in queries])
-    by_image: defaultdict[int, list[int]] = defaultdict(list)
-    for index, sample in enumerate(train):
-        by_image[sample.image_id].append(index)
-    same_image = [np.array(by_image.get(query.image_id, ()), dtype=np.int64) for query in queries]
+    if by_image is None:
+        by_image = items_by_image(train)
+    none = np.empty(0, dtype=np.int64)
+    same_image = [by_image.get(query.image_id, none) for query in queries]
     for query, excluded in zip(queries, same_image, strict=True):
         _check_eligible(query, size, len(train) - len(excluded))
     rows = [query.index for query in queries]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 __all__ = ["Sample"]
@@ -29,7 +30,7 @@ class Sample:
     image_path: Path
     answers: tuple[str, ...]
 
-    @property
+    @cached_property
     def answer(self) -> str:
         """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it."""
         return Counter(self.answers).most_common(1)[0][0]

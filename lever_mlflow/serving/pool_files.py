@@ -12,12 +12,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from lever_mlflow.data.candidate_pools import ItemsByImage, items_by_image
 from lever_mlflow.data.features import FeatureTable, fused_features
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
@@ -46,6 +48,11 @@ class DemonstrationPool:
     features: FeatureTable
     digests: Mapping[str, str]
     images: Mapping[str, bytes]
+
+    @cached_property
+    def by_image(self) -> ItemsByImage:
+        """Returns the indices of the samples about each image."""
+        return items_by_image(self.samples)
 
     def image(self, name: str) -> bytes:
         """Returns the content of an image file of the pool, by the file's name.

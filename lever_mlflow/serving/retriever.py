@@ -143,9 +143,8 @@ class Retriever:
             Sample(row, query.content_id, image_id, query.question, Path(), ())
             for row, (query, image_id) in enumerate(zip(queries, images, strict=True))
         ]
-        return candidate_pools(
-            samples, pool.samples, settings.pool_sampler, settings.pool_size, settings.seed, features, pool.features
-        )
+        sampler, size, seed = settings.pool_sampler, settings.pool_size, settings.seed
+        return candidate_pools(samples, pool.samples, sampler, size, seed, features, pool.features, pool.by_image)
 
     def pick(self, features: FeatureTable, pools_QN: np.ndarray, shots: int) -> tuple[np.ndarray, np.ndarray]:
         """Picks greedily from candidate pools as evaluation does.

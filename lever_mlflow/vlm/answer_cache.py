@@ -1,6 +1,6 @@
 """Keeps the VLM's answers in one SQLite file, so that equal prompts are answered once.
 
-Each finished batch is committed. A killed run loses at most the batch that it was generating, and when it is started again it
+Each finished batch is committed. A killed run loses at most the batches that it was generating, and when it is started again it
 generates only the missing answers.
 """
 

@@ -1,6 +1,7 @@
 """Runs the frozen VLM in this process: a Qwen2.5-VL of any size in a local folder. Prompts go in, answers come out, in batches.
 
 A prompt costs only what is new in it: each image goes through the vision tower once, and a prompt is read once for all beams.
+On a CPU, a small model answers several batches at a time, one on each core.
 
 Shapes: P prompts, L tokens of a prompt, R rows (one for each answer that is scored), T tokens of an answer, V words of the
 vocabulary, I images.
@@ -16,17 +17,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.exceptions import LeverError
 from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import load_pretrained
 from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages, prompt_key
+from lever_mlflow.vlm.threads import copies, in_threads
 from lever_mlflow.vlm.vision_cache import VisionCache, visual_tokens
 
 __all__ = ["BATCH_TOKENS", "LoadedModel", "LocalVLM", "token_batches"]
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 32_768}
+
+# On a CPU, up to this size a model answers a batch on each core. A larger one keeps all cores busy by itself, and several
+# batches at a time would only take more memory. The embedded VLM has 1,002,944 parameters, the smallest Qwen2.5-VL 3 billion.
+_SMALL_MODEL = 20_000_000
+_SMALL_MODEL_TOKENS = 2_048  # most tokens of its batches: enough that the cores get equal shares, and not slower on one core
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +46,23 @@ class LoadedModel(NamedTuple):
     model: Any
     processor: Any
     vision: VisionCache
+
+
+class _Batch(NamedTuple):
+    """Holds prompts of one batch as the model takes them.
+
+    Attributes:
+        prompts: the prompts.
+        ids_PL, mask_PL: token ids and attention mask, int64, padded on the left.
+        grids_I3: grid of patches of each image, in the order of the prompts.
+        features: features of each image, [visual tokens, hidden size].
+    """
+
+    prompts: list[Prompt]
+    ids_PL: Any
+    mask_PL: Any
+    grids_I3: Any
+    features: tuple[Any, ...]
 
 
 class LocalVLM:
@@ -51,7 +77,8 @@ class LocalVLM:
         profile: a key of ``lever_mlflow.vlm.prompt.PROFILES``.
         device: ``cpu`` or ``cuda``; the model is in bfloat16 on ``cuda`` and in float32 on ``cpu``.
         batch_tokens: most tokens of a batch, padding and visual tokens included; 0 means 8,192 on ``cpu`` and 32,768 on
-            ``cuda``. The number is halved for the rest of the run whenever memory does not hold a batch.
+            ``cuda``. A small model on ``cpu`` has batches of at most 2,048, for any larger number. The number is halved for
+            the rest of the run whenever memory does not hold a batch.
     """
 
     def __init__(self, folder: Path, digest: str, profile: str, device: str = "cpu", batch_tokens: int = 0) -> None:
@@ -76,8 +103,7 @@ class LocalVLM:
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        # Batches are padded on the left: generation continues at the right end of each prompt.
-        model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, self.folder, padding_side="left")
+        model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, self.folder)
         model = model.to(self.device, getattr(torch, self.dtype)).eval()
         return LoadedModel(model, processor, VisionCache(model, processor, self.profile))
 
@@ -109,126 +135,170 @@ class LocalVLM:
 
     def token_counts(self, prompts: Sequence[Prompt]) -> list[int]:
         """Returns the number of tokens of each prompt, visual tokens included."""
-        text_tokens = self.loaded.processor.tokenizer(self._texts(prompts))["input_ids"]
-        counts = []
-        for tokens, prompt in zip(text_tokens, prompts, strict=True):
-            # the text has one placeholder for each image
-            image_tokens = [visual_tokens(sample.image_path, self.profile) - 1 for sample in _samples(prompt)]
-            counts.append(len(tokens) + sum(image_tokens))
-        return counts
+        return self._lengths(prompts, self._tokens(prompts))
 
     def _in_batches(
-        self, prompts: Sequence[Prompt], work: Callable[[Sequence[Prompt]], list[str]], rows: Sequence[int]
+        self, prompts: Sequence[Prompt], work: Callable[[Any, _Batch], list[str]], rows: Sequence[int]
     ) -> Iterator[list[tuple[int, str]]]:
         """Yields (position, result) of ``work`` for batches of prompts, each of which takes ``rows`` rows of a batch."""
-        if not prompts:
-            return
-        lengths = [length * row for length, row in zip(self.token_counts(prompts), rows, strict=True)]
-        waiting = sorted(range(len(prompts)), key=lambda i: (-lengths[i], i))
-        while waiting:
-            batch = next(token_batches(waiting, lengths, self.batch_tokens))
-            texts = self._within_memory(work, [prompts[i] for i in batch])
-            if texts is None:
-                continue
-            yield list(zip(batch, texts, strict=True))
-            waiting = waiting[len(batch) :]
-
-    def _within_memory(self, work: Callable[[Sequence[Prompt]], list[str]], prompts: Sequence[Prompt]) -> list[str] | None:
-        """Returns the results of ``work``; or None if memory does not hold the batch, and halves all further batches."""
         import torch
 
-        try:
-            return work(prompts)
-        except torch.OutOfMemoryError as error:
-            if len(prompts) == 1:
-                raise LeverError(
-                    "the VLM's memory does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"
-                ) from error
+        if not prompts:
+            return
+        tokens = self._tokens(prompts)
+        lengths = [length * row for length, row in zip(self._lengths(prompts, tokens), rows, strict=True)]
+        waiting = sorted(range(len(prompts)), key=lambda i: (-lengths[i], i))
+        while waiting:
+            limit, done = self._most_tokens, 0
+            batches = list(token_batches(waiting, lengths, limit))
+            inputs = (self._batch([prompts[i] for i in batch], [tokens[i] for i in batch]) for batch in batches)
+            try:
+                for batch, texts in zip(batches, in_threads(work, inputs, self._models()), strict=True):
+                    yield list(zip(batch, texts, strict=True))
+                    done += len(batch)
+            except torch.OutOfMemoryError as error:
+                failed = len(next(token_batches(waiting[done:], lengths, limit)))
+                if failed == 1:
+                    raise LeverError(
+                        "the VLM's memory does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"
+                    ) from error
+            else:
+                return
+            waiting = waiting[done:]
+            self._halve(limit, failed)
+
+    def _halve(self, limit: int, prompts: int) -> None:
+        """Halves all further batches, after memory did not hold a batch of so many prompts within the limit of tokens."""
+        import torch
+
         torch.cuda.empty_cache()
-        self.batch_tokens = max(self.batch_tokens // 2, 1)
-        log.warning(
-            "out of memory with %d prompts in a batch; from now on a batch has %d tokens", len(prompts), self.batch_tokens
-        )
-        return None
+        self.batch_tokens = max(limit // 2, 1)
+        log.warning("out of memory with %d prompts in a batch; from now on a batch has %d tokens", prompts, self.batch_tokens)
 
-    def _texts(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Returns prompts as text, with one placeholder for each image."""
+    @property
+    def _small(self) -> bool:
+        """Returns whether batches are answered in threads, if PyTorch may use several."""
+        return self.device == "cpu" and sum(part.numel() for part in self.loaded.model.parameters()) <= _SMALL_MODEL
+
+    @property
+    def _most_tokens(self) -> int:
+        """Returns the limit of tokens for the next batches.
+
+        It does not depend on the number of threads, so that the digits of scores do not either.
+        """
+        return min(self.batch_tokens, _SMALL_MODEL_TOKENS) if self._small else self.batch_tokens
+
+    def _models(self) -> list[Any]:
+        """Returns a model for each thread. Threads cannot share one, as it keeps ``rope_deltas`` of the prompts last read."""
+        import torch
+
+        return copies(self.loaded.model, torch.get_num_threads() if self._small else 1)
+
+    def _tokens(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """Returns the token ids of each prompt, with one placeholder for each image."""
+        processor = self.loaded.processor
         conversations = [build_messages(*prompt, self.profile) for prompt in prompts]
-        return list(self.loaded.processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True))
+        texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+        return [np.array(ids) for ids in processor.tokenizer(texts)["input_ids"]]
 
-    def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
+    def _lengths(self, prompts: Sequence[Prompt], tokens: Sequence[np.ndarray]) -> list[int]:
+        """Returns the number of tokens of each prompt for the model: an image's placeholder counts once per visual token."""
+        images = [sum(visual_tokens(sample.image_path, self.profile) - 1 for sample in _samples(prompt)) for prompt in prompts]
+        return [len(tokens_L) + more for tokens_L, more in zip(tokens, images, strict=True)]
+
+    def _batch(self, prompts: list[Prompt], tokens: list[np.ndarray]) -> _Batch:
+        """Returns prompts as the model takes them.
+
+        Only the calling thread of ``generate`` comes here: the vision cache is not made for several threads. Nothing pads by
+        the tokenizer, which would change the state of the one tokenizer; without padding, threads may share it.
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        _, processor, vision = self.loaded
+        images = vision.features([sample.image_path for prompt in prompts for sample in _samples(prompt)])
+        sizes, rows = iter([len(part) for part, _ in images]), []
+        for prompt, tokens_L in zip(prompts, tokens, strict=True):
+            repeats_L = np.ones_like(tokens_L)
+            repeats_L[tokens_L == processor.image_token_id] = [next(sizes) for _ in _samples(prompt)]
+            rows.append(torch.from_numpy(np.repeat(tokens_L, repeats_L)))
+        # Generation continues at the right end of each prompt.
+        ids_PL = pad_sequence(rows, batch_first=True, padding_value=processor.tokenizer.pad_token_id, padding_side="left")
+        mask_PL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        return _Batch(
+            prompts,
+            ids_PL.to(self.device),
+            mask_PL.to(self.device),
+            torch.stack([grid for _, grid in images]).to(self.device),
+            tuple(part.to(self.device, self.loaded.model.dtype) for part, _ in images),
+        )
+
+    def _answers(self, model: Any, batch: _Batch) -> list[str]:
         """Returns the raw generations of one batch."""
         import torch
 
-        model, processor, _ = self.loaded
         profile = self.profile
         settings: dict[str, float] = {"num_beams": profile.num_beams, "max_new_tokens": profile.max_new_tokens}
         if profile.num_beams > 1:
             settings["length_penalty"] = profile.length_penalty
         with torch.inference_mode():
-            inputs, key_values = self._read(prompts)
+            key_values = self._read(model, batch)
             key_values.batch_repeat_interleave(profile.num_beams)
-            output = model.generate(**inputs, past_key_values=key_values, do_sample=False, **settings)
-        new_tokens = output[:, inputs["input_ids"].shape[1] :]
-        return list(processor.batch_decode(new_tokens, skip_special_tokens=True))
+            inputs = {"input_ids": batch.ids_PL, "attention_mask": batch.mask_PL, "past_key_values": key_values}
+            output = model.generate(**inputs, do_sample=False, **settings)
+        new_tokens = output[:, batch.ids_PL.shape[1] :]
+        return list(self.loaded.processor.batch_decode(new_tokens, skip_special_tokens=True))
 
-    def _gt_probs(self, prompts: Sequence[Prompt]) -> list[str]:
+    def _gt_probs(self, model: Any, batch: _Batch) -> list[str]:
         """Returns the ``gt_prob`` of the prompts of one batch."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        model, processor, _ = self.loaded
-        tokenizer = processor.tokenizer
-        answers = [list(dict.fromkeys(prompt.query.answers)) for prompt in prompts]
+        tokenizer = self.loaded.processor.tokenizer
+        answers = [list(dict.fromkeys(prompt.query.answers)) for prompt in batch.prompts]
         row_R = torch.tensor([i for i, texts in enumerate(answers) for _ in texts], device=self.device)
         # as in the demonstrations, an answer begins with a space; the turn ends behind it
         texts = [f" {text}{tokenizer.eos_token}" for group in answers for text in group]
-        targets = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(self.device)
+        targets = [torch.tensor(ids) for ids in tokenizer(texts)["input_ids"]]
+        targets_RT = pad_sequence(targets, batch_first=True, padding_value=tokenizer.pad_token_id).to(self.device)
+        shown_RT = pad_sequence([torch.ones_like(ids) for ids in targets], batch_first=True).to(self.device)
         with torch.inference_mode():
-            inputs, key_values = self._read(prompts)
+            key_values = self._read(model, batch)
             key_values.batch_select_indices(row_R)
-            before_RL = inputs["attention_mask"][row_R]
-            mask = torch.cat([before_RL, targets["attention_mask"][:, :-1]], dim=1)
-            ids_RT = torch.cat([inputs["input_ids"][row_R, -1:], targets["input_ids"][:, :-1]], dim=1)
+            mask = torch.cat([batch.mask_PL[row_R], shown_RT[:, :-1]], dim=1)
+            ids_RT = torch.cat([batch.ids_PL[row_R, -1:], targets_RT[:, :-1]], dim=1)
             places_RT = (mask.cumsum(1) - 1)[:, -ids_RT.shape[1] :] + model.model.rope_deltas[row_R]
             places_3RT = places_RT.expand(3, -1, -1)
             output = model(input_ids=ids_RT, attention_mask=mask, past_key_values=key_values, position_ids=places_3RT)
             steps_RTV = output.logits.float().log_softmax(-1)
-        logprobs_RT = steps_RTV.gather(2, targets["input_ids"][..., None]).squeeze(2) * targets["attention_mask"]
+        logprobs_RT = steps_RTV.gather(2, targets_RT[..., None]).squeeze(2) * shown_RT
         probabilities = iter(logprobs_RT.sum(1).double().exp().tolist())
         return [
             repr(sum(next(probabilities) * vqa_accuracy(text, prompt.query.answers) for text in group))
-            for prompt, group in zip(prompts, answers, strict=True)
+            for prompt, group in zip(batch.prompts, answers, strict=True)
         ]
 
-    def _read(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], Any]:
-        """Runs the model over all tokens of the prompts but the last one.
+    def _read(self, model: Any, batch: _Batch) -> Any:
+        """Runs the model over all tokens of the prompts but the last one, and returns its keys and values.
 
-        ``generate`` continues from the keys and values, for each beam. On its own it would read the prompt once per beam.
-
-        Returns:
-            Token ids and attention mask of the whole prompts [P, L], padded on the left; and the model's keys and values.
+        ``generate`` continues from them, for each beam. On its own it would read the prompt once per beam.
         """
-        import torch
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        model, processor, vision = self.loaded
-        images = vision.features([sample.image_path for prompt in prompts for sample in _samples(prompt)])
-        grids_I3 = torch.stack([grid for _, grid in images])
-        marks = [processor.replace_image_token({"image_grid_thw": grids_I3}, i) for i in range(len(images))]
-        texts, _ = processor.get_text_with_replacements(self._texts(prompts), images_replacements=marks)
-        inputs = processor.tokenizer(texts, padding=True, return_tensors="pt")
-        types_PL = torch.tensor(processor.create_mm_token_type_ids(inputs["input_ids"].tolist()))
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        features: Any = tuple(part.to(self.device, model.dtype) for part, _ in images)
+        features: Any = batch.features
+        types_PL = (
+            batch.ids_PL == self.loaded.processor.image_token_id
+        ).long()  # 1 for an image's tokens, 0 for those of a text
         output = model(
-            **{name: tensor[:, :-1] for name, tensor in inputs.items()},
-            mm_token_type_ids=types_PL[:, :-1].to(self.device),
-            image_grid_thw=grids_I3.to(self.device),
+            input_ids=batch.ids_PL[:, :-1],
+            attention_mask=batch.mask_PL[:, :-1],
+            mm_token_type_ids=types_PL[:, :-1],
+            image_grid_thw=batch.grids_I3,
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
             use_cache=True,
             logits_to_keep=1,
         )
-        return inputs, output.past_key_values
+        return output.past_key_values
 
 
 def token_batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class PromptProfile:
     demonstration: str = "Question: {question} Short answer: {answer}\n"
     query: str = "Question: {question} Short answer:"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Returns a digest of the profile's content, 16 hex characters."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
@@ -124,6 +125,7 @@ def with_image_urls(messages: list[dict[str, Any]], url: Callable[[str], str]) -
     ]
 
 
+@lru_cache(maxsize=65_536)  # an evaluation asks for most prompts several times, and each name is needed twice
 def prompt_key(prompt: Prompt, profile: PromptProfile, model_digest: str, image_digest: Callable[[Path], str]) -> str:
     """Returns a digest of all that an answer depends on: model, profile, image contents and texts (SHA-256, hexadecimal)."""
     messages = build_messages(*prompt, profile)

@@ -4,7 +4,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from lever_mlflow.data.candidate_pools import Block, candidate_pools, nearest, random_pool, top_k
+from lever_mlflow.data.candidate_pools import Block, candidate_pools, items_by_image, nearest, random_pool, top_k
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
@@ -89,6 +89,21 @@ def test_similarity_pools_are_the_most_similar_first(samples, features, sampler,
         expected.append([i for i in order if samples[i].image_id != query.image_id][:9])
     assert candidate_pools(samples, samples, sampler, 9, 0, features, features).tolist() == expected
     assert candidate_pools(samples, samples, sampler, 9, 1, features, features).tolist() == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_items_by_image_may_be_handed_over(samples, features, sampler):
+    by_image = items_by_image(samples)
+    assert {image_id: indices.tolist() for image_id, indices in by_image.items()} == {
+        image_id: [i for i in range(30) if samples[i].image_id == image_id] for image_id in {s.image_id for s in samples}
+    }
+    queries = [*samples[:6], Sample(6, 900, -1, "of no item's image?", Path("900.jpg"), ("answer",) * 10)]
+    expected = candidate_pools(queries, samples, sampler, 9, 2, features, features)
+    assert np.array_equal(candidate_pools(queries, samples, sampler, 9, 2, features, features, by_image), expected)
+    if sampler != "random":  # what is handed over is what is used
+        one = {samples[0].image_id: np.arange(2, 12)}
+        pool = candidate_pools(queries[:1], samples, sampler, 9, 2, features, features, one)[0].tolist()
+        assert pool != expected[0].tolist()
 
 
 def test_a_query_of_the_other_split_is_found_by_its_own_features(samples, features):

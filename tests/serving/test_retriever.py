@@ -56,7 +56,7 @@ def test_features_of_a_query_are_those_of_evaluation(retriever, small):
     np.testing.assert_allclose(alone.fused_SD[0], expected.fused_SD[5], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity"])
+@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity", "fused-similarity"])
 def test_picks_are_those_of_evaluation_where_pools_depend_on_features_alone(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler))
     expected, _ = evaluation_picks(small, retriever.selector, sampler)
@@ -91,7 +91,7 @@ def test_a_query_has_a_pool_of_its_own_in_any_request(retriever, make_retriever,
     ]
 
 
-@pytest.mark.parametrize("sampler", ["random", "image-similarity", "mixed"])
+@pytest.mark.parametrize("sampler", ["random", "image-similarity", "fused-similarity", "mixed"])
 def test_no_candidate_is_about_the_own_image(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler, pool_size=38))  # all others
     sample, content = small.train[7], io.BytesIO()
@@ -100,6 +100,26 @@ def test_no_candidate_is_about_the_own_image(make_retriever, small, sampler):
     for queries in ([query], by_features(small.features("train"), [7])):
         (pool,) = retriever.candidates(queries, retriever.features(queries))
         assert sorted({small.train[i].image_id for i in pool}) == [i for i in range(1, 21) if i != sample.image_id]
+
+
+@pytest.mark.parametrize("sampler", ["fused-similarity", "mixed"])
+def test_a_request_does_not_go_through_all_items(make_retriever, small, sampler):
+    class Samples(list):
+        """Counts how often all items are gone through."""
+
+        walks = 0
+
+        def __iter__(self):
+            Samples.walks += 1
+            return super().__iter__()
+
+    retriever = load_retriever(make_retriever(pool_sampler=sampler))
+    retriever = replace(retriever, pool=replace(retriever.pool, samples=Samples(retriever.pool.samples)))
+    first = ids(retriever.retrieve(asked(small.train[:8]), 2))
+    assert Samples.walks == 1
+    assert ids(retriever.retrieve(asked(small.train[:8]), 2)) == first
+    assert ids(retriever.retrieve(asked(small.train[3:4]), 2)) == first[3:4]
+    assert Samples.walks == 1
 
 
 def test_messages_are_the_prompt_of_the_vlm(retriever, small):

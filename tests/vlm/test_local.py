@@ -1,5 +1,7 @@
 """The local VLM against the library's own way: processor, then ``generate`` on everything at once."""
 
+import contextlib
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -118,6 +120,63 @@ def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
     assert float(scores[1]) > 0.9 > float(scores[0])
 
 
+@pytest.fixture
+def threads():
+    """threads(n) lets PyTorch use n threads; their old number is set after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("request_name", ["generate", "score"])
+def test_results_do_not_depend_on_the_number_of_threads(prompts, confused, threads, monkeypatch, request_name):
+    model = LocalVLM(confused, "digest", "mini", batch_tokens=600)
+    threads(1)
+    alone = list(getattr(model, request_name)(prompts))
+    model.loaded.vision.clear()
+    read, meeting, seen = model._read, threading.Barrier(2), set()
+
+    def met(part, batch):
+        result = read(part, batch)
+        with contextlib.suppress(threading.BrokenBarrierError):  # the last batch may be without a partner
+            meeting.wait(2)  # now both threads have read: a model that they share has forgotten the first prompts
+        seen.add((threading.get_ident(), id(part)))
+        return result
+
+    monkeypatch.setattr(model, "_read", met)
+    threads(2)
+    assert list(getattr(model, request_name)(prompts)) == alone
+    assert torch.get_num_threads() == 2
+    assert len({thread for thread, _ in seen} - {threading.get_ident()}) == 2
+    assert len({part for _, part in seen}) == 2
+    assert len(alone) > 8
+
+
+def test_large_models_and_gpus_keep_their_batches_and_one_model(prompts, threads, monkeypatch):
+    threads(3)
+    model = LocalVLM(mini.VLM_PATH, "digest", "mini")
+    assert len(model._models()) == 3
+    assert model._most_tokens == 2_048 < model.batch_tokens
+    monkeypatch.setattr(local, "_SMALL_MODEL", 1_002_943)
+    assert model._models() == [model.loaded.model]
+    assert model._most_tokens == 8_192
+    monkeypatch.undo()
+    model.device = "cuda"
+    assert model._models() == [model.loaded.model]
+
+
+def test_an_error_in_a_thread_is_that_of_one_thread(prompts, threads, tmp_path):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(prompts[0].query.image_path.read_bytes()[:60])
+    shortest = Prompt((), replace(prompts[0].query, image_path=damaged))
+    for count in (1, 2):
+        threads(count)
+        batches, results = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=300).generate([*prompts, shortest]), []
+        with pytest.raises(DataError, match=r"damaged\.png: does not decode"):
+            results.extend(position for batch in batches for position, _ in batch)
+        assert torch.get_num_threads() == count
+
+
 def test_batches_are_cut_by_tokens_and_the_longest_come_first(prompts, monkeypatch):
     model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=400)
     shapes, generate = [], model.loaded.model.generate
@@ -143,23 +202,30 @@ def test_token_batches_by_hand():
     assert list(token_batches([], lengths, 2)) == []
 
 
-def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog):
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog, threads, count):
+    threads(count)
     expected = answers(prompts)
     model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=1_600)
-    generate, most = model.loaded.model.generate, 5
+    read, most = model._read, 5
 
-    def small(input_ids, **inputs):
-        if len(input_ids) > most:
+    def small(part, batch):
+        if len(batch.prompts) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(input_ids=input_ids, **inputs)
+        return read(part, batch)
 
-    monkeypatch.setattr(model.loaded.model, "generate", small)
-    assert [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)] == expected
-    assert model.batch_tokens in (200, 100)
-    assert "out of memory with" in caplog.text
+    monkeypatch.setattr(model, "_read", small)
+    positions, texts = zip(*(item for batch in model.generate(prompts) for item in batch), strict=True)
+    assert [text for _, text in sorted(zip(positions, texts, strict=True))] == expected
+    lengths = model.token_counts(prompts)
+    assert list(positions) == sorted(range(64), key=lambda i: (-lengths[i], i))
+    assert model.batch_tokens == 200
+    logged = [record.args for record in caplog.records if record.message.startswith("out of memory")]
+    assert logged == [(10, 800), (6, 400), (7, 200)]
     most = 0
     with pytest.raises(LeverError, match="does not hold a single prompt; use fewer shots, a smaller VLM or a larger device"):
         list(model.generate(prompts))
+    assert torch.get_num_threads() == count
 
 
 def test_a_demonstration_is_followed(prompts):

@@ -43,6 +43,18 @@ def test_cleaned_generation(raw, answer):
     assert clean_generation(raw) == answer
 
 
+def test_the_key_of_an_equal_prompt_is_not_made_again(samples):
+    read = []
+
+    def digest(path):
+        read.append(path.name)
+        return "content"
+
+    keys = [prompt_key(Prompt((samples[0],), replace(samples[9])), PROFILES["mini"], "model", digest) for _ in range(3)]
+    assert len(set(keys)) == 1
+    assert read == [samples[0].image_path.name, samples[9].image_path.name]
+
+
 def test_key_changes_with_everything_an_answer_depends_on(samples):
     profile = PROFILES["mini"]
     digest = lambda path: f"content of {path.name}"  # noqa: E731
