@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.evaluation.answering import Answering, BestSingle
+from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.policies import (
     CHAMPION,
@@ -27,7 +25,6 @@ from lever_mlflow.evaluation.policies import (
     epoch_policy,
     metric_name,
 )
-from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.evaluation.records import REPORT, SELECTION, AccuracyCell, EvaluationRecords, best_epoch
 from lever_mlflow.evaluation.result import (
@@ -39,6 +36,15 @@ from lever_mlflow.evaluation.result import (
     RLDataSummary,
 )
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
+from lever_mlflow.pipeline.baselines import (
+    answering,
+    baselines_step,
+    log_records,
+    oracle_metric,
+    question_set,
+    read_baselines,
+    read_records,
+)
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
@@ -67,7 +73,7 @@ __all__ = [
 ]
 
 EVALUATE = "evaluate"
-RECORDS_FILE, RESULT_FILE, ANSWERS_TABLE = "records.parquet", "evaluation.json", "answers.json"
+RESULT_FILE, ANSWERS_TABLE = "evaluation.json", "answers.json"
 _GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
 
 log = logging.getLogger(__name__)
@@ -167,19 +173,6 @@ def read_evaluation(run_id: str) -> Evaluation:
         raise DataError(f"run {run_id}: {error}") from None
 
 
-def read_records(run_id: str) -> EvaluationRecords:
-    """Reads the records of a finished evaluation.
-
-    Raises:
-        DataError: they are not there, or cannot be read.
-    """
-    path = artifact(run_id, RECORDS_FILE)
-    try:
-        return EvaluationRecords.read(path)
-    except DataError as error:
-        raise DataError(f"run {run_id}: {error}") from None
-
-
 @dataclass(frozen=True)
 class _Evaluation:
     """Evaluates one GRPO run.
@@ -206,19 +199,23 @@ class _Evaluation:
         by_policy = {epoch_policy(epoch): selector for epoch, selector in epochs.items()}
         checkpoints = {START: self._start(), **self.others, **by_policy}
         questions = split_questions(self.context.resources.val, self.settings, self.context.seed)
-        report, selection = (_question_set(self.context, samples, self.settings) for samples in questions)
+        report, selection = (question_set(self.context, samples, self.settings) for samples in questions)
         learned = report.learned(checkpoints)
-        answering = _answering(self.context, self.name)
+        baselines = read_baselines(ensure(baselines_step(self.context, self.settings)))
+        asked = answering(self.context, self.name)
         records = EvaluationRecords.joined(
             [
-                answering.records(report.samples, REPORT, {**report.baselines(), **learned}, self.settings.shots),
-                answering.records(selection.samples, SELECTION, selection.learned(by_policy), self.settings.shots),
+                baselines.records,
+                asked.records(report.samples, REPORT, learned, self.settings.shots),
+                asked.records(selection.samples, SELECTION, selection.learned(by_policy), self.settings.shots),
             ]
         )
         selection_accuracy = records.selection_accuracy(epochs)
         best = best_epoch(selection_accuracy)
         table, overlap = records.table(self.settings.sizes), report.overlap(checkpoints, learned)
         _log_accuracies(table, models, selection_accuracy)
+        if baselines.best_single is not None:
+            mlflow.log_metrics(oracle_metric(baselines.best_single))
         _log_overlap(overlap, models)
         _log_answers(report.samples, records, epoch_policy(best))
         set_tags({Tag.BEST_EPOCH: best})
@@ -228,7 +225,7 @@ class _Evaluation:
             model_id=models[best],
             checkpoint_digest=selector_digest(epochs[best]),
         )
-        evaluation = self._result(best, selection_accuracy, table, overlap, _best_single(report, answering), registration)
+        evaluation = self._result(best, selection_accuracy, table, overlap, baselines.best_single, registration)
         tags, card = describe_version(evaluation, records)
         self._register_and_log(evaluation.with_registration(tags=tags, description=card), records)
 
@@ -284,14 +281,14 @@ class _Evaluation:
         log.info("beta %s: epoch %d is %s version %s", format_beta(self.kl_beta), evaluation.best_epoch, name, version)
         set_tags({Tag.REGISTERED: f"{name} version {version}"})
         mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
-        _log_records(records)
+        log_records(records)
 
 
 def _evaluate_version(context: Context, selector: PointerSelector, settings: EvalSettings) -> None:
     """Evaluates a registered version on the report questions, and logs the records."""
     samples = split_questions(context.resources.val, settings, context.seed).report
-    picks = _question_set(context, samples, settings).learned({CHAMPION: selector})
-    _log_records(_answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots))
+    picks = question_set(context, samples, settings).learned({CHAMPION: selector})
+    log_records(answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots))
 
 
 def _check_same_resources(context: Context, grpo_run: str, tags: Mapping[str, str]) -> None:
@@ -312,18 +309,6 @@ def _input_tags(inputs: EvaluationInputs) -> dict[str, Any]:
     return tags
 
 
-def _question_set(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> QuestionSet:
-    resources = context.resources
-    features = resources.features("val"), resources.features("train")
-    return QuestionSet(samples, resources.train, *features, settings, context.seed)
-
-
-def _answering(context: Context, description: str) -> Answering:
-    resources = context.resources
-    answer = partial(resources.answer, description=description)
-    return Answering(resources.train, answer, resources.language_model.key)
-
-
 def _rl_data_summary(grpo_run: str) -> RLDataSummary:
     metrics = mlflow.get_run(grpo_run).data.metrics
     queries = int(metrics[f"{DATA}n_queries"])
@@ -333,23 +318,6 @@ def _rl_data_summary(grpo_run: str) -> RLDataSummary:
         n_positive_queries=round(metrics[f"{DATA}positive_query_rate"] * queries),
         mean_reward=metrics[f"{DATA}reward_mean"],
     )
-
-
-def _best_single(questions: QuestionSet, answering: Answering) -> BestSingle | None:
-    """Tries the first questions' candidates alone and logs ``baseline/oracle/...``; None if that was not asked for."""
-    n = min(questions.settings.n_oracle, len(questions.samples))
-    if not n:
-        return None
-    best = answering.best_single(questions.samples[:n], questions.pools_QN[:n])
-    mlflow.log_metrics({f"baseline/oracle/n{n}/shots1": best.oracle})
-    return best
-
-
-def _log_records(records: EvaluationRecords) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / RECORDS_FILE
-        records.write(path)
-        mlflow.log_artifact(str(path))
 
 
 def _log_accuracies(table: Sequence[AccuracyCell], models: Mapping[int, str], selection: Mapping[int, float]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from lever_mlflow.evaluation.questions import split_questions
+from lever_mlflow.pipeline.baselines import baselines_step
 from lever_mlflow.pipeline.comparison import compare_step, comparison_summary
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import ensure_evaluated
@@ -66,6 +67,7 @@ def _run(context: Context, experiment: Experiment) -> str:
     data = rl_data_of_run(context, ensure(rollout_step(context, experiment.rollout)))
     ensure(validate_step(context, data))
     start = start_of_run(ensure(rce_step(context, data, experiment.rce)))
+    ensure(baselines_step(context, experiment.evaluation))
     evaluations = []
     for kl_beta in experiment.kl_betas:
         grpo_run = ensure(grpo_step(context, data, start, replace(experiment.grpo, kl_beta=kl_beta), experiment.rounds))

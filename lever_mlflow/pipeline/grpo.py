@@ -106,11 +106,10 @@ def find_grpo(context: Context, reference: str, kl_beta: float, preset: Preset =
 def candidates_of(run_id: str) -> dict[int, str]:
     """Returns the ids of the logged models that a finished GRPO run offers for registration, by epoch.
 
-    These are the last epoch of each round, which the next round started from, and every epoch of the last round.
+    These are the last epochs of the rounds, with which the next round began. A single round offers all its epochs.
     """
     ends, models = read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS], checkpoints_of(run_id)
-    begun_after = ends[-2] if len(ends) > 1 else 0
-    return {epoch: model_id for epoch, model_id in models.items() if epoch in ends or epoch > begun_after}
+    return {epoch: model_id for epoch, model_id in models.items() if epoch in ends or len(ends) == 1}
 
 
 @dataclass

@@ -80,7 +80,7 @@ def test_rl_data_of_a_file_are_those_of_the_first_round(local, start, twelve_que
         assert {len(trial.pointer) for group in fresh.groups for trial in group.trials} == {2}  # as in the file
     assert {group.query_id for group in recorded[0].groups}.isdisjoint({group.query_id for group in recorded[1].groups})
     assert list(digests(run)) == list(epoch_metrics(run.info.run_id)) == [1, 2, 3, 4, 5, 6]
-    assert list(candidates_of(run.info.run_id)) == [2, 4, 5, 6]
+    assert list(candidates_of(run.info.run_id)) == [2, 4, 6]
     assert run.data.tags["lever.best_epoch"] == "6"
     assert run.data.tags["mlflow.note.content"].startswith("3 of 3 rounds, 6 epochs; reward of the policy's first choice")
 
@@ -95,6 +95,13 @@ def test_one_round_is_a_plain_training(local, start, twelve_queries):
     features_SD = line.resources.features("train").fused_SD
     (epoch,) = train_grpo(PointerSelector(), data, features_SD, QUICK, seed=0)
     assert digests(run) == {1: selector_digest(epoch.selector)}
+
+
+def test_one_round_offers_all_its_epochs(local, start, twelve_queries):
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    run = run_step(lambda: grpo_step(line, data, start, replace(QUICK, epochs=3), RoundSettings(rounds=1)))
+    assert list(candidates_of(run.info.run_id)) == [1, 2, 3]
 
 
 def test_no_round_at_all_is_refused():

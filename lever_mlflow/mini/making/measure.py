@@ -17,6 +17,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 
+from lever_mlflow.data.candidate_pools import nearest
 from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.data.vqa_accuracy import vqa_accuracy
@@ -26,7 +27,17 @@ from lever_mlflow.mini.dataset import digit_images, ensure_dataset
 from lever_mlflow.mini.families import FAMILIES, Family
 from lever_mlflow.vlm.prompt import Prompt, build_messages, clean_generation
 
-__all__ = ["CONDITIONS", "Answerer", "DigitItem", "Pool", "clip_features", "draw_prompts", "load_items", "pool_recall"]
+__all__ = [
+    "CONDITIONS",
+    "Answerer",
+    "DigitItem",
+    "Pool",
+    "clip_features",
+    "draw_prompts",
+    "load_items",
+    "pool_recall",
+    "search_recall",
+]
 
 Build = Callable[[np.random.Generator, "Pool", "DigitItem"], Prompt]
 
@@ -226,6 +237,23 @@ def pool_recall(items: Sequence[DigitItem], features_ND: np.ndarray, seed: int, 
     return {**{name: float(np.mean(values)) for name, values in hits.items()}, "n_match": len(hits["match"])}
 
 
+def search_recall(
+    queries: Sequence[DigitItem], items: Sequence[DigitItem], queries_QD: np.ndarray, items_ND: np.ndarray, pool_size: int = 64
+) -> tuple[float, float]:
+    """Measures how often a search of all items finds one with the digit and the family of a query.
+
+    Returns:
+        The share of queries whose nearest item is such a match, and the share of those that have one among the ``pool_size``
+        nearest items.
+    """
+    nearest_QN = nearest(queries_QD, items_ND, pool_size, [np.empty(0, dtype=np.int64)] * len(queries))
+    kinds = [(item.digit, item.family.name) for item in items]
+    hits_QN = np.array(
+        [[kinds[i] == (query.digit, query.family.name) for i in row] for query, row in zip(queries, nearest_QN, strict=True)]
+    )
+    return float(hits_QN[:, 0].mean()), float(hits_QN.any(axis=1).mean())
+
+
 def _vlm_table(folder: Path, train: Sequence[DigitItem], val: Sequence[DigitItem], limit: int, seed: int) -> None:
     answerer, pool = Answerer(folder), Pool(train)
     rows = np.sort(np.random.default_rng(seed).permutation(len(val))[:limit])
@@ -247,12 +275,17 @@ def _vlm_table(folder: Path, train: Sequence[DigitItem], val: Sequence[DigitItem
 def _clip_table(folder: Path, train: Sequence[DigitItem], val: Sequence[DigitItem], seed: int) -> None:
     click.echo(f"\nNearest of a random pool of 64, {len(train)} items of split train\n")
     click.echo("| feature | same digit | same family | same both, where the pool holds one |\n|---|---|---|---|")
-    features = clip_features(train, folder)
+    features, val_features = clip_features(train, folder), clip_features(val, folder)
     for name, features_ND in features.items():
         recall = pool_recall(train, features_ND, seed)
         match = f"{recall['match']:.3f} (n = {recall['n_match']})"
         click.echo(f"| {name} | {recall['digit']:.3f} | {recall['family']:.3f} | {match} |")
-    digit, family = _linear_accuracy(features["fused"], train, clip_features(val, folder)["fused"], val)
+    click.echo(f"\nSearch in all {len(train)} items of train for the {len(val)} items of val\n")
+    click.echo("| feature | nearest has the same digit and family | one of the 64 nearest has |\n|---|---|---|")
+    for name, features_ND in features.items():
+        first, any_of = search_recall(val, train, val_features[name], features_ND)
+        click.echo(f"| {name} | {first:.3f} | {any_of:.3f} |")
+    digit, family = _linear_accuracy(features["fused"], train, val_features["fused"], val)
     click.echo(f"\nLinear classifier on fused features, {len(val)} items of val: digit {digit:.3f}, family {family:.3f}")
 
 

@@ -23,7 +23,7 @@ from lever_mlflow.mini.families import FAMILIES
 from lever_mlflow.mini.making.augment import augment, gray_images
 from lever_mlflow.mini.making.train_vlm import save_model
 
-__all__ = ["train_clip"]
+__all__ = ["describe_images", "draw_questions", "train_clip"]
 
 _DIGIT_WORDS = next(family.answers for family in FAMILIES if family.name == "english")
 _IMAGE_CAPTIONS = ("a {ink} handwritten {digit} leaning {slant}", "the digit {digit}, {ink}, {slant} slant")

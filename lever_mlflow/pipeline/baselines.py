@@ -1,0 +1,113 @@
+"""Defines the baselines step, which evaluates once what depends on no beta and no epoch, for all evaluations to share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+
+from lever_mlflow.data.samples import Sample
+from lever_mlflow.evaluation.answering import Answering, BestSingle
+from lever_mlflow.evaluation.question_set import QuestionSet
+from lever_mlflow.evaluation.questions import split_questions
+from lever_mlflow.evaluation.records import REPORT, EvaluationRecords
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.records import read_record
+from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.runs.artifacts import artifact, list_artifacts
+from lever_mlflow.runs.steps import Step
+from lever_mlflow.settings import EvalSettings
+
+__all__ = [
+    "Baselines",
+    "answering",
+    "baselines_step",
+    "log_records",
+    "oracle_metric",
+    "question_set",
+    "read_baselines",
+    "read_records",
+]
+
+STEP = "baselines"
+RECORDS_FILE, BEST_SINGLE_FILE = "records.parquet", "best_single.json"
+
+
+class Baselines(NamedTuple):
+    """Holds the records of all baselines on the report questions, and what the best single demonstration would bring."""
+
+    records: EvaluationRecords
+    best_single: BestSingle | None
+
+
+def baselines_step(context: Context, settings: EvalSettings) -> Step:
+    """Prepares the evaluation of the baselines, which all evaluations with these settings share."""
+    return make_step(context, STEP, STEP, asdict(settings), context.identity(), partial(_evaluate, context, settings))
+
+
+def read_baselines(run_id: str) -> Baselines:
+    """Reads what a finished baselines step has found.
+
+    Raises:
+        DataError: it is not there, or cannot be read.
+    """
+    there = BEST_SINGLE_FILE in list_artifacts(run_id, "")
+    best = read_record(BestSingle, artifact(run_id, BEST_SINGLE_FILE), "an oracle", "evaluate") if there else None
+    return Baselines(read_records(run_id), best)
+
+
+def read_records(run_id: str) -> EvaluationRecords:
+    """Reads the records of a finished evaluation.
+
+    Raises:
+        DataError: they are not there, or cannot be read.
+    """
+    path = artifact(run_id, RECORDS_FILE)
+    try:
+        return EvaluationRecords.read(path)
+    except DataError as error:
+        raise DataError(f"run {run_id}: {error}") from None
+
+
+def question_set(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> QuestionSet:
+    """Returns questions of the evaluation split with all that policies pick by."""
+    resources = context.resources
+    features = resources.features("val"), resources.features("train")
+    return QuestionSet(samples, resources.train, *features, settings, context.seed)
+
+
+def answering(context: Context, description: str) -> Answering:
+    """Returns what answers questions with the experiment's VLM; ``description`` labels the progress bar."""
+    resources = context.resources
+    answer = partial(resources.answer, description=description)
+    return Answering(resources.train, answer, resources.language_model.key)
+
+
+def log_records(records: EvaluationRecords) -> None:
+    """Logs the records of an evaluation in the active run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / RECORDS_FILE
+        records.write(path)
+        mlflow.log_artifact(str(path))
+
+
+def oracle_metric(best: BestSingle) -> dict[str, float]:
+    """Returns the oracle as a metric."""
+    return {f"baseline/oracle/n{best.questions}/shots1": best.oracle}
+
+
+def _evaluate(context: Context, settings: EvalSettings) -> None:
+    """Answers the report questions behind what each baseline picks, and tries every candidate of the first questions alone."""
+    report = question_set(context, split_questions(context.resources.val, settings, context.seed).report, settings)
+    asked = answering(context, STEP)
+    log_records(asked.records(report.samples, REPORT, report.baselines(), settings.shots))
+    n = min(settings.n_oracle, len(report.samples))
+    if n:
+        best = asked.best_single(report.samples[:n], report.pools_QN[:n])
+        mlflow.log_text(best.model_dump_json(indent=2), BEST_SINGLE_FILE)
+        mlflow.log_metrics(oracle_metric(best))
