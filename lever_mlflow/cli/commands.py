@@ -82,8 +82,8 @@ resource_options = options(ResourceSettings, SEED, DataSettings)
 def main(**values: Any) -> None:
     """Run the whole experiment, each step as a child run.
 
-    The steps are the rollout, the data gate, RCE, GRPO and its evaluation for each KL weight, and the comparison. A finished
-    step with the same inputs is reused.
+    The steps are the rollout, the data gate, RCE, the baselines, GRPO in rounds and its evaluation for each KL weight, and the
+    comparison. A finished step with the same inputs is reused.
     """
     from lever_mlflow.pipeline.experiment import Experiment, experiment_step
     from lever_mlflow.runs.steps import project_run, run_here
@@ -190,7 +190,8 @@ def grpo(**values: Any) -> None:
 def evaluate(**values: Any) -> None:
     """Evaluate the epochs of a GRPO run and register the best.
 
-    Every epoch answers the same questions as the start checkpoint and the baselines.
+    The last epoch of each round, or every epoch of a single round, answers the same questions as the start checkpoint and the
+    baselines.
     """
     from lever_mlflow.pipeline.evaluation import evaluate_step, read_checkpoints
     from lever_mlflow.pipeline.grpo import find_grpo
