@@ -12,7 +12,7 @@ other. No interval is corrected for the number of rows.
 The answers of each policy are a line of the output file, with the accuracies as whole numbers of thirtieths. What the file
 holds already is skipped when the experiment is started again.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.rounds --output rounds.jsonl
+    OMP_NUM_THREADS=1 python -m benchmarks.rounds --output rounds.jsonl --plot docs/figures/rounds.png
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.bench import DATA_SEED, append_row, as_rl_data, best_epoch
 from lever_mlflow.evaluation.answering import Answering
@@ -241,14 +242,39 @@ def registered(rows: Sequence[Mapping[str, Any]], strongest: np.ndarray, most: i
         yield f"seed {seed} {chosen['stage']}: " + ", ".join(interval(gains[i][None]) for i in range(len(SHOTS)))
 
 
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the accuracy of the default after each stage, a point per seed, above that of the strongest baseline."""
+    of_default = [row for row in rows if row.get("variant") == "default"]
+    baselines = [row for row in rows if row["sampler"] == Variant().sampler and "policy" in row and row["policy"] != ZERO_SHOT]
+    strongest = percent(baselines).mean(axis=2).max(axis=0)
+    stages = list(dict.fromkeys(row["stage"] for row in of_default))
+    figure = Figure(figsize=(4 * len(SHOTS), 3.4), layout="constrained")
+    for i, (k, axes) in enumerate(zip(SHOTS, figure.subplots(1, len(SHOTS)), strict=True)):
+        values = [percent([row for row in of_default if row["stage"] == stage])[:, i].mean(axis=1) for stage in stages]
+        axes.axhline(strongest[i], color="tab:gray", linestyle="--", label="strongest baseline")
+        axes.plot(range(len(stages)), [of_stage.mean() for of_stage in values], color="tab:blue", label="mean over seeds")
+        for place, of_stage in enumerate(values):
+            axes.plot([place] * len(of_stage), of_stage, ".", color="tab:blue")
+        axes.set_xticks(range(len(stages)), [stage.replace("round ", "round\n") for stage in stages], fontsize=8)
+        axes.set_title(f"{k} demonstration{'s' * (k > 1)}")
+    figure.axes[0].set_ylabel("VQA accuracy in percent, 800 questions")
+    figure.axes[0].legend(fontsize=8, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File of the answers, one line per policy.")
 @click.option("--seeds", default=5, show_default=True, help="Number of training seeds.")
 @click.option("--variants", default=",".join(VARIANTS), help="Variants to run, separated by commas; all by default.")
-def main(output: Path, seeds: int, variants: str) -> None:
+@click.option("--plot", "figure", type=click.Path(path_type=Path), help="PNG of the accuracy by round.")
+def main(output: Path, seeds: int, variants: str, figure: Path | None) -> None:
     """Run the experiment and print its tables."""
     measure(Experiment(Resources(cache_dir=default_cache_dir())), output, variants.split(","), seeds)
-    report(read(output))
+    rows = read(output)
+    report(rows)
+    if figure is not None:
+        plot(rows, figure)
 
 
 if __name__ == "__main__":

@@ -538,7 +538,7 @@ class ValidationInputs:
 class ServingSettings:
     """Says what a served retriever does by default, and how much a request may hold."""
 
-    shots: int = option(RolloutSettings.shots, at_least=1, help="Number of demonstrations where a request gives none.")
+    shots: int = option(2, at_least=1, help="Number of demonstrations where a request gives none.")
     as_messages: bool = option(False, help="Whether demonstrations are returned as chat messages where a request does not say.")
     max_rows: int = option(10_000, at_least=1, help="Largest number of rows in a request.")
     max_question_characters: int = option(2_000, at_least=1, help="Largest number of characters in a question.")

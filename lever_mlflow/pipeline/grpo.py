@@ -152,11 +152,11 @@ class _Rounds:
             if number > 1:
                 recorded = recorded_settings(self.data)
                 data = rl_data_of_run(context, ensure(rollout_step(context, recorded, self.policy, number)))
-                ended = self._why_to_end(number, data)
-                if ended:
-                    log.warning("%s", ended)
-                    break
             self._log_trials(number, data)
+            ended = self._why_to_end(number, data) if number > 1 else ""
+            if ended:
+                log.warning("%s", ended)
+                break
             self._optimise(number, data)
         self._conclude(ended)
 
@@ -167,10 +167,8 @@ class _Rounds:
             refusal = self._refusal(number, verdict)
             if refusal:
                 return refusal
-        reward = first_choice_reward(data.groups, self.context.reward_mode)
-        rewards = [*self.rewards, *([] if reward is None else [reward])]
-        if no_longer_rising(rewards, self.rounds.round_patience):
-            shown = ", ".join(f"{value:.3f}" for value in rewards)
+        if no_longer_rising(self.rewards, self.rounds.round_patience):
+            shown = ", ".join(f"{value:.3f}" for value in self.rewards)
             return f"ended before round {number}: the reward of the policy's first choice no longer rises ({shown})"
         return ""
 

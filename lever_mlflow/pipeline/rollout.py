@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 
@@ -101,16 +102,21 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
 def recorded_settings(data: RLData) -> RolloutSettings:
     """Returns the settings with which RL data were recorded, so that a later round records further trials in the same way.
 
-    What the data do not say of themselves has its default, but for the number of queries and of shots, which are theirs.
+    The numbers of queries, shots and candidates, and whether right answers were scored, are those of the data themselves. What
+    else the data do not say in their meta has its default.
     """
-    recorded = {}
+    settings: dict[str, Any] = {}
     for setting in fields(RolloutSettings):
         value = data.meta.get(setting.name)
         value = tuple(value) if isinstance(value, list) else value
         if type(value) is type(setting.default):
-            recorded[setting.name] = value
-    own = {"n_queries": len(data.groups), "shots": max(group.pointers_GK.shape[-1] for group in data.groups if group.trials)}
-    return RolloutSettings(**{**own, **recorded})
+            settings[setting.name] = value
+    trials = [trial for group in data.groups for trial in group.trials]
+    settings |= {"n_queries": len(data.groups), "shots": max(len(trial.pointer) for trial in trials)}
+    settings["gt_prob"] = any(trial.gt_prob is not None for trial in trials)
+    if data.vintage == "pools":  # in the older vintages, a pool is only what the pointers name
+        settings["pool_size"] = max(len(group.pool) for group in data.groups)
+    return RolloutSettings(**settings)
 
 
 def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:

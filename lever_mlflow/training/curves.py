@@ -14,7 +14,7 @@ __all__ = ["training_curves"]
 _PANELS = {
     "loss": ("train_loss", "val_loss", "ppo_loss"),
     "reward on validation queries": ("expected_reward",),
-    "KL from the start": ("kl", "kl_exact", "val_kl_exact"),
+    "KL from the reference policy": ("kl", "kl_exact", "val_kl_exact"),
     "share": ("picks_changed", "frac_reward_zero_std", "clip_ratio_low", "clip_ratio_high"),
     "gradient norm": ("grad_norm",),
     "entropy, nats": ("entropy",),

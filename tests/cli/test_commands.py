@@ -65,7 +65,7 @@ def test_a_shell_can_complete_commands_options_and_choices():
         return lever_mlflow(_LEVER_MLFLOW_COMPLETE="bash_complete", **place)[1].split()
 
     assert completed("lever-mlflow ro") == ["plain,rollout", "plain,rollback"]
-    assert completed("lever-mlflow grpo --kl") == ["plain,--kl_beta"]
+    assert completed("lever-mlflow grpo --kl_b") == ["plain,--kl_beta"]
     assert completed("lever-mlflow grpo --preset p") == ["plain,predecessor"]
 
 

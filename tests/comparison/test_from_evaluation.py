@@ -85,7 +85,10 @@ def test_everything_that_decides_a_run_is_compared_and_in_order(evaluation):
 
 def test_commands_name_what_was_used(evaluation):
     train, test = commands_of(evaluation, "mlflow run . --experiment-name demo")
-    assert train.startswith("mlflow run . --experiment-name demo -e grpo -P 'rl_data=a b.json' -P kl_beta=0.12 ")
+    assert train.startswith(
+        "mlflow run . --experiment-name demo -e grpo -P 'rl_data=a b.json' "
+        "-P rounds=3 -P kl_reference=round -P round_patience=2 -P kl_beta=0.12 "
+    )
     assert train.endswith(" -P init=models:/m-1 -P seed=3 -P reward_mode=hard_plus_soft")
     assert test.startswith(
         "mlflow run . --experiment-name demo -e evaluate -P kl_beta=0.12 -P grpo_run=g1 -P seed=0 -P sizes=5,10 -P shots=1,2 "
