@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lever_mlflow.data.candidate_pools import candidate_pools, nearest
+from lever_mlflow.data.candidate_pools import candidate_pools, items_by_image, nearest
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.overlap import PickOverlap, overlaps, why_identical
@@ -91,10 +90,8 @@ class QuestionSet:
 
     def _items_of_the_same_image(self) -> list[np.ndarray]:
         """Returns the training items about the image of each question, int64."""
-        by_image: defaultdict[int, list[int]] = defaultdict(list)
-        for index, sample in enumerate(self.train):
-            by_image[sample.image_id].append(index)
-        return [np.array(by_image.get(sample.image_id, ()), dtype=np.int64) for sample in self.samples]
+        by_image, none = items_by_image(self.train), np.empty(0, dtype=np.int64)
+        return [by_image.get(sample.image_id, none) for sample in self.samples]
 
     @property
     def _most(self) -> int:
