@@ -97,6 +97,7 @@ def test_one_round_is_a_plain_training(local, start, twelve_queries):
     assert digests(run) == {1: selector_digest(epoch.selector)}
 
 
+@pytest.mark.slow
 def test_one_round_offers_all_its_epochs(local, start, twelve_queries):
     line = local(gate=few())
     data = read_rl_data(line, twelve_queries)
@@ -127,6 +128,7 @@ def test_critical_trials_end_the_rounds_with_what_was_reached(local, start, twel
     assert "lever.gate_override" not in run.data.tags
 
 
+@pytest.mark.slow
 def test_critical_trials_that_are_let_through_are_named(local, start, twelve_queries):
     line = local(gate=few(thresholds=LOW_REWARDS, on_bad_data="warn"))
     data = read_rl_data(line, twelve_queries)
@@ -135,6 +137,7 @@ def test_critical_trials_that_are_let_through_are_named(local, start, twelve_que
     assert run.data.tags["lever.gate_override"] == "round 2: reward_mean"
 
 
+@pytest.mark.slow
 def test_rounds_that_no_longer_help_are_the_last(local, start, twelve_queries, monkeypatch):
     """The first choice has rewards of 1, 2, 1.5 and 2 in the trials of rounds 1 to 4: two rounds in a row without a rise."""
     rewards = iter([1.0, 2.0, 1.5, 2.0])
@@ -148,6 +151,7 @@ def test_rounds_that_no_longer_help_are_the_last(local, start, twelve_queries, m
     )
 
 
+@pytest.mark.slow
 def test_kl_may_refer_to_the_start_of_each_round(local, start, twelve_queries):
     line = local(gate=few())
     data = read_rl_data(line, twelve_queries)
@@ -161,6 +165,7 @@ def test_kl_may_refer_to_the_start_of_each_round(local, start, twelve_queries):
     assert references["start"][0] != references["start"][1]
 
 
+@pytest.mark.slow
 def test_finished_rounds_are_reused_and_trained_anew_only_when_asked(local, start, twelve_queries, caplog):
     caplog.set_level("INFO", logger="lever_mlflow")
     line = local(gate=few())
