@@ -114,12 +114,13 @@ def epochs_of(project, run):
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_rl_data, tmp_path):
     save_selector(tmp_path / "start", PointerSelector(), {})
-    choices = {"kl_beta": 0.3, "epochs": 9, "lr": 0.001, "batch_size": 1, "rl_data": good_rl_data, "init": tmp_path / "start"}
+    choices = {"kl_beta": 0.3, "rounds": 1, "epochs": 9, "lr": 0.001, "batch_size": 1}
+    choices |= {"rl_data": good_rl_data, "init": tmp_path / "start"}
     command = [sys.executable, "-m", "entrypoints.grpo", *(f"--{name}={value}" for name, value in choices.items())]
     environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (states := project.runs(lever_step="grpo", lever_state_epoch="3")):
+    while not (states := project.runs(lever_step="grpo-round", lever_state_epoch="3")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -133,10 +134,10 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     gone_on = project.run("grpo", **choices, resume=killed.info.run_id)
     assert gone_on.returncode == 0, gone_on.stderr
     assert f"goes on after epoch {done} of {killed.info.run_id}" in gone_on.stderr
-    resumed = project.runs(lever_step="grpo")[0]
+    resumed = project.runs(lever_step="grpo-round")[0]
     assert resumed.data.tags["lever.resumed_from"] == killed.info.run_id
     subprocess.run([*command, "--resume=none"], cwd=ROOT, env=environment, check=True, capture_output=True)
-    undisturbed = project.runs(lever_step="grpo")[0]
+    undisturbed = project.runs(lever_step="grpo-round")[0]
     assert "lever.resumed_from" not in undisturbed.data.tags
     assert project.client.get_run(killed.info.run_id).info.status == "KILLED"  # and no longer RUNNING
     assert epochs_of(project, resumed) == epochs_of(project, undisturbed)
