@@ -161,7 +161,7 @@ def single_requests(url: str, rows: Sequence[dict[str, Any]], model: Any) -> str
 
 
 def batches(url: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Measures all rows in one request, and each in its own, and returns a line of the table of batches."""
+    """Measures one request with all rows and one request for each row, and returns a line for the table of batches."""
     together = timed(partial(post, url), [json.dumps({"inputs": rows}).encode()] * BATCHES) / 1e3
     alone = timed(partial(post, url), bodies_of(rows)).sum() / 1e3
     p50, p95 = np.percentile(together, [50, 95])

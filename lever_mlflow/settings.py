@@ -349,7 +349,7 @@ class GrpoSettings:
         below=1,
         predecessor=0.2,
         help="Lower clip bound of the probability ratio, given as epsilon in 1 - epsilon. The ratio compares the policy "
-        "with its start checkpoint, which stays fixed, so the bounds limit how far the whole training can move the policy.",
+        "with the one that the round began with, so the bounds limit how far a whole round can move the policy.",
     )
     epsilon_high: float = option(
         5.0,
@@ -387,14 +387,14 @@ class RoundSettings:
     )
     kl_reference: KlReference = option(
         "round",
-        help="Policy that the KL penalty keeps GRPO near: round for the policy that each round begins with, or start for the "
-        "start checkpoint of the first round.",
+        help="Policy from which the KL penalty is measured: round for the policy at the beginning of each round, or start for "
+        "the start checkpoint of the first round.",
     )
     round_patience: int = option(
         2,
         at_least=0,
-        help="Number of rounds in a row without a higher reward of the policy's first choice that end the rounds; 0 never "
-        "ends them early.",
+        help="Number of rounds in a row that may bring no higher reward before the rounds end; 0 never ends them early. "
+        "The reward is that of the policy's first choice, as a mean over the fresh trials of a round.",
     )
 
 
@@ -547,5 +547,5 @@ class ServingSettings:
     max_pool_image_bytes: int = option(
         64 * 2**20,
         at_least=0,
-        help="Largest total size in bytes of the pool's image files up to which they become part of the model.",
+        help="Total size in bytes up to which the pool's image files are stored in the model; larger pools are stored without.",
     )

@@ -257,7 +257,7 @@ def _check_eligible(query: Sample, size: int, eligible: int) -> None:
 
 
 def _mixed(drawn: np.ndarray, by_image: np.ndarray, by_text: np.ndarray, quarter: int) -> np.ndarray:
-    """Returns a pool of drawn items, and the most similar ones by image and by text that are not in it, int64 [N]."""
+    """Returns a pool without repeats: the drawn items, then ``quarter`` items by image and as many by text, int64 [N]."""
     pool = dict.fromkeys(drawn.tolist())
     for ranked in (by_image, by_text):
         pool |= dict.fromkeys([index for index in ranked.tolist() if index not in pool][:quarter])

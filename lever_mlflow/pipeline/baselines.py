@@ -56,9 +56,12 @@ def read_baselines(run_id: str) -> Baselines:
     Raises:
         DataError: it is not there, or cannot be read.
     """
-    there = BEST_SINGLE_FILE in list_artifacts(run_id, "")
-    best = read_record(BestSingle, artifact(run_id, BEST_SINGLE_FILE), "an oracle", "evaluate") if there else None
-    return Baselines(read_records(run_id), best)
+    try:
+        there = BEST_SINGLE_FILE in list_artifacts(run_id, "")
+        best = read_record(BestSingle, artifact(run_id, BEST_SINGLE_FILE), "an oracle", "evaluate") if there else None
+        return Baselines(read_records(run_id), best)
+    except DataError as error:
+        raise DataError(f"{error}; delete the run {run_id} of the baselines first, or it is taken again") from None
 
 
 def read_records(run_id: str) -> EvaluationRecords:
@@ -75,7 +78,7 @@ def read_records(run_id: str) -> EvaluationRecords:
 
 
 def question_set(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> QuestionSet:
-    """Returns questions of the evaluation split with all that policies pick by."""
+    """Returns questions of the evaluation split together with their candidate pools and all features."""
     resources = context.resources
     features = resources.features("val"), resources.features("train")
     return QuestionSet(samples, resources.train, *features, settings, context.seed)

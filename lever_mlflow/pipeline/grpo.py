@@ -51,7 +51,7 @@ __all__ = ["GRPO", "candidates_of", "find_grpo", "grpo_step"]
 
 GRPO = "grpo"
 ROUNDS_FILE, LAST_EPOCHS = "rounds.json", "last_epochs"  # the numbers of the last epochs of the rounds
-# what a round shows of its last epoch, by the metric of the epoch
+# metric of a round -> metric of its last epoch
 _OF_ROUND = {"expected_reward": "expected_reward", "kl_exact": "val_kl_exact", "picks_changed": "picks_changed"}
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ def grpo_step(
         rounds: how many rounds there are, and what they share.
         resume: as for ``interrupted_training``, for the first round that has not finished; or the run of the interrupted step.
     """
+    if rounds.rounds > 1:
+        recorded_settings(data)  # a value that later rounds cannot use is reported before the first one
     policy = start_of_grpo(context, start)
     inputs = {**training_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **policy.tags}
     values = {**asdict(settings), **asdict(rounds)}
@@ -161,7 +163,7 @@ class _Rounds:
         self._conclude(ended)
 
     def _why_to_end(self, number: int, data: RLData) -> str:
-        """Says why no round is begun with these trials; empty where one is."""
+        """Returns why the rounds end before a round on these trials, or an empty text where they go on."""
         verdict = find_verdict(self.context, data)
         if verdict.failed_critical:
             refusal = self._refusal(number, verdict)
@@ -173,7 +175,10 @@ class _Rounds:
         return ""
 
     def _refusal(self, number: int, verdict: GateResult) -> str:
-        """Says why the gate stops a round; empty where ``on_bad_data=warn`` lets it through, which is recorded."""
+        """Returns why the data gate stops a round.
+
+        With ``on_bad_data=warn`` nothing stops it: the text is empty, and a tag of the run names what was overridden.
+        """
         try:
             if self.context.gate.on_bad_data == "stop":
                 verdict.raise_if_critical()
@@ -230,7 +235,7 @@ class _Rounds:
 
 
 def _resumed(step: Step, resume: str) -> str:
-    """Returns what the rounds go on from; for the interrupted run of the whole step, this is the newest of its rounds.
+    """Returns the value of ``resume`` for the rounds: ``auto`` finds the round in which the interrupted run of this step ended.
 
     Raises:
         ParameterError: that run is of other settings, data or code, or it is still running.

@@ -52,7 +52,7 @@ def promote_step(context: Context, kl_beta: float, settings: PromotionSettings) 
 
 
 def rollback_step(context: Context) -> Step:
-    """Prepares the way back: the previous champion becomes the champion again, and the champion the previous one."""
+    """Prepares the rollback, which swaps the champion and the previous champion."""
     return Step("rollback", "rollback", {"model_name": context.registered_name}, {}, partial(_roll_back, context))
 
 

@@ -108,9 +108,11 @@ def interrupted_training(step: Step, resume: str) -> Interrupted | None:
         return None
     if resume == AUTO:
         return _newest_interrupted(step)
-    interrupted = find_state(resume) if Path(resume).is_dir() or _is_run_of(step, resume) else None
-    if interrupted is None or interrupted.key != step.key:
-        raise ParameterError(f"resume={resume}: {_difference(step, resume)}; give the same parameters, or resume=none")
+    if not Path(resume).is_dir():
+        check_same_step(step, resume)
+    interrupted = find_state(resume)
+    if interrupted.key != step.key:
+        raise _refusal(step, resume)
     return interrupted
 
 
@@ -121,7 +123,7 @@ def check_same_step(step: Step, run_id: str) -> None:
         ParameterError: it is of another step, or of other settings, data or code; or it is still running.
     """
     if not _is_run_of(step, run_id):
-        raise ParameterError(f"resume={run_id}: {_difference(step, run_id)}; give the same parameters, or resume=none")
+        raise _refusal(step, run_id)
 
 
 def find_state(source: str) -> Interrupted:
@@ -172,6 +174,11 @@ def _is_run_of(step: Step, run_id: str) -> bool:
     if is_training(mlflow.get_run(run_id)):
         raise ParameterError(f"resume={run_id}: that run is still training on this machine; wait for it, or stop it first")
     return tags.get(Tag.KEY) == step.key
+
+
+def _refusal(step: Step, source: str) -> ParameterError:
+    """Returns the error for a run or a folder that is not of this step."""
+    return ParameterError(f"resume={source}: {_difference(step, source)}; give the same parameters, or resume=none")
 
 
 def _difference(step: Step, source: str) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import mlflow
+from pydantic import TypeAdapter, ValidationError
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.records import first_misfit
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact
@@ -22,7 +25,7 @@ from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, run_tags, set_tags
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import AUTO, RolloutSettings
+from lever_mlflow.settings import AUTO, RolloutSettings, declaration
 from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import check_settings, choose_queries, is_mined, positive_query_rate, rollout
 
@@ -102,21 +105,42 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
 def recorded_settings(data: RLData) -> RolloutSettings:
     """Returns the settings with which RL data were recorded, so that a later round records further trials in the same way.
 
-    The numbers of queries, shots and candidates, and whether right answers were scored, are those of the data themselves. What
-    else the data do not say in their meta has its default.
+    The numbers of queries, shots and candidates, and whether right answers were scored, are those of the data themselves. All
+    other settings are read from the meta of the data, or have their defaults where it lacks them.
+
+    Raises:
+        DataError: the meta holds a value that a setting does not take.
+        ParameterError: the settings do not fit together.
     """
-    settings: dict[str, Any] = {}
-    for setting in fields(RolloutSettings):
-        value = data.meta.get(setting.name)
-        value = tuple(value) if isinstance(value, list) else value
-        if type(value) is type(setting.default):
-            settings[setting.name] = value
+    kinds = get_type_hints(RolloutSettings)
+    settings = {
+        setting.name: _checked(setting, kinds[setting.name], data)
+        for setting in fields(RolloutSettings)
+        if setting.name in data.meta
+    }
     trials = [trial for group in data.groups for trial in group.trials]
-    settings |= {"n_queries": len(data.groups), "shots": max(len(trial.pointer) for trial in trials)}
+    shots = max((len(trial.pointer) for trial in trials), default=RolloutSettings.shots)
+    settings |= {"n_queries": len(data.groups), "shots": shots}
     settings["gt_prob"] = any(trial.gt_prob is not None for trial in trials)
     if data.vintage == "pools":  # in the older vintages, a pool is only what the pointers name
         settings["pool_size"] = max(len(group.pool) for group in data.groups)
-    return RolloutSettings(**settings)
+    recorded = RolloutSettings(**settings)
+    check_settings(recorded)
+    return recorded
+
+
+def _checked(setting: Field[Any], kind: Any, data: RLData) -> Any:
+    """Returns the value of a setting in the meta of RL data; raises DataError where it is of another type or out of bounds."""
+    value, described = data.meta[setting.name], declaration(setting)
+    try:
+        checked = TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+        numbers = checked if isinstance(checked, tuple) else (checked,)
+        if described.at_least is None or (numbers and all(number >= described.at_least for number in numbers)):
+            return checked
+        reason = f"expected at least {described.at_least:g}"
+    except ValidationError as error:
+        reason = first_misfit(error)
+    raise DataError(f"{data.source}: _meta: {setting.name} is {value!r} ({reason}); correct or remove it, or give rounds=1")
 
 
 def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:

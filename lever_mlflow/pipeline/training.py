@@ -64,7 +64,10 @@ log = logging.getLogger(__name__)
 
 
 def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str = AUTO) -> Step:
-    """Prepares the training of a new selector by reward-weighted cross-entropy; ``resume`` as for ``interrupted_training``."""
+    """Prepares the training of a new selector by reward-weighted cross-entropy.
+
+    ``interrupted_training`` describes the values of ``resume``.
+    """
 
     def execute() -> None:
         training = _Training(context, RCE, data, settings, settings.fusion)
@@ -119,7 +122,7 @@ class RoundPlace(NamedTuple):
 
 
 class GrpoStart(NamedTuple):
-    """Holds a start checkpoint's selector, the tags that name it, and what bad data it was trained on in spite of."""
+    """Holds a start checkpoint's selector, the tags that name it, and the data gate's objections that its training overrode."""
 
     selector: PointerSelector
     tags: dict[str, str]
@@ -253,8 +256,9 @@ def _train_along(
 
 
 def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Interrupted | None, unsent: UnsentEpochs) -> None:
-    """Logs each epoch as it comes, those of an interrupted run first, and at the end which is best and how training went.
+    """Logs each epoch when it has finished, and at the end the best epoch and the diagnosis.
 
+    The epochs of an interrupted run are logged first.
     What is to be logged is on this machine's disk first, until all has arrived.
 
     Raises:

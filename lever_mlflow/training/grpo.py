@@ -145,7 +145,7 @@ class GrpoObjective:
         return StepOutput(loss, int(mask_BG.any(1).sum()), means, {"advantages": advantages_BG[batch.mask_BG]})
 
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
-        """Returns the metrics of an epoch that are not means over its steps, and adapts beta for the next one if asked to.
+        """Returns the metrics of an epoch that are not means over its steps, and adapts beta with ``adaptive_beta``.
 
         ``advantage_std`` and ``advantage_max`` are over the advantages of the epoch's trials, and ``beta`` is the weight in
         this epoch. Measured on the validation queries are ``val_loss``, ``expected_reward``, that of the start

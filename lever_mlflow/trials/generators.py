@@ -176,7 +176,7 @@ def without_repeats(proposals: Iterable[Proposal]) -> list[Proposal]:
 def sampled_pointers(
     inputs: RolloutInputs, batch: QueryBatch, stream: QueryStream, temperatures: Sequence[float], count: int
 ) -> list[list[Proposal]]:
-    """Samples ``count`` pointers per query at each temperature from the policy, with random numbers for each query alone."""
+    """Samples ``count`` pointers for each query and temperature from the policy; each query has random numbers of its own."""
     keys = [[inputs.seed, query.question_id, stream] for query in batch.queries]
     states = [np.random.SeedSequence(key).generate_state(1) for key in keys]
     generators = [torch.Generator().manual_seed(int(state[0])) for state in states]

@@ -14,7 +14,7 @@ from helpers.projects import run_step
 from mlflow import MlflowClient
 
 import entrypoints.grpo
-from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.pipeline import grpo
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.grpo import candidates_of, grpo_step
@@ -187,11 +187,29 @@ def test_finished_rounds_are_reused_and_trained_anew_only_when_asked(local, star
 def test_later_rounds_record_as_the_first_one_did(local, good_rl_data):
     data = read_rl_data(local(), good_rl_data)
     assert recorded_settings(data) == RolloutSettings(n_queries=60, shots=2)
-    meta = {"n_queries": 7, "temperatures": [0.5, 2.0], "pool_sampler": "mixed", "beam_width": "many", "mean": 3}
+    meta = {"n_queries": 7, "temperatures": [0.5, 2.0], "pool_sampler": "mixed", "mean": 3}
     fewer = replace(data, groups=tuple(replace(group, pool=group.pool[:20]) for group in data.groups[:5]), meta=meta)
     same = {"n_queries": 5, "temperatures": (0.5, 2.0), "pool_sampler": "mixed", "shots": 2}
     assert recorded_settings(fewer) == RolloutSettings(**same, pool_size=20)
     assert recorded_settings(replace(fewer, vintage="pointers")) == RolloutSettings(**same)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"pool_sampler": "best"}, "_meta: pool_sampler is 'best' .*; correct or remove it, or give rounds=1"),
+        ({"beam_width": "many"}, "_meta: beam_width is 'many'"),
+        ({"beam_width": -1}, r"_meta: beam_width is -1 \(expected at least 0\)"),
+        ({"temperatures": [1.0, 0.0]}, r"_meta: temperatures is \[1.0, 0.0\] \(expected at least 0.05\)"),
+        ({"temperatures": [float("nan")]}, "_meta: temperatures is "),
+    ],
+)
+def test_a_meta_that_later_rounds_cannot_use_is_reported_before_the_first(local, start, good_rl_data, meta, message):
+    line = local()
+    data = replace(read_rl_data(line, good_rl_data), meta=meta)
+    with pytest.raises(DataError, match=message):
+        grpo_step(line, data, start, QUICK, RoundSettings(rounds=2))
+    grpo_step(line, data, start, QUICK, RoundSettings(rounds=1))  # which needs none of it
 
 
 PROCESS = multiprocessing.get_context("forkserver")
