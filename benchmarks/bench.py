@@ -119,8 +119,8 @@ def best_epoch(epochs: Iterable[Epoch]) -> tuple[int, PointerSelector]:
     """Returns the epoch with the highest expected reward, the earliest among equals, and its selector."""
     number, selector, highest = 0, None, -math.inf
     for epoch in epochs:
-        if epoch.metrics["expected_reward"] > highest:
-            number, highest = epoch.epoch, epoch.metrics["expected_reward"]
+        if epoch.metrics["val/expected_reward"] > highest:
+            number, highest = epoch.epoch, epoch.metrics["val/expected_reward"]
             selector = copy.deepcopy(epoch.selector)
     assert selector is not None
     return number, selector

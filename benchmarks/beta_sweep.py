@@ -65,7 +65,15 @@ PARTS = ("selection", "report")
 SHOTS, RESAMPLES = 2, 10_000
 BETAS, LRS = (0.0, 0.05, 0.12, 0.15, 0.18, 0.5), (5e-6, 5e-5, 2e-4, 1e-3)
 COLOURS = ("tab:blue", "tab:green", "tab:orange", "tab:red")
-EPOCH_METRICS = ("train_loss", "expected_reward", "ppo_loss", "kl", "kl_exact", "picks_changed")
+# metric of an epoch -> its name in the records
+EPOCH_METRICS = {
+    "train/loss": "train_loss",
+    "val/expected_reward": "expected_reward",
+    "train/ppo_loss": "ppo_loss",
+    "train/kl": "kl",
+    "train/kl_exact": "kl_exact",
+    "val/picks_changed": "picks_changed",
+}
 VARIED = ("epochs", "lr", "kl_beta", "batch_size", "freeze_backbone", "epsilon", "epsilon_high")
 Settings = GrpoSettings | RceSettings
 
@@ -147,9 +155,9 @@ class Sweep:
 
 def epoch_figures(metrics: Mapping[str, float]) -> dict[str, float]:
     """Returns the metrics of an epoch that are kept, rounded, and of GRPO the share of clipped trials."""
-    figures = {name: round(metrics[name], 6) for name in EPOCH_METRICS if name in metrics}
-    if "clip_ratio_low" in metrics:
-        figures["clip_fraction"] = round(metrics["clip_ratio_low"] + metrics["clip_ratio_high"], 6)
+    figures = {kept: round(metrics[name], 6) for name, kept in EPOCH_METRICS.items() if name in metrics}
+    if "train/clip_ratio_low" in metrics:
+        figures["clip_fraction"] = round(metrics["train/clip_ratio_low"] + metrics["train/clip_ratio_high"], 6)
     return figures
 
 

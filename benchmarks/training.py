@@ -118,7 +118,7 @@ def project_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector 
         epoch = next(train_rce(data, features_SD, replace(RCE, batch_size=batch_size), seed=SEED))
     else:
         epoch = next(train_grpo(start, data, features_SD, replace(GRPO, batch_size=batch_size), seed=SEED))
-    return epoch.metrics["seconds"], epoch.metrics["train_loss"]
+    return epoch.metrics["train/seconds"], epoch.metrics["train/loss"]
 
 
 def compare_with_plain(data: RLData, features_SD: np.ndarray) -> None:

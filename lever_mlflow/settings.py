@@ -15,6 +15,7 @@ __all__ = [
     "NONE",
     "REWARD_MODES",
     "CacheMode",
+    "CommandSettings",
     "ComparisonInputs",
     "DataSettings",
     "Device",
@@ -28,6 +29,7 @@ __all__ = [
     "KlReference",
     "Language",
     "LrScheduler",
+    "MissingStepSettings",
     "NormalizeRewards",
     "OnBadData",
     "OnBadItem",
@@ -49,6 +51,7 @@ __all__ = [
     "SweepInputs",
     "TrainingInputs",
     "ValidationInputs",
+    "as_text",
     "declaration",
     "default_of",
     "format_beta",
@@ -150,9 +153,47 @@ def format_number(value: float) -> str:
     return f"{value:.12g}"
 
 
+def as_text(value: Any) -> str:
+    """Writes a value as the text of a tag or parameter: numbers in their shortest form, lists and mappings with commas."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return format_number(value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={as_text(item)}" for name, item in value.items()) or "none"
+    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def format_beta(kl_beta: float) -> str:
     """Returns a KL weight as text, such as ``0.12``: the one way to write a beta in aliases, tags, commands and reports."""
     return format_number(kl_beta)
+
+
+@dataclass(frozen=True)
+class CommandSettings:
+    """Says how a command is run; none of this decides its result."""
+
+    config: str = option(
+        NONE,
+        help="Configuration file in YAML to take options from; none takes none. "
+        "It holds the names of options with their values, nested by step. An option of the command itself takes precedence.",
+    )
+    plan: bool = option(
+        False,
+        help="Whether to say what would run, what would be reused and how long that takes, and to run nothing.",
+    )
+    rerun: bool = option(
+        False, help="Whether to run the step anew although a finished run with the same inputs and settings is there."
+    )
+
+
+@dataclass(frozen=True)
+class MissingStepSettings:
+    """Says what a command does that only looks at results, where a step has not run yet."""
+
+    run_missing: bool = option(
+        False, help="Whether to run the steps first that are still missing; otherwise the command names them and ends."
+    )
 
 
 @dataclass(frozen=True)

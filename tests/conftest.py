@@ -13,6 +13,7 @@ from helpers.servers import Postgres
 from helpers.small_data import write_okvqa_split
 from mlflow import MlflowClient
 
+from lever_mlflow import invocation
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(items):
     """Begins with the files that take longest, so that no process is left with one of them at the end."""
     rank = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def _as_library(monkeypatch):
+    """Forgets after each test how a command of it was started."""
+    monkeypatch.setattr(invocation, "_present", invocation._LIBRARY)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def train(settings):
         epochs = train_grpo(PointerSelector(feature_dim=16), data, features_SD, settings, seed=3)
     history = []
     for epoch in epochs:
-        history.append({**epoch.metrics, "seconds": 0.0})
+        history.append({**epoch.metrics, "train/seconds": 0.0})
     weights = {name: tensor.tolist() for name, tensor in epoch.state.weights.items()}
     return history, weights
 
@@ -138,7 +138,7 @@ def test_an_entry_point_in_two_processes_is_one_run(place, good_rl_data):
     assert result.returncode == 0, result.stderr
     runs = mlflow.search_runs(filter_string="tags.`lever.step` = 'rce'", output_format="list")
     assert [run.info.status for run in runs] == ["FINISHED"]
-    history = MlflowClient().get_metric_history(runs[0].info.run_id, "train_loss")
+    history = MlflowClient().get_metric_history(runs[0].info.run_id, "train/loss")
     assert [metric.step for metric in history] == [1, 2]
     assert len(MlflowClient().search_logged_models([runs[0].info.experiment_id])) == 2
 

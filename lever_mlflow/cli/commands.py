@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,18 @@ import click
 from lever_mlflow import __version__
 from lever_mlflow.cli.launching import in_processes, launch
 from lever_mlflow.cli.options import Part, chosen, options, settings_of
+from lever_mlflow.cli.step_commands import (
+    COMMANDS,
+    StepCommand,
+    check_sections,
+    make_context,
+    perform,
+    values_of_step,
+)
 from lever_mlflow.settings import (
     AUTO,
     NONE,
+    CommandSettings,
     ComparisonInputs,
     DataSettings,
     EvalSettings,
@@ -25,6 +36,7 @@ from lever_mlflow.settings import (
     GateSettings,
     GrpoInputs,
     GrpoSettings,
+    MissingStepSettings,
     PresetInputs,
     PromotionSettings,
     RceSettings,
@@ -36,11 +48,11 @@ from lever_mlflow.settings import (
     SweepInputs,
     TrainingInputs,
     ValidationInputs,
-    preset_of,
 )
 
 if TYPE_CHECKING:
     from lever_mlflow.pipeline.context import Context
+    from lever_mlflow.runs.steps import Step
 
 __all__ = [
     "cli",
@@ -70,12 +82,14 @@ QUERIES = Part(RolloutSettings, ("n_queries", "pool_sampler"))
 JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
+ROUNDS = Part(RoundSettings)
 QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler"))
 
-resource_options = options(ResourceSettings, SEED, DataSettings)
+step_command = partial(click.command, cls=StepCommand)
+resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings)
 
 
-@click.command()
+@step_command()
 @resource_options
 @options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
 @in_processes
@@ -85,24 +99,31 @@ def main(**values: Any) -> None:
     The steps are the rollout, the data gate, RCE, the baselines, GRPO in rounds and its evaluation for each KL weight, and the
     comparison. A finished step with the same inputs is reused.
     """
-    from lever_mlflow.pipeline.experiment import Experiment, experiment_step
-    from lever_mlflow.runs.steps import project_run, run_here
+    from lever_mlflow.pipeline.experiment import Experiment, experiment_step, plan_experiment
 
-    with project_run("main"):
-        context = make_context({**values, "max_shots": max(values["shots"])})
-        experiment = Experiment(
-            kl_betas=values["kl_betas"],
-            rollout=settings_of(QUERIES, values),
-            rce=settings_of(RCE, values),
-            rounds=settings_of(RoundSettings, values),
-            grpo=settings_of(GRPO, values),
-            evaluation=settings_of(QUESTIONS, values),
-            language=values["lang"],
-        )
-        run_here(experiment_step(context, experiment))
+    check_sections(
+        ("rollout", (RolloutSettings,)),
+        ("rce", (RceSettings,)),
+        ("grpo", (GrpoSettings, RoundSettings)),
+        ("evaluate", (EvalSettings,)),
+        ("compare", (LANGUAGE.settings,)),
+    )
+    grpo_values = {**values_of_step("grpo", GRPO, ROUNDS), "preset": values["preset"]}
+    experiment = Experiment(
+        kl_betas=values["kl_betas"],
+        rollout=settings_of(RolloutSettings, {**values_of_step("rollout", QUERIES), "preset": values["preset"]}),
+        rce=settings_of(RceSettings, values_of_step("rce", RCE)),
+        rounds=settings_of(RoundSettings, grpo_values),
+        grpo=settings_of(GrpoSettings, grpo_values),
+        evaluation=settings_of(EvalSettings, {**values_of_step("evaluate", QUESTIONS), "preset": values["preset"]}),
+        language=values_of_step("compare", LANGUAGE)["lang"],
+        options={name: value for name, value in values.items() if name not in CommandSettings.__dataclass_fields__},
+    )
+    shared = {**values, "max_shots": max(experiment.evaluation.shots)}
+    perform(shared, partial(experiment_step, experiment=experiment), look=partial(plan_experiment, experiment=experiment))
 
 
-@click.command()
+@step_command()
 @resource_options
 @options(RolloutInputs, PresetInputs, RolloutSettings)
 @in_processes
@@ -112,34 +133,34 @@ def rollout(**values: Any) -> None:
     Pointers of a starting policy and of baselines are answered by the VLM and scored. The run holds them as rl_data.json.
     """
     from lever_mlflow.pipeline.rollout import rollout_step
-    from lever_mlflow.runs.steps import project_run, run_here
 
-    with project_run("rollout"):
-        context = make_context(values)
-        run_here(rollout_step(context, settings_of(RolloutSettings, values), values["init"]))
+    settings = settings_of(RolloutSettings, values)
+    perform(values, lambda context: rollout_step(context, settings, values["init"]))
 
 
-@click.command()
+@step_command()
 @resource_options
-@options(REWARD_MODE, RlDataSettings, GateSettings, ValidationInputs)
+@options(REWARD_MODE, RlDataSettings, GateSettings, ValidationInputs, MissingStepSettings)
 @in_processes
 def validate(**values: Any) -> None:
     """Check RL data with the data gate.
 
-    The log shows a table of all expectations of the Great Expectations suites. A failed critical expectation fails the run.
+    The run holds a page on all expectations of the Great Expectations suites. A failed critical expectation fails the run.
     """
     from lever_mlflow.pipeline.gate import validate_step
+    from lever_mlflow.pipeline.planning import run_or_refuse
     from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data
-    from lever_mlflow.runs.steps import project_run, run_here
 
-    with project_run("validate"):
-        context = make_context(values)
+    def prepare(context: Context) -> Step:
         reference = None if values["reference"] == NONE else read_rl_data(context, values["reference"])
-        data = find_rl_data(context, values["rl_data"])
-        run_here(validate_step(context, data, reference))
+        find = partial(find_rl_data, context, values["rl_data"])
+        (data,) = run_or_refuse(context, {find: []}, run_missing=values["run_missing"])
+        return validate_step(context, data, reference)
+
+    perform(values, prepare)
 
 
-@click.command()
+@step_command()
 @resource_options
 @options(REWARD_MODE, RlDataSettings, GateSettings, RceSettings, TrainingInputs)
 @in_processes
@@ -150,16 +171,16 @@ def rce(**values: Any) -> None:
     """
     from lever_mlflow.pipeline.rollout import find_rl_data
     from lever_mlflow.pipeline.training import rce_step
-    from lever_mlflow.runs.steps import project_run, run_here
 
-    with project_run("rce"):
-        context = make_context(values)
-        settings = settings_of(RceSettings, values)
-        data = find_rl_data(context, values["rl_data"])
-        run_here(rce_step(context, data, settings, values["resume"]))
+    settings = settings_of(RceSettings, values)
+
+    def prepare(context: Context) -> Step:
+        return rce_step(context, find_rl_data(context, values["rl_data"]), settings, resumed(values))
+
+    perform(values, prepare)
 
 
-@click.command()
+@step_command()
 @resource_options
 @options(REWARD_MODE, RlDataSettings, GateSettings, GrpoInputs, PresetInputs, RoundSettings, GrpoSettings, TrainingInputs)
 @in_processes
@@ -172,18 +193,20 @@ def grpo(**values: Any) -> None:
     from lever_mlflow.pipeline.grpo import grpo_step
     from lever_mlflow.pipeline.rollout import find_rl_data
     from lever_mlflow.pipeline.training import find_start
-    from lever_mlflow.runs.steps import project_run, run_here
 
-    with project_run("grpo"):
-        context = make_context(values)
-        settings, rounds = settings_of(GrpoSettings, values), settings_of(RoundSettings, values)
+    settings, rounds = settings_of(GrpoSettings, values), settings_of(RoundSettings, values)
+
+    def prepare(context: Context) -> Step:
         if values["init"] != AUTO:
             read_selector(context, values["init"])  # a rollout may take hours: report a wrong one before it
-        data = find_rl_data(context, values["rl_data"], preset_of(RolloutSettings, values["preset"]))
-        run_here(grpo_step(context, data, find_start(context, values["init"], data), settings, rounds, values["resume"]))
+        data = find_rl_data(context, values["rl_data"])
+        start = find_start(context, values["init"], data)
+        return grpo_step(context, data, start, settings, rounds, resumed(values))
+
+    perform(values, prepare)
 
 
-@click.command()
+@step_command()
 @resource_options
 @options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
 @in_processes
@@ -193,45 +216,51 @@ def evaluate(**values: Any) -> None:
     The last epoch of each round, or every epoch of a single round, answers the same questions as the start checkpoint and the
     baselines.
     """
+    from lever_mlflow.pipeline.baselines import baselines_step
     from lever_mlflow.pipeline.evaluation import evaluate_step, read_checkpoints
     from lever_mlflow.pipeline.grpo import find_grpo
-    from lever_mlflow.runs.steps import project_run, run_here
+    from lever_mlflow.runs.steps import ensure
 
-    with project_run("evaluate"):
-        context = make_context(values)
-        settings = settings_of(EvalSettings, values)
-        checkpoints = [] if values["checkpoints"] == NONE else split(values["checkpoints"])
+    settings = settings_of(EvalSettings, values)
+    checkpoints = [] if values["checkpoints"] == NONE else split(values["checkpoints"])
+
+    def prepare(context: Context) -> Step:
         if values["grpo_run"] == AUTO:
             read_checkpoints(context, checkpoints)  # report a wrong one before a training begins
-        grpo_run = find_grpo(context, values["grpo_run"], values["kl_beta"], values["preset"])
-        run_here(evaluate_step(context, grpo_run, settings, checkpoints))
+        grpo_run = find_grpo(context, values["grpo_run"], values["kl_beta"])
+        ensure(baselines_step(context, settings))
+        return evaluate_step(context, grpo_run, settings, checkpoints)
+
+    perform(values, prepare)
 
 
-@click.command()
+@step_command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, ComparisonInputs)
+@options(REWARD_MODE, MODEL_NAME, ComparisonInputs, MissingStepSettings)
 @in_processes
-def compare(kl_betas: tuple[float, ...], evaluations: str, results: str, lang: Any, **values: Any) -> None:
+def compare(**values: Any) -> None:
     """Compare KL weights in a report.
 
     The run holds report.html, report.md, comparison.json and figures.
     """
     from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step, compare_step, comparison_summary
     from lever_mlflow.pipeline.evaluation import find_evaluation
-    from lever_mlflow.runs.steps import project_run, run_here
+    from lever_mlflow.pipeline.planning import run_or_refuse
 
-    with project_run("compare"):
-        context = make_context(values)
-        if results != NONE:
-            step = compare_results_step(context, Path(results), lang)
-        elif evaluations != AUTO:
-            step = compare_step(context, chosen_evaluations(split(evaluations)), lang)
-        else:
-            step = compare_step(context, [find_evaluation(context, beta, EvalSettings()) for beta in kl_betas], lang)
-        click.echo(comparison_summary(run_here(step)))
+    kl_betas, language = values["kl_betas"], values["lang"]
+
+    def prepare(context: Context) -> Step:
+        if values["results"] != NONE:
+            return compare_results_step(context, Path(values["results"]), language)
+        if values["evaluations"] != AUTO:
+            return compare_step(context, chosen_evaluations(split(values["evaluations"])), language)
+        find: dict[Callable[[], str], list[float]] = {partial(find_evaluation, context, beta): [beta] for beta in kl_betas}
+        return compare_step(context, run_or_refuse(context, find, run_missing=values["run_missing"]), language)
+
+    perform(values, prepare, show=comparison_summary)
 
 
-@click.command()
+@step_command()
 @resource_options
 @options(MODEL_NAME, KL_BETA, PromotionSettings)
 def promote(**values: Any) -> None:
@@ -240,14 +269,13 @@ def promote(**values: Any) -> None:
     The version of a KL weight gets the alias champion if the evidence is for it, and the former champion previous-champion.
     """
     from lever_mlflow.pipeline.promotion import promote_step
-    from lever_mlflow.runs.steps import project_run, run_here
 
-    with project_run("promote"):
-        context = make_context(values, check=False)  # only an evaluation of the champion takes data and models
-        run_here(promote_step(context, values["kl_beta"], PromotionSettings(**chosen(PromotionSettings, values))))
+    settings = PromotionSettings(**chosen(PromotionSettings, values))
+    # only an evaluation of the champion takes data and models
+    perform(values, lambda context: promote_step(context, values["kl_beta"], settings), check=False)
 
 
-@click.command()
+@step_command()
 @options(REGISTERED, MODEL_NAME)
 def rollback(**values: Any) -> None:
     """Make the previous champion the champion again.
@@ -261,7 +289,7 @@ def rollback(**values: Any) -> None:
         run_here(rollback_step(make_context(values, check=False)))
 
 
-@click.command()
+@step_command()
 @options(REGISTERED, MODEL_NAME)
 def status(**values: Any) -> None:
     """List the registered versions.
@@ -312,8 +340,8 @@ def cli() -> None:
     """
 
 
-for step in (main, rollout, validate, rce, grpo, evaluate, compare, promote, rollback, status, merge_answers):
-    cli.add_command(step)
+for command in (*COMMANDS.values(), merge_answers):
+    cli.add_command(command)
 
 
 def run() -> None:
@@ -321,21 +349,9 @@ def run() -> None:
     launch(cli, sys.argv[1:] or ["--help"])
 
 
-def make_context(values: dict[str, Any], *, check: bool = True) -> Context:
-    """Returns what all steps share, by a command's values; ``check`` looks at data set, models and thresholds at once."""
-    from lever_mlflow.files.cache_dir import default_cache_dir
-    from lever_mlflow.pipeline.context import Context
-    from lever_mlflow.pipeline.gate import suite_digest
-    from lever_mlflow.pipeline.resources import Resources
-
-    data = DataSettings(**chosen(DataSettings, values))
-    resources = Resources(**chosen(ResourceSettings, values), cache_dir=default_cache_dir(), data=data)
-    shared = {**chosen(ExperimentSettings, values), **chosen(Part(RlDataSettings, ("use_fallback",)), values)}
-    context = Context(resources, gate=GateSettings(**chosen(GateSettings, values)), **shared)
-    if check:
-        resources.check()
-        suite_digest(context)
-    return context
+def resumed(values: dict[str, Any]) -> str:
+    """Returns the interrupted training that a command goes on from: none where the training is to be run anew."""
+    return NONE if values["rerun"] and values["resume"] == AUTO else str(values["resume"])
 
 
 def split(references: str) -> list[str]:

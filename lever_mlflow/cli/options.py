@@ -11,18 +11,17 @@ import click
 from lever_mlflow.cli.option_types import Number, NumberList, OrAuto, Pairs, Splits, Text, YesNo
 from lever_mlflow.settings import (
     AUTO,
-    NONE,
     GrpoSettings,
     Option,
     PresetInputs,
+    as_text,
     declaration,
     default_of,
-    format_number,
     preset_names,
     preset_of,
 )
 
-__all__ = ["Part", "as_typed", "chosen", "options", "settings_of"]
+__all__ = ["Part", "chosen", "options", "settings_of"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -81,17 +80,6 @@ def settings_of(part: type | Part, values: Mapping[str, Any]) -> Any:
     return preset_of(settings, values.get("preset", PresetInputs.preset), **changes)
 
 
-def as_typed(value: Any) -> str:
-    """Returns a setting's value as a user types it, such as ``1,1.3``, ``false`` or ``none`` for an empty mapping."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return format_number(value)
-    if isinstance(value, tuple):
-        return ",".join(map(as_typed, value))
-    return NONE if value == {} else str(value)
-
-
 def _part(part: type | Part) -> Part:
     return part if isinstance(part, Part) else Part(part)
 
@@ -99,9 +87,9 @@ def _part(part: type | Part) -> Part:
 def _option(name: str, setting: Field[Any], kind: Any, prefix: str) -> Callable[[Command], Command]:
     described = declaration(setting)
     text = f"{prefix.removesuffix('_').upper()}: {described.help[0].lower()}{described.help[1:]}" if prefix else described.help
-    typed, shown = _type(kind, described), as_typed(default_of(setting))
+    typed, shown = _type(kind, described), as_text(default_of(setting))
     if described.predecessor is not None:
-        text += f" The value auto means {shown}, and {as_typed(described.predecessor)} with preset=predecessor."
+        text += f" The value auto means {shown}, and {as_text(described.predecessor)} with preset=predecessor."
         typed, shown = OrAuto(typed), AUTO
     return click.option(f"--{name}", name, type=typed, default=shown, show_default=True, help=text)
 

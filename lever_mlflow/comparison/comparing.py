@@ -18,7 +18,7 @@ from lever_mlflow.comparison.ranking import ranked
 from lever_mlflow.comparison.results import Results, RunResult
 from lever_mlflow.comparison.rules import choice, findings
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.settings import format_beta
+from lever_mlflow.invocation import command
 
 __all__ = ["compare"]
 
@@ -29,7 +29,6 @@ def compare(
     *,
     seed: int,
     questions: Mapping[int, str] | None = None,
-    project: str = "mlflow run .",
 ) -> Comparison:
     """Returns everything that a report says: the results and what follows from them.
 
@@ -37,7 +36,6 @@ def compare(
         records: by beta, where there are any; without them only a bound on the error of a difference is known.
         seed: of the resamples.
         questions: texts by question id, for the examples.
-        project: how the commands that the report names begin.
 
     Raises:
         ParameterError: two runs have the same beta.
@@ -67,9 +65,9 @@ def compare(
         against_baselines=against_baselines(runs, records, sizes, seed),
         against_strongest=against_strongest(runs, records, sizes, shots, seed),
         ranking=tuple(ranked(runs, records, sizes, seed)),
-        missing=tuple(_missing(runs, sizes, shots, project)),
+        missing=tuple(_missing(runs, sizes, shots)),
         examples=tuple(examples(pairs[0], records, max(shots), questions or {})) if len(pairs) == 1 and shots else (),
-        command=f"{project} -e compare -P kl_betas={','.join(map(format_beta, betas))}",
+        command=command("compare", kl_betas=betas),
         choice=choice(betas, reference.kl_beta, cells, comparable=comparable),
         findings=(),
     )
@@ -90,19 +88,18 @@ def _grid(runs: Sequence[RunResult]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(sorted({size for size, _ in cells})), tuple(sorted({shots for _, shots in cells}))
 
 
-def _missing(runs: Sequence[RunResult], sizes: Sequence[int], shots: Sequence[int], project: str) -> list[MissingPart]:
+def _missing(runs: Sequence[RunResult], sizes: Sequence[int], shots: Sequence[int]) -> list[MissingPart]:
     """Returns the cells and metrics that a report has a place for but no value, with the command that would fill them."""
-    grid = f"-P sizes={','.join(map(str, sizes))} -P shots={','.join(map(str, shots))}"
     parts = []
     for run in runs:
-        beta = format_beta(run.kl_beta)
-        evaluate, train = f"{project} -e evaluate -P kl_beta={beta} {grid}", f"{project} -e grpo -P kl_beta={beta}"
+        evaluate = command("evaluate", kl_beta=run.kl_beta, sizes=sizes, shots=shots)
+        train = command("grpo", kl_beta=run.kl_beta)
         for epoch in run.epochs:
             cells = [f"{n}/{k}" for n in sizes for k in shots if epoch.accuracy_at(n, k) is None]
             metrics = [name for name in CURVES if shown_metric(run, epoch, name) is None]
             parts += [
-                MissingPart(beta=run.kl_beta, epoch=epoch.epoch, what=tuple(what), command=command)
-                for what, command in ((cells, evaluate), (metrics, train))
+                MissingPart(beta=run.kl_beta, epoch=epoch.epoch, what=tuple(what), command=remedy)
+                for what, remedy in ((cells, evaluate), (metrics, train))
                 if what
             ]
     return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,10 +9,13 @@ from typing import Any
 from lever_mlflow.comparison.results import EpochResult, RegisteredModel, RunResult, Scalar
 from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs
-from lever_mlflow.settings import format_beta
+from lever_mlflow.invocation import command
+from lever_mlflow.settings import as_text
 
-__all__ = ["commands_of", "option_value", "run_of_evaluation"]
+__all__ = ["commands_of", "run_of_evaluation"]
 
+# metric of training -> its name in a results file; the others have their name there without what stands before the "/"
+_IN_RESULTS = {"train/loss": "train_loss", "val/loss": "val_loss", "val/kl_exact": "val_kl_exact"}
 _MEASUREMENTS = frozenset({"n_oracle", "random_draws"})  # settings that decide only how baselines are measured
 
 
@@ -46,12 +48,8 @@ def run_of_evaluation(evaluation: Evaluation, commands: Sequence[str] = ()) -> R
     )
 
 
-def commands_of(evaluation: Evaluation, project: str) -> list[str]:
-    """Returns the commands that train and evaluate a beta again, on the RL data and with the names that were given then.
-
-    Args:
-        project: how the commands begin.
-    """
+def commands_of(evaluation: Evaluation) -> list[str]:
+    """Returns the commands that train and evaluate a beta again, on the RL data and with the names that were given then."""
     inputs = evaluation.inputs
     training = {
         "rl_data": evaluation.rl_data.source,
@@ -69,28 +67,13 @@ def commands_of(evaluation: Evaluation, project: str) -> list[str]:
         **asdict(evaluation.settings),
         **checkpoints,
     }
-    return [
-        f"{project} -e {step} {' '.join(f'-P {_option(name, value)}' for name, value in parameters.items())}"
-        for step, parameters in (("grpo", training), ("evaluate", testing))
-    ]
-
-
-def option_value(value: Any) -> Scalar:
-    """Returns the value of a setting as a command takes it: mappings and sequences become text."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={item}" for name, item in value.items()) or "none"
-    scalar: Scalar = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return scalar
-
-
-def _option(name: str, value: Any) -> str:
-    """Writes a parameter as a shell takes it behind ``-P``."""
-    text = format_beta(value) if name == "kl_beta" else option_value(value)
-    return shlex.quote(f"{name}={text}")
+    return [command("grpo", **training), command("evaluate", **testing)]
 
 
 def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Mapping[int, float]]) -> EpochResult:
-    return EpochResult.model_validate({**metrics, "epoch": number, "accuracy": accuracy})
+    """Returns an epoch with its metrics under the names of a results file."""
+    named = {_IN_RESULTS.get(name, name.rpartition("/")[2]): value for name, value in metrics.items()}
+    return EpochResult.model_validate({**named, "epoch": number, "accuracy": accuracy})
 
 
 def _config(evaluation: Evaluation) -> dict[str, Scalar]:
@@ -100,7 +83,7 @@ def _config(evaluation: Evaluation) -> dict[str, Scalar]:
         "evaluation": asdict(evaluation.settings),
     }
     settings = {
-        f"{section}.{name}": option_value(value)
+        f"{section}.{name}": _scalar(value)
         for section, values in sections.items()
         for name, value in values.items()
         if name not in _MEASUREMENTS
@@ -127,3 +110,9 @@ def _compared_inputs(inputs: EvaluationInputs) -> dict[str, Scalar]:
         **inputs.overrides,
         "training_seed": inputs.training_seed,
     }
+
+
+def _scalar(value: Any) -> Scalar:
+    """Returns the value of a setting as a results file holds it: mappings and sequences become text."""
+    scalar: Scalar = as_text(value) if isinstance(value, Mapping | list | tuple) else value
+    return scalar

@@ -7,28 +7,32 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import mlflow
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import Answering, BestSingle
+from lever_mlflow.evaluation.policies import SIMILARITY_BASELINES, metric_name
 from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.evaluation.questions import split_questions
-from lever_mlflow.evaluation.records import REPORT, EvaluationRecords
+from lever_mlflow.evaluation.records import REPORT, AccuracyCell, EvaluationRecords
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import read_record
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.steps import Step
+from lever_mlflow.runs.tags import set_description
 from lever_mlflow.settings import EvalSettings
 
 __all__ = [
     "Baselines",
+    "accuracies_of",
     "answering",
     "baselines_step",
     "log_records",
-    "oracle_metric",
+    "most_prompts",
     "question_set",
     "read_baselines",
     "read_records",
@@ -47,7 +51,21 @@ class Baselines(NamedTuple):
 
 def baselines_step(context: Context, settings: EvalSettings) -> Step:
     """Prepares the evaluation of the baselines, which all evaluations with these settings share."""
-    return make_step(context, STEP, STEP, asdict(settings), context.identity(), partial(_evaluate, context, settings))
+    inputs = {**context.identity(), **context.same_resources()}
+    execute = partial(_evaluate, context, settings)
+    return make_step(context, STEP, STEP, asdict(settings), inputs, execute, prompts=most_prompts(settings))
+
+
+def most_prompts(settings: EvalSettings) -> int:
+    """Returns how many prompts the baselines ask at most: those of each policy, and every candidate alone for the oracle."""
+    with_demonstrations = settings.random_draws + len(SIMILARITY_BASELINES)
+    oracle = settings.n_oracle * settings.pool_size
+    return max(settings.sizes) * (1 + with_demonstrations * len(settings.shots)) + oracle
+
+
+def accuracies_of(table: Sequence[AccuracyCell], policy: str, size: int) -> dict[int, float]:
+    """Returns the accuracies of a policy by shot count, on the first so many report questions."""
+    return {cell.shots: cell.accuracy for cell in table if (cell.policy, cell.size) == (policy, size)}
 
 
 def read_baselines(run_id: str) -> Baselines:
@@ -99,18 +117,25 @@ def log_records(records: EvaluationRecords) -> None:
         mlflow.log_artifact(str(path))
 
 
-def oracle_metric(best: BestSingle) -> dict[str, float]:
-    """Returns the oracle as a metric."""
-    return {f"baseline/oracle/n{best.questions}/shots1": best.oracle}
-
-
 def _evaluate(context: Context, settings: EvalSettings) -> None:
-    """Answers the report questions behind what each baseline picks, and tries every candidate of the first questions alone."""
+    """Answers the report questions behind what each baseline picks, and tries every candidate of the first questions alone.
+
+    Logs for each baseline its accuracy on all report questions, as a mean over shots, and the accuracy of the oracle.
+    """
     report = question_set(context, split_questions(context.resources.val, settings, context.seed).report, settings)
     asked = answering(context, STEP)
-    log_records(asked.records(report.samples, REPORT, report.baselines(), settings.shots))
+    records = asked.records(report.samples, REPORT, report.baselines(), settings.shots)
+    log_records(records)
+    size = max(settings.sizes)
+    table = records.table([size])
+    means = {policy: mean(accuracies_of(table, policy, size).values()) for policy in records.policies}
+    mlflow.log_metrics({f"baseline/{metric_name(policy)}": value for policy, value in means.items()})
+    strongest = max(means, key=lambda policy: means[policy])
+    set_description(
+        f"strongest baseline: {strongest}, accuracy {means[strongest]:.2%} as a mean over shots on {size} questions"
+    )
     n = min(settings.n_oracle, len(report.samples))
     if n:
         best = asked.best_single(report.samples[:n], report.pools_QN[:n])
         mlflow.log_text(best.model_dump_json(indent=2), BEST_SINGLE_FILE)
-        mlflow.log_metrics(oracle_metric(best))
+        mlflow.log_metric("baseline/oracle", best.oracle)

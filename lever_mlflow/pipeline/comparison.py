@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,31 +12,39 @@ import mlflow
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.figures import figures
-from lever_mlflow.comparison.from_evaluation import commands_of, option_value, run_of_evaluation
+from lever_mlflow.comparison.from_evaluation import commands_of, run_of_evaluation
 from lever_mlflow.comparison.page import html, markdown, verdict
 from lever_mlflow.comparison.results import Results, read_results
 from lever_mlflow.comparison.terminal import summary
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
-from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.commands import ui_command
+from lever_mlflow.runs.links import ui_command
 from lever_mlflow.runs.search import describe, find_runs
-from lever_mlflow.runs.steps import Step, active_run
-from lever_mlflow.runs.tags import Tag, finished_run_tags, set_description
+from lever_mlflow.runs.steps import Step
+from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, set_description
 from lever_mlflow.settings import Language
 
-__all__ = ["chosen_evaluations", "compare_results_step", "compare_step", "comparison_summary"]
+__all__ = [
+    "COMPARISON_FILE",
+    "REPORT_FILE",
+    "chosen_evaluations",
+    "compare_results_step",
+    "compare_step",
+    "comparison_summary",
+]
 
-COMPARE, COMPARISON_FILE = "compare", "comparison.json"
+COMPARE, COMPARISON_FILE, REPORT_FILE = "compare", "comparison.json", "report.html"
 
 
 def compare_step(context: Context, evaluations: Sequence[str], language: Language) -> Step:
     """Prepares the comparison of evaluated betas, given as run ids: a report, its figures and ``comparison.json``."""
     inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
     execute = partial(_compare_evaluations, context, evaluations, language)
-    return make_step(context, COMPARE, COMPARE, {"lang": language}, inputs, execute)
+    options = {"evaluations": ",".join(evaluations), "reward_mode": context.reward_mode, "model_name": context.model_name}
+    return make_step(context, COMPARE, COMPARE, {"lang": language}, inputs, execute, options)
 
 
 def compare_results_step(context: Context, path: Path, language: Language) -> Step:
@@ -49,7 +55,8 @@ def compare_results_step(context: Context, path: Path, language: Language) -> St
     """
     results = read_results(path)
     execute = partial(_compare_results, results, str(path), language, context.seed)
-    return Step(COMPARE, COMPARE, {"lang": language, "results": str(path)}, {Tag.RESULTS_DIGEST: results.digest}, execute)
+    settings = {"lang": language, "results": str(path.expanduser().resolve())}
+    return Step(COMPARE, COMPARE, settings, {Tag.RESULTS_DIGEST: results.digest}, execute, config={COMPARE: settings})
 
 
 def chosen_evaluations(references: Sequence[str]) -> list[str]:
@@ -66,7 +73,7 @@ def chosen_evaluations(references: Sequence[str]) -> list[str]:
         if len(matches) > 1:
             named = "; ".join(map(describe, matches))
             raise ParameterError(f"evaluations={reference}: several begin so: {named}; give more of the id")
-        run_id = matches[0].info.run_id if matches else reference
+        run_id = matches[0].info.run_id if matches else holder_of(reference)
         beta = finished_run_tags(run_id, EVALUATE)[Tag.KL_BETA]
         if beta in chosen:
             raise ParameterError(f"evaluations: {chosen[beta]} and {run_id} are both of beta {beta}; give one of them")
@@ -86,25 +93,25 @@ def comparison_summary(comparison_run: str) -> str:
 
 def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language) -> None:
     """Compares finished evaluations, given as run ids, and logs the report as ``_log`` does."""
-    resources, project = context.resources, _project(context.resources)
+    resources = context.resources
     by_run = {run_id: read_evaluation(run_id) for run_id in evaluations}
     results = Results(
         dataset=resources.dataset,
         vlm=resources.vlm,
         sampler=next(iter(by_run.values())).settings.pool_sampler,
         unit="percent",
-        runs=tuple(run_of_evaluation(evaluation, commands_of(evaluation, project)) for evaluation in by_run.values()),
+        runs=tuple(run_of_evaluation(evaluation, commands_of(evaluation)) for evaluation in by_run.values()),
         complete=True,
     )
     records = {evaluation.kl_beta: read_records(run_id) for run_id, evaluation in by_run.items()}
     questions = {sample.question_id: sample.question for sample in resources.val}
-    _log(compare(results, records, seed=context.seed, questions=questions, project=project), language)
+    _log(compare(results, records, seed=context.seed, questions=questions), language)
 
 
 def _compare_results(results: Results, file: str, language: Language, seed: int) -> None:
     """Compares the runs of a results file, and logs the report as ``_log`` does."""
-    command = f"mlflow run . -e compare -P {shlex.quote(f'results={file}')}"
-    _log(compare(results, {}, seed=seed).model_copy(update={"command": command}), language)
+    repeat = command(COMPARE, results=str(Path(file).expanduser().resolve()))
+    _log(compare(results, {}, seed=seed).model_copy(update={"command": repeat}), language)
 
 
 def _log(facts: Comparison, language: Language) -> None:
@@ -120,15 +127,3 @@ def _log(facts: Comparison, language: Language) -> None:
         facts.write(folder / COMPARISON_FILE)
         mlflow.log_artifacts(name)
     set_description(facts.verdict)
-
-
-def _project(resources: Resources) -> str:
-    """Returns how a command of this experiment begins, with the names that are not defaults."""
-    experiment = mlflow.get_experiment(active_run().info.experiment_id).name
-    defaults = Resources()
-    names = {name: getattr(resources, name) for name in ("dataset", "vlm", "vlm_model", "encoder")}
-    names = {name: value for name, value in names.items() if value != getattr(defaults, name)}
-    choices = asdict(resources.data)
-    names |= {name: option_value(value) for name, value in choices.items() if value != asdict(defaults.data)[name]}
-    options = [f"-P {shlex.quote(f'{name}={value}')}" for name, value in names.items()]
-    return " ".join(["mlflow run .", f"--experiment-name {shlex.quote(experiment)}", *options])

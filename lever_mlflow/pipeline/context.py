@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import mlflow
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
-from lever_mlflow.runs.metrics import DATA
 from lever_mlflow.runs.steps import Step
-from lever_mlflow.runs.tags import Tag, set_tags
-from lever_mlflow.settings import AUTO, GateSettings, RewardMode
+from lever_mlflow.runs.tags import Tag, record
+from lever_mlflow.settings import AUTO, GateSettings, Preset, ResourceSettings, RewardMode
+from lever_mlflow.vlm.asking import Asked
 
-__all__ = ["Context", "make_step"]
+__all__ = ["ANSWERS_PER_SECOND", "Context", "make_step"]
+
+ANSWERS_PER_SECOND = "vlm/answers_per_second"  # metric of runs that asked the VLM
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Context:
         use_fallback: whether trials that only the fallback could score are used.
         model_name: the registered model that evaluation adds versions to; ``auto`` names it after data set and VLM.
         gate: how RL data are judged, and what happens to bad ones.
+        preset: what steps that have to be run first take their settings from.
 
     Raises:
         ParameterError: MLflow takes no registered model of that name.
@@ -41,6 +46,7 @@ class Context:
     use_fallback: bool = False
     model_name: str = AUTO
     gate: GateSettings = field(default_factory=GateSettings)
+    preset: Preset = "default"
 
     def __post_init__(self) -> None:
         """Refuses names that MLflow's registry does not take."""
@@ -65,9 +71,27 @@ class Context:
             Tag.SEED: self.seed,
         }
 
+    def same_resources(self) -> dict[str, Any]:
+        """Returns the tag that runs on the same resources and with the same seed share, by which one finds the other."""
+        content = json.dumps({str(name): str(value) for name, value in self.identity().items()}, sort_keys=True)
+        return {Tag.IDENTITY: hashlib.sha256(content.encode()).hexdigest()[:12]}
+
+    def same_trainings(self) -> dict[str, Any]:
+        """Returns the tags that trainings share so that ``auto`` may find one for the other."""
+        return {**self.same_resources(), Tag.REWARD_MODE: self.reward_mode}
+
     def common(self) -> dict[str, Any]:
-        """Returns what runs must share so that ``auto`` may find one for the other."""
-        return {**self.identity(), Tag.REWARD_MODE: self.reward_mode}
+        """Returns what a training records of that which all steps share."""
+        return {**self.identity(), **self.same_trainings()}
+
+    def shared_options(self) -> dict[str, Any]:
+        """Returns the options that all steps share, by name, as they stand at the top of a configuration file."""
+        names = {setting.name: getattr(self.resources, setting.name) for setting in fields(ResourceSettings)}
+        return {**names, **asdict(self.resources.data), "seed": self.seed, "preset": self.preset}
+
+    def options_of_judgement(self) -> dict[str, Any]:
+        """Returns the options that all steps behind the data gate take, by name."""
+        return {"reward_mode": self.reward_mode, "use_fallback": self.use_fallback, **asdict(self.gate)}
 
 
 def make_step(
@@ -77,24 +101,37 @@ def make_step(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Any],
     execute: Callable[[], None],
-    labels: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **details: Any,
 ) -> Step:
-    """Makes a step that works on the context's resources; arguments as ``Step``, ``labels`` beside the resources' names."""
-    resources = context.resources
-    names = {name: getattr(resources, name) for name in ("dataset", "vlm", "vlm_model", "encoder")}
-    recorded = resources.language_model.recorded
+    """Makes a step that works on the context's resources.
+
+    Args:
+        step, name, settings, inputs, execute: as the attributes of ``Step``.
+        options: further options of the command that runs the step, as a user types them; None where no command runs it.
+        details: further attributes of ``Step``.
+    """
+    shared = context.shared_options()
 
     def run() -> None:
-        _log_skipped(resources)
+        asked = context.resources.asked
+        _record_resources(context.resources)
         execute()
+        _log_rate(asked, context.resources.asked)
 
-    all_labels = {**names, "seed": context.seed, **asdict(resources.data), **recorded, **(labels or {})}
-    return Step(step, name, settings, inputs, run, all_labels)
+    config = {} if options is None else {**shared, step: {**options, **settings}}
+    return Step(step, name, settings, inputs, run, {**shared, **(options or {})}, **{"config": config, **details})
 
 
-def _log_skipped(resources: Resources) -> None:
-    """Logs how many questions ``on_bad_item=skip`` left out, and of which kinds."""
-    if resources.data.on_bad_item == "skip":
-        mlflow.log_metrics({f"{DATA}skipped_{split}": count for split, count in resources.left_out.items()})
-        if resources.skipped_items:
-            set_tags({Tag.SKIPPED_ITEMS: resources.skipped_items})
+def _log_rate(before: Asked, after: Asked) -> None:
+    """Logs how many answers the VLM gave anew meanwhile, and how many in a second."""
+    answers, seconds = after.answers - before.answers, after.seconds - before.seconds
+    if answers:
+        mlflow.log_metrics({"vlm/answers": answers, ANSWERS_PER_SECOND: answers / seconds})
+
+
+def _record_resources(resources: Resources) -> None:
+    """Records how the VLM is run, and how many questions ``on_bad_item=skip`` left out, of which kinds."""
+    record(resources.language_model.recorded)
+    if resources.skipped_items:
+        record({Tag.SKIPPED_ITEMS: resources.skipped_items})

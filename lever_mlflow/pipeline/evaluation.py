@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import mean
 from typing import Any
 
 import mlflow
@@ -18,12 +19,10 @@ from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.policies import (
     CHAMPION,
-    RANDOM,
     START,
     ZERO_SHOT,
     checkpoint_policy,
     epoch_policy,
-    metric_name,
 )
 from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.evaluation.records import REPORT, SELECTION, AccuracyCell, EvaluationRecords, best_epoch
@@ -37,29 +36,31 @@ from lever_mlflow.evaluation.result import (
 )
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.pipeline.baselines import (
+    accuracies_of,
     answering,
     baselines_step,
     log_records,
-    oracle_metric,
     question_set,
     read_baselines,
     read_records,
 )
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.gate import rl_data_figures
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
 from lever_mlflow.pipeline.registration import register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.metrics import DATA, epoch_metrics
-from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.planning import active_plan
+from lever_mlflow.runs.search import find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
-from lever_mlflow.runs.tags import Tag, finished_run_tags, set_tags
+from lever_mlflow.runs.tags import Tag, finished_run_tags, record
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder
-from lever_mlflow.settings import AUTO, EvalSettings, GrpoSettings, RoundSettings, format_beta
+from lever_mlflow.settings import AUTO, NONE, EvalSettings, GrpoSettings, RoundSettings, format_beta, preset_of
 
 __all__ = [
     "EVALUATE",
@@ -67,6 +68,7 @@ __all__ = [
     "evaluate_step",
     "evaluate_version_step",
     "find_evaluation",
+    "prompts_of_policies",
     "read_checkpoints",
     "read_evaluation",
     "read_records",
@@ -102,7 +104,23 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     )
     job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
     choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
-    return make_step(context, EVALUATE, job.name, choices, {Tag.KL_BETA: job.kl_beta, **_input_tags(inputs)}, job.run)
+    lookup = {Tag.KL_BETA: job.kl_beta, **context.same_trainings()}
+    options = {"grpo_run": grpo_run, "checkpoints": ",".join(checkpoints) or NONE, "reward_mode": context.reward_mode}
+    policies = {"learned": 1 + len(others), "candidates": len(candidates_of(grpo_run))}
+    prompts = prompts_of_policies(settings, **policies)
+    facts = {**lookup, **_input_tags(inputs)}
+    return make_step(context, EVALUATE, job.name, choices, facts, job.run, options, prompts=prompts)
+
+
+def prompts_of_policies(settings: EvalSettings, learned: int, candidates: int) -> int:
+    """Returns how many prompts an evaluation asks at most beside those of the baselines.
+
+    Args:
+        learned: number of trained policies that answer the report questions only.
+        candidates: number of epochs, which answer the selection questions too.
+    """
+    report, shots = max(settings.sizes), len(settings.shots)
+    return shots * ((learned + candidates) * report + candidates * settings.n_selection)
 
 
 def read_checkpoints(context: Context, checkpoints: Sequence[str]) -> dict[str, PointerSelector]:
@@ -138,25 +156,31 @@ def evaluate_version_step(context: Context, version: str, like: Evaluation) -> S
     selector = load_selector(checkpoint_folder(reference))
     execute = partial(_evaluate_version, context, selector, like.settings)
     inputs = {**identity, Tag.CHECKPOINT_DIGEST: selector_digest(selector)}
-    return make_step(context, "evaluate-version", f"evaluate version {version}", asdict(like.settings), inputs, execute)
+    name, prompts = f"evaluate version {version}", prompts_of_policies(like.settings, learned=1, candidates=0)
+    return make_step(context, "evaluate-version", name, asdict(like.settings), inputs, execute, prompts=prompts)
 
 
-def find_evaluation(context: Context, kl_beta: float, settings: EvalSettings) -> str:
+def find_evaluation(context: Context, kl_beta: float) -> str:
     """Returns the id of the newest finished evaluation of this beta on these resources and this seed, or runs it first."""
     beta = format_beta(kl_beta)
-    run = find_run(EVALUATE, {**context.common(), Tag.KL_BETA: kl_beta})
+    run = find_run(EVALUATE, {**context.same_trainings(), Tag.KL_BETA: kl_beta})
     if run is not None:
-        log.info("beta %s: evaluation taken from %s", beta, describe(run))
-        register_best(context, read_evaluation(run.info.run_id))
-        return str(run.info.run_id)
-    log.info("beta %s: no finished evaluation in this experiment, running it first", beta)
-    return ensure_evaluated(context, find_grpo(context, AUTO, kl_beta), settings)
+        run_id = taken("evaluations", f"{EVALUATE} beta {beta}", run)
+        if active_plan() is None:
+            register_best(context, read_evaluation(run_id))
+        return run_id
+    log.info("beta %s: this experiment has no finished evaluation, so it runs first", beta)
+    settings = preset_of(EvalSettings, context.preset)
+    grpo_run = find_grpo(context, AUTO, kl_beta)
+    ensure(baselines_step(context, settings))
+    return ensure_evaluated(context, grpo_run, settings)
 
 
 def ensure_evaluated(context: Context, grpo_run: str, settings: EvalSettings) -> str:
     """Returns the id of an evaluation of this GRPO run, reused or new, whose best epoch is behind its beta's alias."""
     run_id = ensure(evaluate_step(context, grpo_run, settings))
-    register_best(context, read_evaluation(run_id))
+    if active_plan() is None:
+        register_best(context, read_evaluation(run_id))
     return run_id
 
 
@@ -213,12 +237,9 @@ class _Evaluation:
         selection_accuracy = records.selection_accuracy(epochs)
         best = best_epoch(selection_accuracy)
         table, overlap = records.table(self.settings.sizes), report.overlap(checkpoints, learned)
-        _log_accuracies(table, models, selection_accuracy)
-        if baselines.best_single is not None:
-            mlflow.log_metrics(oracle_metric(baselines.best_single))
-        _log_overlap(overlap, models)
+        self._log_accuracies(best, table, models, selection_accuracy)
         _log_answers(report.samples, records, epoch_policy(best))
-        set_tags({Tag.BEST_EPOCH: best})
+        record({Tag.BEST_EPOCH: best})
         registration = Registration(
             name=self.context.registered_name,
             alias=beta_alias(self.kl_beta),
@@ -275,11 +296,27 @@ class _Evaluation:
             registration=registration,
         )
 
+    def _log_accuracies(
+        self, best: int, table: Sequence[AccuracyCell], models: Mapping[int, str], selection: Mapping[int, float]
+    ) -> None:
+        """Logs the accuracies by which runs are compared, in [0, 1], on the largest number of questions.
+
+        Without a step are those of the best epoch: ``accuracy``, the mean over shots, and ``accuracy/shots{k}``. With the epoch
+        as step are ``epoch/accuracy`` and ``epoch/selection_accuracy``, both means over shots. Everything else is in the
+        records and in ``evaluation.json``.
+        """
+        by_epoch = {epoch: accuracies_of(table, epoch_policy(epoch), max(self.settings.sizes)) for epoch in models}
+        mlflow.log_metric("accuracy", mean(by_epoch[best].values()))
+        mlflow.log_metrics({f"accuracy/shots{shots}": value for shots, value in by_epoch[best].items()})
+        for epoch, model_id in models.items():
+            means = {"accuracy": mean(by_epoch[epoch].values()), "selection_accuracy": selection[epoch]}
+            mlflow.log_metrics({f"epoch/{name}": value for name, value in means.items()}, step=epoch, model_id=model_id)
+
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
         name = self.context.registered_name
         log.info("beta %s: epoch %d is %s version %s", format_beta(self.kl_beta), evaluation.best_epoch, name, version)
-        set_tags({Tag.REGISTERED: f"{name} version {version}"})
+        record({Tag.REGISTERED: f"{name} version {version}"})
         mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
         log_records(records)
 
@@ -310,7 +347,7 @@ def _input_tags(inputs: EvaluationInputs) -> dict[str, Any]:
 
 
 def _rl_data_summary(grpo_run: str) -> RLDataSummary:
-    metrics = mlflow.get_run(grpo_run).data.metrics
+    metrics = rl_data_figures(grpo_run)
     queries = int(metrics[f"{DATA}n_queries"])
     return RLDataSummary(
         source=finished_run_tags(grpo_run, GRPO)[Tag.RL_DATA_SOURCE],
@@ -318,29 +355,6 @@ def _rl_data_summary(grpo_run: str) -> RLDataSummary:
         n_positive_queries=round(metrics[f"{DATA}positive_query_rate"] * queries),
         mean_reward=metrics[f"{DATA}reward_mean"],
     )
-
-
-def _log_accuracies(table: Sequence[AccuracyCell], models: Mapping[int, str], selection: Mapping[int, float]) -> None:
-    """Logs epochs as metrics ``acc/n{size}/shots{k}`` with the epoch as step, all others as ``baseline/{policy}/...``."""
-    by_policy: dict[str, dict[str, float]] = {}
-    for cell in table:
-        place = f"n{cell.size}/shots{cell.shots}"
-        by_policy.setdefault(cell.policy, {})[place] = cell.accuracy
-        if cell.policy == RANDOM:
-            by_policy.setdefault("random_spread", {})[place] = cell.spread
-    for epoch, model_id in models.items():
-        accuracies = {f"acc/{place}": value for place, value in by_policy.pop(epoch_policy(epoch)).items()}
-        mlflow.log_metrics({**accuracies, "selection/accuracy": selection[epoch]}, step=epoch, model_id=model_id)
-    for policy, values in by_policy.items():
-        mlflow.log_metrics({f"baseline/{metric_name(policy)}/{place}": value for place, value in values.items()})
-
-
-def _log_overlap(rows: Sequence[PickOverlap], models: Mapping[int, str]) -> None:
-    """Logs the share of questions with the start's picks, in order, as ``overlap/shots{k}`` per epoch."""
-    for epoch, model_id in models.items():
-        with_start = [row for row in rows if (row.first, row.second) == (START, epoch_policy(epoch))]
-        shares = {f"overlap/shots{row.shots}": row.ordered for row in with_start}
-        mlflow.log_metrics(shares, step=epoch, model_id=model_id)
 
 
 def _log_answers(samples: Sequence[Sample], records: EvaluationRecords, best: str) -> None:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -20,16 +19,17 @@ from lever_mlflow.gate.report import format_table, report_html, summary
 from lever_mlflow.gate.tables import trial_table
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.rollout import LEFT_OUT
-from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.artifacts import artifact, read_json
 from lever_mlflow.runs.metrics import finite
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.steps import Step, ensure
-from lever_mlflow.runs.tags import Tag, set_description, set_tags
+from lever_mlflow.runs.tags import Tag, record, set_description
+from lever_mlflow.settings import NONE
 from lever_mlflow.trials.rl_data import RLData
 
-__all__ = ["find_verdict", "pass_gate", "rl_dataset", "suite_digest", "validate_step"]
+__all__ = ["find_verdict", "pass_gate", "rl_data_figures", "rl_dataset", "suite_digest", "validate_step"]
 
-STEP, GATE_FILE = "validate", "gate.json"
+STEP, GATE_FILE, FIGURES_FILE = "validate", "gate.json", "rl_data_figures.json"
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def validate_step(context: Context, data: RLData, reference: RLData | None = Non
         **({} if reference is None else {Tag.REFERENCE_DIGEST: reference.digest}),
     }
     choices = {"reward_mode": context.reward_mode, "thresholds": settings.thresholds, "max_shots": settings.max_shots}
-    return make_step(context, STEP, STEP, choices, inputs, partial(_check_data, context, data, reference))
+    options = {"rl_data": data.origin, **context.options_of_judgement(), "reference": reference.origin if reference else NONE}
+    return make_step(context, STEP, STEP, choices, inputs, partial(_check_data, context, data, reference), options)
 
 
 def suite_digest(context: Context) -> str:
@@ -76,19 +77,23 @@ def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[s
             name them by position. GateError: a critical expectation failed.
     """
     _check_items(context, data)
-    source = data.source if data.source.startswith("runs:/") else str(Path(data.source).resolve())
     mlflow.log_input(rl_dataset(data), context="training")
-    mlflow.log_metrics(finite(result.metrics))
+    mlflow.log_dict(finite(result.metrics), FIGURES_FILE)
     # The verdict comes last: a run that has it has all the rest.
-    set_tags({Tag.SUITE_DIGEST: result.suite_digest, Tag.RL_DATA_SOURCE: source, Tag.GATE: result.verdict})
+    record({Tag.SUITE_DIGEST: result.suite_digest, Tag.RL_DATA_SOURCE: data.origin, Tag.GATE: result.verdict})
     if context.gate.on_bad_data == "stop":
         result.raise_if_critical()
     if not result.failed_critical:
         return {}
     override = {str(Tag.GATE_OVERRIDE): f"on_bad_data=warn: {', '.join(result.failed_critical)}"}
     log.warning("%s: goes on in spite of critical expectations, as on_bad_data=warn asks; the run is tagged", data.source)
-    set_tags(override)
+    record(override)
     return override
+
+
+def rl_data_figures(run_id: str) -> dict[str, float]:
+    """Returns the data gate's figures of the RL data that a training worked on, such as ``data/reward_mean``."""
+    return read_json(run_id, FIGURES_FILE)
 
 
 def rl_dataset(data: RLData) -> PandasDataset:
@@ -108,13 +113,14 @@ def _check_data(context: Context, data: RLData, reference: RLData | None) -> Non
         reference=reference,
         thresholds=settings.thresholds,
     )
+    mlflow.log_metrics(finite(result.metrics))
     mlflow.log_text(report_html(result), "gate.html")
     mlflow.log_dict(result.to_json(), GATE_FILE)
     mlflow.log_dict(dict(result.gx_results), "great_expectations.json")
     set_description(result.comparison or summary(result))
     if reference is not None:
         mlflow.log_input(rl_dataset(reference), context="reference")
-        set_tags({Tag.COMPARISON: result.comparison})
+        record({Tag.COMPARISON: result.comparison})
     log.info("%s", format_table(result))
     pass_gate(context, data, result)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlflow
 
@@ -28,31 +27,28 @@ from lever_mlflow.pipeline.training import (
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics
 from lever_mlflow.runs.processes import this_process
-from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.search import find_run, taken
 from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
-from lever_mlflow.runs.tags import Tag, finished_run_tags, run_tags, set_description, set_tags
+from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, record, remove_tags, run_tags, set_description
 from lever_mlflow.settings import (
     AUTO,
     NONE,
     GrpoSettings,
-    Preset,
-    RolloutSettings,
     RoundSettings,
     format_beta,
-    preset_names,
     preset_of,
 )
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.loop import no_longer_rising
 from lever_mlflow.trials.rl_data import RLData, check_fits
-from lever_mlflow.trials.rollout import first_choice_reward, positive_query_rate
+from lever_mlflow.trials.rollout import first_choice_reward, most_prompts, positive_query_rate
 
 __all__ = ["GRPO", "candidates_of", "find_grpo", "grpo_step"]
 
 GRPO = "grpo"
 ROUNDS_FILE, LAST_EPOCHS = "rounds.json", "last_epochs"  # the numbers of the last epochs of the rounds
 # metric of a round -> metric of its last epoch
-_OF_ROUND = {"expected_reward": "expected_reward", "kl_exact": "val_kl_exact", "picks_changed": "picks_changed"}
+_OF_ROUND = {"expected_reward": "val/expected_reward", "kl_exact": "val/kl_exact", "picks_changed": "val/picks_changed"}
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +65,9 @@ def grpo_step(
         rounds: how many rounds there are, and what they share.
         resume: as for ``interrupted_training``, for the first round that has not finished; or the run of the interrupted step.
     """
-    if rounds.rounds > 1:
-        recorded_settings(data)  # a value that later rounds cannot use is reported before the first one
+    prompts = 0
+    if rounds.rounds > 1:  # a value that later rounds cannot use is reported before the first one
+        prompts = (rounds.rounds - 1) * most_prompts(recorded_settings(data))
     policy = start_of_grpo(context, start)
     inputs = {**training_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **policy.tags}
     values = {**asdict(settings), **asdict(rounds)}
@@ -79,29 +76,30 @@ def grpo_step(
         _Rounds(context, data, policy, settings, rounds, _resumed(step, resume)).run()
 
     name = f"grpo beta {format_beta(settings.kl_beta)}"
-    step = make_step(context, GRPO, name, values, inputs, execute, labels=_used(settings, rounds))
+    options = {"rl_data": data.origin, **context.options_of_judgement(), "init": policy.tags[Tag.START_URI], "resume": resume}
+    step = make_step(context, GRPO, name, values, inputs, execute, options, prompts=prompts)
     return step
 
 
-def find_grpo(context: Context, reference: str, kl_beta: float, preset: Preset = "default") -> str:
-    """Returns the id of a GRPO run. For ``auto`` this is the newest finished run of the beta, or a new one of the preset.
+def find_grpo(context: Context, reference: str, kl_beta: float) -> str:
+    """Returns the id of a GRPO run; ``auto`` is the newest finished run of the beta, or a new one with the context's preset.
 
     Raises:
         ParameterError: the run was trained with another beta.
     """
     beta = format_beta(kl_beta)
     if reference != AUTO:
+        reference = holder_of(reference)
         trained = float(finished_run_tags(reference, GRPO)[Tag.KL_BETA])
         if trained != kl_beta:
             raise ParameterError(f"kl_beta={beta}, but run {reference} was trained with {format_beta(trained)}")
         return reference
-    run = find_run(GRPO, {**context.common(), Tag.KL_BETA: kl_beta})
+    run = find_run(GRPO, {**context.same_trainings(), Tag.KL_BETA: kl_beta})
     if run is not None:
-        log.info("grpo_run=auto: taken from %s", describe(run))
-        return str(run.info.run_id)
-    log.info("grpo_run=auto: no finished grpo run of beta %s in this experiment, running it first", beta)
-    data = find_rl_data(context, AUTO, preset_of(RolloutSettings, preset))
-    settings, rounds = preset_of(GrpoSettings, preset, kl_beta=kl_beta), preset_of(RoundSettings, preset)
+        return taken("grpo_run", f"{GRPO} beta {beta}", run)
+    log.info("grpo_run=auto: this experiment has no finished grpo run of beta %s, so it runs first", beta)
+    data = find_rl_data(context, AUTO)
+    settings, rounds = preset_of(GrpoSettings, context.preset, kl_beta=kl_beta), preset_of(RoundSettings, context.preset)
     return ensure(grpo_step(context, data, find_start(context, AUTO, data), settings, rounds))
 
 
@@ -146,7 +144,7 @@ class _Rounds:
         """Runs the rounds until they are done, the data gate stops one, or they no longer help."""
         context, data = self.context, self.data
         check_fits(data, context.resources.train)
-        set_tags({Tag.PROCESS: this_process()})
+        record({Tag.PROCESS: this_process()})
         let_through = pass_gate(context, data, find_verdict(context, data))
         self.overrides += let_through.values()
         ended = ""
@@ -185,7 +183,7 @@ class _Rounds:
         except GateError as error:
             return f"ended before round {number} with what was reached: {error}"
         self.overrides.append(f"round {number}: {', '.join(verdict.failed_critical)}")
-        set_tags({Tag.GATE_OVERRIDE: "; ".join(self.overrides)})
+        record({Tag.GATE_OVERRIDE: "; ".join(self.overrides)})
         return ""
 
     def _log_trials(self, number: int, data: RLData) -> None:
@@ -228,8 +226,9 @@ class _Rounds:
         description = f"{done} of {self.rounds.rounds} round{'s' * (self.rounds.rounds != 1)}, {last} epochs{trend}"
         if ended:
             description = f"{description}; {ended}"
-            set_tags({Tag.ROUNDS_ENDED: ended})
-        set_tags({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
+            record({Tag.ROUNDS_ENDED: ended})
+        record({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
+        remove_tags(Tag.PROCESS)
         set_description(description)
         log.info("GRPO beta %s: %s", format_beta(self.settings.kl_beta), description)
 
@@ -244,10 +243,3 @@ def _resumed(step: Step, resume: str) -> str:
         return resume
     check_same_step(step, resume)
     return AUTO
-
-
-def _used(settings: GrpoSettings, rounds: RoundSettings) -> dict[str, Any]:
-    """Returns what presets differ in, as parameters under names that ``mlflow run`` has not logged as ``auto`` already."""
-    parts = (settings, rounds)
-    used = {f"used/{name}": getattr(part, name) for part in parts for name in preset_names(type(part))}
-    return {**used, "used/epsilon_high": settings.epsilon_high or settings.epsilon}

@@ -33,7 +33,7 @@ from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, p
 from lever_mlflow.registry.versions import find_version, versions
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.steps import Step, active_run, ensure
-from lever_mlflow.runs.tags import Tag, set_description, set_tags
+from lever_mlflow.runs.tags import Tag, record, set_description
 from lever_mlflow.settings import PromotionSettings, format_beta
 
 __all__ = ["promote_step", "read_listing", "rollback_step", "status_step"]
@@ -84,7 +84,7 @@ def _promote(context: Context, kl_beta: float, settings: PromotionSettings) -> N
 def _roll_back(context: Context) -> None:
     name = context.registered_name
     holders = champion.rollback(name, active_run().info.run_id)
-    set_tags({Tag.CHAMPION: holders.champion})
+    record({Tag.CHAMPION: holders.champion})
     message = f"{name}: version {holders.champion} is champion again, version {holders.previous} previous-champion"
     log.info("%s", message)
     set_description(message)
@@ -116,7 +116,7 @@ def _promoted(context: Context, kl_beta: float, settings: PromotionSettings) -> 
             "force=true promotes it in spite of that"
         )
     champion.change(name, holders, _change(version, holders.champion, conditions))
-    set_tags({Tag.CHAMPION: number})
+    record({Tag.CHAMPION: number})
     former = "" if holders.champion is None else f", version {holders.champion} previous-champion"
     forced = f"; force=true overrode: {', '.join(condition.name for condition in failed)}" if failed else ""
     return f"{label} is champion{former}{forced}"

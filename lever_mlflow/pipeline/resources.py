@@ -26,7 +26,7 @@ from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.settings import AUTO, DataSettings, ResourceSettings
-from lever_mlflow.vlm.asking import Asker, AskerSettings
+from lever_mlflow.vlm.asking import Asked, Asker, AskerSettings
 from lever_mlflow.vlm.language_model import LanguageModel, VlmName, check_language_model
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.server import ServerVLM, is_server
@@ -169,6 +169,11 @@ class Resources(ResourceSettings):
     def score(self, prompts: Sequence[Prompt], description: str) -> list[float]:
         """Asks the VLM how probable right answers are, as ``Asker.score``."""
         return self._asker.score(prompts, description)
+
+    @property
+    def asked(self) -> Asked:
+        """Returns how much the VLM has answered in this process, and how long that took."""
+        return self._asker.asked
 
     @cached_property
     def _asker(self) -> Asker:

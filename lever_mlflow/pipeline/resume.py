@@ -15,11 +15,11 @@ import mlflow
 import torch
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
-from lever_mlflow.runs.artifacts import artifact, list_artifacts
+from lever_mlflow.runs.artifacts import artifact, delete_artifacts, list_artifacts
 from lever_mlflow.runs.processes import is_training
 from lever_mlflow.runs.search import describe, find_runs
-from lever_mlflow.runs.steps import Step, run_settings
-from lever_mlflow.runs.tags import Tag, run_tags, set_tags
+from lever_mlflow.runs.steps import Step, active_run, run_settings
+from lever_mlflow.runs.tags import Tag, record, remove_tags, run_tags
 from lever_mlflow.settings import AUTO, NONE
 from lever_mlflow.training.loop import TrainingState
 from lever_mlflow.training.state import load_state, save_state
@@ -77,17 +77,25 @@ class UnsentEpochs:
             shutil.rmtree(path, ignore_errors=True)
 
     def log_state(self, state: TrainingState, models: Mapping[int, str]) -> None:
-        """Logs a state after everything else of its epoch, so that an epoch that can be gone on from is whole."""
-        epoch = len(state.history)
+        """Logs a state after everything else of its epoch, so that an epoch that can be gone on from is whole.
+
+        The states of earlier epochs are then deleted, as nothing needs them any more.
+        """
+        epoch, run_id = len(state.history), active_run().info.run_id
+        former = list_artifacts(run_id, STATES_FOLDER)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"epoch-{epoch:04d}"
             save_state(path, state, self._meta(models))
             mlflow.log_artifact(str(path), STATES_FOLDER)
-        set_tags({Tag.STATE_EPOCH: epoch})
+        record({Tag.STATE_EPOCH: epoch})
+        for earlier in former:
+            delete_artifacts(run_id, earlier)
 
     def remove(self) -> None:
-        """Removes the folder, once everything in it has arrived."""
+        """Removes the folder and the state in MLflow, once the training is finished and everything has arrived."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tags(Tag.STATE_EPOCH, Tag.PROCESS)
+        delete_artifacts(active_run().info.run_id, STATES_FOLDER)
 
     def _meta(self, models: Mapping[int, str]) -> dict[str, Any]:
         return {"models": dict(models), "key": self.key, "threads": torch.get_num_threads()}

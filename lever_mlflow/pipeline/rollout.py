@@ -19,15 +19,22 @@ from lever_mlflow.files.records import first_misfit
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.metrics import DATA
-from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.metrics import ROLLOUT
+from lever_mlflow.runs.search import find_run, taken
 from lever_mlflow.runs.steps import Step, ensure
-from lever_mlflow.runs.tags import Tag, run_tags, set_tags
+from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_description
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import AUTO, RolloutSettings, declaration
+from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
 from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
-from lever_mlflow.trials.rollout import check_settings, choose_queries, is_mined, positive_query_rate, rollout
+from lever_mlflow.trials.rollout import (
+    check_settings,
+    choose_queries,
+    is_mined,
+    most_prompts,
+    positive_query_rate,
+    rollout,
+)
 
 __all__ = ["LEFT_OUT", "find_rl_data", "read_rl_data", "recorded_settings", "rl_data_of_run", "rollout_step"]
 
@@ -47,25 +54,30 @@ def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM
     """
     check_settings(settings)
     selector = initial_selector(context, init)
-    inputs = {**context.identity(), Tag.START_DIGEST: selector_digest(selector), Tag.ROUND: round_number}
+    inputs = {
+        **context.identity(),
+        **context.same_resources(),
+        Tag.START_DIGEST: selector_digest(selector),
+        Tag.ROUND: round_number,
+    }
     name = STEP if round_number == 1 else f"{STEP} round {round_number}"
     execute = partial(_record_trials, context, settings, selector, round_number)
-    return make_step(context, STEP, name, asdict(settings), inputs, execute)
+    options = {"init": init} if round_number == 1 else None  # no command records the trials of a later round
+    return make_step(context, STEP, name, asdict(settings), inputs, execute, options, prompts=most_prompts(settings))
 
 
-def find_rl_data(context: Context, reference: str, settings: RolloutSettings | None = None) -> RLData:
+def find_rl_data(context: Context, reference: str) -> RLData:
     """Reads RL data by file or run; ``auto`` takes the newest finished rollout on the same resources and seed, or makes one.
 
-    Rollouts of later rounds of GRPO are not taken. A new rollout has these settings, by default the default ones.
+    Rollouts of later rounds of GRPO are not taken. A new rollout has the settings of the context's preset.
     """
     if reference != AUTO:
         return read_rl_data(context, reference)
-    run = find_run(STEP, {**context.identity(), Tag.ROUND: 1})
+    run = find_run(STEP, {**context.same_resources(), Tag.ROUND: 1})
     if run is None:
-        log.info("rl_data=auto: no finished rollout with these settings in this experiment, running it first")
-        return rl_data_of_run(context, ensure(rollout_step(context, settings or RolloutSettings())))
-    log.info("rl_data=auto: taken from %s", describe(run))
-    return rl_data_of_run(context, run.info.run_id)
+        log.info("rl_data=auto: this experiment has no finished rollout on the same data, models and seed, so it runs first")
+        return rl_data_of_run(context, ensure(rollout_step(context, preset_of(RolloutSettings, context.preset))))
+    return rl_data_of_run(context, taken("rl_data", STEP, run))
 
 
 def read_rl_data(context: Context, reference: str) -> RLData:
@@ -88,6 +100,7 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
     Raises:
         MissingRunError: there is no such run. DataError: it has no RL data, or they have changed since the run read them.
     """
+    run_id = holder_of(run_id)
     tags = run_tags(run_id)
     origin = tags.get(Tag.RL_DATA_SOURCE)
     if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
@@ -165,16 +178,21 @@ def _record_trials(context: Context, settings: RolloutSettings, selector: Pointe
         save_rl_data(path, groups, meta)
         data = load_rl_data(path)
         mlflow.log_artifact(str(path))
-    set_tags({Tag.RL_DATA_DIGEST: data.digest})
+    record({Tag.RL_DATA_DIGEST: data.digest})
     trials = [trial for group in groups for trial in group.trials]
-    mlflow.log_metrics(
-        {
-            f"{DATA}n_queries": len(groups),
-            f"{DATA}n_trials": len(trials),
-            f"{DATA}positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
-            f"{DATA}positive_query_rate_before": positive_query_rate(groups, mined=False),
-            f"{DATA}positive_query_rate": positive_query_rate(groups),
-            f"{DATA}mined_trials": sum(map(is_mined, trials)),
-            f"{DATA}mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
+    figures = {
+        "n_queries": len(groups),
+        "n_trials": len(trials),
+        "positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
+        "positive_query_rate": positive_query_rate(groups),
+    }
+    if settings.mine_positives:
+        figures |= {
+            "positive_query_rate_before": positive_query_rate(groups, mined=False),
+            "mined_trials": sum(map(is_mined, trials)),
+            "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
+    mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()})
+    set_description(
+        f"{len(groups)} queries, {len(trials)} trials, {figures['positive_query_rate']:.1%} of the queries have a right answer"
     )

@@ -27,9 +27,9 @@ from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite
 from lever_mlflow.runs.processes import close_interrupted, this_process
-from lever_mlflow.runs.search import describe, find_run
+from lever_mlflow.runs.search import find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure
-from lever_mlflow.runs.tags import Tag, run_tags, set_description, set_tags
+from lever_mlflow.runs.tags import Tag, record, run_tags, set_description
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_checkpoint
@@ -73,7 +73,8 @@ def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str 
         training = _Training(context, RCE, data, settings, settings.fusion)
         _train(training, train_rce, step, resume)
 
-    step = make_step(context, RCE, RCE, asdict(settings), training_inputs(context, data), execute)
+    options = {"rl_data": data.origin, **context.options_of_judgement(), "resume": resume}
+    step = make_step(context, RCE, RCE, asdict(settings), training_inputs(context, data), execute, options)
     return step
 
 
@@ -149,12 +150,11 @@ def find_start(context: Context, reference: str, data: RLData) -> str:
     """Returns a start checkpoint by path or model URI; ``auto`` is the best epoch of the newest RCE run on these data."""
     if reference != AUTO:
         return reference
-    run = find_run(RCE, {**context.common(), Tag.RL_DATA_DIGEST: data.digest})
+    run = find_run(RCE, {**context.same_trainings(), Tag.RL_DATA_DIGEST: data.digest})
     if run is None:
-        log.info("init=auto: no finished rce run on this data in this experiment, running it first")
+        log.info("init=auto: this experiment has no finished rce run on these RL data, so it runs first")
         return start_of_run(ensure(rce_step(context, data, RceSettings())))
-    log.info("init=auto: taken from %s", describe(run))
-    return start_of_run(run.info.run_id)
+    return start_of_run(taken("init", RCE, run))
 
 
 def start_of_run(run_id: str) -> str:
@@ -265,7 +265,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
         LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
     """
     dataset = rl_dataset(training.data)
-    set_tags({Tag.THREADS: torch.get_num_threads(), Tag.PROCESS: this_process()})
+    record({Tag.THREADS: torch.get_num_threads(), Tag.PROCESS: this_process()})
     history: list[dict[str, float]] = []
     models: dict[int, str] = {}
     try:
@@ -302,7 +302,7 @@ def _replay(
     if interrupted.threads != torch.get_num_threads():
         message = "it ran with %d threads, this with %d, so that last digits may differ; OMP_NUM_THREADS sets them"
         log.warning(message, interrupted.threads, torch.get_num_threads())
-    set_tags({Tag.RESUMED_FROM: interrupted.source})
+    record({Tag.RESUMED_FROM: interrupted.source})
     models = dict(interrupted.models)
     unsent.save_state(interrupted.state, models)
     for epoch, path in interrupted.unsent.items():
@@ -320,13 +320,13 @@ def _replay(
 
 def _conclude(training: _Training, history: list[dict[str, float]], models: Mapping[int, str]) -> None:
     """Logs which epoch is best, the curves, and how training went in words."""
-    best = max(range(1, len(history) + 1), key=lambda epoch: (history[epoch - 1]["expected_reward"], -epoch))
+    best = max(range(1, len(history) + 1), key=lambda epoch: (history[epoch - 1]["val/expected_reward"], -epoch))
     _, val = split_groups(training.data.groups, training.settings.val_share, training.context.seed)
     diagnosis = diagnose(history, len(val), best)
     title = f"{training.title} (the line marks epoch {best}, which has the highest expected reward)"
     mlflow.log_figure(training_curves(history, title, [best]), "training_curves.png")
     log_checkpoints({training.numbered(epoch): model_id for epoch, model_id in models.items()})
-    set_tags({Tag.BEST_EPOCH: training.numbered(best), Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
+    record({Tag.BEST_EPOCH: training.numbered(best), Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
     set_description(diagnosis)
     log.info("%s: %s", training.title, diagnosis)
 

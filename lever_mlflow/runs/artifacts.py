@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from lever_mlflow.exceptions import DataError, first_line
 
-__all__ = ["artifact", "download_folder", "list_artifacts", "read_json"]
+__all__ = ["artifact", "delete_artifacts", "download_folder", "list_artifacts", "read_json"]
+
+log = logging.getLogger(__name__)
 
 
 def artifact(run_id: str, path: str) -> Path:
@@ -43,6 +47,14 @@ def read_json(run_id: str, path: str) -> dict[str, Any]:
 def list_artifacts(run_id: str, folder: str) -> list[str]:
     """Lists the paths of what a run has in an artifact folder, in order of their names; empty where it has none."""
     return sorted(item.path for item in mlflow.MlflowClient().list_artifacts(run_id, folder))
+
+
+def delete_artifacts(run_id: str, path: str) -> None:
+    """Deletes an artifact of a run, or a whole folder of them; what the store refuses to delete stays, and the log says so."""
+    try:
+        get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri).delete_artifacts(path)
+    except (MlflowException, OSError, NotImplementedError) as error:
+        log.warning("run %s: %s could not be deleted (%s); it is not needed any more", run_id, path, first_line(error))
 
 
 def download_folder() -> str:

@@ -9,10 +9,13 @@ import mlflow
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["DATA", "ROUNDS", "epoch_metrics", "finite"]
+__all__ = ["DATA", "ROLLOUT", "ROUNDS", "TRAIN", "VAL", "epoch_metrics", "finite"]
 
-DATA = "data/"  # what the names of figures of the data begin with; they have no epoch
-ROUNDS = "rounds/"  # what the names of figures of GRPO's rounds begin with; their step is the round's number
+# what the names of our metrics begin with; others may log metrics on our runs too, as MLflow does with those of the system
+TRAIN, VAL = "train/", "val/"  # of an epoch of training; their step is the epoch's number
+DATA = "data/"  # of the RL data that the data gate judged; they have no step
+ROLLOUT = "rollout/"  # of the trials that a rollout recorded; they have no step
+ROUNDS = "rounds/"  # of the rounds of GRPO; their step is the round's number
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -32,7 +35,7 @@ def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
     client = mlflow.MlflowClient()
     epochs: dict[int, dict[str, float]] = {}
     for name in client.get_run(run_id).data.metrics:
-        if not name.startswith((DATA, ROUNDS)):
+        if name.startswith((TRAIN, VAL)):
             for metric in client.get_metric_history(run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
     return {epoch: epochs[epoch] for epoch in sorted(epochs)}

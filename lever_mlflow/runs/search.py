@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import mlflow
 from mlflow.entities import Run
 
-from lever_mlflow.runs.tags import PREFIX, Tag, as_text
+from lever_mlflow.runs.planning import active_plan
+from lever_mlflow.runs.tags import PREFIX, Tag
+from lever_mlflow.settings import as_text
 
-__all__ = ["describe", "find_run", "find_runs"]
+__all__ = ["describe", "find_run", "find_runs", "taken"]
+
+log = logging.getLogger(__name__)
 
 
 def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -> Run | None:
@@ -45,6 +50,16 @@ def find_runs(
             output_format="list",
         )
     )
+
+
+def taken(option: str, step: str, run: Run) -> str:
+    """Returns the id of the run that an option left at ``auto`` takes; the log, or the plan that is being made, names it."""
+    plan = active_plan()
+    if plan is None:
+        log.info("%s=auto: taken from %s", option, describe(run))
+    else:
+        plan.look(step, 0, run.info.run_id)
+    return str(run.info.run_id)
 
 
 def describe(run: Run) -> str:

@@ -1,7 +1,7 @@
 """Runs steps as MLflow runs: starts them, and reuses those that have finished.
 
-Every step's run carries tags with the digests of all that decides its result; its key names all of them and the settings
-together. A step is looked up by these tags, never by its name.
+Every step's run records the digests of all that decides its result; its key names all of them and the settings together. A step
+is looked up by its tags, never by its name.
 """
 
 from __future__ import annotations
@@ -19,19 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 import lever_mlflow
+from lever_mlflow import invocation
 from lever_mlflow.exceptions import LeverError, first_line
 from lever_mlflow.runs.artifacts import read_json
+from lever_mlflow.runs.links import run_link
+from lever_mlflow.runs.planning import Unfinished, active_plan
 from lever_mlflow.runs.search import describe, find_run
-from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, as_text, set_description, set_tags
+from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, record, set_description
+from lever_mlflow.settings import as_text
 
 __all__ = ["Step", "active_run", "ensure", "finished_run", "project_run", "run_as_child", "run_here", "run_settings"]
 
-SETTINGS_FILE = "settings.json"
+SETTINGS_FILE, CONFIG_FILE = "settings.json", "config.yaml"
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
+_PROJECT_SOURCE, _PROJECT_ENV = "mlflow.source.name", "mlflow.project.env"  # MLflow's own tags
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +49,12 @@ class Step:
     Attributes:
         step: its kind, such as ``grpo``; ``name`` is the run's name in the UI.
         settings: what the user can choose; logged as parameters.
-        inputs: digests and origins of all that it works on; logged as tags, by which it is found again.
+        inputs: digests and origins of all that it works on; recorded as facts, by which it is found again.
         execute: does the work inside the active run.
-        labels: the names by which the user gave the inputs; logged as parameters, but not part of the key.
+        labels: further options as the user gave them, such as the names of the inputs; parameters, but not part of the key.
+        config: the content of a configuration file that repeats the step; empty where no command runs it.
+        prompts: how many prompts it asks the VLM at most.
+        repeatable: whether another run with the same key has the same result, so that a finished one can be reused.
     """
 
     step: str
@@ -54,6 +63,9 @@ class Step:
     inputs: Mapping[str, Any]
     execute: Callable[[], None]
     labels: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    prompts: int = 0
+    repeatable: bool = True
 
     @property
     def key(self) -> str:
@@ -85,12 +97,18 @@ def project_run(name: str) -> Iterator[Run]:
     try:
         with mlflow.start_run() as run:
             mlflow.set_tag(RUN_NAME, name)
+            tags = run.data.tags
+            experiment = mlflow.get_experiment(run.info.experiment_id).name
+            invocation.joined(experiment, tags.get(_PROJECT_SOURCE, ""), tags.get(_PROJECT_ENV, ""))
             try:
                 yield run
             except LeverError as error:
                 failure = error
                 if not isinstance(error.__cause__, MlflowException):  # otherwise MLflow cannot be reached
-                    _describe_failure(run.info.run_id, error)
+                    _describe_failure(run.info.run_id, f"failed: {error}")
+                raise
+            except (KeyboardInterrupt, SystemExit):
+                _describe_failure(run.info.run_id, "interrupted")
                 raise
     except MlflowException as error:
         if failure is not None:  # not even the failure could be recorded; what failed first says more
@@ -105,39 +123,40 @@ def active_run() -> Run:
     return run
 
 
-def run_here(step: Step) -> str:
-    """Runs a step in the active run and returns the run's id.
+def run_here(step: Step, *, rerun: bool = False) -> str:
+    """Runs a step in the active run, unless a finished run of exactly this step is there, which this run then points to.
 
-    Parameters that ``mlflow run`` has logged already are left as the user typed them.
+    Args:
+        rerun: whether the step runs although a finished run is there.
+
+    Returns:
+        The id of the run that holds the result.
     """
-    run_id = str(active_run().info.run_id)
-    logged = mlflow.get_run(run_id).data.params
-    parameters = {**step.labels, **step.settings}
-    mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in logged})
-    mlflow.log_dict(dict(step.settings), SETTINGS_FILE)
-    mlflow.set_tags(
-        {
-            RUN_NAME: step.name,
-            **{f"lib.{package}": version(package) for package in _PACKAGES},
-            "lib.python": platform.python_version(),
-        }
+    finished = finished_run(step) if step.repeatable and not rerun else None
+    if finished is None:
+        return _run(step)
+    mlflow.set_tag(RUN_NAME, f"{step.name} (reused)")
+    record({Tag.REUSED: finished})
+    set_description(
+        f"Nothing was run: {run_link(finished)} has finished with the same inputs, settings and code. "
+        "The parameter rerun=true runs it anew."
     )
-    set_tags(
-        {
-            **step.inputs,
-            Tag.STEP: step.step,
-            Tag.KEY: step.key,
-            Tag.VERSION: lever_mlflow.__version__,
-            Tag.CODE: code_digest(),
-        }
-    )
-    step.execute()
-    return run_id
+    return finished
 
 
 def ensure(step: Step) -> str:
-    """Returns the id of a finished run of exactly this step, or of a child run that does it now."""
-    return finished_run(step) or run_as_child(step)
+    """Returns the id of a finished run of exactly this step, or of a child run that does it now.
+
+    Raises:
+        Unfinished: a plan is being made, and there is no finished run.
+    """
+    finished = finished_run(step)
+    plan = active_plan()
+    if plan is not None:
+        plan.look(step.name, step.prompts, finished)
+        if finished is None:
+            raise Unfinished(step.name)
+    return finished or run_as_child(step)
 
 
 def finished_run(step: Step) -> str | None:
@@ -145,7 +164,8 @@ def finished_run(step: Step) -> str | None:
     finished = find_run(step.step, {Tag.KEY: step.key})
     if finished is None:
         return None
-    log.info("%s: reused from %s", step.name, describe(finished))
+    if active_plan() is None:
+        log.info("%s: reused from %s", step.name, describe(finished))
     return str(finished.info.run_id)
 
 
@@ -153,7 +173,7 @@ def run_as_child(step: Step) -> str:
     """Runs a step in a child of the active run and returns the child's id."""
     log.info("%s: running", step.name)
     with mlflow.start_run(nested=True, run_name=step.name):
-        return run_here(step)
+        return _run(step)
 
 
 def run_settings(run_id: str) -> dict[str, Any]:
@@ -165,7 +185,36 @@ def run_settings(run_id: str) -> dict[str, Any]:
     return read_json(run_id, SETTINGS_FILE)
 
 
-def _describe_failure(run_id: str, error: LeverError) -> None:
+def _run(step: Step) -> str:
+    """Runs a step in the active run and returns the run's id.
+
+    Parameters that ``mlflow run`` has logged already are left as the user typed them.
+    """
+    run_id = str(active_run().info.run_id)
+    logged = mlflow.get_run(run_id).data.params
+    parameters = {**step.labels, **step.settings}
+    mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in logged})
+    mlflow.log_dict(dict(step.settings), SETTINGS_FILE)
+    if step.config:
+        plain = json.loads(json.dumps(dict(step.config)))  # tuples become lists
+        mlflow.log_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), CONFIG_FILE)
+    mlflow.set_tag(RUN_NAME, step.name)
+    record(
+        {
+            **{f"lib.{package}": version(package) for package in _PACKAGES},
+            "lib.python": platform.python_version(),
+            **step.inputs,
+            Tag.VERSION: lever_mlflow.__version__,
+            Tag.CODE: code_digest(),
+            Tag.STEP: step.step,
+            Tag.KEY: step.key,
+        }
+    )
+    step.execute()
+    return run_id
+
+
+def _describe_failure(run_id: str, reason: str) -> None:
     """Says in a run's description why it failed, unless its step has written a description already."""
     if DESCRIPTION not in mlflow.get_run(run_id).data.tags:
-        set_description(f"failed: {error}")
+        set_description(reason)

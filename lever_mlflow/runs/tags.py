@@ -1,6 +1,9 @@
-"""Names the tags of our runs and logged models, writes values as texts, and reads them again.
+"""Names the facts that runs record, writes them as tags or in an artifact, and reads them again.
 
-Every name stands here once; on runs and logged models it carries the prefix ``lever.``. Versions have tags of their own.
+Every name stands here once. The facts that runs are searched by, or that say at a glance what a run is, are tags with the
+prefix ``lever.``, so that the UI shows about ten of them. All other facts are in the artifact ``facts.json``. Readers see no
+difference.
+Versions of registered models have tags of their own.
 """
 
 from __future__ import annotations
@@ -14,36 +17,41 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError, first_line
-from lever_mlflow.settings import format_number
+from lever_mlflow.runs.artifacts import list_artifacts, read_json
+from lever_mlflow.settings import as_text
 
 __all__ = [
     "DESCRIPTION",
     "PREFIX",
     "RUN_NAME",
     "Tag",
-    "as_text",
     "finished_run_tags",
+    "holder_of",
     "prefixed",
+    "record",
+    "remove_tags",
     "run_tags",
     "set_description",
-    "set_tags",
     "tags_of",
 ]
 
 PREFIX = "lever."
 DESCRIPTION, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # MLflow's own: what the UI shows of a run
+FACTS_FILE = "facts.json"
 _LONGEST_DESCRIPTION = 4_000  # characters; MLflow refuses descriptions above 5,000
 
 
 class Tag(StrEnum):
-    """Names a tag."""
+    """Names a fact that a run records."""
 
     # what a run is
     STEP = "step"
     KEY = "key"  # digest of all that decides the step's result
     VERSION = "version"  # of this package
     CODE = "code"  # digest of this package's modules
+    REUSED = "reused"  # the finished run that holds the result of this one
     # what it works on
+    IDENTITY = "identity"  # digest of data set, VLM, profile, encoder and seed together
     DATASET_DIGEST = "dataset_digest"
     VLM_DIGEST = "vlm_digest"
     PROFILE_DIGEST = "profile_digest"
@@ -88,13 +96,15 @@ class Tag(StrEnum):
     RETRIEVER_DIGEST = "retriever_digest"
 
 
-def as_text(value: Any) -> str:
-    """Writes a value as the text of a tag or parameter: numbers in their shortest form, lists and mappings with commas."""
-    if isinstance(value, float):
-        return format_number(value)
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={as_text(item)}" for name, item in value.items()) or "none"
-    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
+_TAGGED = frozenset(
+    {
+        *(Tag.STEP, Tag.KEY, Tag.REUSED),
+        *(Tag.IDENTITY, Tag.REWARD_MODE, Tag.RL_DATA_DIGEST, Tag.KL_BETA, Tag.ROUND),
+        *(Tag.GATE, Tag.GATE_OVERRIDE, Tag.START_GATE_OVERRIDE, Tag.SKIPPED_ITEMS),
+        *(Tag.BEST_EPOCH, Tag.STATE_EPOCH, Tag.PROCESS, Tag.RESUMED_FROM),
+        *(Tag.REGISTERED, Tag.CHAMPION),
+    }
+)
 
 
 def prefixed(tags: Mapping[str, Any]) -> dict[str, str]:
@@ -102,9 +112,28 @@ def prefixed(tags: Mapping[str, Any]) -> dict[str, str]:
     return {f"{PREFIX}{name}": as_text(value) for name, value in tags.items()}
 
 
-def set_tags(tags: Mapping[str, Any]) -> None:
-    """Sets tags of the active run."""
-    mlflow.set_tags(prefixed(tags))
+def record(facts: Mapping[str, Any]) -> None:
+    """Records facts on the active run: as tags, or in ``facts.json``, as each name has its place.
+
+    The artifact is written first, so that a run with one of the tags has all that was recorded together with it.
+    """
+    active = mlflow.active_run()
+    assert active is not None, "facts are recorded in a run"
+    tagged = {name: value for name, value in facts.items() if name in _TAGGED}
+    others = {str(name): as_text(value) for name, value in facts.items() if name not in _TAGGED}
+    if others:
+        mlflow.log_dict({**_recorded(active.info.run_id), **others}, FACTS_FILE)
+    mlflow.set_tags(prefixed(tagged))
+
+
+def remove_tags(*names: Tag) -> None:
+    """Removes tags of the active run that it has."""
+    active = mlflow.active_run()
+    assert active is not None, "tags are removed from a run"
+    present = mlflow.get_run(active.info.run_id).data.tags
+    for name in names:
+        if f"{PREFIX}{name}" in present:
+            mlflow.delete_tag(f"{PREFIX}{name}")
 
 
 def set_description(text: str) -> None:
@@ -113,24 +142,34 @@ def set_description(text: str) -> None:
 
 
 def tags_of(run: Run) -> dict[str, str]:
-    """Returns our tags of a run by name, without the prefix."""
+    """Returns those facts of a run that are tags, by name, without the prefix."""
     return {name.removeprefix(PREFIX): text for name, text in run.data.tags.items() if name.startswith(PREFIX)}
 
 
 def run_tags(run_id: str) -> dict[str, str]:
-    """Returns our tags of any run by name, without the prefix.
+    """Returns all facts that any run recorded, by name.
+
+    Raises:
+        MissingRunError: there is no such run. DataError: its ``facts.json`` cannot be read.
+    """
+    try:
+        tags = tags_of(mlflow.get_run(run_id))
+    except MlflowException as error:
+        raise MissingRunError(f"run {run_id}: {first_line(error)}; look its id up in the MLflow UI") from None
+    return {**_recorded(run_id), **tags}
+
+
+def holder_of(run_id: str) -> str:
+    """Returns the id of the run that holds the result of a run: its own, or that of the finished one that it reused.
 
     Raises:
         MissingRunError: there is no such run.
     """
-    try:
-        return tags_of(mlflow.get_run(run_id))
-    except MlflowException as error:
-        raise MissingRunError(f"run {run_id}: {first_line(error)}; look its id up in the MLflow UI") from None
+    return run_tags(run_id).get(Tag.REUSED, run_id)
 
 
 def finished_run_tags(run_id: str, step: str) -> dict[str, str]:
-    """Returns our tags of a finished run of a step by name, without the prefix.
+    """Returns all facts that a finished run of a step recorded, by name.
 
     Raises:
         MissingRunError: there is no such run, or it is of another step, or it has not finished.
@@ -142,3 +181,8 @@ def finished_run_tags(run_id: str, step: str) -> dict[str, str]:
     if status != "FINISHED":
         raise MissingRunError(f"run {run_id} is {status}, not FINISHED; run the {step} step again")
     return tags
+
+
+def _recorded(run_id: str) -> dict[str, str]:
+    """Reads ``facts.json`` of a run; empty where it has none."""
+    return read_json(run_id, FACTS_FILE) if FACTS_FILE in list_artifacts(run_id, "") else {}

@@ -19,9 +19,10 @@ import lever_mlflow
 from lever_mlflow import mini
 from lever_mlflow.exceptions import CheckpointError, first_line
 from lever_mlflow.runs.artifacts import download_folder
-from lever_mlflow.runs.tags import as_text, prefixed
+from lever_mlflow.runs.tags import prefixed
 from lever_mlflow.selector.checkpoint import CONFIG_FILE
 from lever_mlflow.serving import retriever_model, selector_model
+from lever_mlflow.settings import as_text
 
 __all__ = ["checkpoint_folder", "log_checkpoint", "log_retriever"]
 

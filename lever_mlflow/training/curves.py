@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["training_curves"]
 
 _PANELS = {
-    "loss": ("train_loss", "val_loss", "ppo_loss"),
-    "reward on validation queries": ("expected_reward",),
-    "KL from the reference policy": ("kl", "kl_exact", "val_kl_exact"),
-    "share": ("picks_changed", "frac_reward_zero_std", "clip_ratio_low", "clip_ratio_high"),
-    "gradient norm": ("grad_norm",),
-    "entropy, nats": ("entropy",),
+    "loss": ("train/loss", "val/loss", "train/ppo_loss"),
+    "reward on validation queries": ("val/expected_reward",),
+    "KL from the reference policy": ("train/kl", "train/kl_exact", "val/kl_exact"),
+    "share": ("val/picks_changed", "train/frac_reward_zero_std", "train/clip_ratio_low", "train/clip_ratio_high"),
+    "gradient norm": ("train/grad_norm",),
+    "entropy, nats": ("train/entropy",),
 }
 
 

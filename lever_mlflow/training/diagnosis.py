@@ -27,16 +27,15 @@ def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch:
         best_epoch: number of the best epoch, from 1.
     """
     last, best = history[-1], history[best_epoch - 1]
-    if last["frac_reward_zero_std"] >= _NO_SIGNAL_FROM:
-        return (
-            f"no signal: {last['frac_reward_zero_std']:.0%} of groups have equal rewards (rule: {_NO_SIGNAL_FROM:.0%} or more)"
-        )
-    if last.get("val_kl_exact", 0.0) >= _DIVERGED_FROM:
-        return f"diverging: KL {last['val_kl_exact']:.1f} from the start (rule: {_DIVERGED_FROM:g} or more)"
-    changed = last.get("picks_changed")
+    flat = last["train/frac_reward_zero_std"]
+    if flat >= _NO_SIGNAL_FROM:
+        return f"no signal: {flat:.0%} of groups have equal rewards (rule: {_NO_SIGNAL_FROM:.0%} or more)"
+    if last.get("val/kl_exact", 0.0) >= _DIVERGED_FROM:
+        return f"diverging: KL {last['val/kl_exact']:.1f} from the start (rule: {_DIVERGED_FROM:g} or more)"
+    changed = last.get("val/picks_changed")
     if changed == 0:
         return f"policy did not move: 0 of {n_validation} queries changed their picks (rule: none)"
-    start_reward, best_reward = last["expected_reward_start"], best["expected_reward"]
+    start_reward, best_reward = last["val/expected_reward_start"], best["val/expected_reward"]
     picks = "" if changed is None else f"; {round(changed * n_validation)} of {n_validation} queries changed their picks"
     facts = f"expected reward {start_reward:.4f} to {best_reward:.4f} at epoch {best_epoch}{picks}"
     if best_reward - start_reward >= _LEAST_GAIN:

@@ -97,17 +97,17 @@ class GrpoObjective:
         self.policy, self.old, self.reference, self.val_table = policy, old, reference, val_table
         self.settings, self.device = settings, device
         self.beta = settings.kl_beta
-        self.start_reward = validate_selector(old, val_table, device)["expected_reward"]
+        self.start_reward = validate_selector(old, val_table, device)["val/expected_reward"]
 
     def go_on_after(self, metrics: Metrics) -> None:
         """Sets beta for the epoch after one with these metrics."""
-        self._adapt_beta(metrics["beta"], metrics["kl"])
+        self._adapt_beta(metrics["train/beta"], metrics["train/kl"])
 
     def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
         """Computes the loss of a batch without dropout.
 
-        Its means are ``ppo_loss``, ``kl`` (the k3 estimate), ``kl_exact``, ``clip_ratio_low``, ``clip_ratio_high`` and
-        ``entropy`` (nats per shot).
+        Its means are ``train/ppo_loss``, ``train/kl`` (the k3 estimate), ``train/kl_exact``, ``train/clip_ratio_low``,
+        ``train/clip_ratio_high`` and ``train/entropy`` (nats per shot).
         """
         model.eval()
         steps_BGKN = model(*batch.inputs)
@@ -133,12 +133,12 @@ class GrpoObjective:
         )
         policy_entropy = entropy(steps_BGKN, mask_BG)
         means = {
-            "ppo_loss": result.policy_loss,
-            "kl": result.kl,
-            "kl_exact": categorical_kl(steps_BGKN.detach(), reference_steps_BGKN, mask_BG),
-            "clip_ratio_low": result.clip_ratio_low,
-            "clip_ratio_high": result.clip_ratio_high,
-            "entropy": policy_entropy.detach(),
+            "train/ppo_loss": result.policy_loss,
+            "train/kl": result.kl,
+            "train/kl_exact": categorical_kl(steps_BGKN.detach(), reference_steps_BGKN, mask_BG),
+            "train/clip_ratio_low": result.clip_ratio_low,
+            "train/clip_ratio_high": result.clip_ratio_high,
+            "train/entropy": policy_entropy.detach(),
         }
         coefficient = self.settings.entropy_coef
         loss = result.loss - coefficient * policy_entropy if coefficient else result.loss
@@ -147,22 +147,22 @@ class GrpoObjective:
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
         """Returns the metrics of an epoch that are not means over its steps, and adapts beta with ``adaptive_beta``.
 
-        ``advantage_std`` and ``advantage_max`` are over the advantages of the epoch's trials, and ``beta`` is the weight in
-        this epoch. Measured on the validation queries are ``val_loss``, ``expected_reward``, that of the start
-        (``expected_reward_start``), the exact KL from the reference policy (``val_kl_exact``), and the share of queries whose
-        greedy picks are not those of the start (``picks_changed``).
+        ``train/advantage_std`` and ``train/advantage_max`` are over the advantages of the epoch's trials, and ``train/beta`` is
+        the weight in this epoch. Measured on the validation queries are ``val/loss``, ``val/expected_reward``, that of the
+        start (``val/expected_reward_start``), the exact KL from the reference policy (``val/kl_exact``), and the share of
+        queries whose greedy picks are not those of the start (``val/picks_changed``).
         """
         advantages = values["advantages"].double()
         added = {
-            "advantage_std": float(advantages.std(correction=0)),
-            "advantage_max": float(advantages.max()),
-            "beta": self.beta,
+            "train/advantage_std": float(advantages.std(correction=0)),
+            "train/advantage_max": float(advantages.max()),
+            "train/beta": self.beta,
             **validate_selector(self.policy, self.val_table, self.device),
-            "expected_reward_start": self.start_reward,
-            "val_kl_exact": exact_kl(self.policy, self.reference, self.val_table, self.device),
-            "picks_changed": picks_changed(self.policy, self.old, self.val_table, self.device),
+            "val/expected_reward_start": self.start_reward,
+            "val/kl_exact": exact_kl(self.policy, self.reference, self.val_table, self.device),
+            "val/picks_changed": picks_changed(self.policy, self.old, self.val_table, self.device),
         }
-        self._adapt_beta(self.beta, metrics["kl"])
+        self._adapt_beta(self.beta, metrics["train/kl"])
         return added
 
     def _adapt_beta(self, beta: float, kl: float) -> None:

@@ -75,7 +75,7 @@ class Objective(Protocol):
         """
 
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
-        """Returns the metrics to add at an epoch's end to the mean ones, ``expected_reward`` among them.
+        """Returns the metrics to add at an epoch's end to the mean ones, ``val/expected_reward`` among them.
 
         Args:
             metrics: the mean metrics of the epoch.
@@ -141,10 +141,10 @@ def train_epochs(
 ) -> Iterator[Epoch]:
     """Trains ``selector`` in place and yields each epoch, in every process of the training.
 
-    An epoch has these metrics: ``train_loss`` and the steps' means, over the training queries; ``grad_norm``, the mean norm
-    before clipping; ``reward_mean`` and ``frac_reward_zero_std`` of the training trials; ``lr`` at the epoch's last step; what
-    the objective adds; and ``seconds``. Training ends early when ``early_stopping`` epochs in a row did not raise
-    ``expected_reward``.
+    An epoch has these metrics: ``train/loss`` and the steps' means, over the training queries; ``train/grad_norm``, the mean
+    norm before clipping; ``train/reward_mean`` and ``train/frac_reward_zero_std`` of the training trials; ``train/lr`` at the
+    epoch's last step; what the objective adds; and ``train/seconds``. Training ends early when ``early_stopping`` epochs in a
+    row did not raise ``val/expected_reward``.
 
     Args:
         selector: the optimiser moves those of its parameters that require gradients.
@@ -166,7 +166,7 @@ def train_epochs(
         history = [dict(metrics) for metrics in state.history]
         trainer.restore(state)
     for epoch in range(len(history) + 1, settings.epochs + 1):
-        if no_longer_rising([metrics["expected_reward"] for metrics in history], settings.early_stopping):
+        if no_longer_rising([metrics["val/expected_reward"] for metrics in history], settings.early_stopping):
             return
         history.append(trainer.run(epoch))
         yield Epoch(epoch, history[-1], selector, trainer.state(history))
@@ -204,11 +204,13 @@ class _Trainer:
             rows = order[i * self.settings.batch_size : (i + 1) * self.settings.batch_size]
             lr = self._step((epoch - 1) * self.steps_per_epoch + i, rows, sums)
         metrics = sums.means()
-        metrics["grad_norm"] = sums.norm / len(self.groups)
-        metrics |= {"reward_mean": self.groups.reward_mean, "frac_reward_zero_std": self.groups.frac_zero_spread, "lr": lr}
+        metrics["train/grad_norm"] = sums.norm / len(self.groups)
+        metrics["train/reward_mean"] = self.groups.reward_mean
+        metrics["train/frac_reward_zero_std"] = self.groups.frac_zero_spread
+        metrics["train/lr"] = lr
         values = {name: distributed.gathered(self.processes, tensors) for name, tensors in sums.values.items()}
         metrics |= self.objective.finish(metrics, values)
-        metrics["seconds"] = time.perf_counter() - started
+        metrics["train/seconds"] = time.perf_counter() - started
         return metrics
 
     def _step(self, steps_done: int, rows: np.ndarray, sums: _EpochSums) -> float:
@@ -223,7 +225,7 @@ class _Trainer:
         # All processes take part in every step. One without a query, in a small last step, computes one that does not count.
         batch = self.groups.batch(share if len(share) else rows[:1], str(processes.device), rows)
         output = self.objective.step(self.model, batch, steps_done / max(all_steps - 1, 1))
-        figures = {"train_loss": output.loss, **output.means}
+        figures = {"train/loss": output.loss, **output.means}
         figures_M = torch.stack([value.detach() for value in figures.values()])
         means_M, loss_factor, counted = distributed.average(processes, figures_M, output.counted if len(share) else 0)
         _check_finite(float(means_M[0]), self.groups.query_ids_Q[rows])

@@ -71,7 +71,7 @@ class RceObjective:
     def __init__(self, selector: PointerSelector, val_table: GroupTable, settings: RceSettings, device: str) -> None:
         self.selector, self.val_table, self.settings, self.device = selector, val_table, settings, device
         self.temperature = settings.temperature_start
-        self.start_reward = validate_selector(selector, val_table, device)["expected_reward"]
+        self.start_reward = validate_selector(selector, val_table, device)["val/expected_reward"]
 
     def step(self, model: nn.Module, batch: GroupBatch, progress: float) -> StepOutput:
         """Computes the loss of a batch, with dropout if the settings ask for it."""
@@ -85,9 +85,9 @@ class RceObjective:
         return StepOutput(result.loss, counted=len(batch.query_ids))
 
     def finish(self, metrics: Metrics, values: Mapping[str, Tensor]) -> Metrics:
-        """Returns ``val_loss`` and ``expected_reward`` of the validation queries, and ``temperature`` at the epoch's end.
+        """Returns ``val/loss`` and ``val/expected_reward`` of the validation queries, and ``train/temperature`` at the end.
 
-        ``expected_reward_start`` is the expected reward of the untrained selector.
+        ``val/expected_reward_start`` is the expected reward of the untrained selector.
         """
         validation = validate_selector(self.selector, self.val_table, self.device)
-        return {**validation, "expected_reward_start": self.start_reward, "temperature": self.temperature}
+        return {**validation, "val/expected_reward_start": self.start_reward, "train/temperature": self.temperature}

@@ -19,11 +19,11 @@ _BATCH_SIZE = 32
 
 @torch.no_grad()
 def validate_selector(selector: PointerSelector, groups: GroupTable, device: str = "cpu") -> dict[str, float]:
-    """Returns ``val_loss`` and ``expected_reward``, both averaged over the queries of ``groups`` and computed without dropout.
+    """Returns ``val/loss`` and ``val/expected_reward``: means over the queries of ``groups``, computed without dropout.
 
-    ``val_loss`` is the RCE loss with raw rewards at temperature 1, as the predecessor reports it. It rises when a policy
+    ``val/loss`` is the RCE loss with raw rewards at temperature 1, as the predecessor reports it. It rises when a policy
     becomes certain, even rightly so, because every recorded trial keeps a weight; so the best epoch is not chosen by it.
-    ``expected_reward`` is the mean reward of the recorded trials, weighted by their probabilities under the policy,
+    ``val/expected_reward`` is the mean reward of the recorded trials, weighted by their probabilities under the policy,
     renormalised within each group.
     """
     selector.eval()
@@ -35,7 +35,7 @@ def validate_selector(selector: PointerSelector, groups: GroupTable, device: str
         weights_BG = logprobs_BG.masked_fill(~batch.mask_BG, -torch.inf).softmax(1)
         reward += float((weights_BG * batch.rewards_BG).sum())
     loss, reward = distributed.total(distributed.join(device), (loss, reward))
-    return {"val_loss": loss / len(groups), "expected_reward": reward / len(groups)}
+    return {"val/loss": loss / len(groups), "val/expected_reward": reward / len(groups)}
 
 
 @torch.no_grad()

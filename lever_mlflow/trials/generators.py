@@ -25,6 +25,7 @@ from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = [
     "BATCH_SIZE",
+    "FEATURES",
     "FIRST_CHOICE",
     "GENERATORS",
     "Generator",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 FIRST_CHOICE = "beam"  # gen_method of beam search, whose first pointer of a query is the most probable one that it found
+FEATURES = ("fused_SD", "image_SD", "text_SD")  # the tables of features by which similar candidates are retrieved
 BATCH_SIZE = 256  # queries that go through the selector at once
 
 
@@ -122,7 +124,7 @@ def similar_pointers(inputs: RolloutInputs, batch: QueryBatch) -> list[list[Prop
     return [
         [
             Proposal(tuple(pointer), {"gen_method": "retrieval"})
-            for table_SD in (features.fused_SD, features.image_SD, features.text_SD)
+            for table_SD in (getattr(features, name) for name in FEATURES)
             for pointer in top_k(table_SD[query.index], table_SD[pool_N], count * shots).reshape(count, shots).tolist()
         ]
         for query, pool_N in zip(batch.queries, batch.pools_BN, strict=True)

@@ -114,6 +114,7 @@ class RLData:
         dropped: number of trials that are not used, by reason (``eval_failed``, ``error``, ``fallback``).
         meta: the file's ``_meta``.
         source: the file or ``runs:/`` URI from which the data were read; it can be given as ``rl_data`` again.
+        origin: the same, with the whole path of a file, so that it can be given from any folder.
     """
 
     groups: tuple[Group, ...]
@@ -122,6 +123,10 @@ class RLData:
     dropped: Mapping[str, int]
     meta: Mapping[str, Any]
     source: str
+
+    @property
+    def origin(self) -> str:
+        return self.source if self.source.startswith("runs:/") else str(Path(self.source).resolve())
 
 
 def load_rl_data(

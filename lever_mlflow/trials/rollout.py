@@ -17,13 +17,21 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RewardMode, RolloutSettings
-from lever_mlflow.trials.generators import FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
+from lever_mlflow.trials.generators import FEATURES, FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
 from lever_mlflow.trials.mining import is_mined, is_positive, mined_trials
 from lever_mlflow.trials.recording import query_record, try_out, with_gt_prob
 from lever_mlflow.trials.rl_data import Group
 from lever_mlflow.vlm.prompt import Prompt
 
-__all__ = ["check_settings", "choose_queries", "first_choice_reward", "is_mined", "positive_query_rate", "rollout"]
+__all__ = [
+    "check_settings",
+    "choose_queries",
+    "first_choice_reward",
+    "is_mined",
+    "most_prompts",
+    "positive_query_rate",
+    "rollout",
+]
 
 
 def check_settings(settings: RolloutSettings) -> None:
@@ -41,6 +49,18 @@ def check_settings(settings: RolloutSettings) -> None:
         )
     if not any(getattr(settings, name) for name in GENERATORS):
         raise ParameterError(f"{', '.join(GENERATORS)}: all 0, which leaves nothing to try; turn one on")
+
+
+def most_prompts(settings: RolloutSettings) -> int:
+    """Returns how many prompts a rollout asks at most: one for each pointer, and another one with ``gt_prob``."""
+    pointers = (
+        settings.beam_width
+        + len(settings.temperatures) * settings.samples_per_temperature
+        + len(FEATURES) * settings.retrieval_per_feature
+        + settings.random_pointers
+        + settings.mine_positives
+    )
+    return settings.n_queries * pointers * (2 if settings.gt_prob else 1)
 
 
 def choose_queries(train: Sequence[Sample], count: int, seed: int, round_number: int = 1) -> list[Sample]:

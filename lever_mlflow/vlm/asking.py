@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from lever_mlflow.vlm.language_model import LanguageModel, VlmName, open_languag
 from lever_mlflow.vlm.local import LocalVLM
 from lever_mlflow.vlm.prompt import Prompt
 
-__all__ = ["Asker", "AskerSettings"]
+__all__ = ["Asked", "Asker", "AskerSettings"]
 
 _MACHINE = "GROUP_RANK"  # environment variable in which torch.distributed's launchers number machines
 
@@ -41,6 +42,13 @@ class AskerSettings:
     cache: CacheMode = "on"
 
 
+class Asked(NamedTuple):
+    """Holds how many answers and scores a VLM gave that were not known yet, and how many seconds that took."""
+
+    answers: int = 0
+    seconds: float = 0.0
+
+
 class Asker:
     """Asks a VLM for answers and scores, each different prompt once.
 
@@ -50,6 +58,7 @@ class Asker:
 
     def __init__(self, settings: AskerSettings) -> None:
         self.settings = settings
+        self.asked = Asked()
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -115,10 +124,11 @@ class Asker:
         """Has all processes answer the prompts; yields batches of (position, text), the followers' all at the end."""
         if not prompts:
             return
-        processes = distributed.join(self.settings.vlm.device)
+        processes, started = distributed.join(self.settings.vlm.device), time.perf_counter()
         distributed.call_followers(processes, _follow, self.settings, request, prompts)
         yield from self._share(request, prompts)
         yield distributed.collect(processes, [])
+        self.asked = Asked(self.asked.answers + len(prompts), self.asked.seconds + time.perf_counter() - started)
 
     def _share(self, request: _Request, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Answers this process's part of the prompts; yields batches of (position in ``prompts``, text)."""

@@ -8,8 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lever_mlflow.cli.options import Part, as_typed, chosen, options
-from lever_mlflow.settings import option
+from lever_mlflow.cli.options import Part, chosen, options
+from lever_mlflow.settings import as_text, option
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,4 @@ def test_parts_take_some_settings_under_a_prefix():
     ],
 )
 def test_values_as_a_user_types_them(value, text):
-    assert as_typed(value) == text
+    assert as_text(value) == text

@@ -39,8 +39,8 @@ def test_the_predecessors_runs():
         "advantage_max": "not_falling", "beta": "constant",
     }  # fmt: skip
     assert {part.command for part in facts.missing} == {
-        "mlflow run . -e evaluate -P kl_beta=0.12 -P sizes=100,200,400,800 -P shots=1,2,3,4",
-        "mlflow run . -e grpo -P kl_beta=0.15",
+        "mlflow run . --env-manager local -e evaluate -P kl_beta=0.12 -P sizes=100,200,400,800 -P shots=1,2,3,4",
+        "mlflow run . --env-manager local -e grpo -P kl_beta=0.15",
     }
 
 

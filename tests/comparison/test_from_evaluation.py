@@ -1,7 +1,7 @@
 import pytest
 from helpers.evaluation_samples import DIGESTS
 
-from lever_mlflow.comparison.from_evaluation import commands_of, option_value, run_of_evaluation
+from lever_mlflow.comparison.from_evaluation import commands_of, run_of_evaluation
 from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.records import AccuracyCell
 from lever_mlflow.evaluation.result import (
@@ -40,7 +40,7 @@ def evaluation():
         ),
         rl_data=RLDataSummary(source="a b.json", n_queries=60, n_positive_queries=30, mean_reward=0.5),
         resources=ResourceNames(dataset="mini", vlm="mini", encoder="mini"),
-        epochs=(EpochMetrics(epoch=1, metrics={"kl": 0.1, "advantage_std": 0.9}),),
+        epochs=(EpochMetrics(epoch=1, metrics={"train/kl": 0.1, "val/kl_exact": 0.3, "train/loss": 0.9}),),
         profile=PROFILES["mini"],
         accuracy=(
             AccuracyCell(policy="zero-shot", size=10, shots=0, accuracy=0.25, spread=0.0),
@@ -57,7 +57,7 @@ def evaluation():
 def test_an_evaluation_as_results_in_percent(evaluation):
     run = run_of_evaluation(evaluation, ["train", "test"])
     assert (run.kl_beta, run.best_epoch, run.selection_accuracy) == (0.12, 1, {1: 75.0})
-    assert run.epochs[0].metrics == {"kl": 0.1, "advantage_std": 0.9}
+    assert run.epochs[0].metrics == {"kl": 0.1, "val_kl_exact": 0.3, "train_loss": 0.9}
     assert run.epochs[0].accuracy == {10: {1: 50.0}}
     assert run.baselines == {"zero-shot": {10: {0: 25.0}}}
     assert run.rl_data == {
@@ -84,20 +84,13 @@ def test_everything_that_decides_a_run_is_compared_and_in_order(evaluation):
 
 
 def test_commands_name_what_was_used(evaluation):
-    train, test = commands_of(evaluation, "mlflow run . --experiment-name demo")
+    train, test = commands_of(evaluation)
     assert train.startswith(
-        "mlflow run . --experiment-name demo -e grpo -P 'rl_data=a b.json' "
+        "mlflow run . --env-manager local -e grpo -P 'rl_data=a b.json' "
         "-P rounds=3 -P kl_reference=round -P round_patience=2 -P kl_beta=0.12 "
     )
     assert train.endswith(" -P init=models:/m-1 -P seed=3 -P reward_mode=hard_plus_soft")
     assert test.startswith(
-        "mlflow run . --experiment-name demo -e evaluate -P kl_beta=0.12 -P grpo_run=g1 -P seed=0 -P sizes=5,10 -P shots=1,2 "
+        "mlflow run . --env-manager local -e evaluate -P kl_beta=0.12 -P grpo_run=g1 -P seed=0 -P sizes=5,10 -P shots=1,2 "
     )
     assert test.endswith(" -P checkpoints=old.pt")
-
-
-def test_settings_as_a_command_takes_them():
-    assert option_value((1, 2)) == "1,2"
-    assert option_value({"question": "q", "answers": "a"}) == "question=q,answers=a"
-    assert option_value({}) == "none"
-    assert option_value(5e-06) == 5e-06

@@ -112,9 +112,9 @@ def test_the_way_of_the_kl_is_read_off_the_numbers():
 
 def test_missing_cells_are_shown_with_the_command_that_fills_them():
     first, second = run(0.12, right(51), sizes=(50,)), run(0.15, right(50), sizes=(50, 100))
-    page = markdown(compared(first, second, project="mlflow run . --experiment-name demo"), "en")
+    page = markdown(compared(first, second), "en")
     assert row(page, "100", "2", "50.0 %", "missing", "missing", "missing", "missing", "missing", "missing", "missing")
-    command = "mlflow run . --experiment-name demo -e evaluate -P kl_beta=0.12 -P sizes=50,100 -P shots=2"
+    command = "mlflow run . --env-manager local -e evaluate -P kl_beta=0.12 -P sizes=50,100 -P shots=2"
     assert row(page, "0.12", "1", "100/2", command)
 
 

@@ -43,7 +43,7 @@ def recorded(rollout):
     """recorded(**options) is what was tried: query, pool, pointers."""
 
     def run(**options):
-        result = rollout(**options)
+        result = rollout(**options, rerun=True)
         assert result.exit_code == 0, result.output
         run_id = mlflow.search_runs(output_format="list", max_results=1)[0].info.run_id
         data = load_rl_data(artifacts.artifact(run_id, "rl_data.json"))

@@ -48,7 +48,7 @@ class TrainedEpoch(NamedTuple):
     @property
     def repeatable(self):
         """All that must be the same when a training is repeated."""
-        return {**self.metrics, "seconds": 0}, self.digest
+        return {**self.metrics, "train/seconds": 0}, self.digest
 
 
 def untrained_selector(seed=1, **shape):

@@ -85,9 +85,18 @@ def test_runs_carry_the_digests_that_decide_their_result(project, experiment):
 
 def test_metrics_per_epoch_under_the_predecessors_names(project, experiment):
     run = steps(project, parent(project).info.run_id)["grpo beta 0.12"]
-    for name in ("train_loss", "val_loss", "ppo_loss", "kl", "advantage_std", "advantage_max", "beta", "frac_reward_zero_std"):
+    for name in (
+        "train/loss",
+        "val/loss",
+        "train/ppo_loss",
+        "train/kl",
+        "train/advantage_std",
+        "train/advantage_max",
+        "train/beta",
+        "train/frac_reward_zero_std",
+    ):
         assert [metric.step for metric in project.client.get_metric_history(run.info.run_id, name)] == [1, 2, 3, 4], name
-    assert run.data.metrics["beta"] == 0.12
+    assert run.data.metrics["train/beta"] == 0.12
 
 
 def test_rounds_are_child_runs_with_their_own_trials_verdict_and_epochs(project, experiment):
@@ -109,7 +118,7 @@ def test_rounds_are_child_runs_with_their_own_trials_verdict_and_epochs(project,
         assert queries_of(rollout_run).isdisjoint(queries_of(fresh))
         for name in ("expected_reward", "kl_exact", "picks_changed", "positive_query_rate", "first_choice_reward"):
             assert list(history(project, run, f"rounds/{name}")) == [1, 2]
-        assert history(project, run, "rounds/kl_exact")[2] == history(project, run, "val_kl_exact")[4]
+        assert history(project, run, "rounds/kl_exact")[2] == history(project, run, "val/kl_exact")[4]
         fresh_rate = fresh.data.metrics["data/positive_query_rate"]
         assert history(project, run, "rounds/positive_query_rate")[2] == fresh_rate
 
@@ -129,7 +138,7 @@ def test_each_epoch_is_a_logged_model_with_metrics_on_its_data(project, experime
     models = project.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     assert sorted(model.params["epoch"] for model in models) == ["3", "4"]
     for model in models:
-        losses = [metric for metric in model.metrics if metric.key == "val_loss"]
+        losses = [metric for metric in model.metrics if metric.key == "val/loss"]
         assert losses[0].dataset_digest == run.data.tags["lever.rl_data_digest"]
         assert {name: model.params[name] for name in GrpoSettings.__dataclass_fields__} == {
             name: run.data.params[name] for name in GrpoSettings.__dataclass_fields__

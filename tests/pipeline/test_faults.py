@@ -105,7 +105,7 @@ def test_data_that_fails_the_gate_fails_the_run(project, bad_rl_data):
 def epochs_of(project, run):
     """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
     client = project.client
-    names = [name for name in run.data.metrics if not name.startswith("data/") and name != "seconds"]
+    names = [name for name in run.data.metrics if not name.startswith("data/") and name != "train/seconds"]
     histories = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names}
     models = checkpoints_of(run.info.run_id)
     return histories, {epoch: client.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
@@ -204,7 +204,7 @@ def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_d
     ]
     assert digests[0] == digests[1]
     assert list(models) == [1, 2, 3, 4]
-    history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+    history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
@@ -220,8 +220,8 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     run = run_step(lambda: rce_step(line, data, settings))
     assert "threads" not in caplog.text
     assert run.data.tags["lever.resumed_from"] == interrupted
-    assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
-    assert run_step(lambda: rce_step(line, data, settings, "none")).data.metrics["train_loss"] == run.data.metrics["train_loss"]
+    assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert run_step(lambda: rce_step(line, data, settings, "none")).data.metrics["train/loss"] == run.data.metrics["train/loss"]
     unsent = line.resources.cache_dir / "unsent"
     assert not (unsent / interrupted).exists()
     assert not (unsent / run.info.run_id).exists()

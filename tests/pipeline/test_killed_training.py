@@ -50,7 +50,7 @@ if os.environ.get("LEVER_KILLS") == "all":
         ("lever_mlflow.pipeline.resume:save_state", "", 3, "before", 1),
         ("mlflow.pyfunc:log_model", "", 2, "before", 1),
         ("mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifacts", "models/m-", 2, "before", 1),
-        ("mlflow:log_metrics", "train_loss", 2, "before", 1),
+        ("mlflow:log_metrics", "train/loss", 2, "before", 1),
         ("mlflow:log_artifact", "training_states", 2, "before", 1),
         ("mlflow:log_figure", "", 1, "before", 3),
         ("mlflow:set_tags", "best_epoch", 1, "before", 3),
@@ -86,7 +86,7 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
 def epochs_of(run):
     """Metrics of each epoch but the seconds, and the digests of the checkpoints."""
     epochs = [
-        {name: value for name, value in epoch.items() if name != "seconds"}
+        {name: value for name, value in epoch.items() if name != "train/seconds"}
         for epoch in metrics.epoch_metrics(run.info.run_id).values()
     ]
     models = checkpoints_of(run.info.run_id)

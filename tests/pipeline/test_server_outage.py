@@ -40,7 +40,7 @@ def train(server, good_rl_data, cache_dir):
 
 
 def logged_epochs(server, run_id):
-    return [metric.step for metric in MlflowClient(server.store).get_metric_history(run_id, "train_loss")]
+    return [metric.step for metric in MlflowClient(server.store).get_metric_history(run_id, "train/loss")]
 
 
 def wait_for_an_epoch(server, process):

@@ -46,7 +46,7 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
         assert logged.info.status == "FAILED"
         assert logged.data.tags["lever.gate"] == "critical"
         assert logged.data.metrics["data/positive_query_rate"] == 0.0
-        assert "train_loss" not in logged.data.metrics
+        assert "train/loss" not in logged.data.metrics
     validations = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`lever.step` = 'validate'", output_format="list"
     )

@@ -69,7 +69,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     assert rce.data.tags["lever.resumed_from"] == interrupted
     assert rce.info.artifact_uri.startswith("mlflow-artifacts:/")
     client = MlflowClient()
-    assert [metric.step for metric in client.get_metric_history(rce.info.run_id, "train_loss")] == [1, 2]
+    assert [metric.step for metric in client.get_metric_history(rce.info.run_id, "train/loss")] == [1, 2]
 
     start = f"models:/{rce.data.tags['lever.best_model']}"
     evaluations = []

@@ -2,19 +2,21 @@ from dataclasses import replace
 
 import mlflow
 import pytest
+import torch
 
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError
 from lever_mlflow.runs.artifacts import artifact, read_json
 from lever_mlflow.runs.metrics import epoch_metrics, finite
 from lever_mlflow.runs.search import find_run
 from lever_mlflow.runs.steps import Step, ensure, project_run, run_here, run_settings
-from lever_mlflow.runs.tags import as_text, finished_run_tags, run_tags
+from lever_mlflow.runs.tags import finished_run_tags, run_tags
+from lever_mlflow.settings import as_text
 
 
 def step(log, *, beta=0.12, data="d1", fails=False):
     def execute():
         log.append(beta)
-        mlflow.log_metrics({"loss": 0.5, "kl": beta}, step=1)
+        mlflow.log_metrics({"train/loss": 0.5, "train/kl": beta, "system/cpu": 3.0}, step=1)
         if fails:
             raise LeverError("broken")
 
@@ -27,12 +29,16 @@ def test_a_step_logs_settings_inputs_and_versions(mlflow_store):
     data = mlflow.get_run(run_id).data
     assert data.params == {"kl_beta": "0.12", "sizes": "1,2"}
     assert data.tags["lever.step"] == "grpo"
-    assert data.tags["lever.rl_data_digest"] == "d1"
+    assert {name: text for name, text in data.tags.items() if name.startswith("lever.")} == {
+        "lever.step": "grpo",
+        "lever.key": step([]).key,
+        "lever.rl_data_digest": "d1",
+    }
     assert data.tags["mlflow.runName"] == "grpo beta 0.12"
-    assert data.tags["lib.torch"]
+    assert run_tags(run_id)["lib.torch"] == torch.__version__.split("+")[0]
     assert finished_run_tags(run_id, "grpo")["rl_data_digest"] == "d1"
     assert run_settings(run_id) == {"kl_beta": 0.12, "sizes": [1, 2]}
-    assert epoch_metrics(run_id) == {1: {"loss": 0.5, "kl": 0.12}}
+    assert epoch_metrics(run_id) == {1: {"train/loss": 0.5, "train/kl": 0.12}}
 
 
 def test_labels_are_parameters_but_do_not_change_what_a_step_is(mlflow_store):
@@ -115,7 +121,7 @@ def test_an_artifact_that_is_no_json_object_is_one_line(mlflow_store):
         (0.1234567, "0.1234567"),
         (1.0, "1"),
         (3, "3"),
-        (True, "True"),
+        (True, "true"),
         ((1, 2.5), "1,2.5"),
         ([0.1], "0.1"),
         ({"a": 0.5, "b": "x"}, "a=0.5,b=x"),

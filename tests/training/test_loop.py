@@ -20,7 +20,7 @@ from lever_mlflow.training.loop import lr_factor
 )
 def test_learning_rate_over_all_steps(problem, kind, factors, last):
     assert [lr_factor(kind, progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx(factors)
-    lr = run_grpo(problem, epochs=2, lr_scheduler=kind)[-1].metrics["lr"]
+    lr = run_grpo(problem, epochs=2, lr_scheduler=kind)[-1].metrics["train/lr"]
     assert lr == pytest.approx(1e-3 * last)  # at the last of 24 steps, 23 are done
 
 
@@ -30,7 +30,7 @@ def test_a_quarter_along_the_cosine():
 
 def test_early_stopping_ends_without_gain(problem):
     assert len(run_grpo(problem, epochs=8, lr=1e-12, early_stopping=2)) == 3  # nothing moves: the first epoch, and two more
-    rewards = [epoch.metrics["expected_reward"] for epoch in run_rce(problem, epochs=8, lr=3e-3)]
+    rewards = [epoch.metrics["val/expected_reward"] for epoch in run_rce(problem, epochs=8, lr=3e-3)]
     gains = [later > max(rewards[: i + 1]) for i, later in enumerate(rewards[1:])]
     assert True in gains
     first_without = gains.index(False) + 2 if False in gains else 8

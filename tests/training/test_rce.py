@@ -28,31 +28,33 @@ def test_rce_learns_and_repeats_bit_for_bit(problem):
     before = hit_rate(untrained_selector(), problem)
     runs = [
         [
-            (epoch, {**epoch.metrics, "seconds": 0}, selector_digest(epoch.selector))
+            (epoch, {**epoch.metrics, "train/seconds": 0}, selector_digest(epoch.selector))
             for epoch in train_rce(problem.data, problem.features_SD, settings, seed=5)
         ]
         for _ in range(2)
     ]
     assert [values for _, *values in runs[0]] == [values for _, *values in runs[1]]
     (_, first, _), *_, (last_epoch, last, _) = runs[0]
-    assert last["train_loss"] < first["train_loss"]
+    assert last["train/loss"] < first["train/loss"]
     assert hit_rate(last_epoch.selector.eval(), problem) > before + 0.1
-    assert last["temperature"] == pytest.approx(0.5)
+    assert last["train/temperature"] == pytest.approx(0.5)
 
 
 def test_metrics_of_an_epoch(problem):
     epoch = next(train_rce(problem.data, problem.features_SD, RceSettings(), seed=0))
     train, val = split_groups(problem.groups, 0.2, 0)
     rewards = np.concatenate([group.rewards_G() for group in train])
-    assert epoch.metrics["reward_mean"] == pytest.approx(rewards.mean())
-    assert epoch.metrics["frac_reward_zero_std"] == np.mean([np.ptp(group.rewards_G()) == 0 for group in train])
-    assert epoch.metrics["lr"] == 1e-4
+    assert epoch.metrics["train/reward_mean"] == pytest.approx(rewards.mean())
+    assert epoch.metrics["train/frac_reward_zero_std"] == np.mean([np.ptp(group.rewards_G()) == 0 for group in train])
+    assert epoch.metrics["train/lr"] == 1e-4
     untrained = validate_selector(untrained_selector(0), problem.table(val))
-    assert epoch.metrics["expected_reward_start"] == untrained["expected_reward"]
+    assert epoch.metrics["val/expected_reward_start"] == untrained["val/expected_reward"]
 
 
 def test_one_trial_of_each_group_has_no_spread(problem):
-    assert run_rce(problem, top_k=1)[0].metrics["frac_reward_zero_std"] == 1.0  # which is why whole groups are the default
+    assert (
+        run_rce(problem, top_k=1)[0].metrics["train/frac_reward_zero_std"] == 1.0
+    )  # which is why whole groups are the default
 
 
 def test_data_of_another_data_set_are_refused_before_the_first_epoch(problem):

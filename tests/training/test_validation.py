@@ -17,8 +17,8 @@ def test_loss_and_expected_reward_by_hand(problem):
         rewards_G = group.rewards_G()
         losses.append(-(np.exp(rewards_G) / np.exp(rewards_G).sum()) @ logprobs_G)
         rewards.append((np.exp(logprobs_G) / np.exp(logprobs_G).sum()) @ rewards_G)
-    assert validation["val_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
-    assert validation["expected_reward"] == pytest.approx(np.mean(rewards), abs=1e-5)
+    assert validation["val/loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert validation["val/expected_reward"] == pytest.approx(np.mean(rewards), abs=1e-5)
 
 
 def test_a_selector_differs_from_another_but_not_from_itself(problem):

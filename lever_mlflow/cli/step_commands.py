@@ -1,0 +1,167 @@
+"""Runs the commands of steps: reads their configuration file, opens their MLflow run, and plans, reuses or runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from lever_mlflow import invocation
+from lever_mlflow.cli.config_files import Config, read_config
+from lever_mlflow.cli.options import Part, chosen
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.settings import (
+    NONE,
+    DataSettings,
+    ExperimentSettings,
+    GateSettings,
+    PresetInputs,
+    ResourceSettings,
+    RlDataSettings,
+)
+
+if TYPE_CHECKING:
+    from lever_mlflow.pipeline.context import Context
+    from lever_mlflow.runs.planning import Plan
+    from lever_mlflow.runs.steps import Step
+
+__all__ = ["COMMANDS", "StepCommand", "check_sections", "make_context", "perform", "values_of_step"]
+
+COMMANDS: dict[str, StepCommand] = {}  # by name, in the order of the experiment
+_SHARED = (ResourceSettings, DataSettings, ExperimentSettings, PresetInputs)
+
+
+class StepCommand(click.Command):
+    """Is the command of a step; it takes options from a configuration file, and those given beside it take precedence."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        COMMANDS[self.name or ""] = self
+        for option in self.params:
+            if option.name == "config":
+                option.is_eager, option.callback = True, _take_config
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; commands that it prints then hold the options that other steps share with it."""
+        names = {setting.name for part in _SHARED for setting in fields(part)}
+        given = {name: value for name, value in ctx.params.items() if name in names and is_given(ctx, name)}
+        accepted = {step: frozenset(option.name or "" for option in command.params) for step, command in COMMANDS.items()}
+        invocation.begin(given, accepted)
+        return super().invoke(ctx)
+
+
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Says whether the user gave an option, on the command line or in the configuration file."""
+    return ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+
+
+def perform(
+    values: Mapping[str, Any],
+    prepare: Callable[[Context], Step],
+    *,
+    look: Callable[[Context, Plan], None] | None = None,
+    show: Callable[[str], str] | None = None,
+    check: bool = True,
+) -> None:
+    """Prepares the step of the present command and runs it, or prints the plan of it.
+
+    Args:
+        values: the command's values.
+        prepare: makes the step.
+        look: adds to a plan what the command would do; by default what preparing the step comes across, and the step.
+        show: returns what is printed at the end, by the id of the run that holds the result.
+        check: whether data set, models and thresholds are looked at first.
+    """
+    from lever_mlflow.pipeline.overview import describe_experiment
+    from lever_mlflow.pipeline.planning import look_at_steps, summary_of
+    from lever_mlflow.runs.planning import planning
+    from lever_mlflow.runs.steps import project_run, run_here
+
+    name = click.get_current_context().command.name or ""
+    with project_run(f"plan of {name}" if values["plan"] else name):
+        describe_experiment()
+        context = make_context(values, check=check)
+        if not values["plan"]:
+            run_id = run_here(prepare(context), rerun=values["rerun"])
+            if show is not None:
+                click.echo(show(run_id))
+            return
+        with planning() as plan:
+            if look is None:
+                look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=values["rerun"])
+            else:
+                look(context, plan)
+        click.echo(summary_of(context, plan))
+
+
+def make_context(values: Mapping[str, Any], *, check: bool = True) -> Context:
+    """Returns what all steps share, by a command's values; ``check`` looks at data set, models and thresholds at once."""
+    from lever_mlflow.files.cache_dir import default_cache_dir
+    from lever_mlflow.pipeline.context import Context
+    from lever_mlflow.pipeline.gate import suite_digest
+    from lever_mlflow.pipeline.resources import Resources
+
+    data = DataSettings(**chosen(DataSettings, values))
+    resources = Resources(**chosen(ResourceSettings, values), cache_dir=default_cache_dir(), data=data)
+    parts = (ExperimentSettings, Part(RlDataSettings, ("use_fallback",)), PresetInputs)
+    shared = {name: value for part in parts for name, value in chosen(part, values).items()}
+    context = Context(resources, gate=GateSettings(**chosen(GateSettings, values)), **shared)
+    if check:
+        resources.check()
+        suite_digest(context)
+    return context
+
+
+def values_of_step(step: str, *parts: Part) -> dict[str, Any]:
+    """Returns the values of another step's options in the present command, which runs that step too.
+
+    They are taken from the step's section of the configuration file; options of the present command take precedence.
+
+    Args:
+        step: the name of the step's command.
+        parts: settings of the step that the present command has options for.
+    """
+    ctx = click.get_current_context()
+    config: Config = ctx.meta.get(__name__, {})
+    command = COMMANDS[step]
+    of_step = click.Context(command, info_name=step, default_map={**config.get("", {}), **config.get(step, {})})
+    command.parse_args(of_step, [])
+    values = dict(of_step.params)
+    section = config.get(step, {})
+    for part in parts:
+        for name, setting in part.fields():
+            if is_given(ctx, name) or setting.name not in section:
+                values[setting.name] = ctx.params[name]
+    return values
+
+
+def check_sections(*settings: tuple[str, tuple[type, ...]]) -> None:
+    """Checks that the sections of the configuration file hold only settings that the present command takes from them.
+
+    Args:
+        settings: the name of each step with the classes of settings that are taken from its section.
+
+    Raises:
+        ParameterError: a section holds another option, such as one that names an input.
+    """
+    ctx = click.get_current_context()
+    config: Config = ctx.meta.get(__name__, {})
+    for step, classes in settings:
+        taken = {setting.name for owner in classes for setting in fields(owner)}
+        for name in config.get(step, {}):
+            if name not in taken:
+                raise ParameterError(
+                    f"config={ctx.params['config']}: {step}.{name}: {ctx.command.name} finds that itself; remove the line"
+                )
+
+
+def _take_config(ctx: click.Context, option: click.Parameter, value: str) -> str:
+    """Reads the configuration file, so that its values replace the defaults of the command's options."""
+    if value != NONE:
+        config = read_config(value, COMMANDS)
+        ctx.meta[__name__] = config
+        ctx.default_map = {**config[""], **config.get(ctx.command.name or "", {})}
+    return value
