@@ -12,10 +12,10 @@ from statistics import mean
 from typing import Any
 
 import mlflow
-import pandas as pd
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import BestSingle
+from lever_mlflow.evaluation.answers_page import answers_page
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.policies import (
     CHAMPION,
@@ -34,6 +34,7 @@ from lever_mlflow.evaluation.result import (
     ResourceNames,
     RLDataSummary,
 )
+from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.pipeline.baselines import (
     accuracies_of,
@@ -75,7 +76,7 @@ __all__ = [
 ]
 
 EVALUATE = "evaluate"
-RESULT_FILE, ANSWERS_TABLE = "evaluation.json", "answers.json"
+RESULT_FILE, ANSWERS_PAGE = "evaluation.json", "answers.html"
 _GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
 
 log = logging.getLogger(__name__)
@@ -238,7 +239,7 @@ class _Evaluation:
         best = best_epoch(selection_accuracy)
         table, overlap = records.table(self.settings.sizes), report.overlap(checkpoints, learned)
         self._log_accuracies(best, table, models, selection_accuracy)
-        _log_answers(report.samples, records, epoch_policy(best))
+        self._log_answers(report.samples, records, best)
         record({Tag.BEST_EPOCH: best})
         registration = Registration(
             name=self.context.registered_name,
@@ -312,6 +313,23 @@ class _Evaluation:
             means = {"accuracy": mean(by_epoch[epoch].values()), "selection_accuracy": selection[epoch]}
             mlflow.log_metrics({f"epoch/{name}": value for name, value in means.items()}, step=epoch, model_id=model_id)
 
+    def _log_answers(self, queries: Sequence[Sample], records: EvaluationRecords, best: int) -> None:
+        """Logs a page with images: what the best epoch, its start and the strongest baseline picked, and what was answered."""
+        beta, shots = format_beta(self.kl_beta), max(self.settings.shots)
+        policies = {ZERO_SHOT: "no demonstrations"}
+        means: dict[tuple[str, int | None], float] = {}
+        for policy in records.policies:
+            for count in (0, shots):
+                accuracies = records.by_question(policy, shots=count)
+                if accuracies is not None:
+                    means[policy, count] = float(accuracies.mean())
+        baseline = strongest(means, shots)
+        if baseline is not None:
+            policies[baseline.policy] = f"{baseline.policy}, the strongest baseline"
+        policies |= {START: "start checkpoint", epoch_policy(best): f"beta {beta}, epoch {best}"}
+        page = answers_page(f"Answers of beta {beta}", records, policies, queries, self.context.resources.train, shots)
+        mlflow.log_text(page, ANSWERS_PAGE)
+
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
         name = self.context.registered_name
@@ -355,18 +373,3 @@ def _rl_data_summary(grpo_run: str) -> RLDataSummary:
         n_positive_queries=round(metrics[f"{DATA}positive_query_rate"] * queries),
         mean_reward=metrics[f"{DATA}reward_mean"],
     )
-
-
-def _log_answers(samples: Sequence[Sample], records: EvaluationRecords, best: str) -> None:
-    """Logs a table for the UI: what the best epoch picked and the VLM answered on each report question, beside zero-shot."""
-    questions = pd.DataFrame(
-        {
-            "question_id": [sample.question_id for sample in samples],
-            "question": [sample.question for sample in samples],
-            "annotators": [", ".join(sorted(set(sample.answers))) for sample in samples],
-        }
-    )
-    answers = pd.concat([records.picks_and_answers(policy).assign(policy=policy) for policy in (ZERO_SHOT, best)])
-    columns = ["question_id", "question", "annotators", "policy", "shots", "picks", "answer", "accuracy"]
-    table = answers.merge(questions, on="question_id")[columns]
-    mlflow.log_table(table.assign(picks=table["picks"].map(str)), ANSWERS_TABLE)
