@@ -9,6 +9,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from lever_mlflow.runs import steps
+from lever_mlflow.runs.tags import run_tags
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,11 @@ class Project:
     def newest(self, experiment="small"):
         """Returns the newest run of an experiment."""
         return self.runs(experiment)[0]
+
+
+def facts(run):
+    """Returns all facts that a run recorded, as tags or beside them."""
+    return run_tags(run.info.run_id)
 
 
 def error_lines(result):

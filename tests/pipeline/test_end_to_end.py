@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from helpers.projects import ROOT, error_lines
+from helpers.projects import ROOT, error_lines, facts
 
 from lever_mlflow.pipeline import rollout, training
 from lever_mlflow.pipeline.grpo import grpo_step
@@ -74,11 +74,11 @@ def test_runs_carry_the_digests_that_decide_their_result(project, experiment):
     children = steps(project, parent(project).info.run_id)
     data = children["rollout"].data.tags["lever.rl_data_digest"]
     for beta in ("0.12", "0.15"):
-        tags = children[f"grpo beta {beta}"].data.tags
-        assert tags["lever.rl_data_digest"] == data
-        assert tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
-        assert tags["lever.gate"] in ("pass", "warning")
-        assert tags["lever.start"] == f"rce epoch {children['rce'].data.tags['lever.best_epoch']}"
+        recorded = facts(children[f"grpo beta {beta}"])
+        assert recorded["rl_data_digest"] == data
+        assert recorded["start_digest"] == facts(children["grpo beta 0.12"])["start_digest"]
+        assert recorded["gate"] in ("pass", "warning")
+        assert recorded["start"] == f"rce epoch {children['rce'].data.tags['lever.best_epoch']}"
     (dataset,) = children["rce"].inputs.dataset_inputs
     assert dataset.dataset.digest == data
 
@@ -112,14 +112,14 @@ def test_rounds_are_child_runs_with_their_own_trials_verdict_and_epochs(project,
         assert second.data.tags["lever.rl_data_digest"] == fresh.data.tags["lever.rl_data_digest"]
         assert rounds["validate"].data.tags["lever.rl_data_digest"] == fresh.data.tags["lever.rl_data_digest"]
         reached = json.loads(Path(artifact(first.info.run_id, "checkpoints.json")).read_text())["2"]
-        assert second.data.tags["lever.start_uri"] == f"models:/{reached}"
-        assert fresh.data.tags["lever.start_digest"] == second.data.tags["lever.start_digest"]
-        assert second.data.tags["lever.reference_policy"] == second.data.tags["lever.start_digest"]
+        assert facts(second)["start_uri"] == f"models:/{reached}"
+        assert facts(fresh)["start_digest"] == facts(second)["start_digest"]
+        assert facts(second)["reference_policy"] == facts(second)["start_digest"]
         assert queries_of(rollout_run).isdisjoint(queries_of(fresh))
         for name in ("expected_reward", "kl_exact", "picks_changed", "positive_query_rate", "first_choice_reward"):
             assert list(history(project, run, f"rounds/{name}")) == [1, 2]
         assert history(project, run, "rounds/kl_exact")[2] == history(project, run, "val/kl_exact")[4]
-        fresh_rate = fresh.data.metrics["data/positive_query_rate"]
+        fresh_rate = fresh.data.metrics["rollout/positive_query_rate"]
         assert history(project, run, "rounds/positive_query_rate")[2] == fresh_rate
 
 
@@ -144,7 +144,7 @@ def test_each_epoch_is_a_logged_model_with_metrics_on_its_data(project, experime
             name: run.data.params[name] for name in GrpoSettings.__dataclass_fields__
         }
         for name in ("start_digest", "start_uri", "rl_data_digest", "seed", "reward_mode"):
-            assert model.params[name] == run.data.tags[f"lever.{name}"], name
+            assert model.params[name] == facts(run)[name], name
         meta = read_meta(checkpoint_of(project, model.model_id))
         assert meta.pop("step") == "grpo"
         for name, value in meta.items():
@@ -169,9 +169,10 @@ def test_best_epoch_of_each_beta_is_registered(project, experiment):
     assert run.data.params["kl_beta"] == "0.12"
     assert run.data.params["dataset"] == "mini"
     epoch = int(version.tags["epoch"])
-    history = project.client.get_metric_history(run.info.run_id, "acc/n40/shots2")
-    accuracy = next(metric.value for metric in history if metric.step == epoch)
-    assert float(version.tags["acc_n40_shots2"]) == pytest.approx(100 * accuracy, abs=ROUNDED)
+    metrics = run.data.metrics
+    assert metrics["accuracy"] == pytest.approx((metrics["accuracy/shots1"] + metrics["accuracy/shots2"]) / 2)
+    assert history(project, run, "epoch/accuracy")[epoch] == pytest.approx(metrics["accuracy"])
+    assert float(version.tags["acc_n40_shots2"]) == pytest.approx(100 * metrics["accuracy/shots2"], abs=ROUNDED)
     assert version.tags["rl_data_digest"] == run.data.tags["lever.rl_data_digest"]
 
 
@@ -190,8 +191,9 @@ def test_comparison_has_every_cell(project, experiment):
         assert [epoch["epoch"] for epoch in found["epochs"]] == [2, 4]  # the last of each round
         assert all(cells_of(epoch["accuracy"]) == grid for epoch in found["epochs"])
         assert found["rl_data"]["n_queries"] == 60
-        evaluation = project.client.get_run(found["run_id"]).data.metrics  # the last epoch's
-        assert found["epochs"][-1]["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["acc/n40/shots2"])
+        evaluation = project.client.get_run(found["run_id"]).data.metrics
+        (best,) = [epoch for epoch in found["epochs"] if epoch["epoch"] == found["best_epoch"]]
+        assert best["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["accuracy/shots2"])
     assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 12
     page = (folder / "report.md").read_text()
     assert not re.search(r"\| (\?|missing|nan) \|", page)
@@ -214,13 +216,11 @@ def test_comparison_in_chinese_of_given_evaluations(project, experiment):
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     page = (folder / "report.md").read_text()
     assert "## 关键发现" in page
-    assert (
-        f"mlflow run . --experiment-name small -e evaluate -P kl_beta=0.12 -P grpo_run={grpo_run(evaluations, '0.12')}" in page
-    )
+    assert f" --experiment-name small -e evaluate -P kl_beta=0.12 -P grpo_run={grpo_run(evaluations, '0.12')}" in page
 
 
 def grpo_run(evaluations, beta):
-    return next(run.data.tags["lever.grpo_run"] for run in evaluations if run.data.tags["lever.kl_beta"] == beta)
+    return next(facts(run)["grpo_run"] for run in evaluations if run.data.tags["lever.kl_beta"] == beta)
 
 
 @pytest.mark.slow
@@ -232,8 +232,8 @@ def test_comparison_of_a_results_file(project):
     assert run.data.tags["mlflow.note.content"].startswith("KL_BETA=0.12、0.15 不可比较")
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     assert sorted(found.name for found in folder.iterdir()) == [
-        "accuracy.png", "comparison.json", "differences.png", "report.html", "report.md", "settings.json",
-        "training_curves.png",
+        "accuracy.png", "comparison.json", "config.yaml", "differences.png", "facts.json", "report.html", "report.md",
+        "settings.json", "training_curves.png",
     ]  # fmt: skip
     assert "| 200 | 1 | 58.8% | 57.0% | -1.8% | ⬇️ |" in (folder / "report.md").read_text()
 
@@ -253,12 +253,9 @@ def test_grpo_alone_takes_the_upstream_runs_and_says_which(project, experiment):
     assert f"init=auto: taken from rce (run {children['rce'].info.run_id})" in result.stderr
     newest = project.runs(lever_step="grpo")[0]
     assert newest.info.run_name == "grpo beta 0.5"
-    assert {name: newest.data.params[name] for name in ("lr", "used/lr", "batch_size")} == {
-        "lr": "auto",
-        "used/lr": "5e-06",
-        "batch_size": "4",
-    }
-    assert newest.data.tags["lever.start_digest"] == children["grpo beta 0.12"].data.tags["lever.start_digest"]
+    used = {name: newest.data.params[name] for name in ("lr", "batch_size", "preset")}
+    assert used == {"lr": "5e-06", "batch_size": "4", "preset": "predecessor"}
+    assert facts(newest)["start_digest"] == facts(children["grpo beta 0.12"])["start_digest"]
 
 
 @pytest.mark.slow
@@ -317,10 +314,10 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
         data = find_rl_data(line, "auto")
         start = find_start(line, "auto", data)
         run_here(grpo_step(line, data, start, GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
-    assert [message.split(",")[0] for message in caplog.messages if "running" in message] == [
-        "rl_data=auto: no finished rollout with these settings in this experiment",
+    assert [message.split(",")[0] for message in caplog.messages if "running" in message or "first" in message] == [
+        "rl_data=auto: this experiment has no finished rollout on the same data",
         "rollout: running",
-        "init=auto: no finished rce run on this data in this experiment",
+        "init=auto: this experiment has no finished rce run on these RL data",
         "rce: running",
         "validate: running",
         "grpo beta 0.12 round 1: running",

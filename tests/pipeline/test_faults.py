@@ -14,7 +14,7 @@ import mlflow
 import pytest
 import torch
 from helpers.failures import failing_from, lose_connection
-from helpers.projects import ROOT, error_lines, run_step
+from helpers.projects import ROOT, error_lines, facts, run_step
 from mlflow import MlflowClient
 
 import entrypoints.grpo
@@ -143,7 +143,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     assert epochs_of(project, resumed) == epochs_of(project, undisturbed)
     artifacts = {item.path for item in project.client.list_artifacts(resumed.info.run_id)}
     assert {"training_curves.png", "training_states"} <= artifacts
-    assert resumed.data.tags["mlflow.note.content"] == resumed.data.tags["lever.diagnosis"]
+    assert resumed.data.tags["mlflow.note.content"] == facts(resumed)["diagnosis"]
 
 
 @pytest.mark.parametrize(("choices", "given"), [({"feature_dim": 24}, 512), ({"fusion": "concat"}, 1024)])
@@ -239,7 +239,7 @@ def test_another_number_of_threads_is_said(local, good_rl_data, monkeypatch, cap
     finally:
         torch.set_num_threads(threads)
     assert f"it ran with {threads} threads, this with {threads + 1}, so that last digits may differ" in caplog.text
-    assert run.data.tags["lever.threads"] == str(threads + 1)
+    assert facts(run)["threads"] == str(threads + 1)
 
 
 def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypatch, caplog):

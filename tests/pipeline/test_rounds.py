@@ -10,7 +10,7 @@ import click
 import mlflow
 import pytest
 import torch
-from helpers.projects import run_step
+from helpers.projects import facts, run_step
 from mlflow import MlflowClient
 
 import entrypoints.grpo
@@ -117,8 +117,8 @@ def test_critical_trials_end_the_rounds_with_what_was_reached(local, start, twel
     run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=3)))
     assert run.info.status == "FINISHED"
     assert list(candidates_of(run.info.run_id)) == [1]
-    assert run.data.tags["lever.rounds_done"] == "1"
-    ended = run.data.tags["lever.rounds_ended"]
+    assert facts(run)["rounds_done"] == "1"
+    ended = facts(run)["rounds_ended"]
     assert ended.startswith("ended before round 2 with what was reached: ")
     assert "reward_mean" in ended
     assert ended in run.data.tags["mlflow.note.content"]
@@ -133,7 +133,7 @@ def test_critical_trials_that_are_let_through_are_named(local, start, twelve_que
     line = local(gate=few(thresholds=LOW_REWARDS, on_bad_data="warn"))
     data = read_rl_data(line, twelve_queries)
     run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=2)))
-    assert run.data.tags["lever.rounds_done"] == "2"
+    assert facts(run)["rounds_done"] == "2"
     assert run.data.tags["lever.gate_override"] == "round 2: reward_mean"
 
 
@@ -145,8 +145,8 @@ def test_rounds_that_no_longer_help_are_the_last(local, start, twelve_queries, m
     line = local(gate=few())
     data = read_rl_data(line, twelve_queries)
     run = run_step(lambda: grpo_step(line, data, start, QUICK, RoundSettings(rounds=9, round_patience=2)))
-    assert run.data.tags["lever.rounds_done"] == "3"
-    assert run.data.tags["lever.rounds_ended"] == (
+    assert facts(run)["rounds_done"] == "3"
+    assert facts(run)["rounds_ended"] == (
         "ended before round 4: the reward of the policy's first choice no longer rises (1.000, 2.000, 1.500, 2.000)"
     )
 
@@ -159,8 +159,8 @@ def test_kl_may_refer_to_the_start_of_each_round(local, start, twelve_queries):
     for kl_reference in ("start", "round"):
         settings = RoundSettings(rounds=2, kl_reference=kl_reference)
         second = children(run_step(lambda settings=settings: grpo_step(line, data, start, QUICK, settings)))
-        tags = second["grpo beta 0.12 round 2"].data.tags
-        references[kl_reference] = tags["lever.reference_policy"], tags["lever.start_digest"]
+        recorded = facts(second["grpo beta 0.12 round 2"])
+        references[kl_reference] = recorded["reference_policy"], recorded["start_digest"]
     assert references["round"][0] == references["round"][1]
     assert references["start"][0] != references["start"][1]
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.projects import run_step
+from helpers.projects import facts, run_step
 from mlflow import MlflowClient
 
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
 from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step
 from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation, read_evaluation
-from lever_mlflow.pipeline.gate import validate_step
+from lever_mlflow.pipeline.gate import rl_data_figures, validate_step
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_step
 from lever_mlflow.pipeline.training import rce_step
@@ -45,7 +45,7 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
         logged = mlflow.get_run(run.info.run_id)
         assert logged.info.status == "FAILED"
         assert logged.data.tags["lever.gate"] == "critical"
-        assert logged.data.metrics["data/positive_query_rate"] == 0.0
+        assert rl_data_figures(run.info.run_id)["data/positive_query_rate"] == 0.0
         assert "train/loss" not in logged.data.metrics
     validations = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`lever.step` = 'validate'", output_format="list"
@@ -74,17 +74,18 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     few = RolloutSettings(n_queries=40, beam_width=1, samples_per_temperature=0, retrieval_per_feature=1, random_pointers=2)
     plain, mined = (run_step(partial(rollout_step, line, replace(few, mine_positives=budget))) for budget in (0, 4))
     before, after = plain.data.metrics, mined.data.metrics
-    assert (before["data/mined_trials"], before["data/mined_queries"]) == (0, 0)
-    assert before["data/positive_query_rate_before"] == before["data/positive_query_rate"] < 1
-    assert after["data/positive_query_rate_before"] == before["data/positive_query_rate"] < after["data/positive_query_rate"]
-    assert after["data/n_trials"] - before["data/n_trials"] == after["data/mined_trials"]
-    assert after["data/mined_queries"] == round(40 * (1 - before["data/positive_query_rate"]))
-    assert after["data/mined_queries"] < after["data/mined_trials"] <= 4 * after["data/mined_queries"]
+    assert not [name for name in before if "mined" in name]
+    assert before["rollout/positive_query_rate"] < 1
+    without, with_mining = (metrics["rollout/positive_query_rate"] for metrics in (before, after))
+    assert after["rollout/positive_query_rate_before"] == without < with_mining
+    assert after["rollout/n_trials"] - before["rollout/n_trials"] == after["rollout/mined_trials"]
+    assert after["rollout/mined_queries"] == round(40 * (1 - before["rollout/positive_query_rate"]))
+    assert after["rollout/mined_queries"] < after["rollout/mined_trials"] <= 4 * after["rollout/mined_queries"]
     path = artifacts.artifact(mined.info.run_id, "rl_data.json")
     groups = load_rl_data(path, keep_records=True).groups
-    assert sum(bool(t.record.get("mined")) for group in groups for t in group.trials) == after["data/mined_trials"]
+    assert sum(bool(t.record.get("mined")) for group in groups for t in group.trials) == after["rollout/mined_trials"]
     validation = run_step(lambda: validate_step(line, read_rl_data(line, mined.info.run_id)))
-    assert validation.data.metrics["data/positive_query_rate"] == after["data/positive_query_rate"]
+    assert validation.data.metrics["data/positive_query_rate"] == after["rollout/positive_query_rate"]
     assert run_settings(mined.info.run_id)["mine_positives"] == 4
 
 
@@ -92,7 +93,7 @@ def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good
     line = local()
     data = find_rl_data(line, good_rl_data)
     rce = run_step(lambda: rce_step(line, data, RceSettings(epochs=1)))
-    start = rce.data.tags["lever.best_model"]
+    start = facts(rce)["best_model"]
     grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3, pool_size=4, pool_sampler="text-similarity")
     evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
@@ -128,7 +129,7 @@ def what_is_registered_again_is_not_logged_again(line, grpo_run, settings):
 
     assert logged() == (1, 1)
     with steps.project_run("test"):
-        find_evaluation(line, 0.12, settings)
+        find_evaluation(line, 0.12)
     assert logged() == (1, 1)
     run_step(lambda: evaluate_step(line, grpo_run, replace(settings, pool_size=5)))
     assert logged() == (2, 2)  # the same checkpoint with another pool is another retriever
@@ -183,11 +184,11 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
     line = local(gate=GateSettings(on_bad_data="warn"))
     data = find_rl_data(line, bad_rl_data)
     rce = run_step(lambda: rce_step(line, data, RceSettings(epochs=1)))
-    start = rce.data.tags["lever.best_model"]
+    start = facts(rce)["best_model"]
     grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
     evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
-    model = mlflow.get_logged_model(grpo.data.tags["lever.best_model"])
+    model = mlflow.get_logged_model(facts(grpo)["best_model"])
     version = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
     reason = rce.data.tags["lever.gate_override"]
     assert reason.startswith("on_bad_data=warn: ")
@@ -210,7 +211,7 @@ def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_d
                 lambda reference=reference: validate_step(line, read_rl_data(line, bad_rl_data), read_rl_data(line, reference))
             )
         run = mlflow.last_active_run()
-        assert run.data.tags["lever.comparison"].startswith(f"{bad_rl_data} and {good_rl_data} are not comparable")
+        assert facts(run)["comparison"].startswith(f"{bad_rl_data} and {good_rl_data} are not comparable")
         assert run.data.metrics["data/drift_reward_mean"] == pytest.approx(-4 / 9)
         names = {dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs}
         assert names == {read_rl_data(line, path).digest for path in (bad_rl_data, good_rl_data)}
@@ -236,7 +237,8 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     line = local(gate=GateSettings(thresholds={"query_count_warning": "60", "positive_query_rate_warning.severity": "info"}))
     run = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
-    assert artifacts == {"gate.html", "gate.json", "great_expectations.json", "settings.json"}
+    results = {"gate.html", "gate.json", "great_expectations.json", "rl_data_figures.json"}
+    assert artifacts == {*results, "settings.json", "config.yaml", "facts.json"}
     assert run.data.metrics["data/positive_query_rate"] == 0.5
     assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
     assert run.inputs.dataset_inputs[0].dataset.digest == read_rl_data(line, good_rl_data).digest

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.projects import ROOT, error_lines, run_step
+from helpers.projects import ROOT, error_lines, facts, run_step
 from helpers.servers import free_port
 from PIL import Image
 
@@ -116,11 +116,11 @@ def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
     before = served.answered
     first = run()
     n_prompts = served.answered - before
-    assert 5 * 5 <= n_prompts <= first.data.metrics["data/n_trials"]
+    assert 5 * 5 <= n_prompts <= first.data.metrics["rollout/n_trials"]
     second = run()
     assert served.answered - before == n_prompts
     assert second.data.tags["lever.rl_data_digest"] == first.data.tags["lever.rl_data_digest"]
-    assert first.data.tags["lever.vlm_digest"].startswith("mini-vlm-")
+    assert facts(first)["vlm_digest"].startswith("mini-vlm-")
     assert {name: first.data.params[name] for name in ("vlm", "vlm_model")} == {"vlm": served.url, "vlm_model": "auto"}
 
 
