@@ -534,7 +534,7 @@ class PromotionSettings:
     min_gain: float = option(
         0.0,
         at_least=0,
-        help="Points of accuracy by which a version must beat the champion; 0 asks only that it is not significantly worse.",
+        help="Points of accuracy that a version must gain over the champion; 0 asks for any gain above 0.",
     )
     similarity: SimilarityEvidence = option(
         "better",

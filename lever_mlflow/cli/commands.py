@@ -280,13 +280,11 @@ def promote(**values: Any) -> None:
 def rollback(**values: Any) -> None:
     """Make the previous champion the champion again.
 
-    Swaps the aliases champion and previous-champion.
+    Swaps the aliases champion and previous-champion. A tag of the new champion records it; only mlflow run makes a run for it.
     """
-    from lever_mlflow.pipeline.promotion import rollback_step
-    from lever_mlflow.runs.steps import project_run, run_here
+    from lever_mlflow.pipeline.promotion import roll_back
 
-    with project_run("rollback"):
-        run_here(rollback_step(make_context(values, check=False)))
+    roll_back(make_context(values, check=False))
 
 
 @step_command()
@@ -294,13 +292,13 @@ def rollback(**values: Any) -> None:
 def status(**values: Any) -> None:
     """List the registered versions.
 
-    The table shows their aliases, accuracies and data.
+    The table shows their aliases, accuracies and data. This leaves no MLflow run, as nothing is computed.
     """
-    from lever_mlflow.pipeline.promotion import read_listing, status_step
-    from lever_mlflow.runs.steps import project_run, run_here
+    from lever_mlflow.pipeline.promotion import list_versions
+    from lever_mlflow.runs.optional_runs import placeholder_run
 
-    with project_run("status"):
-        click.echo(read_listing(run_here(status_step(make_context(values, check=False)))), nl=False)
+    with placeholder_run("status"):
+        click.echo(list_versions(make_context(values, check=False)), nl=False)
 
 
 @click.command("merge-answers")

@@ -1,18 +1,25 @@
-"""Defines the steps of the registry: promotion to champion on evidence, the way back, and the list of versions."""
+"""Defines what is done with registered versions: promotion to champion on evidence, the way back, and the list of versions.
+
+Only a promotion always has an MLflow run, which holds its evidence. A rollback is recorded on the version that it makes
+champion, and in the run that ``mlflow run`` made for it, if there is one. A list of versions leaves no run.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
+from typing import NoReturn
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_USER
 
 from lever_mlflow.evaluation.policies import CHAMPION, epoch_policy
+from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError, PromotionError
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.evaluation import evaluate_version_step, read_evaluation, read_records
@@ -26,20 +33,22 @@ from lever_mlflow.registry.evidence import (
     gain_over_random,
     gain_over_similarity,
     gate_condition,
+    metrics,
     unknown,
 )
-from lever_mlflow.registry.model_card import promoted
-from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, promotion_tag
+from lever_mlflow.registry.listing import ListedVersion
+from lever_mlflow.registry.model_card import describe_promotion, promoted
+from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag
 from lever_mlflow.registry.versions import find_version, versions
-from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.steps import Step, active_run, ensure
+from lever_mlflow.runs.optional_runs import optional_run
+from lever_mlflow.runs.steps import Step, active_run, ensure, run_here
 from lever_mlflow.runs.tags import Tag, record, set_description
 from lever_mlflow.settings import PromotionSettings, format_beta
 
-__all__ = ["promote_step", "read_listing", "rollback_step", "status_step"]
+__all__ = ["list_versions", "promote_step", "roll_back"]
 
-EVIDENCE_FILE, STATUS_FILE = "promotion.json", "status.txt"
-_LONGEST_EVIDENCE = 1_000  # characters of a tag
+EVIDENCE_FILE = "promotion.json"
+ROLLBACK = "rollback"
 
 log = logging.getLogger(__name__)
 
@@ -48,78 +57,116 @@ def promote_step(context: Context, kl_beta: float, settings: PromotionSettings) 
     """Prepares the promotion of a beta's version to champion, if the evidence is for it."""
     choices = {"model_name": context.registered_name, "kl_beta": kl_beta, **asdict(settings)}
     execute = partial(_promote, context, kl_beta, settings)
-    return Step("promote", f"promote beta {format_beta(kl_beta)}", choices, {}, execute)
+    options = {**context.shared_options(), "promote": {**choices, "model_name": context.model_name}}
+    return Step("promote", f"promote beta {format_beta(kl_beta)}", choices, {}, execute, config=options, repeatable=False)
 
 
-def rollback_step(context: Context) -> Step:
-    """Prepares the rollback, which swaps the champion and the previous champion."""
-    return Step("rollback", "rollback", {"model_name": context.registered_name}, {}, partial(_roll_back, context))
+def roll_back(context: Context) -> None:
+    """Swaps the champion and the previous champion.
+
+    The version that is champion again says so in a tag. It works in the run that ``mlflow run`` made for the entry point
+    ``rollback``; started in any other way, it leaves no run.
+
+    Raises:
+        MissingRunError: there is no previous champion to go back to. PromotionError: another change of champion came first.
+    """
+    with optional_run(ROLLBACK) as run:
+        if run is None:
+            log.info("%s", _rolled_back(context, f"user {_user()}"))
+        else:
+            choices = {"model_name": context.registered_name}
+            execute = partial(_log_rollback, context, run.info.run_id)
+            run_here(Step(ROLLBACK, ROLLBACK, choices, {}, execute, repeatable=False))
 
 
-def status_step(context: Context) -> Step:
-    """Prepares the list of the versions of the registered model."""
-    return Step("status", "status", {"model_name": context.registered_name}, {}, partial(_log_status, context))
+def list_versions(context: Context) -> str:
+    """Lists the versions of the registered model as a table, without the help of a run.
 
-
-def read_listing(status_run: str) -> str:
-    """Reads the table that a status run logged."""
-    return artifact(status_run, STATUS_FILE).read_text(encoding="utf-8")
+    Raises:
+        MissingRunError: there is no such registered model.
+    """
+    name = context.registered_name
+    rows = [ListedVersion(version, aliases, _evaluation_if_readable(version)) for version, aliases in versions(name)]
+    return listing.table(name, rows)
 
 
 def _promote(context: Context, kl_beta: float, settings: PromotionSettings) -> None:
-    """Promotes a beta's version; the result becomes the run's description.
+    """Promotes a beta's version; the run holds the result and its evidence, whether it is promoted or not.
 
     Raises:
         PromotionError: a condition is not met, or another change of champion came first.
     """
-    try:
-        message = _promoted(context, kl_beta, settings)
-    except PromotionError as error:
-        set_description(str(error))
-        raise
-    log.info("%s", message)
-    set_description(message)
-
-
-def _roll_back(context: Context) -> None:
-    name = context.registered_name
-    holders = champion.rollback(name, active_run().info.run_id)
-    record({Tag.CHAMPION: holders.champion})
-    message = f"{name}: version {holders.champion} is champion again, version {holders.previous} previous-champion"
-    log.info("%s", message)
-    set_description(message)
-
-
-def _log_status(context: Context) -> None:
-    mlflow.log_text(listing.table(context.registered_name, versions(context.registered_name)), STATUS_FILE)
-
-
-def _promoted(context: Context, kl_beta: float, settings: PromotionSettings) -> str:
-    """Weighs the evidence, makes the change, and says what was done."""
     name = context.registered_name
     version = find_version(name, kl_beta)
     number, label = str(version.version), f"{name} version {version.version} (beta {format_beta(kl_beta)})"
     champion.settle(name)
-    holders = champion.holders(name)
-    if holders.champion == number:
-        return f"{label} is champion already; nothing was changed"
-    conditions = _conditions(context, version, holders.champion, settings)
+    held = champion.holders(name)
+    if held.champion == number:
+        message = f"{label} is champion already; nothing was changed"
+        log.info("%s", message)
+        set_description(describe_promotion("Nothing to do.", message, ()))
+        return
+    conditions = _conditions(context, version, held.champion, settings)
+    _log_evidence(label, held.champion, conditions, settings)
+    failed = [condition for condition in conditions if not condition.met]
+    if failed and not settings.force:
+        _refuse(label, held.champion, conditions, failed)
+    try:
+        champion.change(name, held, _change(version, held.champion, conditions))
+    except PromotionError as error:
+        set_description(describe_promotion("Not promoted.", str(error), conditions))
+        raise
+    previous = "" if held.champion is None else f", version {held.champion} previous-champion"
+    forced = f"; force=true overrode: {', '.join(condition.name for condition in failed)}" if failed else ""
+    message = f"{label} is champion{previous}{forced}"
+    log.info("%s", message)
+    record({Tag.CHAMPION: number})
+    set_description(describe_promotion("Promoted.", message, conditions))
+
+
+def _log_evidence(label: str, former: str | None, conditions: Sequence[Condition], settings: PromotionSettings) -> None:
     for condition in conditions:
         log.info("%s: %s", "met" if condition.met else "NOT MET", condition.says)
-    failed = [condition for condition in conditions if not condition.met]
     rows = [{**condition._asdict(), "gain": condition.gain and condition.gain._asdict()} for condition in conditions]
-    evidence = {"candidate": label, "champion": holders.champion, "conditions": rows, **asdict(settings)}
-    mlflow.log_dict(evidence, EVIDENCE_FILE)
-    if failed and not settings.force:
-        raise PromotionError(
-            f"{label} is not promoted: {'; '.join(condition.says for condition in failed)}; nothing was changed, "
-            "force=true promotes it in spite of that"
-        )
-    champion.change(name, holders, _change(version, holders.champion, conditions))
-    record({Tag.CHAMPION: number})
-    former = "" if holders.champion is None else f", version {holders.champion} previous-champion"
-    forced = f"; force=true overrode: {', '.join(condition.name for condition in failed)}" if failed else ""
-    return f"{label} is champion{former}{forced}"
+    mlflow.log_dict({"candidate": label, "champion": former, "conditions": rows, **asdict(settings)}, EVIDENCE_FILE)
+    mlflow.log_metrics(metrics(conditions))
+
+
+def _refuse(label: str, former: str | None, conditions: Sequence[Condition], failed: Sequence[Condition]) -> NoReturn:
+    """Describes a refusal in the run and raises it."""
+    present = "there is still no champion" if former is None else f"version {former} stays champion"
+    message = f"{label}: {present}. Not met: {', '.join(condition.name for condition in failed)}."
+    set_description(describe_promotion("Not promoted.", f"{message} force=true promotes it in spite of that.", conditions))
+    raise PromotionError(
+        f"{label} is not promoted: {'; '.join(condition.says for condition in failed)}; nothing was changed, "
+        "force=true promotes it in spite of that"
+    )
+
+
+def _log_rollback(context: Context, run_id: str) -> None:
+    message = _rolled_back(context, f"run {run_id}")
+    log.info("%s", message)
+    record({Tag.CHAMPION: champion.holders(context.registered_name).champion})
+    set_description(message)
+
+
+def _rolled_back(context: Context, by: str) -> str:
+    name = context.registered_name
+    holders = champion.rollback(name, by)
+    return f"{name}: version {holders.champion} is champion again, version {holders.previous} previous-champion"
+
+
+def _user() -> str:
+    """Returns the name of the user as MLflow would note it on a run."""
+    return str(resolve_tags().get(MLFLOW_USER, "unknown"))
+
+
+def _evaluation_if_readable(version: ModelVersion) -> Evaluation | None:
+    """Reads the evaluation that a version names; None where it names none, or it was deleted or is of another format."""
+    try:
+        return read_evaluation(version.tags[VersionTag.EVALUATION_RUN])
+    except (KeyError, LeverError):
+        return None
 
 
 def _conditions(
@@ -185,7 +232,7 @@ def _evaluated(version: ModelVersion) -> Evaluated:
 
 def _change(version: ModelVersion, former: str | None, conditions: Sequence[Condition]) -> champion.Change:
     """Returns the aliases after a promotion, and what the version says of it in its tags and its description."""
-    when, run_id = datetime.now(UTC).isoformat(timespec="seconds"), active_run().info.run_id
+    when, run_id = champion.now(), active_run().info.run_id
     overridden = ", ".join(condition.name for condition in conditions if not condition.met) or NOTHING_OVERRIDDEN
     lines = [f"- {condition.says}{'' if condition.met else ' (overridden by force=true)'}" for condition in conditions]
     section = "\n".join([f"Champion since {when}, in place of version {former or 'none'}, run {run_id}.", "", *lines])
@@ -193,6 +240,5 @@ def _change(version: ModelVersion, former: str | None, conditions: Sequence[Cond
         VersionTag.PROMOTED_AT: when,
         VersionTag.PROMOTION_RUN: run_id,
         VersionTag.PROMOTION_OVERRIDE: overridden,
-        **{promotion_tag(condition.name): condition.says[:_LONGEST_EVIDENCE] for condition in conditions},
     }
     return champion.Change(str(version.version), former, f"run {run_id}", tags, promoted(version.description or "", section))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.pipeline.context import Context
-from lever_mlflow.registry.version_tags import VersionTag
-from lever_mlflow.registry.versions import beta_alias, holds, register
+from lever_mlflow.registry.model_card import describe_registered_model
+from lever_mlflow.registry.versions import beta_alias, describe_model, holds, register
 from lever_mlflow.runs.tags import Tag
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_retriever
 from lever_mlflow.serving.retriever import RetrieverSettings, load_retriever, save_retriever
@@ -25,8 +25,9 @@ def register_best(context: Context, evaluation: Evaluation) -> str:
     model_id, name = registration.model_id, context.registered_name
     if not holds(name, settings.digest):
         model_id = _log_retriever(context, evaluation, settings)
-    tags = {**registration.tags, VersionTag.SELECTOR_DIGEST: settings.checkpoint_digest}
-    return register(model_id, name, evaluation.kl_beta, settings.digest, tags, registration.description)
+    version = register(model_id, name, evaluation.kl_beta, settings.digest, registration.tags, registration.description)
+    describe_model(name, describe_registered_model(name, evaluation.resources))
+    return version
 
 
 def _retriever_settings(context: Context, evaluation: Evaluation) -> RetrieverSettings:

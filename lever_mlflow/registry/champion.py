@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,9 +23,10 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError, PromotionError
+from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import registered_model
 
-__all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "change", "holders", "rollback", "settle"]
+__all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "change", "holders", "now", "rollback", "settle"]
 
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 PATIENCE = 20.0  # seconds for which a change that another process has begun is waited for
@@ -112,6 +114,8 @@ def change(name: str, expected: Holders, new: Change) -> None:
 def rollback(name: str, by: str) -> Holders:
     """Swaps both aliases, and returns the new holders.
 
+    The version that becomes champion is tagged with the time, the version that it replaces, and ``by``: who rolls back.
+
     Raises:
         MissingRunError: there is no previous champion to go back to. PromotionError: as for ``change``.
     """
@@ -119,8 +123,14 @@ def rollback(name: str, by: str) -> Holders:
     present = holders(name)
     if present.previous is None or present.previous == present.champion:
         raise MissingRunError(f"{name}: {_in_words(present)}, and there is no other version to go back to; promote one first")
-    change(name, present, Change(champion=present.previous, previous=present.champion, by=by))
+    record = f"{now()}, in place of version {present.champion or 'none'}, by {by}"
+    change(name, present, Change(present.previous, present.champion, by, {VersionTag.RESTORED: record}))
     return Holders(present.previous, present.champion)
+
+
+def now() -> str:
+    """Returns the time in UTC, such as ``2026-01-31T12:00:00+00:00``."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _begin(client: MlflowClient, name: str, number: int, new: Change) -> bool:

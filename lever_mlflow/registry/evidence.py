@@ -6,7 +6,7 @@ mean over shots, and over draws where a policy draws lots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from lever_mlflow.evaluation.policies import RANDOM, SIMILARITY_BASELINES
@@ -29,10 +29,13 @@ __all__ = [
     "gain_over_random",
     "gain_over_similarity",
     "gate_condition",
+    "metrics",
     "unknown",
 ]
 
 LEVEL = 0.05
+_DIGITS = 9  # of a gain in points; below them, differences that cancel out leave what rounding left of them
+_NOT_BETTER, _IS_NEEDED = "not significantly better", f"p < {LEVEL:g} and an interval above 0 are needed"
 ConditionName = Literal["gate", "random", "similarity", "champion"]
 _SAME_INPUTS = ("dataset_digest", "vlm_digest", "profile_digest", "encoder_digest", "seed")
 _SAME_SETTINGS = ("pool_size", "pool_sampler")
@@ -91,7 +94,8 @@ def gate_condition(tags: Mapping[str, str]) -> Condition:
 def gain_over_random(candidate: Evaluated) -> Condition:
     """Demands that a version is significantly better than random demonstrations."""
     over = gain(candidate, candidate._replace(policy=RANDOM))
-    return Condition("random", over.better, f"over random demonstrations: {over}{_unless(over.better, 'not better')}", over)
+    reason = _unless(over.better, f"{_NOT_BETTER}; {_IS_NEEDED}")
+    return Condition("random", over.better, f"over random demonstrations: {over}{reason}", over)
 
 
 def gain_over_similarity(candidate: Evaluated, settings: PromotionSettings) -> Condition:
@@ -105,7 +109,7 @@ def gain_over_similarity(candidate: Evaluated, settings: PromotionSettings) -> C
     baseline = _strongest_similarity(candidate.records).policy
     over = gain(candidate, candidate._replace(policy=baseline))
     if settings.similarity == "better":
-        met, reason, relaxed = over.better, "not better, as similarity=better asks", ""
+        met, reason, relaxed = over.better, f"{_NOT_BETTER}, as similarity=better asks; {_IS_NEEDED}", ""
     else:
         met, reason, relaxed = not over.worse, "significantly worse", " (similarity=not-worse refuses only a significant loss)"
     says = f"over {baseline}, the strongest similarity baseline: {over}{relaxed}{_unless(met, reason)}"
@@ -113,12 +117,23 @@ def gain_over_similarity(candidate: Evaluated, settings: PromotionSettings) -> C
 
 
 def gain_over_champion(candidate: Evaluated, champion: Evaluated, settings: PromotionSettings) -> Condition:
-    """Demands that a version is not significantly worse than the champion and, if ``min_gain`` is above 0, better by that."""
-    over = gain(candidate, champion)
-    enough = settings.min_gain == 0.0 or over.points >= settings.min_gain
-    reason = "significantly worse" if over.worse else f"below min_gain={settings.min_gain:g}"
-    met = enough and not over.worse
-    return Condition("champion", met, f"over the champion: {over}{_unless(met, reason)}", over)
+    """Demands that a version has gained at least ``min_gain`` points over the champion, and more than none.
+
+    A version that is exactly as accurate as the champion, as one with the same picks is, leaves the champion in its place.
+    """
+    over, least = gain(candidate, champion), settings.min_gain
+    needed = f"a gain of at least {least:g} points is needed (min_gain)" if least else "a gain above 0 points is needed"
+    if over.worse:
+        reason = "significantly less accurate than the champion"
+    elif over.points < 0.0:
+        reason = "less accurate than the champion, though not significantly"
+    elif over.points == 0.0:
+        reason = "exactly as accurate as the champion, which stays"
+    elif over.points < least:
+        reason = "more accurate than the champion, but by too little"
+    else:
+        reason = ""
+    return Condition("champion", not reason, f"over the champion: {over}{_unless(not reason, f'{reason}; {needed}')}", over)
 
 
 def unknown(name: ConditionName, error: Exception) -> Condition:
@@ -147,8 +162,18 @@ def gain(candidate: Evaluated, other: Evaluated) -> Gain:
         raise DataError(f"records of {policies} do not cover the same questions; run the evaluate step again")
     differences_Q = paired.groupby("question_id").mean().to_numpy()
     low, high = mean_interval(differences_Q, 1.0 - LEVEL, candidate.evaluation.inputs.seed)
-    p_value = sign_flip_p_value(differences_Q)
-    return Gain(100.0 * float(differences_Q.mean()), 100.0 * low, 100.0 * high, p_value, len(differences_Q))
+    points = round(100.0 * float(differences_Q.mean()), _DIGITS) + 0.0  # which makes 0 of -0
+    return Gain(points, 100.0 * low, 100.0 * high, sign_flip_p_value(differences_Q), len(differences_Q))
+
+
+def metrics(conditions: Iterable[Condition]) -> dict[str, float]:
+    """Returns the gains of conditions by the names of metrics, such as ``gain/over_random`` and ``gain/over_random_low``."""
+    return {
+        f"gain/over_{condition.name}{suffix}": value
+        for condition in conditions
+        if (over := condition.gain) is not None
+        for suffix, value in (("", over.points), ("_low", over.low), ("_high", over.high), ("_p", over.p_value))
+    }
 
 
 def _strongest_similarity(records: EvaluationRecords) -> Strongest:

@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from mlflow.entities.model_registry import ModelVersion
 
+from lever_mlflow.evaluation.policies import epoch_policy
+from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.files.tables import aligned
-from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, accuracy_text, gain_text, overrides, shots_of
+from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, overrides
 
-__all__ = ["table"]
+__all__ = ["ListedVersion", "table"]
 
 _UNKNOWN = "-"
+_SHOWN = 8  # characters of a digest
 
 
-def table(name: str, versions: Sequence[tuple[ModelVersion, Sequence[str]]]) -> str:
+class ListedVersion(NamedTuple):
+    """Holds a version with its aliases and the evaluation that registered it; None where that evaluation cannot be read."""
+
+    version: ModelVersion
+    aliases: Sequence[str]
+    evaluation: Evaluation | None
+
+
+def table(name: str, versions: Sequence[ListedVersion]) -> str:
     """Writes a row per version, ordered by beta: aliases, accuracies in percent, gain, digests, data gate.
 
-    The gain is that over the strongest baseline, in points and in the mean over shots.
-
-    Args:
-        versions: each with its aliases.
+    Accuracy and gain with their intervals are means over shots, and come from the tags of the version. The accuracies by shots
+    and the digests come from its evaluation. What is not known is shown as ``-``.
     """
-    ordered = sorted(versions, key=lambda row: (float(row[0].tags.get(VersionTag.KL_BETA, "inf")), int(row[0].version)))
-    shots = sorted({count for version, _ in ordered for count in shots_of(version.tags)})
-    head = ["beta", "version", "aliases", "epoch", "questions", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
+    ordered = sorted(
+        versions, key=lambda row: (float(row.version.tags.get(VersionTag.KL_BETA, "inf")), int(row.version.version))
+    )
+    accuracies = [_by_shots(row.evaluation) for row in ordered]
+    shots = sorted({count for by_shots in accuracies for count in by_shots})
+    head = ["beta", "version", "aliases", "epoch", "accuracy", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
     head += ["gain over strongest baseline", "data set", "RL data", "gate", "overridden"]
-    rows = [_row(version, aliases, shots) for version, aliases in ordered]
-    return f"{name}: VQA accuracy in percent, gain in points as a mean over shots, 95 % intervals\n{aligned([head, *rows])}\n"
+    rows = [_row(row, by_shots, shots) for row, by_shots in zip(ordered, accuracies, strict=True)]
+    return f"{name}: VQA accuracy in percent, gain in points, means over shots with 95 % intervals\n{aligned([head, *rows])}\n"
 
 
-def _row(version: ModelVersion, aliases: Sequence[str], shots: Sequence[int]) -> list[str]:
-    tags = version.tags
+def _place(row: ListedVersion) -> tuple[float, int]:
+    return float(row.version.tags.get(VersionTag.KL_BETA, "inf")), int(row.version.version)
+
+
+def _row(row: ListedVersion, by_shots: Mapping[int, float], shots: Sequence[int]) -> list[str]:
+    tags, evaluation = row.version.tags, row.evaluation
+    digests = [_UNKNOWN, _UNKNOWN]
+    if evaluation is not None:
+        digests = [evaluation.inputs.dataset_digest[:_SHOWN], evaluation.inputs.rl_data_digest[:_SHOWN]]
     return [
         tags.get(VersionTag.KL_BETA, _UNKNOWN),
-        str(version.version),
-        ", ".join(aliases) or _UNKNOWN,
+        str(row.version.version),
+        ", ".join(row.aliases) or _UNKNOWN,
         tags.get(VersionTag.EPOCH, _UNKNOWN),
-        tags.get(VersionTag.QUESTIONS, _UNKNOWN),
-        *(accuracy_text(tags, k) or _UNKNOWN for k in shots),
-        gain_text(tags) or _UNKNOWN,
-        tags.get(VersionTag.DATASET_DIGEST, _UNKNOWN),
-        tags.get(VersionTag.RL_DATA_DIGEST, _UNKNOWN),
+        tags.get(VersionTag.ACCURACY, _UNKNOWN),
+        *(f"{100.0 * by_shots[k]:.2f}" if k in by_shots else _UNKNOWN for k in shots),
+        tags.get(VersionTag.GAIN, _UNKNOWN),
+        *digests,
         tags.get(VersionTag.GATE, _UNKNOWN),
         _overridden(tags) or _UNKNOWN,
     ]
+
+
+def _by_shots(evaluation: Evaluation | None) -> dict[int, float]:
+    """Returns the accuracies of an evaluation's best epoch at its largest size, in [0, 1], by shot count."""
+    if evaluation is None:
+        return {}
+    own, size = epoch_policy(evaluation.best_epoch), max(evaluation.settings.sizes)
+    return {cell.shots: cell.accuracy for cell in evaluation.accuracy if (cell.policy, cell.size) == (own, size)}
 
 
 def _overridden(tags: Mapping[str, str]) -> str:

@@ -1,29 +1,37 @@
-"""Writes what a registered version says of itself: its tags, and a model card in Markdown as its description."""
+"""Writes what a registered model and its versions say of themselves: descriptions in Markdown, and the tags of a version."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeAlias
 
 import numpy as np
 
 from lever_mlflow.evaluation.policies import BASELINES, START, epoch_policy
 from lever_mlflow.evaluation.records import EvaluationRecords
-from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.evaluation.result import Evaluation, ResourceNames
 from lever_mlflow.evaluation.statistics import interval, resampled_means
 from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.files.rendering import render
+from lever_mlflow.registry.evidence import Condition
 from lever_mlflow.registry.version_tags import Estimate, Lead, evaluation_tags
 from lever_mlflow.settings import format_beta
 
-__all__ = ["describe_version", "promoted", "renewed"]
+__all__ = ["describe_promotion", "describe_registered_model", "describe_version", "promoted", "renewed"]
 
 _LONGEST = 5000  # characters of a description in MLflow's database; SQLite takes more, PostgreSQL refuses it
 _LONGEST_PROMOTION = 1500
 _PROMOTION = "## Promotion"
 
-Accuracies = Mapping[tuple[str, int | None], Estimate]  # by policy and shot count; None is the mean over shots
-Leads = Mapping[int | None, Lead]  # by shot count
+Shots: TypeAlias = int | None  # a shot count; None stands for the mean over all of them
+Estimates: TypeAlias = Mapping[tuple[str, Shots], Estimate]  # by policy and shots
+Values: TypeAlias = Mapping[tuple[str, Shots], np.ndarray]  # accuracies by question in percent, by policy and shots
+
+
+def describe_registered_model(name: str, resources: ResourceNames) -> str:
+    """Makes the description of a registered model: what it is, what its aliases mean, and how it is used."""
+    return render("registry/templates/registered_model.md", name=name, resources=resources)
 
 
 def describe_version(evaluation: Evaluation, records: EvaluationRecords) -> tuple[dict[str, str], str]:
@@ -36,9 +44,15 @@ def describe_version(evaluation: Evaluation, records: EvaluationRecords) -> tupl
         a promotion adds.
     """
     values_Q = _by_question(evaluation, records)
-    accuracies = dict(zip(values_Q, _estimates(list(values_Q.values()), evaluation.inputs.seed), strict=True))
+    estimates = dict(zip(values_Q, _estimates(list(values_Q.values()), evaluation.inputs.seed), strict=True))
     leads = _leads(evaluation, values_Q)
-    return evaluation_tags(evaluation, records.digest, accuracies, leads.get(None)), _card(evaluation, accuracies, leads)
+    accuracy = estimates[epoch_policy(evaluation.best_epoch), None]
+    return evaluation_tags(evaluation, records.digest, accuracy, leads.get(None)), _card(evaluation, estimates, leads)
+
+
+def describe_promotion(verdict: str, message: str, conditions: Sequence[Condition]) -> str:
+    """Makes the description of a promotion's run: the verdict, what was done, and each condition with its figures."""
+    return render("registry/templates/promotion.md", verdict=verdict, message=message, conditions=conditions).strip()
 
 
 def promoted(description: str, section: str) -> str:
@@ -54,20 +68,20 @@ def renewed(card: str, description: str) -> str:
     return promoted(card, section.strip()) if heading else card
 
 
-def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tuple[str, int | None], np.ndarray]:
+def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tuple[str, Shots], np.ndarray]:
     """Returns accuracies by question in percent: of the best epoch, the start and the baselines, by shot count."""
     size = max(evaluation.settings.sizes)
     baselines = [policy for policy in records.policies if policy in BASELINES]
     values_Q = {}
     for policy in (epoch_policy(evaluation.best_epoch), START, *baselines):
-        for shots in (0, *evaluation.settings.shots, None):
+        for shots in _columns(evaluation):
             by_question = records.by_question(policy, shots=shots, size=size)
             if by_question is not None:
                 values_Q[policy, shots] = 100.0 * by_question.sort_index().to_numpy()
     return values_Q
 
 
-def _leads(evaluation: Evaluation, values_Q: Mapping[tuple[str, int | None], np.ndarray]) -> dict[int | None, Lead]:
+def _leads(evaluation: Evaluation, values_Q: Values) -> dict[Shots, Lead]:
     """Compares the best epoch with the strongest baseline at each shot count and in the mean, where there is a baseline."""
     means = {cell: float(values.mean()) for cell, values in values_Q.items()}
     own = epoch_policy(evaluation.best_epoch)
@@ -84,8 +98,9 @@ def _estimates(values_Q: Sequence[np.ndarray], seed: int) -> list[Estimate]:
     return [Estimate(float(values.mean()), *interval(means_R, 0.95)) for values, means_R in zip(values_Q, means, strict=True)]
 
 
-def _card(evaluation: Evaluation, accuracies: Accuracies, leads: Leads) -> str:
-    registration = evaluation.registration
+def _card(evaluation: Evaluation, estimates: Estimates, leads: Mapping[Shots, Lead]) -> str:
+    registration, policies = evaluation.registration, list(dict.fromkeys(policy for policy, _ in estimates))
+    cells = {(policy, shots): _at(estimates, policy, shots) for policy in policies for shots in _columns(evaluation)}
     card = render(
         "registry/templates/model_card.md",
         evaluation=evaluation,
@@ -96,12 +111,27 @@ def _card(evaluation: Evaluation, accuracies: Accuracies, leads: Leads) -> str:
         training={**asdict(evaluation.rounds), **asdict(evaluation.training)},
         beta=format_beta(evaluation.kl_beta),
         uri=f"models:/{registration.name}@{registration.alias}",
-        columns=(0, *evaluation.settings.shots, None),
-        policies=list(dict.fromkeys(policy for policy, _ in accuracies)),
+        own={shots: cells[epoch_policy(evaluation.best_epoch), shots] for shots in _columns(evaluation)},
+        columns={shots: _column(shots) for shots in _columns(evaluation)},
+        policies=policies,
         leads=leads,
-        cells={cell: f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]" for cell, value in accuracies.items()},
+        cells=cells,
+        strongest={(lead.baseline, shots) for shots, lead in leads.items()},
     )
     return _cut(card, _LONGEST - _LONGEST_PROMOTION)
+
+
+def _columns(evaluation: Evaluation) -> tuple[Shots, ...]:
+    return (0, *evaluation.settings.shots, None)
+
+
+def _column(shots: Shots) -> str:
+    return "mean" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
+
+
+def _at(estimates: Estimates, policy: str, shots: Shots) -> Estimate | None:
+    """Returns a policy's accuracy in a column; a policy without demonstrations has the same one in every column."""
+    return estimates.get((policy, shots), estimates.get((policy, 0)))
 
 
 def _cut(text: str, longest: int) -> str:

@@ -15,7 +15,7 @@ from lever_mlflow.registry.model_card import renewed
 from lever_mlflow.registry.version_tags import VersionTag, is_measured
 from lever_mlflow.settings import format_beta
 
-__all__ = ["beta_alias", "find_version", "holds", "register", "registered_model", "versions"]
+__all__ = ["beta_alias", "describe_model", "find_version", "holds", "register", "registered_model", "versions"]
 
 _LONGEST_TAG = 5000  # characters of a version's tag; MLflow takes more, but nobody reads more
 _ALIAS = "kl-"
@@ -38,10 +38,11 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
     was written there when it was promoted stays.
     """
     client = MlflowClient()
-    version = _version_of_digest(client, name, digest) or _created(client, name, model_id, digest)
-    texts = {**tags, VersionTag.MODEL_DIGEST: digest, VersionTag.KL_BETA: format_beta(kl_beta)}
-    for tag, value in texts.items():
-        if version.tags.get(tag) != (text := str(value)[:_LONGEST_TAG]):
+    values = {VersionTag.KL_BETA: format_beta(kl_beta), **tags, VersionTag.MODEL_DIGEST: digest}
+    texts = {str(tag): str(value)[:_LONGEST_TAG] for tag, value in values.items()}  # in the order in which the UI shows them
+    version = _version_of_digest(client, name, digest) or _created(client, name, model_id, texts)
+    for tag, text in texts.items():
+        if version.tags.get(tag) != text:
             client.set_model_version_tag(name, version.version, tag, text)
     for tag in version.tags.keys() - texts.keys():
         if is_measured(tag):
@@ -50,6 +51,12 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
         client.update_model_version(name, version.version, renewed(description, version.description or ""))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
     return str(version.version)
+
+
+def describe_model(name: str, description: str) -> None:
+    """Describes a registered model, unless somebody has described it already."""
+    if not registered_model(name).description:
+        MlflowClient().update_registered_model(name, description)
 
 
 def find_version(name: str, kl_beta: float) -> ModelVersion:
@@ -92,14 +99,14 @@ def versions(name: str) -> list[tuple[ModelVersion, list[str]]]:
     return [(item, sorted(alias for alias, v in aliases.items() if str(v) == str(item.version))) for item in ordered]
 
 
-def _created(client: MlflowClient, name: str, model_id: str, digest: str) -> ModelVersion:
+def _created(client: MlflowClient, name: str, model_id: str, tags: Mapping[str, str]) -> ModelVersion:
     """Adds a version; of several that are made for a model at the same time all but the first are deleted again.
 
     A version is made together with its digest, and whoever sees a later number also sees the earlier ones. So all that made one
     agree on the first, and the others never get an alias.
     """
-    created = mlflow.register_model(f"models:/{model_id}", name, tags={VersionTag.MODEL_DIGEST: digest})
-    first = _version_of_digest(client, name, digest) or created
+    created = mlflow.register_model(f"models:/{model_id}", name, tags=dict(tags))
+    first = _version_of_digest(client, name, tags[VersionTag.MODEL_DIGEST]) or created
     if str(first.version) != str(created.version):
         client.delete_model_version(name, created.version)
     return first

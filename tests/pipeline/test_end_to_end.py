@@ -294,8 +294,13 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
     records = project.client.download_artifacts(version.tags["evaluation_run"], "records.parquet")
     frame = pd.read_parquet(records)
     asked = frame[(frame.part == "report") & (frame.policy == f"epoch {version.tags['epoch']}")]
-    assert float(version.tags["acc_n40_mean"]) == pytest.approx(100 * asked.accuracy.mean(), abs=ROUNDED)
-    assert "| random |  | " in version.description
+    accuracy, _, rest = version.tags["accuracy"].partition(" ")
+    assert float(accuracy) == pytest.approx(100 * asked.accuracy.mean(), abs=ROUNDED)
+    assert rest.endswith("] on 40 questions")
+    assert len(version.tags) == 11
+    assert "| random | | " in version.description
+    described = project.client.get_registered_model(NAME).description
+    assert described.startswith("Selectors of demonstrations for data set mini and VLM mini.\n")
     listed = project.run("status")
     rows = [line.split() for line in listed.stdout.splitlines() if "kl-0-" in line]
     assert [row[:4] for row in rows] == [["0.12", "1", "kl-0-12,", "previous-champion"], ["0.15", "2", "champion,", "kl-0-15"]]

@@ -18,7 +18,7 @@ from lever_mlflow.pipeline.comparison import compare_step
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.evaluation import evaluate_step, read_records
 from lever_mlflow.pipeline.grpo import grpo_step
-from lever_mlflow.pipeline.promotion import promote_step, read_listing, status_step
+from lever_mlflow.pipeline.promotion import list_versions, promote_step
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data
 from lever_mlflow.pipeline.training import rce_step
@@ -100,7 +100,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
 
     back = command(server, cache_dir, "rollback")
     assert f"{NAME}: version 1 is champion again, version 2 previous-champion" in back.stderr
-    rows = [line.split() for line in read_listing(run_step(lambda: status_step(team)).info.run_id).splitlines()[2:]]
+    rows = [line.split() for line in list_versions(team).splitlines()[2:]]
     assert [row[:4] for row in rows] == [["0.12", "1", "champion,", "kl-0-12"], ["0.15", "2", "kl-0-15,", "previous-champion"]]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 
 import mlflow
@@ -49,6 +50,8 @@ def test_changes_one_after_another(client):
     written = client.get_model_version(name, "2")
     assert (written.tags, written.description) == ({"why": "better"}, "a card")
     assert champion.rollback(name, "test") == Holders("1", "2")
+    record = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00, in place of version 2, by test"
+    assert re.fullmatch(record, client.get_model_version(name, "1").tags["restored"])
     assert champion.rollback(name, "test") == champion.holders(name) == Holders("2", "1")
     assert champion.settle(name) == 4
     with pytest.raises(MissingRunError, match="no registered model nothing"):

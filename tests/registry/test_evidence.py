@@ -7,13 +7,16 @@ from helpers.evaluation_samples import evaluation_of, records_of
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.registry.evidence import (
+    Condition,
     Evaluated,
+    Gain,
     covers,
     gain,
     gain_over_champion,
     gain_over_random,
     gain_over_similarity,
     gate_condition,
+    metrics,
     unknown,
 )
 from lever_mlflow.settings import PromotionSettings
@@ -70,13 +73,16 @@ def test_better_than_random_takes_a_test_and_an_interval(gains, losses, met):
     assert gain_over_random(evaluated({"epoch 1": accuracies, "random": random})).met == met
 
 
+BETTER_ASKED = ": not significantly better, as similarity=better asks; p < 0.05 and an interval above 0 are needed"
+
+
 @pytest.mark.parametrize(
     ("gains", "losses", "similarity", "met", "reason"),
     [
         (6, 0, "better", True, ""),
-        (5, 0, "better", False, ": not better, as similarity=better asks"),
-        (0, 0, "better", False, ": not better, as similarity=better asks"),
-        (0, 6, "better", False, ": not better, as similarity=better asks"),
+        (5, 0, "better", False, BETTER_ASKED),
+        (0, 0, "better", False, BETTER_ASKED),
+        (0, 6, "better", False, BETTER_ASKED),
         (0, 0, "not-worse", True, " (similarity=not-worse refuses only a significant loss)"),
         (0, 5, "not-worse", True, " (similarity=not-worse refuses only a significant loss)"),
         (0, 6, "not-worse", False, " (similarity=not-worse refuses only a significant loss): significantly worse"),
@@ -110,26 +116,58 @@ def test_the_strongest_similarity_baseline_is_that_of_the_mean_over_shots_in_the
         gain_over_similarity(evaluated(policies), PromotionSettings())
 
 
+ABOVE_0, AT_LEAST = "; a gain above 0 points is needed", "; a gain of at least {} points is needed (min_gain)"
+
+
 @pytest.mark.parametrize(
-    ("gains", "losses", "min_gain", "met", "reason"),
+    ("gains", "losses", "min_gain", "reason"),
     [
-        (0, 0, 0.0, True, ""),
-        (6, 0, 0.0, True, ""),
-        (0, 5, 0.0, True, ""),
-        (0, 6, 0.0, False, ": significantly worse"),
-        (4, 0, 10.0, True, ""),
-        (4, 0, 10.1, False, ": below min_gain=10.1"),
-        (0, 0, 0.1, False, ": below min_gain=0.1"),
+        (1, 0, 0.0, ""),
+        (6, 0, 0.0, ""),
+        (6, 5, 0.0, ""),
+        (0, 0, 0.0, f": exactly as accurate as the champion, which stays{ABOVE_0}"),
+        (3, 3, 0.0, f": exactly as accurate as the champion, which stays{ABOVE_0}"),
+        (0, 1, 0.0, f": less accurate than the champion, though not significantly{ABOVE_0}"),
+        (0, 5, 0.0, f": less accurate than the champion, though not significantly{ABOVE_0}"),
+        (0, 6, 0.0, f": significantly less accurate than the champion{ABOVE_0}"),
+        (4, 0, 10.0, ""),
+        (4, 0, 10.1, f": more accurate than the champion, but by too little{AT_LEAST.format(10.1)}"),
+        (0, 0, 0.1, f": exactly as accurate as the champion, which stays{AT_LEAST.format(0.1)}"),
+        (0, 6, 0.5, f": significantly less accurate than the champion{AT_LEAST.format(0.5)}"),
     ],
 )
-def test_over_the_champion(gains, losses, min_gain, met, reason):
+def test_over_the_champion(gains, losses, min_gain, reason):
+    """A gain is 2.5 points for each of 40 questions; p of a sign test is 2 / 64 for 0 : 6, and 2 / 32 for 0 : 5."""
     accuracies, champions = np.zeros((2, 40)), np.zeros((2, 40))
     accuracies[:, :gains] = 1.0
     champions[:, 40 - losses :] = 1.0 if losses else 0.0
     candidate, champion = evaluated({"epoch 1": accuracies}), evaluated({"epoch 2": champions}, "epoch 2")
     condition = gain_over_champion(candidate, champion, PromotionSettings(min_gain=min_gain))
-    assert condition.met == met
-    assert condition.says.endswith(f"40 questions{reason}")
+    assert condition.met == (reason == "")
+    assert condition.says == f"over the champion: {condition.gain}{reason}"
+    assert condition.gain.points == pytest.approx(2.5 * (gains - losses))
+
+
+def test_differences_that_cancel_out_are_no_gain():
+    """By hand, the three questions differ by 0.1, 0.2 and -0.3; floating-point numbers sum them up to 2.8e-17 or -2.8e-17."""
+    accuracies, champions = np.array([[0.1, 0.2, 0.0]] * 2), np.array([[0.0, 0.0, 0.3]] * 2)
+    for own, other in ((accuracies, champions), (champions, accuracies)):
+        candidate, champion = evaluated({"epoch 1": own}), evaluated({"epoch 2": other}, "epoch 2")
+        condition = gain_over_champion(candidate, champion, PromotionSettings())
+        assert not condition.met
+        assert condition.says.startswith("over the champion: +0.00 points [")
+        assert "exactly as accurate as the champion" in condition.says
+
+
+def test_metrics_of_conditions():
+    over = Gain(-0.69, -1.42, -0.02, 0.054, 800)
+    conditions = [Condition("gate", True, "data gate: pass"), Condition("champion", False, "", over)]
+    assert metrics(conditions) == {
+        "gain/over_champion": -0.69,
+        "gain/over_champion_low": -1.42,
+        "gain/over_champion_high": -0.02,
+        "gain/over_champion_p": 0.054,
+    }
 
 
 def test_a_condition_without_evidence_is_not_met():

@@ -64,10 +64,19 @@ def test_logged_checkpoint_comes_back_and_predicts(log_selector, monkeypatch):
 
 def test_registering_sets_alias_and_tags(log_selector):
     model_id, selector = log_selector(1)
-    version = versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    version = versions.register(model_id, NAME, 0.12, selector_digest(selector), {"accuracy": "50.00", "epoch": 1})
     found = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
     assert str(found.version) == version == "1"
-    assert found.tags == {"epoch": "1", "kl_beta": "0.12", "model_digest": selector_digest(selector)}
+    tags = {"kl_beta": "0.12", "accuracy": "50.00", "epoch": "1", "model_digest": selector_digest(selector)}
+    assert (found.tags, list(found.tags)) == (tags, list(tags))  # in the order in which the UI shows them
+
+
+def test_a_registered_model_is_described_unless_somebody_has_done_it(log_selector):
+    model_id, selector = log_selector(1)
+    versions.register(model_id, NAME, 0.12, selector_digest(selector), {})
+    for text in ("Selectors.", "Other words."):
+        versions.describe_model(NAME, text)
+        assert versions.registered_model(NAME).description == "Selectors."
 
 
 def test_the_same_checkpoint_adds_no_version_and_another_moves_the_alias(log_selector):
@@ -90,20 +99,20 @@ def test_what_is_renewed_and_what_stays(log_selector):
         NAME,
         0.12,
         digest,
-        {"epoch": 1, "acc_n40_shots2": "50.00", "gain_over_strongest": "+1", "gate_override": "x" * 9000},
+        {"epoch": 1, "gain": "+1", "acc_n40_shots2": "50.00", "gain_over_strongest": "+1", "gate_override": "x" * 9000},
         "card",
     )
     client = MlflowClient()
     client.set_model_version_tag(NAME, "1", "reviewed_by", "somebody")
     client.update_model_version(NAME, "1", "card\n\n## Promotion\n\nChampion since today.")
-    versions.register(model_id, NAME, 0.12, digest, {"epoch": 1, "acc_n80_shots2": "51.00"}, "another card")
+    versions.register(model_id, NAME, 0.12, digest, {"epoch": 1, "accuracy": "51.00"}, "another card")
     found = client.get_model_version(NAME, "1")
     assert found.tags.pop("gate_override") == "x" * 5000
     assert found.tags == {
         "epoch": "1",
         "kl_beta": "0.12",
         "model_digest": digest,
-        "acc_n80_shots2": "51.00",
+        "accuracy": "51.00",
         "reviewed_by": "somebody",
     }
     assert found.description == "another card\n\n## Promotion\n\nChampion since today."

@@ -1,0 +1,83 @@
+"""Handles the runs that ``mlflow run`` makes for entry points that need none.
+
+``mlflow run`` makes a run for every entry point that it starts. An entry point that is started in any other way, as
+``lever-mlflow status``, makes none here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from lever_mlflow.exceptions import LeverError, first_line
+from lever_mlflow.runs.steps import project_run
+from lever_mlflow.runs.tags import PREFIX, RUN_NAME, Tag
+
+__all__ = ["optional_run", "placeholder_run"]
+
+_RUN_ID, _ENTRY_POINT = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"  # MLflow's own variable and tag
+
+
+@contextmanager
+def optional_run(entry_point: str) -> Iterator[Run | None]:
+    """Opens the run that ``mlflow run`` made for an entry point; without one, the block works in no run and is given None.
+
+    Raises:
+        LeverError: MLflow refused something, or its store cannot be reached.
+    """
+    with _errors_of_the_store():
+        if _run_made_for(entry_point) is None:
+            yield None
+        else:
+            with project_run(entry_point) as run:
+                yield run
+
+
+@contextmanager
+def placeholder_run(entry_point: str) -> Iterator[None]:
+    """Does in the block what an entry point only reads, and keeps the list of runs tidy.
+
+    The run that ``mlflow run`` made for the entry point is named after it, and the runs of earlier calls in the experiment are
+    moved to MLflow's trash. The run itself cannot be: ``mlflow run`` sets its status at the end, and fails if it was deleted.
+
+    Raises:
+        LeverError: MLflow refused something, or its store cannot be reached.
+    """
+    with _errors_of_the_store():
+        if (run := _run_made_for(entry_point)) is not None:
+            _tidy(run, entry_point)
+        yield
+
+
+def _tidy(run: Run, entry_point: str) -> None:
+    client = MlflowClient()
+    client.set_tag(run.info.run_id, RUN_NAME, entry_point)
+    client.set_tag(run.info.run_id, f"{PREFIX}{Tag.STEP}", entry_point)
+    ended = f"tags.`{PREFIX}{Tag.STEP}` = '{entry_point}' and attributes.status != 'RUNNING'"
+    with suppress(MlflowException):  # on a server with permissions, only those who manage an experiment may delete its runs
+        for former in client.search_runs([run.info.experiment_id], ended):
+            client.delete_run(former.info.run_id)
+
+
+def _run_made_for(entry_point: str) -> Run | None:
+    """Returns the run that ``mlflow run`` made for an entry point; None where something else started this process.
+
+    A run that the user has opened for another purpose is never taken for it.
+    """
+    run_id = os.environ.get(_RUN_ID)
+    run = None if run_id is None else mlflow.get_run(run_id)
+    return run if run is not None and run.data.tags.get(_ENTRY_POINT) == entry_point else None
+
+
+@contextmanager
+def _errors_of_the_store() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from error
