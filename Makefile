@@ -16,6 +16,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help: ## Prints this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
+demo: export MLFLOW_LOGGING_LEVEL ?= WARNING
 demo: $(INSTALLED) ## Runs the whole experiment on the embedded default; ARGS="-P name=value ..." sets its parameters.
 	mlflow run . --env-manager local --experiment-name demo $(ARGS)
 

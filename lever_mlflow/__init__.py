@@ -4,6 +4,7 @@ The names below are the public interface. Each is imported from its module when 
 ``import lever_mlflow`` loads neither PyTorch nor MLflow nor Great Expectations.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from lever_mlflow.selector.network import PointerSelector
     from lever_mlflow.serving.retriever import load_retriever
     from lever_mlflow.trials.rl_data import load_rl_data
+
+# Lets the threads of PyTorch's operations sleep while they wait for each other, unless the user has set the variable. By
+# default they wait actively, and on a machine with other work a training then takes many times as long. OpenMP reads the
+# variable once, when PyTorch is loaded, so it is set here; child processes inherit it. Results do not depend on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 __all__ = ["PointerSelector", "check_rl_data", "load_retriever", "load_rl_data", "load_selector", "vqa_accuracy"]

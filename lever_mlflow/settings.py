@@ -34,6 +34,7 @@ __all__ = [
     "OnBadData",
     "OnBadItem",
     "Option",
+    "OutputSettings",
     "PoolSampler",
     "Preset",
     "PresetInputs",
@@ -91,6 +92,7 @@ class Option:
         below: a number that every allowed one must stay under.
         least_items: how many numbers a list must hold.
         ascending: whether a list is sorted.
+        short: a letter that switches on a setting that is true or false; ``v`` lets ``-v`` stand for ``--name true``.
         example: a ``name=value`` pair for the error message of a setting that takes such pairs.
         predecessor: the value of the preset ``predecessor``, where it differs from the default.
     """
@@ -101,6 +103,7 @@ class Option:
     below: float | None = None
     least_items: int = 1
     ascending: bool = False
+    short: str = ""
     example: str = ""
     predecessor: Any = None
 
@@ -572,6 +575,18 @@ class ValidationInputs:
 
     reference: str = option(
         NONE, help="RL data to compare with: a file, a run id or runs:/<run id>; none checks the data on their own."
+    )
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Says how much a command prints. Nothing of it changes a result."""
+
+    verbose: bool = option(
+        False,
+        short="v",
+        help="Whether to print more than how each step starts and ends. Then the log also lists all expectations of the data "
+        "gate, says how many answers the cache held, and names the runs that verdicts were taken from.",
     )
 
 

@@ -136,6 +136,8 @@ def place(mlflow_store, cache_dir):
 def test_an_entry_point_in_two_processes_is_one_run(place, good_rl_data):
     result = launch("-m", "entrypoints.rce", "--rl_data", good_rl_data, "--epochs", "2", "--device", "cpu", **place)
     assert result.returncode == 0, result.stderr
+    for line in ("rce: running", "validate: running"):  # the leading process alone says it
+        assert result.stderr.splitlines().count(line) == 1
     runs = mlflow.search_runs(filter_string="tags.`lever.step` = 'rce'", output_format="list")
     assert [run.info.status for run in runs] == ["FINISHED"]
     history = MlflowClient().get_metric_history(runs[0].info.run_id, "train/loss")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lever_mlflow import __version__
-from lever_mlflow.cli.launching import in_processes, launch
+from lever_mlflow.cli.launching import in_processes, launch, with_output
 from lever_mlflow.cli.options import Part, chosen, options, settings_of
 from lever_mlflow.cli.step_commands import (
     COMMANDS,
@@ -92,6 +92,7 @@ resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings
 @step_command()
 @resource_options
 @options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
+@with_output
 @in_processes
 def main(**values: Any) -> None:
     """Run the whole experiment, each step as a child run.
@@ -126,6 +127,7 @@ def main(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(RolloutInputs, PresetInputs, RolloutSettings)
+@with_output
 @in_processes
 def rollout(**values: Any) -> None:
     """Record trials as RL data.
@@ -141,11 +143,13 @@ def rollout(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(REWARD_MODE, RlDataSettings, GateSettings, ValidationInputs, MissingStepSettings)
+@with_output
 @in_processes
 def validate(**values: Any) -> None:
     """Check RL data with the data gate.
 
-    The run holds a page on all expectations of the Great Expectations suites. A failed critical expectation fails the run.
+    The log shows a table of the expectations of the Great Expectations suites that failed, or with -v of all. A failed critical
+    expectation fails the run.
     """
     from lever_mlflow.pipeline.gate import validate_step
     from lever_mlflow.pipeline.planning import run_or_refuse
@@ -163,6 +167,7 @@ def validate(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(REWARD_MODE, RlDataSettings, GateSettings, RceSettings, TrainingInputs)
+@with_output
 @in_processes
 def rce(**values: Any) -> None:
     """Train a new selector by reward-weighted cross-entropy.
@@ -183,6 +188,7 @@ def rce(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(REWARD_MODE, RlDataSettings, GateSettings, GrpoInputs, PresetInputs, RoundSettings, GrpoSettings, TrainingInputs)
+@with_output
 @in_processes
 def grpo(**values: Any) -> None:
     """Optimise a start checkpoint by GRPO under a KL penalty.
@@ -209,6 +215,7 @@ def grpo(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
+@with_output
 @in_processes
 def evaluate(**values: Any) -> None:
     """Evaluate the epochs of a GRPO run and register the best.
@@ -237,6 +244,7 @@ def evaluate(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(REWARD_MODE, MODEL_NAME, ComparisonInputs, MissingStepSettings)
+@with_output
 @in_processes
 def compare(**values: Any) -> None:
     """Compare KL weights in a report.
@@ -263,6 +271,7 @@ def compare(**values: Any) -> None:
 @step_command()
 @resource_options
 @options(MODEL_NAME, KL_BETA, PromotionSettings)
+@with_output
 def promote(**values: Any) -> None:
     """Make a registered version the champion.
 
@@ -277,6 +286,7 @@ def promote(**values: Any) -> None:
 
 @step_command()
 @options(REGISTERED, MODEL_NAME)
+@with_output
 def rollback(**values: Any) -> None:
     """Make the previous champion the champion again.
 
@@ -289,6 +299,7 @@ def rollback(**values: Any) -> None:
 
 @step_command()
 @options(REGISTERED, MODEL_NAME)
+@with_output
 def status(**values: Any) -> None:
     """List the registered versions.
 

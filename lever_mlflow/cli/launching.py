@@ -9,13 +9,23 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from lever_mlflow.cli.options import options
 from lever_mlflow.exceptions import LeverError
+from lever_mlflow.settings import OutputSettings
 
-__all__ = ["in_processes", "launch"]
+__all__ = ["in_processes", "launch", "with_output"]
+
+_PACKAGE = "lever_mlflow"
+_ENVIRONMENT = {  # what a user has set stays; child processes have these too
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing here reports to third parties
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each small file hides the log
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run on a tracking server
+}
 
 
 def launch(command: click.Command, arguments: Sequence[str] | None = None) -> None:
@@ -45,6 +55,7 @@ def in_processes(command: Callable[..., None]) -> Callable[..., None]:
 
         processes = distributed.join(Resources(device=values["device"]).torch_device)
         if not processes.is_main_process:
+            logging.disable(logging.WARNING)  # the leader says it all
             distributed.follow(processes)
             return
         command(**values)
@@ -53,14 +64,40 @@ def in_processes(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def with_output(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the settings of the output to a command and applies them; the command itself does not see them."""
+
+    @options(OutputSettings)
+    @wraps(command)
+    def run(verbose: bool, **values: Any) -> None:
+        logging.getLogger(_PACKAGE).setLevel(logging.DEBUG if verbose else logging.INFO)
+        command(**values)
+
+    return run
+
+
 def _quieten() -> None:
-    """Shows this package's log, and keeps what hides it or leaves the machine from MLflow's."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file hides the log
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing here reports to third parties
+    """Shows this package's log, and of other packages' only warnings and errors."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")  # hints on schemas that we state ourselves
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lever_mlflow").setLevel(logging.INFO)
-    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # a line for each checkpoint's input example
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Console()])
+    logging.getLogger(_PACKAGE).setLevel(logging.INFO)
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """Writes the log to stderr, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, unless it says what a bar on this terminal shows."""
+        from tqdm import tqdm
+
+        from lever_mlflow.progress import REACHED
+
+        if hasattr(record, REACHED) and self.stream.isatty():
+            return
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
 
 
 def _terminate(number: int, frame: Any) -> None:

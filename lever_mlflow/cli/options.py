@@ -91,7 +91,9 @@ def _option(name: str, setting: Field[Any], kind: Any, prefix: str) -> Callable[
     if described.predecessor is not None:
         text += f" The value auto means {shown}, and {as_text(described.predecessor)} with preset=predecessor."
         typed, shown = OrAuto(typed), AUTO
-    return click.option(f"--{name}", name, type=typed, default=shown, show_default=True, help=text)
+    short: dict[str, Any] = {"is_flag": False, "flag_value": as_text(True)} if described.short else {}
+    names = [f"-{described.short}"] if described.short else []
+    return click.option(*names, f"--{name}", name, type=typed, default=shown, show_default=True, help=text, **short)
 
 
 def _type(kind: Any, described: Option) -> click.ParamType:

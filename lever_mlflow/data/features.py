@@ -18,6 +18,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.images import image_digest, read_image
 from lever_mlflow.files.model_folders import folder_digest, load_pretrained
+from lever_mlflow.progress import Progress
 from lever_mlflow.settings import Fusion
 
 __all__ = ["Encoder", "FeatureTable", "forget_shared_encoders", "fused_features", "sample_features", "shared_encoder"]
@@ -171,14 +172,15 @@ def _encode(samples: Sequence[Sample], folder: Path, device: str) -> tuple[np.nd
 
 
 def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], kind: str) -> np.ndarray:
-    """Returns the features of each item, [items, D]; equal items are encoded once. ``kind`` labels the progress bar."""
-    from tqdm import tqdm
-
+    """Returns the features of each item, [items, D]; equal items are encoded once. ``kind`` names them."""
     unique = list(dict.fromkeys(items))
     row = {item: i for i, item in enumerate(unique)}
-    starts = tqdm(range(0, len(unique), _BATCH), desc=f"encoding {kind}", unit="batch", disable=None)
-    features = np.concatenate([encode(unique[start : start + _BATCH]) for start in starts])
-    return features[[row[item] for item in items]]
+    encoded = []
+    with Progress("encoding", len(unique), kind) as progress:
+        for start in range(0, len(unique), _BATCH):
+            encoded.append(encode(unique[start : start + _BATCH]))
+            progress.update(len(encoded[-1]))
+    return np.concatenate(encoded)[[row[item] for item in items]]
 
 
 def _normalise(array: np.ndarray) -> np.ndarray:

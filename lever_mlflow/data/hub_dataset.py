@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ def _load(name: str, split: str) -> Any:
         raise ParameterError(
             f"dataset=hf:{name} needs the datasets library; install it with: pip install 'lever-mlflow[hf]'"
         ) from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -18,10 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
+from lever_mlflow.progress import Progress
 
 __all__ = [
     "decode_image",
@@ -141,9 +141,12 @@ def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, t
     unique = list(dict.fromkeys(paths))
     stamps = {path: _stamp(path) for path in unique}
     unknown = [path for path in unique if stamps[path] is None or remembered.get(str(path), [])[:2] != stamps[path]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow's decoders release Python's global lock
-        results = tqdm(pool.map(_size, unknown), desc="checking images", total=len(unknown), unit="image", disable=None)
-        decoded = dict(zip(unknown, results, strict=True))
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow's decoders release Python's global lock
+    with pool, Progress("checking images", len(unknown), "images") as progress:
+        decoded = {}
+        for path, size in zip(unknown, pool.map(_size, unknown), strict=True):
+            decoded[path] = size
+            progress.update()
     sizes: dict[Path, tuple[int, int] | DataError] = {}
     for path in unique:
         sizes[path] = decoded[path] if path in decoded else (remembered[str(path)][2], remembered[str(path)][3])

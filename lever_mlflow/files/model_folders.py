@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,10 @@ def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -
     from transformers import AutoProcessor
 
     try:
-        model, info = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        with _without_bars():
+            model, info = model_class.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
         processor = AutoProcessor.from_pretrained(folder, **processor_settings)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().split("\n", 1)[0]
@@ -83,6 +88,20 @@ def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -
     if absent:
         raise DataError(f"{folder}: {len(absent)} weights are missing, such as {absent[0]}; copy the model again")
     return model, processor
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keeps transformers from showing a bar while it loads weights; downloads from the hub keep theirs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def folder_digest(folder: Path, memo_dir: Path) -> str:

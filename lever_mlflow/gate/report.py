@@ -25,18 +25,21 @@ def summary(result: GateResult) -> str:
     )
 
 
-def format_table(result: GateResult) -> str:
+def format_table(result: GateResult, passed: bool = True) -> str:
     """Returns a plain-text table of the expectations, failed ones first, and below it what each failed one means.
 
-    Expectations on columns, types and missing values that passed are counted and not listed.
+    Expectations on columns, types and missing values that passed are counted and not listed. Without ``passed``, all that
+    passed are counted only.
     """
     checks = _in_order(result)
-    structural = [check for check in checks if check.passed and check.name.endswith(_STRUCTURAL)]
-    listed = [check for check in checks if check not in structural]
+    counted = [check for check in checks if check.passed and (not passed or check.name.endswith(_STRUCTURAL))]
+    listed = [check for check in checks if check not in counted]
     rows = [(c.name, _shortened(c.observed), _shortened(c.required), _outcome(c), _remedy(c)) for c in listed]
     lines = [summary(result), *([result.comparison] if result.comparison else []), "", aligned(rows, _HEAD)]
-    if structural:
-        lines.append(f"{len(structural)} further expectations on columns, types and missing values passed.")
+    if counted and passed:
+        lines.append(f"{len(counted)} further expectations on columns, types and missing values passed.")
+    elif counted:
+        lines.append(f"{len(counted)} further expectations passed; verbose=true lists them.")
     notes = [f"{check.name}: {check.note}" for check in listed if not check.passed]
     return "\n".join([*lines, "", *notes]).rstrip()
 

@@ -132,7 +132,8 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     mlflow.log_metrics({f"baseline/{metric_name(policy)}": value for policy, value in means.items()})
     strongest = max(means, key=lambda policy: means[policy])
     set_description(
-        f"strongest baseline: {strongest}, accuracy {means[strongest]:.2%} as a mean over shots on {size} questions"
+        f"{strongest} is the strongest of {len(means)} baselines on {size:,} questions, with {100 * means[strongest]:.2f} % "
+        "as a mean over shots"
     )
     n = min(settings.n_oracle, len(report.samples))
     if n:

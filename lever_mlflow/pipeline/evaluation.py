@@ -57,7 +57,7 @@ from lever_mlflow.runs.metrics import DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
-from lever_mlflow.runs.tags import Tag, finished_run_tags, record
+from lever_mlflow.runs.tags import Tag, finished_run_tags, record, set_description
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder
@@ -333,7 +333,9 @@ class _Evaluation:
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
         name = self.context.registered_name
-        log.info("beta %s: epoch %d is %s version %s", format_beta(self.kl_beta), evaluation.best_epoch, name, version)
+        best = evaluation.best_epoch
+        accuracy = f"{100 * evaluation.selection_accuracy[best]:.2f} % on {self.settings.n_selection:,} selection questions"
+        set_description(f"epoch {best} is best, with {accuracy} (mean over shots), and is {name} version {version}")
         record({Tag.REGISTERED: f"{name} version {version}"})
         mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
         log_records(records)
@@ -343,7 +345,9 @@ def _evaluate_version(context: Context, selector: PointerSelector, settings: Eva
     """Evaluates a registered version on the report questions, and logs the records."""
     samples = split_questions(context.resources.val, settings, context.seed).report
     picks = question_set(context, samples, settings).learned({CHAMPION: selector})
-    log_records(answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots))
+    records = answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots)
+    log_records(records)
+    set_description(f"{100 * records.frame['accuracy'].mean():.2f} % on {len(samples):,} questions, as a mean over shots")
 
 
 def _check_same_resources(context: Context, grpo_run: str, tags: Mapping[str, str]) -> None:

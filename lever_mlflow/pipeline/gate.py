@@ -59,7 +59,7 @@ def find_verdict(context: Context, data: RLData) -> gate.GateResult:
     find: Callable[[], Any] = partial(find_run, STEP, {Tag.KEY: step.key}, having=Tag.GATE)
     run = find()
     if run is not None:
-        log.info("data gate: verdict taken from %s", describe(run))
+        log.debug("data gate: verdict taken from %s", describe(run))
         return _read_verdict(run.info.run_id)
     with suppress(GateError):  # the verdict is recorded in the run; what follows from it is decided where it is asked for
         return _read_verdict(ensure(step))
@@ -121,7 +121,10 @@ def _check_data(context: Context, data: RLData, reference: RLData | None) -> Non
     if reference is not None:
         mlflow.log_input(rl_dataset(reference), context="reference")
         record({Tag.COMPARISON: result.comparison})
-    log.info("%s", format_table(result))
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s", format_table(result))
+    elif not all(check.passed for check in result.checks):
+        log.info("%s", format_table(result, passed=False))
     pass_gate(context, data, result)
 
 

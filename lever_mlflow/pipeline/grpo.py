@@ -230,7 +230,6 @@ class _Rounds:
         record({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
         remove_tags(Tag.PROCESS)
         set_description(description)
-        log.info("GRPO beta %s: %s", format_beta(self.settings.kl_beta), description)
 
 
 def _resumed(step: Step, resume: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import mlflow
@@ -18,6 +17,7 @@ from lever_mlflow.pipeline.gate import STEP as VALIDATE
 from lever_mlflow.pipeline.grpo import GRPO
 from lever_mlflow.pipeline.rollout import STEP as ROLLOUT
 from lever_mlflow.pipeline.training import RCE
+from lever_mlflow.progress import duration
 from lever_mlflow.runs.planning import Plan, Unfinished, active_plan, planning
 from lever_mlflow.runs.steps import Step, finished_run
 from lever_mlflow.settings import EvalSettings, GrpoSettings, RolloutSettings, RoundSettings, format_beta, preset_of
@@ -151,7 +151,7 @@ def _cost(context: Context, plan: Plan) -> str:
     if rate is None:
         time = "how long that takes is not known, as no run in this experiment has asked this VLM"
     else:
-        time = f"at {rate:.3g} answers a second, as seen last in this experiment, about {_duration(prompts / rate)}"
+        time = f"at {rate:.3g} answers a second, as seen last in this experiment, about {duration(prompts / rate)}"
     known = "Prompts that are equal or were answered before cost nothing."
     return f"The VLM would answer at most {prompts:,} prompts: {time}. {known}"
 
@@ -169,8 +169,3 @@ def _answers_per_second(context: Context) -> float | None:
         output_format="list",
     )
     return float(runs[0].data.metrics[ANSWERS_PER_SECOND]) if runs else None
-
-
-def _duration(seconds: float) -> str:
-    """Writes a duration such as ``0:01:20``, rounded to seconds."""
-    return str(timedelta(seconds=round(seconds)))

@@ -193,6 +193,5 @@ def _record_trials(context: Context, settings: RolloutSettings, selector: Pointe
             "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
     mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()})
-    set_description(
-        f"{len(groups)} queries, {len(trials)} trials, {figures['positive_query_rate']:.1%} of the queries have a right answer"
-    )
+    positive = f"{100 * figures['positive_query_rate']:.0f} % of queries positive"
+    set_description(f"{len(groups):,} queries, {len(trials):,} trials, {positive}")

@@ -328,7 +328,6 @@ def _conclude(training: _Training, history: list[dict[str, float]], models: Mapp
     log_checkpoints({training.numbered(epoch): model_id for epoch, model_id in models.items()})
     record({Tag.BEST_EPOCH: training.numbered(best), Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
     set_description(diagnosis)
-    log.info("%s: %s", training.title, diagnosis)
 
 
 def _log_model(training: _Training, epoch: int, checkpoint: Path) -> str:

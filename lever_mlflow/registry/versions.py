@@ -9,6 +9,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.utils import logging_utils
 
 from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.registry.model_card import renewed
@@ -105,7 +106,11 @@ def _created(client: MlflowClient, name: str, model_id: str, tags: Mapping[str, 
     A version is made together with its digest, and whoever sees a later number also sees the earlier ones. So all that made one
     agree on the first, and the others never get an alias.
     """
-    created = mlflow.register_model(f"models:/{model_id}", name, tags=dict(tags))
+    logging_utils.disable_logging()  # MLflow prints what the log of the evaluation says already
+    try:
+        created = mlflow.register_model(f"models:/{model_id}", name, tags=dict(tags))
+    finally:
+        logging_utils.enable_logging()
     first = _version_of_digest(client, name, tags[VersionTag.MODEL_DIGEST]) or created
     if str(first.version) != str(created.version):
         client.delete_model_version(name, created.version)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +27,11 @@ from mlflow.exceptions import MlflowException
 import lever_mlflow
 from lever_mlflow import invocation
 from lever_mlflow.exceptions import LeverError, first_line
+from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.planning import Unfinished, active_plan
+from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, record, set_description
 from lever_mlflow.settings import as_text
@@ -95,7 +98,7 @@ def project_run(name: str) -> Iterator[Run]:
     """
     failure: LeverError | None = None
     try:
-        with mlflow.start_run() as run:
+        with mlflow.start_run() as run, recorded_progress():
             mlflow.set_tag(RUN_NAME, name)
             tags = run.data.tags
             experiment = mlflow.get_experiment(run.info.experiment_id).name
@@ -171,7 +174,6 @@ def finished_run(step: Step) -> str | None:
 
 def run_as_child(step: Step) -> str:
     """Runs a step in a child of the active run and returns the child's id."""
-    log.info("%s: running", step.name)
     with mlflow.start_run(nested=True, run_name=step.name):
         return _run(step)
 
@@ -188,9 +190,11 @@ def run_settings(run_id: str) -> dict[str, Any]:
 def _run(step: Step) -> str:
     """Runs a step in the active run and returns the run's id.
 
-    Parameters that ``mlflow run`` has logged already are left as the user typed them.
+    The log has a line when the step starts, and one when it ends: the first line of the run's description, which says what the
+    step came to. Parameters that ``mlflow run`` has logged already are left as the user typed them.
     """
-    run_id = str(active_run().info.run_id)
+    run_id, started = str(active_run().info.run_id), time.perf_counter()
+    log.info("%s: running", step.name)
     logged = mlflow.get_run(run_id).data.params
     parameters = {**step.labels, **step.settings}
     mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in logged})
@@ -211,6 +215,8 @@ def _run(step: Step) -> str:
         }
     )
     step.execute()
+    description = mlflow.get_run(run_id).data.tags.get(DESCRIPTION) or "done"
+    log.info("%s: %s (%s)", step.name, description.splitlines()[0].removesuffix("."), duration(time.perf_counter() - started))
     return run_id
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -68,7 +69,8 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
     This package's code is part of the model, as it can be installed from no package index where the model is served. The
     weights of the embedded VLM are left out.
     """
-    with tempfile.TemporaryDirectory() as code, _no_bytecode():
+    # MLflow's own filter shows its remark that chat messages are of any type; it is recorded here, and so not printed.
+    with tempfile.TemporaryDirectory() as code, _no_bytecode(), warnings.catch_warnings(record=True):
         package = Path(code) / "lever_mlflow"
         shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=_left_out)
         info = mlflow.pyfunc.log_model(

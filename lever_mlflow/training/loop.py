@@ -16,10 +16,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lever_mlflow import distributed
 from lever_mlflow.exceptions import CheckpointError, LeverError
+from lever_mlflow.progress import Progress
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import LrScheduler
 from lever_mlflow.training.batches import GroupBatch, GroupTable
@@ -152,7 +152,7 @@ def train_epochs(
         settings: of the optimiser, and of the number of steps.
         objective: computes the loss, and further metrics.
         seed: decides the order of the queries, and which hidden units dropout takes out.
-        name: label of the progress bar.
+        name: says in the log and beside the progress bar what is trained.
         device: ``cpu`` or ``cuda``.
         state: of an earlier run with the same arguments, after whose last epoch training goes on with its weights.
 
@@ -165,11 +165,12 @@ def train_epochs(
     if state is not None:
         history = [dict(metrics) for metrics in state.history]
         trainer.restore(state)
-    for epoch in range(len(history) + 1, settings.epochs + 1):
-        if no_longer_rising([metrics["val/expected_reward"] for metrics in history], settings.early_stopping):
-            return
-        history.append(trainer.run(epoch))
-        yield Epoch(epoch, history[-1], selector, trainer.state(history))
+    with trainer.progress(len(history)) as progress:
+        for epoch in range(len(history) + 1, settings.epochs + 1):
+            if no_longer_rising([metrics["val/expected_reward"] for metrics in history], settings.early_stopping):
+                return
+            history.append(trainer.run(epoch, progress))
+            yield Epoch(epoch, history[-1], selector, trainer.state(history))
 
 
 class _Trainer:
@@ -193,16 +194,21 @@ class _Trainer:
         self.model = distributed.wrapped(self.processes, selector)
         self.steps_per_epoch = -(-len(groups) // settings.batch_size)
 
-    def run(self, epoch: int) -> Metrics:
+    def progress(self, epochs: int) -> Progress:
+        """Returns the progress of a training of which so many epochs are done; the leading process shows it."""
+        total, done = (count * self.steps_per_epoch for count in (self.settings.epochs, epochs))
+        return Progress(self.name, total, "steps", done=done, hidden=not self.processes.is_main_process)
+
+    def run(self, epoch: int, progress: Progress) -> Metrics:
         """Trains on all queries once, in the epoch of this number from 1, and returns the epoch's metrics."""
         started = time.perf_counter()
         torch.manual_seed(_dropout_seed(self.seed, epoch, self.processes.process_index))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         sums = _EpochSums()
-        hidden = None if self.processes.is_main_process else True  # None: shown where the output is a terminal
-        for i in tqdm(range(self.steps_per_epoch), f"{self.name} epoch {epoch}", unit="step", disable=hidden):
+        for i in range(self.steps_per_epoch):
             rows = order[i * self.settings.batch_size : (i + 1) * self.settings.batch_size]
             lr = self._step((epoch - 1) * self.steps_per_epoch + i, rows, sums)
+            progress.update()
         metrics = sums.means()
         metrics["train/grad_norm"] = sums.norm / len(self.groups)
         metrics["train/reward_mean"] = self.groups.reward_mean

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.cache_dir import CACHE_DIR
+from lever_mlflow.progress import Progress
 from lever_mlflow.settings import CacheMode
 from lever_mlflow.vlm.prompt import Prompt
 
@@ -210,19 +209,18 @@ def cached_answers(
         key: names a prompt by all that its answer depends on.
         generate: yields batches of (position, text) for different prompts.
         cache: the cache to use.
-        description: label of the progress bar.
+        description: says in the log and beside the bar what the answers are for.
     """
     keys = [key(prompt) for prompt in prompts]
     first = dict(zip(reversed(keys), reversed(prompts), strict=True))
     unique = list(dict.fromkeys(keys))
     texts = cache.get(unique)
     missing = [k for k in unique if k not in texts]
-    log.info("%s: %d different prompts, %d of them cached", description, len(unique), len(texts))
-    hits = f"{len(texts)} of {len(unique)} different prompts cached"
-    with tqdm(total=len(missing), desc=description, unit="prompt", postfix=hits, disable=None) as bar:
+    log.debug("%s: %d different prompts, %d of them cached", description, len(unique), len(texts))
+    with Progress(description, len(missing), "answers", note=f"{len(texts):,} more are cached") as progress:
         for batch in generate([first[k] for k in missing]):
             items = [(missing[position], text) for position, text in batch]
             cache.put(items)
             texts.update(items)
-            bar.update(len(items))
+            progress.update(len(items))
     return Answers([texts[k] for k in keys], len(missing))

@@ -72,7 +72,7 @@ class Asker:
 
         Args:
             prompts: may hold duplicates.
-            description: label of the progress bar.
+            description: says in the log and beside the bar what the answers are for.
         """
         return self._ask("generate", prompts, description)
 

@@ -23,6 +23,7 @@ class Cake:
     halves: tuple[str, str] = option(("left", "right"), help="Names of the two halves.")
     extras: Mapping[str, str] = option({}, example="nuts=few", help="Extras of the cake by name.")
     baker: str = option("auto", help="Name of the baker of the cake.")
+    warm: bool = option(False, short="w", help="Whether the cake is still warm.")
 
 
 def parsed(*arguments, parts=(Cake,)):
@@ -45,6 +46,21 @@ def test_values_have_the_types_of_the_fields():
     values = parsed(*typed, "--halves=a , b", "--extras=nuts=few,rum = no", "--baker=ann")
     assert Cake(**values) == Cake(3, 0.5, "none", True, (20, 26), (2.0, 1.0), ("a", "b"), {"nuts": "few", "rum": "no"}, "ann")
     assert parsed("--extras=none", "--sugar=auto") == parsed()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warm"),
+    [
+        (("-w",), True),
+        (("-w", "--layers=2"), True),
+        (("--warm",), True),
+        (("--warm", "true"), True),
+        (("--warm", "false"), False),
+        ((), False),
+    ],
+)
+def test_a_short_flag_needs_no_value(arguments, warm):
+    assert parsed(*arguments) == {**parsed(), "warm": warm}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +102,7 @@ def test_help_shows_text_default_and_presets():
         "--icing [lemon|none] Kind of icing on the cake. [default: lemon]",
         "--candles BOOLEAN Whether candles stand on the cake. [default: false]",
         "--sizes NUMBERS Sizes of the tins in centimetres. [default: 20,26]",
+        "-w, --warm BOOLEAN Whether the cake is still warm. [default: false]",
         "--extras PAIRS Extras of the cake by name. [default: none]",
     ):
         assert shown in text

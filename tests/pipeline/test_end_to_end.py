@@ -25,6 +25,14 @@ from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings, Ro
 ONE_ROUND = RoundSettings(rounds=1)
 
 NAME = "lever-selector-mini-mini"
+OF_A_BETA = (
+    "grpo beta {}",
+    "grpo beta {} round 1",
+    "rollout round 2",
+    "validate",
+    "grpo beta {} round 2",
+    "evaluate beta {}",
+)
 ROUNDED = 0.005 + 1e-9  # a figure of two decimals, of which the third may have been a 5
 SMALL = {
     "n_queries": 60,
@@ -238,6 +246,51 @@ def test_comparison_of_a_results_file(project):
     assert "| 200 | 1 | 58.8% | 57.0% | -1.8% | ⬇️ |" in (folder / "report.md").read_text()
 
 
+def test_the_terminal_says_what_the_ui_says_of_each_step_and_nothing_else(project, experiment):
+    top = parent(project)
+    runs = [top, *(run for run in project.runs() if run.info.run_id != top.info.run_id)]  # also those of the rounds
+    lines = [line for line in experiment.stderr.splitlines() if not re.search(" INFO mlflow.(projects|store)[.:]", line)]
+    steps_lines, summary = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    assert [line.removesuffix(": running") for line in steps_lines if line.endswith(": running")] == [
+        "experiment",
+        "rollout",
+        "validate",
+        "rce",
+        "baselines",
+        *(step.format(beta) for beta in ("0.12", "0.15") for step in OF_A_BETA),
+        "compare",
+    ]
+    ends = [line.rpartition(" (")[0] for line in steps_lines if re.search(r" \((\d+\.\d s|\d+ s|\d+ min \d+ s)\)$", line)]
+    described = [f"{run.info.run_name}: {run.data.tags['mlflow.note.content']}".removesuffix(".") for run in runs[1:]]
+    assert sorted(ends) == sorted(described)
+    others = [line for line in steps_lines if not line.endswith((": running", " s)"))]
+    (baselines,) = (run.info.run_id for run in runs if run.info.run_name == "baselines")
+    assert others == [f"baselines: reused from baselines (run {baselines})"] * 2
+    assert summary[0] == "VQA accuracy in percent on 40 questions"
+    assert summary[-1].startswith(f"experiment: {top.data.tags['mlflow.note.content'].removesuffix('.')} (")
+    assert experiment.stdout == ""
+
+
+def test_descriptions_state_the_figures(project, experiment):
+    children = steps(project, parent(project).info.run_id)
+    described = {name: run.data.tags["mlflow.note.content"] for name, run in children.items()}
+    figures = children["rollout"].data.metrics
+    positive = f"{100 * figures['data/positive_query_rate']:.0f} % of queries positive"
+    assert described["rollout"] == f"60 queries, {figures['data/n_trials']:.0f} trials, {positive}"
+    run = children["evaluate beta 0.15"]
+    epoch = int(run.data.tags["lever.best_epoch"])
+    accuracy = f"{100 * history(project, run, 'selection/accuracy')[epoch]:.2f} % on 20 selection questions (mean over shots)"
+    assert described["evaluate beta 0.15"] == f"epoch {epoch} is best, with {accuracy}, and is {NAME} version 2"
+    records = pd.read_parquet(artifact(children["baselines"].info.run_id, "records.parquet"))
+    draws = records.groupby(["policy", "shots", "draw"])["accuracy"].mean()
+    accuracies = draws.groupby(["policy", "shots"]).mean()
+    highest = f"the highest accuracy is {100 * accuracies.max():.2f} %, of "
+    words = described["baselines"].split(highest)
+    assert words[0] == "8 baselines on 40 questions; "
+    policy, shots = words[1].removesuffix("s").removesuffix(" demonstration").rsplit(" with ", 1)
+    assert accuracies[policy, int(shots)] == accuracies.max()
+
+
 def test_summary_and_the_line_that_opens_the_ui(experiment, project):
     output = experiment.stdout + experiment.stderr
     assert "VQA accuracy in percent on 40 questions" in output
@@ -325,6 +378,7 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
         "init=auto: this experiment has no finished rce run on these RL data",
         "rce: running",
         "validate: running",
+        "grpo beta 0.12: running",
         "grpo beta 0.12 round 1: running",
     ]
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")

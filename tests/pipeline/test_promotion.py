@@ -84,12 +84,14 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
     assert register(0.12, right(10, 20)) == "1"
     run = promote(local, 0.12)
     assert aliases() == ("1", None)
-    assert caplog.messages == [
+    *messages, end = caplog.messages
+    assert re.fullmatch(rf"promote beta 0\.12: {NAME} version 1 \(beta 0\.12\) is champion \(\d\.\d s\)", end)
+    assert messages == [
+        "promote beta 0.12: running",
         "met: data gate: pass",
         f"met: over random demonstrations: {(gain := '+25.00 points [+12.50, +40.00], p = 0.002, 40 questions')}",
         f"met: {(similar := 'over fused-similarity of all, the strongest similarity baseline: +50.00 points')} "
         "[+35.00, +65.00], p < 0.001, 40 questions",  # 20 of 40 differ, one way: 50 +/- 1.96 * 100 * sqrt(0.25 / 40)
-        f"{NAME} version 1 (beta 0.12) is champion",
     ]
     version = MlflowClient().get_model_version(NAME, "1")
     assert list(version.tags) == (

@@ -34,7 +34,7 @@ NAME = "lever-selector-mini-mini"
 
 
 def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_data, caplog):
-    caplog.set_level("INFO", logger="lever_mlflow")
+    caplog.set_level("DEBUG", logger="lever_mlflow")
     line = local()
     data = find_rl_data(line, bad_rl_data)
     for expected in ("validate: running", "data gate: verdict taken from validate (run "):
