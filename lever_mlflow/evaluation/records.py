@@ -68,7 +68,9 @@ class EvaluationRecords:
         try:
             return cls(pd.read_parquet(path, columns=list(COLUMNS)))
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: not the records of an evaluation ({error}); run the evaluate step again") from None
+            raise DataError(
+                f"{path}: not the records of an evaluation ({error}); run the evaluate step again with rerun=true"
+            ) from None
 
     def write(self, path: Path) -> None:
         """Writes the records as a Parquet file."""

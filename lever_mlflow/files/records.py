@@ -31,7 +31,7 @@ def read_record(model: type[Record], path: Path, name: str, step: str) -> Record
         reason = str(error)
     except ValidationError as error:
         reason = first_misfit(error)
-    raise DataError(f"{path}: not {name} of this version ({reason}); run the {step} step again")
+    raise DataError(f"{path}: not {name} of this version ({reason}); run the {step} step again with rerun=true")
 
 
 def first_misfit(error: ValidationError) -> str:

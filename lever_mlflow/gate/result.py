@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from lever_mlflow.exceptions import GateError
 from lever_mlflow.files.records import first_misfit
 from lever_mlflow.gate.suites import DRIFT_SUITES, Severity
+from lever_mlflow.invocation import command
 
 __all__ = ["Check", "GateResult", "Method", "Verdict", "metric_name"]
 
@@ -120,12 +120,12 @@ class GateResult:
             raise GateError(
                 f"{self.source}: there are no usable trials in {self.count('n_queries')} queries, and "
                 f"{self.count('dropped_trials')} trials were dropped; record the RL data again with "
-                f"`mlflow run . --env-manager local -e rollout`"
+                f"`{command('rollout', rerun=True)}`"
             )
         remedies = "; ".join(dict.fromkeys(check.remedy for check in checks if check.remedy))
         raise GateError(
             f"{'. '.join(self._failures(checks))}. What to do: {remedies}. To see all expectations, run "
-            f"`mlflow run . --env-manager local -e validate -P rl_data={shlex.quote(self.source)}`. "
+            f"`{command('validate', rl_data=self.source, verbose=True)}`. "
             f"To train on these data all the same, add `-P on_bad_data=warn`"
         )
 

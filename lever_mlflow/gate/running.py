@@ -96,7 +96,7 @@ def _check(suite: str, expectation: Mapping[str, Any], result: Mapping[str, Any]
         observed=error or _observed(expectation["type"], result["result"] if result else {}),
         required=_required(expectation["type"], kwargs),
         note=meta.get("note", ""),
-        remedy=meta.get("remedy", ""),
+        remedy=in_present_form(meta.get("remedy", "")),
     )
 
 

@@ -147,4 +147,6 @@ def _read_verdict(run_id: str) -> gate.GateResult:
     try:
         return gate.GateResult.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"run {run_id}: {GATE_FILE} cannot be read ({error}); run the validate step again") from None
+        raise DataError(
+            f"run {run_id}: {GATE_FILE} cannot be read ({error}); run the validate step again with rerun=true"
+        ) from None

@@ -219,13 +219,15 @@ def _evaluated(version: ModelVersion) -> Evaluated:
     """
     tags = version.tags
     if VersionTag.EVALUATION_RUN not in tags:
-        raise MissingRunError(f"version {version.version} has no tag evaluation_run; run the evaluate step again")
+        raise MissingRunError(
+            f"version {version.version} has no tag evaluation_run; run the evaluate step again with rerun=true"
+        )
     run_id, registered = tags[VersionTag.EVALUATION_RUN], tags.get(VersionTag.EVALUATION_DIGEST)
     records = read_records(run_id)
     if records.digest != registered:
         raise DataError(
             f"run {run_id}: the records are not what version {version.version} was registered with "
-            f"(digest {records.digest}, then {registered}); run the evaluate step again"
+            f"(digest {records.digest}, then {registered}); run the evaluate step again with rerun=true"
         )
     return Evaluated(read_evaluation(run_id), records, epoch_policy(int(tags[VersionTag.EPOCH])))
 

@@ -23,6 +23,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError, PromotionError
+from lever_mlflow.invocation import command
 from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import registered_model
 
@@ -101,7 +102,7 @@ def change(name: str, expected: Holders, new: Change) -> None:
         if present != expected:
             raise PromotionError(
                 f"{name}: {_in_words(present)}, but {_in_words(expected)} when this began; somebody else changed it meanwhile, "
-                "and this changed nothing; look at `mlflow run . -e status` and run it again"
+                f"and this changed nothing; look at `{command('status')}` and run it again"
             )
         began = time.monotonic()
         if _begin(client, name, number, new):

@@ -159,7 +159,7 @@ def gain(candidate: Evaluated, other: Evaluated) -> Gain:
     paired = accuracies - others.reindex(accuracies.index)
     if paired.empty or paired.isna().any():
         policies = f"{candidate.policy} and {other.policy}"
-        raise DataError(f"records of {policies} do not cover the same questions; run the evaluate step again")
+        raise DataError(f"records of {policies} do not cover the same questions; run the evaluate step again with rerun=true")
     differences_Q = paired.groupby("question_id").mean().to_numpy()
     low, high = mean_interval(differences_Q, 1.0 - LEVEL, candidate.evaluation.inputs.seed)
     points = round(100.0 * float(differences_Q.mean()), _DIGITS) + 0.0  # which makes 0 of -0
@@ -182,7 +182,9 @@ def _strongest_similarity(records: EvaluationRecords) -> Strongest:
     means: dict[tuple[str, int | None], float] = {(p, None): float(of.mean()) for p, of in accuracies.items() if of is not None}
     found = strongest(means, None)
     if found is None:
-        raise DataError("the evaluation has no similarity baseline to compare with; run the evaluate step again")
+        raise DataError(
+            "the evaluation has no similarity baseline to compare with; run the evaluate step again with rerun=true"
+        )
     return found
 
 

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import logging_utils
 
 from lever_mlflow.exceptions import MissingRunError
+from lever_mlflow.invocation import command
 from lever_mlflow.registry.model_card import renewed
 from lever_mlflow.registry.version_tags import VersionTag, is_measured
 from lever_mlflow.settings import format_beta
@@ -67,7 +68,7 @@ def find_version(name: str, kl_beta: float) -> ModelVersion:
         MissingRunError: there is no such registered model, or no version for this beta; the message lists the others.
     """
     beta, alias = format_beta(kl_beta), beta_alias(kl_beta)
-    remedy = f"run `mlflow run . -e evaluate -P kl_beta={beta}` first"
+    remedy = f"run `{command('evaluate', kl_beta=kl_beta)}` first"
     aliases = registered_model(name, remedy).aliases
     if alias not in aliases:
         others = ", ".join(sorted(other for other in aliases if other.startswith(_ALIAS))) or "none"
@@ -75,12 +76,17 @@ def find_version(name: str, kl_beta: float) -> ModelVersion:
     return MlflowClient().get_model_version(name, str(aliases[alias]))
 
 
-def registered_model(name: str, remedy: str = "run `mlflow run . -e evaluate` first") -> RegisteredModel:
+def registered_model(name: str, remedy: str = "") -> RegisteredModel:
     """Returns a registered model with its tags and aliases.
+
+    Args:
+        name: of the registered model.
+        remedy: says what to do where there is none; by default the command of the evaluation, which registers versions.
 
     Raises:
         MissingRunError: there is none of this name.
     """
+    remedy = remedy or f"run `{command('evaluate')}` first"
     try:
         return MlflowClient().get_registered_model(name)
     except MlflowException as error:

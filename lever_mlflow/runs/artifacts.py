@@ -29,7 +29,9 @@ def artifact(run_id: str, path: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
-        raise DataError(f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); run that step again") from None
+        raise DataError(
+            f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); run that step again with rerun=true"
+        ) from None
 
 
 def read_json(run_id: str, path: str) -> dict[str, Any]:
@@ -41,7 +43,9 @@ def read_json(run_id: str, path: str) -> dict[str, Any]:
     try:
         return dict(json.loads(artifact(run_id, path).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"run {run_id}: artifact {path} is no JSON object ({error}); run that step again") from None
+        raise DataError(
+            f"run {run_id}: artifact {path} is no JSON object ({error}); run that step again with rerun=true"
+        ) from None
 
 
 def list_artifacts(run_id: str, folder: str) -> list[str]:

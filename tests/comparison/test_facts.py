@@ -39,5 +39,5 @@ def test_a_comparison_is_a_results_file(facts, tmp_path):
 def test_a_file_that_is_no_comparison(tmp_path):
     path = tmp_path / "comparison.json"
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match=r"not a comparison of this version .*; run the compare step again"):
+    with pytest.raises(DataError, match=r"not a comparison of this version .*; run the compare step again with rerun=true"):
         Comparison.read(path)

@@ -105,7 +105,9 @@ def test_what_holds_no_records_is_one_line(tmp_path, content):
     path = tmp_path / "records.parquet"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records.parquet: not the records of an evaluation .*run the evaluate step again"):
+    with pytest.raises(
+        DataError, match=r"records.parquet: not the records of an evaluation .*run the evaluate step again with rerun=true"
+    ):
         EvaluationRecords.read(path)
 
 

@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_named(content, reason, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
         read_record(Outer, path, "a record", "make")
-    assert str(error.value) == f"{path}: not a record of this version ({reason}); run the make step again"
+    assert str(error.value) == f"{path}: not a record of this version ({reason}); run the make step again with rerun=true"
 
 
 def test_a_file_that_is_missing(tmp_path):

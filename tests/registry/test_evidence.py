@@ -44,7 +44,7 @@ def test_gain_is_paired_over_questions_and_averaged_over_shots_and_draws():
 def test_gain_on_other_questions_or_of_an_unknown_policy_is_refused():
     first = evaluated({"epoch 1": np.ones((2, 3))})
     for other in (evaluated({"epoch 1": np.ones((2, 2))}), first._replace(policy="epoch 2")):
-        with pytest.raises(DataError, match="do not cover the same questions; run the evaluate step again"):
+        with pytest.raises(DataError, match="do not cover the same questions; run the evaluate step again with rerun=true"):
             gain(first, other)
 
 

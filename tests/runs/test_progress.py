@@ -39,9 +39,9 @@ def test_work_is_a_metric_of_whichever_run_is_active(mlflow_store):
 
 def test_progress_is_no_figure_of_an_epoch(mlflow_store):
     with project_run("test") as run:
-        mlflow.log_metrics({"val_loss": 0.5}, step=1)
+        mlflow.log_metrics({"val/loss": 0.5}, step=1)
         work("steps", 3, 2)
-    assert epoch_metrics(run.info.run_id) == {1: {"val_loss": 0.5}}
+    assert epoch_metrics(run.info.run_id) == {1: {"val/loss": 0.5}}
 
 
 def test_a_server_that_refuses_is_asked_once_and_the_work_goes_on(mlflow_store, monkeypatch):

@@ -109,7 +109,7 @@ def test_wrong_runs_and_artifacts_are_named(mlflow_store):
 def test_an_artifact_that_is_no_json_object_is_one_line(mlflow_store):
     with mlflow.start_run() as run:
         mlflow.log_text("[1, 2", "list.json")
-    with pytest.raises(DataError, match=r"artifact list.json is no JSON object .*run that step again"):
+    with pytest.raises(DataError, match=r"artifact list.json is no JSON object .*run that step again with rerun=true"):
         read_json(run.info.run_id, "list.json")
 
 
