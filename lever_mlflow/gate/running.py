@@ -15,6 +15,7 @@ import pandas as pd
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.gate.result import Check
+from lever_mlflow.invocation import in_present_form
 
 __all__ = ["run_suite"]
 

@@ -237,7 +237,8 @@ def test_what_is_worse_than_similarity_search_takes_force(local, register):
 
 def test_an_evaluation_without_similarity_baselines_is_no_evidence(local, register):
     register(0.12, right(20, 20), similarity=())
-    told = "no evidence on similarity: the evaluation has no similarity baseline to compare with; run the evaluate step again with rerun=true"
+    lacking = "the evaluation has no similarity baseline to compare with; run the evaluate step again with rerun=true"
+    told = f"no evidence on similarity: {lacking}"
     with pytest.raises(PromotionError, match=f"is not promoted: {told}; nothing was changed"):
         promote(local, 0.12)
     promote(local, 0.12, force=True)
