@@ -3,6 +3,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 INSTALLED := $(VENV)/installed
+# Which build of torch is installed: the one on PyPI, which brings CUDA, or with TORCH=cpu the smaller one for a CPU.
+TORCH ?= pypi
+TORCH_INDEX_cpu := https://download.pytorch.org/whl/cpu
+$(if $(filter pypi cpu,$(TORCH)),,$(error TORCH=$(TORCH): give TORCH=pypi or TORCH=cpu))
 # Parameters of the demo's main job, such as ARGS="-P kl_betas=0.05,0.12,0.5"
 ARGS ?=
 
@@ -11,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint ui clean
+.PHONY: help demo test test-slow lint notebook ui clean
 
 help: ## Prints this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,11 +30,16 @@ test: lint ## Runs lint, then all tests but the slow ones.
 test-slow: $(INSTALLED) ## Runs the slow tests: killed trainings, servers that go away, several processes.
 	pytest -m slow
 
-lint: $(INSTALLED) ## Checks style, format, types, and which package imports which.
+lint: $(INSTALLED) ## Checks style, format, types, which package imports which, Dockerfile and workflows.
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports --no-logo --no-cache
+	hadolint Dockerfile
+	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+notebook: $(INSTALLED) ## Executes docs/quickstart.ipynb and stores it with its outputs.
+	python docs/run_notebook.py
 
 ui: $(INSTALLED) ## Opens the MLflow UI on the runs of this folder.
 	mlflow ui
@@ -38,8 +47,10 @@ ui: $(INSTALLED) ## Opens the MLflow UI on the runs of this folder.
 # The exact versions of conda.yaml, the tested ones, constrain the ranges of pyproject.toml.
 $(INSTALLED): pyproject.toml setup.py conda.yaml
 	$(PYTHON) -m venv $(VENV)
-	sed -n 's/^ *- \([a-z-]*==.*\)/\1/p' conda.yaml > $(VENV)/constraints.txt
+	sed -n 's/^ *- \([a-z0-9-]*==.*\)/\1/p' conda.yaml > $(VENV)/constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH_INDEX_$(TORCH)),grep '^torch' $(VENV)/constraints.txt > $(VENV)/torch.txt)
+	$(if $(TORCH_INDEX_$(TORCH)),$(VENV)/bin/python -m pip install --quiet --index-url $(TORCH_INDEX_$(TORCH)) --requirement $(VENV)/torch.txt)
 	$(VENV)/bin/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
 

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lever_mlflow.data.vqa_accuracy import vqa_accuracy
     from lever_mlflow.gate import check as check_rl_data
-    from lever_mlflow.selector.checkpoint import load_selector
+    from lever_mlflow.gate.figures import figures_png as rl_data_figures
+    from lever_mlflow.library import ask, make_retriever, record_rl_data
+    from lever_mlflow.pipeline.resources import Resources
+    from lever_mlflow.selector.checkpoint import load_selector, save_selector
     from lever_mlflow.selector.network import PointerSelector
+    from lever_mlflow.serving.requests import Query
     from lever_mlflow.serving.retriever import load_retriever
+    from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings
+    from lever_mlflow.training.curves import training_curves
+    from lever_mlflow.training.grpo import train_grpo
+    from lever_mlflow.training.rce import train_rce
     from lever_mlflow.trials.rl_data import load_rl_data
+    from lever_mlflow.vlm.prompt import Prompt
 
 # Lets the threads of PyTorch's operations sleep while they wait for each other, unless the user has set the variable. By
 # default they wait actively, and on a machine with other work a training then takes many times as long. OpenMP reads the
@@ -22,14 +31,49 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
-__all__ = ["PointerSelector", "check_rl_data", "load_retriever", "load_rl_data", "load_selector", "vqa_accuracy"]
+__all__ = [
+    "GrpoSettings",
+    "PointerSelector",
+    "Prompt",
+    "Query",
+    "RceSettings",
+    "Resources",
+    "RolloutSettings",
+    "ask",
+    "check_rl_data",
+    "load_retriever",
+    "load_rl_data",
+    "load_selector",
+    "make_retriever",
+    "record_rl_data",
+    "rl_data_figures",
+    "save_selector",
+    "train_grpo",
+    "train_rce",
+    "training_curves",
+    "vqa_accuracy",
+]
 
 _SOURCES = {  # public name -> the module that defines it, and its name there
+    "GrpoSettings": ("lever_mlflow.settings", "GrpoSettings"),
     "PointerSelector": ("lever_mlflow.selector.network", "PointerSelector"),
+    "Prompt": ("lever_mlflow.vlm.prompt", "Prompt"),
+    "Query": ("lever_mlflow.serving.requests", "Query"),
+    "RceSettings": ("lever_mlflow.settings", "RceSettings"),
+    "Resources": ("lever_mlflow.pipeline.resources", "Resources"),
+    "RolloutSettings": ("lever_mlflow.settings", "RolloutSettings"),
+    "ask": ("lever_mlflow.library", "ask"),
     "check_rl_data": ("lever_mlflow.gate", "check"),
     "load_retriever": ("lever_mlflow.serving.retriever", "load_retriever"),
     "load_rl_data": ("lever_mlflow.trials.rl_data", "load_rl_data"),
     "load_selector": ("lever_mlflow.selector.checkpoint", "load_selector"),
+    "make_retriever": ("lever_mlflow.library", "make_retriever"),
+    "record_rl_data": ("lever_mlflow.library", "record_rl_data"),
+    "rl_data_figures": ("lever_mlflow.gate.figures", "figures_png"),
+    "save_selector": ("lever_mlflow.selector.checkpoint", "save_selector"),
+    "train_grpo": ("lever_mlflow.training.grpo", "train_grpo"),
+    "train_rce": ("lever_mlflow.training.rce", "train_rce"),
+    "training_curves": ("lever_mlflow.training.curves", "training_curves"),
     "vqa_accuracy": ("lever_mlflow.data.vqa_accuracy", "vqa_accuracy"),
 }
 

@@ -9,31 +9,44 @@ import pytest
 import torch
 
 import lever_mlflow
+from lever_mlflow import library, settings
 from lever_mlflow.data import vqa_accuracy as accuracy_module
-from lever_mlflow.gate import check
+from lever_mlflow.gate import check, figures
+from lever_mlflow.pipeline import resources
 from lever_mlflow.selector import checkpoint, network
-from lever_mlflow.serving import retriever
+from lever_mlflow.serving import requests, retriever
+from lever_mlflow.training import curves, grpo, rce
 from lever_mlflow.trials import rl_data
+from lever_mlflow.vlm import prompt
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "pandas", "mlflow", "great_expectations", "transformers", "matplotlib", "click")
 
 
 def test_public_names_are_the_documented_objects():
-    assert sorted(lever_mlflow.__all__) == [
-        "PointerSelector",
-        "check_rl_data",
-        "load_retriever",
-        "load_rl_data",
-        "load_selector",
-        "vqa_accuracy",
-    ]
-    assert lever_mlflow.PointerSelector is network.PointerSelector
-    assert lever_mlflow.check_rl_data is check
-    assert lever_mlflow.load_retriever is retriever.load_retriever
-    assert lever_mlflow.load_rl_data is rl_data.load_rl_data
-    assert lever_mlflow.load_selector is checkpoint.load_selector
-    assert lever_mlflow.vqa_accuracy is accuracy_module.vqa_accuracy
+    assert sorted(lever_mlflow.__all__) == lever_mlflow.__all__ == list(lever_mlflow._SOURCES)
+    assert {
+        "GrpoSettings": settings.GrpoSettings,
+        "PointerSelector": network.PointerSelector,
+        "Prompt": prompt.Prompt,
+        "Query": requests.Query,
+        "RceSettings": settings.RceSettings,
+        "Resources": resources.Resources,
+        "RolloutSettings": settings.RolloutSettings,
+        "ask": library.ask,
+        "check_rl_data": check,
+        "load_retriever": retriever.load_retriever,
+        "load_rl_data": rl_data.load_rl_data,
+        "load_selector": checkpoint.load_selector,
+        "make_retriever": library.make_retriever,
+        "record_rl_data": library.record_rl_data,
+        "rl_data_figures": figures.figures_png,
+        "save_selector": checkpoint.save_selector,
+        "train_grpo": grpo.train_grpo,
+        "train_rce": rce.train_rce,
+        "training_curves": curves.training_curves,
+        "vqa_accuracy": accuracy_module.vqa_accuracy,
+    } == {name: getattr(lever_mlflow, name) for name in lever_mlflow.__all__}
 
 
 def test_dir_lists_the_public_names():

@@ -77,7 +77,7 @@ def _load(name: str, split: str) -> Any:
         import datasets
     except ImportError:
         raise ParameterError(
-            f"dataset=hf:{name} needs the datasets library; install it with: pip install 'lever-mlflow[hf]'"
+            f"dataset=hf:{name} needs the datasets library; install it with: python -m pip install 'datasets>=5.0'"
         ) from None
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

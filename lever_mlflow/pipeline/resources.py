@@ -21,7 +21,7 @@ from lever_mlflow.data.hub_dataset import ensure_hub_dataset
 from lever_mlflow.data.okvqa import Split, SplitName, describe, read_split, tally
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.files.cache_dir import CACHE_DIR
+from lever_mlflow.files.cache_dir import CACHE_DIR, default_cache_dir
 from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
 from lever_mlflow.mini.dataset import ensure_dataset
@@ -51,7 +51,7 @@ class Resources(ResourceSettings):
         ParameterError: a model on a server is named, but the VLM is not the URL of one.
     """
 
-    cache_dir: Path = Path()
+    cache_dir: Path = field(default_factory=default_cache_dir)
     data: DataSettings = field(default_factory=DataSettings)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
-from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import (
     check_settings,
     choose_queries,
@@ -36,7 +36,15 @@ from lever_mlflow.trials.rollout import (
     rollout,
 )
 
-__all__ = ["LEFT_OUT", "find_rl_data", "read_rl_data", "recorded_settings", "rl_data_of_run", "rollout_step"]
+__all__ = [
+    "LEFT_OUT",
+    "find_rl_data",
+    "read_rl_data",
+    "record_groups",
+    "recorded_settings",
+    "rl_data_of_run",
+    "rollout_step",
+]
 
 STEP, RL_DATA_FILE = "rollout", "rl_data.json"
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
@@ -156,8 +164,16 @@ def _checked(setting: Field[Any], kind: Any, data: RLData) -> Any:
     raise DataError(f"{data.source}: _meta: {setting.name} is {value!r} ({reason}); correct or remove it, or give rounds=1")
 
 
-def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
-    """Records the trials; logs ``rl_data.json``, its digest and its figures."""
+def record_groups(
+    context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int = 1
+) -> tuple[list[Group], dict[str, Any]]:
+    """Records trials of a selector, which takes no MLflow run; returns a group for each query, and the meta of their file.
+
+    Each round of GRPO, numbered from 1, has other queries.
+
+    Raises:
+        ParameterError: the settings do not fit together or the data set, or the VLM cannot do what they ask for.
+    """
     resources = context.resources
     queries = choose_queries(resources.train, settings.n_queries, context.seed, round_number)
     answer = partial(resources.answer, description="rollout")
@@ -173,6 +189,12 @@ def _record_trials(context: Context, settings: RolloutSettings, selector: Pointe
         "generation": asdict(resources.language_model.profile),
     }
     meta[LEFT_OUT] = resources.left_out["train"]
+    return groups, meta
+
+
+def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
+    """Records the trials; logs ``rl_data.json``, its digest and its figures."""
+    groups, meta = record_groups(context, settings, selector, round_number)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RL_DATA_FILE
         save_rl_data(path, groups, meta)

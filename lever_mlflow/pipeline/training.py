@@ -25,7 +25,7 @@ from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suit
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
 from lever_mlflow.runs.artifacts import read_json
-from lever_mlflow.runs.metrics import finite
+from lever_mlflow.runs.metrics import finite, system_metrics
 from lever_mlflow.runs.processes import close_interrupted, this_process
 from lever_mlflow.runs.search import find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure
@@ -228,7 +228,8 @@ def _train(
     arguments = {"data": data, "settings": training.settings, **({} if start is None else {"start": start})}
     epochs = _begin(training, train, interrupted, arguments)
     unsent = UnsentEpochs(context.resources.cache_dir / "unsent" / active_run().info.run_id, step.key)
-    _log_training(training, epochs, interrupted, unsent)
+    with system_metrics(active_run().info.run_id, context.resources.torch_device):
+        _log_training(training, epochs, interrupted, unsent)
 
 
 def _begin(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import mlflow
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["DATA", "PROGRESS", "ROLLOUT", "ROUNDS", "TRAIN", "VAL", "epoch_metrics", "finite"]
+__all__ = ["DATA", "PROGRESS", "ROLLOUT", "ROUNDS", "TRAIN", "VAL", "epoch_metrics", "finite", "system_metrics"]
 
 # what the names of our metrics begin with; others may log metrics on our runs too, as MLflow does with those of the system
 TRAIN, VAL = "train/", "val/"  # of an epoch of training; their step is the epoch's number
@@ -32,7 +35,10 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
-    """Reads the metrics of a training run by epoch, ascending."""
+    """Reads the metrics of a training run by epoch, ascending.
+
+    Metrics whose steps are no epochs are left out: figures of the data and of rounds, and MLflow's system metrics.
+    """
     client = mlflow.MlflowClient()
     epochs: dict[int, dict[str, float]] = {}
     for name in client.get_run(run_id).data.metrics:
@@ -40,3 +46,25 @@ def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
             for metric in client.get_metric_history(run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
     return {epoch: epochs[epoch] for epoch in sorted(epochs)}
+
+
+@contextmanager
+def system_metrics(run_id: str, device: str) -> Iterator[None]:
+    """Logs the load of processor, memory, disk, network and GPU in a run while the block works on a GPU.
+
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` decides where it is set, whatever the device: MLflow itself then logs them from the
+    start of a run, or does not.
+
+    Args:
+        run_id: the run.
+        device: ``cpu`` or ``cuda``.
+    """
+    if device != "cuda" or MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set():
+        yield
+        return
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()

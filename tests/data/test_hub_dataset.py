@@ -15,7 +15,7 @@ from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.settings import DataSettings
 
-datasets = pytest.importorskip("datasets", reason="the optional extra hf is not installed: pip install 'lever-mlflow[hf]'")
+datasets = pytest.importorskip("datasets", reason="not installed: python -m pip install 'datasets>=5.0'")
 
 SPLITS = ("train", "validation")
 TEN = [f"answer {i}" for i in range(10)]
@@ -191,7 +191,7 @@ def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, tmp_path):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ParameterError, match=r"needs the datasets library; install it with: pip install 'lever-mlflow\[hf\]'"):
+    with pytest.raises(ParameterError, match=r"needs the datasets library; .*: python -m pip install 'datasets>=5\.0'"):
         ensure_hub_dataset("owner/name", {}, SPLITS, tmp_path)
 
 
