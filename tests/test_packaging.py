@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
