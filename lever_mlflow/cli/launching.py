@@ -35,13 +35,17 @@ def launch(command: click.Command, arguments: Sequence[str] | None = None) -> No
     """
     _quieten()
     signal.signal(signal.SIGTERM, _terminate)
+    name = command.name or ""
     try:
         command.main(arguments, standalone_mode=False)
     except click.UsageError as error:
+        _describe_run(name, error.format_message())
         _fail(error.format_message(), error.exit_code)
     except (LeverError, OSError) as error:
+        _describe_run(name, str(error))
         _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
+        _describe_run(name, "interrupted")
         _fail("interrupted", 130)
 
 
@@ -98,6 +102,14 @@ class _Console(logging.StreamHandler[TextIO]):
             return
         with tqdm.external_write_mode(self.stream):
             super().emit(record)
+
+
+def _describe_run(name: str, reason: str) -> None:
+    """Says of the run that ``mlflow run`` made why its command failed, where that was before the run was opened."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        from lever_mlflow.runs.steps import describe_unopened_run
+
+        describe_unopened_run(os.environ["MLFLOW_RUN_ID"], name, reason)
 
 
 def _terminate(number: int, frame: Any) -> None:

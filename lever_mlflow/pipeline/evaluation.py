@@ -106,11 +106,13 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
     choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
     lookup = {Tag.KL_BETA: job.kl_beta, **context.same_trainings()}
-    options = {"grpo_run": grpo_run, "checkpoints": ",".join(checkpoints) or NONE, "reward_mode": context.reward_mode}
+    options = {"checkpoints": ",".join(checkpoints) or NONE, "reward_mode": context.reward_mode}
+    # no parameter, as the page that compares runs in the UI would begin with it
+    config = {**context.shared_options(), EVALUATE: {"grpo_run": grpo_run, **options, **choices}}
     policies = {"learned": 1 + len(others), "candidates": len(candidates_of(grpo_run))}
     prompts = prompts_of_policies(settings, **policies)
     facts = {**lookup, **_input_tags(inputs)}
-    return make_step(context, EVALUATE, job.name, choices, facts, job.run, options, prompts=prompts)
+    return make_step(context, EVALUATE, job.name, choices, facts, job.run, options, config=config, prompts=prompts)
 
 
 def prompts_of_policies(settings: EvalSettings, learned: int, candidates: int) -> int:
@@ -333,9 +335,8 @@ class _Evaluation:
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
         name = self.context.registered_name
-        best = evaluation.best_epoch
-        accuracy = f"{100 * evaluation.selection_accuracy[best]:.2f} % on {self.settings.n_selection:,} selection questions"
-        set_description(f"epoch {best} is best, with {accuracy} (mean over shots), and is {name} version {version}")
+        summary, _, card = evaluation.registration.description.partition("\n")
+        set_description(f"{summary} It is {name} version {version}.\n{card}")
         record({Tag.REGISTERED: f"{name} version {version}"})
         mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
         log_records(records)

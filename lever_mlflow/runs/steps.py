@@ -12,7 +12,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -33,10 +33,20 @@ from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.planning import Unfinished, active_plan
 from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
-from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, record, set_description
+from lever_mlflow.runs.tags import DESCRIPTION, LONGEST_DESCRIPTION, RUN_NAME, Tag, record, set_description
 from lever_mlflow.settings import as_text
 
-__all__ = ["Step", "active_run", "ensure", "finished_run", "project_run", "run_as_child", "run_here", "run_settings"]
+__all__ = [
+    "Step",
+    "active_run",
+    "describe_unopened_run",
+    "ensure",
+    "finished_run",
+    "project_run",
+    "run_as_child",
+    "run_here",
+    "run_settings",
+]
 
 SETTINGS_FILE, CONFIG_FILE = "settings.json", "config.yaml"
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
@@ -218,6 +228,19 @@ def _run(step: Step) -> str:
     description = mlflow.get_run(run_id).data.tags.get(DESCRIPTION) or "done"
     log.info("%s: %s (%s)", step.name, description.splitlines()[0].removesuffix("."), duration(time.perf_counter() - started))
     return run_id
+
+
+def describe_unopened_run(run_id: str, name: str, reason: str) -> None:
+    """Names a run and says why it failed, unless it has a description; what MLflow refuses is left as it is.
+
+    It is for runs that ``mlflow run`` has made and whose command failed before ``project_run``.
+    """
+    client = mlflow.MlflowClient()
+    with suppress(MlflowException):
+        tags = client.get_run(run_id).data.tags
+        if DESCRIPTION not in tags:
+            client.set_tag(run_id, RUN_NAME, name)
+            client.set_tag(run_id, DESCRIPTION, f"failed: {reason}"[:LONGEST_DESCRIPTION])
 
 
 def _describe_failure(run_id: str, reason: str) -> None:

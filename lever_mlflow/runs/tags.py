@@ -22,6 +22,7 @@ from lever_mlflow.settings import as_text
 
 __all__ = [
     "DESCRIPTION",
+    "LONGEST_DESCRIPTION",
     "PREFIX",
     "RUN_NAME",
     "Tag",
@@ -38,7 +39,7 @@ __all__ = [
 PREFIX = "lever."
 DESCRIPTION, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # MLflow's own: what the UI shows of a run
 FACTS_FILE = "facts.json"
-_LONGEST_DESCRIPTION = 4_000  # characters; MLflow refuses descriptions above 5,000
+LONGEST_DESCRIPTION = 4_000  # characters; MLflow refuses descriptions above 5,000
 
 
 class Tag(StrEnum):
@@ -138,7 +139,7 @@ def remove_tags(*names: Tag) -> None:
 
 def set_description(text: str) -> None:
     """Sets the description of the active run, cut to what MLflow holds."""
-    mlflow.set_tag(DESCRIPTION, text[:_LONGEST_DESCRIPTION])
+    mlflow.set_tag(DESCRIPTION, text[:LONGEST_DESCRIPTION])
 
 
 def tags_of(run: Run) -> dict[str, str]:
