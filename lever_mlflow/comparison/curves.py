@@ -10,9 +10,10 @@ import numpy as np
 from lever_mlflow.comparison.facts import Curves, Trend
 from lever_mlflow.comparison.results import EpochResult, RunResult
 
-__all__ = ["CURVES", "DIGITS", "change", "curves_of", "present", "shown_metric", "trend"]
+__all__ = ["CURVES", "DIGITS", "IN_PERCENT", "change", "curves_of", "present", "shown_metric", "trend"]
 
 CURVES = ("train_loss", "val_loss", "ppo_loss", "kl", "advantage_std", "advantage_max", "beta")
+IN_PERCENT = frozenset({"kl", "advantage_std", "advantage_max", "beta"})  # never negative, so that a percentage means something
 DIGITS = 6  # of a metric that are shown; what these do not show is no change
 _TRENDS: dict[tuple[int, ...], Trend] = {  # signs of the changes -> their trend
     (): "unknown",
@@ -32,7 +33,7 @@ def curves_of(run: RunResult) -> Curves:
         kl_beta=run.kl_beta,
         epochs=tuple(epoch.epoch for epoch in run.epochs),
         values=values,
-        changes={name: tuple(change(*pair) for pair in itertools.pairwise(row)) for name, row in values.items()},
+        changes={name: tuple(change(name, *pair) for pair in itertools.pairwise(row)) for name, row in values.items()},
         trends={name: trend(row) for name, row in values.items()},
     )
 
@@ -44,11 +45,17 @@ def shown_metric(run: RunResult, epoch: EpochResult, name: str) -> float | None:
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
-def change(before: float | None, after: float | None) -> float | None:
-    """Returns the change in percent; None where a value is missing or there is nothing to divide by."""
-    if before is None or after is None or before == 0.0:
+def change(name: str, before: float | None, after: float | None) -> float | None:
+    """Returns the change of a metric: in percent where the metric is one of ``IN_PERCENT``, else in its own unit.
+
+    Losses may be negative or cross zero, where a percentage says nothing. The change is None where a value is missing or where
+    there is nothing to divide by.
+    """
+    if before is None or after is None:
         return None
-    return 100.0 * (after - before) / abs(before)
+    if name not in IN_PERCENT:
+        return after - before
+    return 100.0 * (after - before) / before if before > 0.0 else None
 
 
 def trend(values: Sequence[float | None]) -> Trend:

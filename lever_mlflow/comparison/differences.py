@@ -71,8 +71,8 @@ def differences(
 ) -> tuple[Difference | MissingCell, ...]:
     """Compares every pair in every cell.
 
-    Of two betas these are the cells of all epochs that both have, and of the best epochs. Of more betas they are only the cells
-    of the best epochs, or of the last epoch in common where a best epoch is not known.
+    Of two betas these are the cells of all epochs that were evaluated in both runs, and of the best epochs. Of more betas they
+    are only the cells of the best epochs, or of the last epoch in common where a best epoch is not known.
     """
     cells: list[tuple[Cell, _Untested | None]] = []
     for pair in pairs:
@@ -145,7 +145,7 @@ def _of_baselines(run: RunResult, size: int) -> dict[tuple[str, int | None], flo
 
 
 def _labels(pair: Pair, *, every_epoch: bool) -> list[Label]:
-    common = sorted({epoch.epoch for epoch in pair.run.epochs} & {epoch.epoch for epoch in pair.reference.epochs})
+    common = sorted({epoch.epoch for epoch in pair.run.evaluated} & {epoch.epoch for epoch in pair.reference.evaluated})
     both = pair.run.best_epoch is not None and pair.reference.best_epoch is not None
     labels: list[Label] = list(common if every_epoch else [] if both else common[-1:])
     return [*labels, BEST] if both else labels

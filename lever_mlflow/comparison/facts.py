@@ -29,13 +29,16 @@ __all__ = [
     "Difference",
     "EpochPair",
     "Example",
+    "ExampleSide",
     "ExtremeCell",
     "Label",
+    "LinkedRun",
     "Mark",
     "MissingCell",
     "MissingPart",
     "PairStatistics",
     "RankedBeta",
+    "ShownItem",
     "TestedDifference",
     "Trend",
     "known",
@@ -70,7 +73,7 @@ class Curves(_Record):
 
     Attributes:
         values: of each metric by epoch; None where it is missing.
-        changes: in percent, from each epoch to the next one.
+        changes: from each epoch to the next one, as ``curves.change`` computes them.
         trends: the way of each metric over all epochs.
     """
 
@@ -232,15 +235,49 @@ class MissingPart(_Record):
     command: str
 
 
-class Example(_Record):
-    """Describes a question that two best epochs answer differently; answers and picks are of the beta and of the reference."""
+class ShownItem(_Record):
+    """Holds what a report shows of an item of the data set.
+
+    Attributes:
+        question: empty where the data set is not known.
+        answers: how many annotators gave each answer, most frequent first.
+    """
 
     question_id: int
-    question: str
+    question: str = ""
+    answers: dict[str, int] = {}
+
+
+class ExampleSide(_Record):
+    """Holds what the best epoch of one beta made of a question.
+
+    Attributes:
+        answer: of the VLM, behind the demonstrations that the policy picked.
+        accuracy: of this answer, in percent.
+        demonstrations: in the order of the prompt.
+    """
+
+    beta: float
+    answer: str
+    accuracy: float
+    demonstrations: tuple[ShownItem, ...]
+
+
+class Example(_Record):
+    """Describes a question on which the best epochs of a beta and of the reference differ; ``points`` is the difference."""
+
+    query: ShownItem
     shots: int
     points: float
-    answers: tuple[str, str]
-    picks: tuple[tuple[int, ...], tuple[int, ...]]
+    sides: tuple[ExampleSide, ExampleSide]
+
+
+class LinkedRun(_Record):
+    """Names an MLflow run that a comparison rests on; ``url`` is its page on the tracking server, empty where there is none."""
+
+    name: str
+    run_id: str
+    url: str = ""
 
 
 class Comparison(Results):
@@ -255,9 +292,14 @@ class Comparison(Results):
         statistics: by pair.
         missing: what the report has a place for and nothing to put there.
         command: what makes this comparison again.
+        created_at: date and time in UTC; ``git_commit`` is that of the code that compared; empty where it is not known.
+        mlflow_runs: the training and the evaluation of each beta.
     """
 
     verdict: str = ""
+    created_at: str = ""
+    git_commit: str = ""
+    mlflow_runs: tuple[LinkedRun, ...] = ()
     comparable: bool
     reference: float
     sizes: tuple[int, ...]
@@ -281,6 +323,18 @@ class Comparison(Results):
     def confounders(self) -> list[str]:
         """Names the fields beside beta that the runs differ in."""
         return [field.field for field in self.fields if field.mark == "confounding"]
+
+    @property
+    def unevaluated(self) -> dict[float, list[int]]:
+        """Returns the epochs that were trained but not evaluated, by beta, of those runs that have any."""
+        epochs = {run.kl_beta: [epoch.epoch for epoch in run.epochs if not epoch.accuracy] for run in self.runs}
+        return {beta: numbers for beta, numbers in epochs.items() if numbers}
+
+    @property
+    def claimed_size(self) -> int:
+        """Returns the number of questions that claims rest on: the largest one with a difference, else the largest one."""
+        claims = [row.size for row in primary(self.differences)]
+        return max(claims or self.sizes, default=0)
 
     @property
     def known_differences(self) -> list[Difference]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lever_mlflow.comparison.curves import CURVES, present
-from lever_mlflow.comparison.facts import BEST, Comparison, Difference
+from lever_mlflow.comparison.facts import BEST, AgainstStrongest, Comparison, Difference, TestedDifference, primary
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.settings import format_beta
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ __all__ = ["figures"]
 _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", ":", "-.")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||", "OO")
-_MOST_LINES, _MOST_PANELS, _MOST_ROWS = 12, 8, 48
+_LEAST_REACH = 1.0  # points that an axis of differences shows on both sides of 0
+_MOST_LINES, _MOST_PANELS, _MOST_ROWS, _MOST_AT_A_GLANCE = 12, 8, 48, 16
 
 
 def figures(facts: Comparison) -> dict[str, bytes]:
     """Draws each figure for which there is anything to draw; returns PNGs by file name."""
     drawings: dict[str, Callable[[Comparison], Figure | None]] = {
+        "intervals.png": _intervals,
         "training_curves.png": _training_curves,
         "accuracy.png": _accuracy,
         "differences.png": _differences,
@@ -38,7 +41,9 @@ def figures(facts: Comparison) -> dict[str, bytes]:
 
 
 def _training_curves(facts: Comparison) -> Figure | None:
-    names = [name for name in CURVES if any(present(curves.values[name]) for curves in facts.curves)]
+    names = [name for name in CURVES if name != "beta" and any(present(curves.values[name]) for curves in facts.curves)]
+    if any(curves.trends["beta"] not in ("constant", "unknown") for curves in facts.curves):
+        names.append("beta")  # adaptive; a fixed one is in the labels
     if not names:
         return None
     figure, panels = _panels(len(names), 3)
@@ -68,7 +73,7 @@ def _accuracy(facts: Comparison) -> Figure | None:
     for panel, grid, run, epoch in zip(panels, grids, runs, epochs, strict=False):
         panel.imshow(grid, cmap="Greys", vmin=low - 0.15 * (high - low + 1), vmax=high + 0.6 * (high - low + 1), aspect="auto")
         for (i, j), value in np.ndenumerate(grid):
-            panel.text(j, i, "missing" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", fontsize=9)
+            panel.text(j, i, "missing" if np.isnan(value) else decimals(value), ha="center", va="center", fontsize=9)
         panel.set_xticks(range(len(facts.shots)), [str(k) for k in facts.shots])
         panel.set_yticks(range(len(facts.sizes)), [str(n) for n in facts.sizes])
         panel.set_xlabel("shots")
@@ -86,18 +91,48 @@ def _differences(facts: Comparison) -> Figure | None:
     if not rows:
         return None
     figure, (panel,) = _panels(1, 1, width=8.0, height=1.2 + 0.28 * len(rows))
-    for i, row in enumerate(rows):
-        panel.plot(row.interval_holm, [i, i], color="0.65", linewidth=1.5, solid_capstyle="butt")
-        panel.plot(row.interval, [i, i], color="0.1", linewidth=3.0, solid_capstyle="butt")
-        panel.plot(row.points, i, marker="D" if row.significant else "o", color="white", markeredgecolor="black")
-    panel.axvline(0.0, color="0.4", linewidth=1.0, linestyle="--")
-    panel.set_yticks(range(len(rows)), [_row_label(row, with_beta=several) for row in rows], fontsize=8)
-    panel.invert_yaxis()
+    _draw_intervals(panel, {_row_label(row, with_beta=several): row for row in rows})
     beta = "each β" if several else f"β {format_beta(rows[0].beta)}"
     panel.set_xlabel(f"{beta} minus β {format_beta(rows[0].reference)}, points")
     left = len(claims or known) - len(rows)
     more = f" ({left} more are in the tables)" if left else ""
     panel.set_title(f"Differences: 95 % interval (black), corrected (grey); diamond: significant{more}", fontsize=10)
+    return figure
+
+
+def _draw_intervals(panel: Axes, rows: Mapping[str, TestedDifference]) -> None:
+    """Draws a row for each difference under its label: the 95 % interval, the corrected one, and the difference."""
+    for i, row in enumerate(rows.values()):
+        panel.plot(row.interval_holm, [i, i], color="0.65", linewidth=1.5, solid_capstyle="butt")
+        panel.plot(row.interval, [i, i], color="0.1", linewidth=3.0, solid_capstyle="butt")
+        panel.plot(row.points, i, marker="D" if row.significant else "o", color="white", markeredgecolor="black")
+    panel.axvline(0.0, color="0.4", linewidth=1.0, linestyle="--")
+    panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.margins(y=0.5 / max(len(rows), 1))
+    low, high = panel.get_xlim()
+    panel.set_xlim(min(low, -_LEAST_REACH), max(high, _LEAST_REACH))
+    panel.invert_yaxis()
+
+
+def _intervals(facts: Comparison) -> Figure | None:
+    """Draws what is to be seen first: the gains over the strongest baselines, and the differences that claims rest on."""
+    at_size = [row for row in sorted(facts.against_strongest, key=lambda row: row.shots) if row.size == facts.claimed_size]
+    shown: dict[str, Sequence[AgainstStrongest | Difference]] = {
+        "Gain over the strongest baseline": at_size,
+        f"Each β minus β {format_beta(facts.reference)}": primary(facts.differences),
+    }
+    parts = {title: rows[:_MOST_AT_A_GLANCE] for title, rows in shown.items() if rows}
+    if not parts:
+        return None
+    counts = [len(rows) for rows in parts.values()]
+    height = 0.6 + 0.16 * sum(counts) / len(parts)
+    figure, panels = _panels(len(parts), 1, width=5.6, height=height, ratios=counts)
+    for panel, (title, rows) in zip(panels, parts.items(), strict=True):
+        _draw_intervals(panel, {f"β {format_beta(row.beta)}, {_shots(row.shots)}": row for row in rows})
+        left = len(shown[title]) - len(rows)
+        panel.set_title(title + (f" ({left} more are in the tables)" if left else ""), fontsize=9)
+    panels[-1].set_xlabel("points; black: 95 % interval, grey: corrected, diamond: significant", fontsize=8)
     return figure
 
 
@@ -180,8 +215,10 @@ def _draw_bars(panel: Axes, bars: Mapping[str, Mapping[int, float]], shots: Sequ
         )
 
 
-def _panels(count: int, columns: int, *, width: float = 3.8, height: float = 2.8) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with so many panels, side by side in rows."""
+def _panels(
+    count: int, columns: int, *, width: float = 3.8, height: float = 2.8, ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with so many panels, side by side in rows, whose heights have these ratios or are equal."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -189,7 +226,7 @@ def _panels(count: int, columns: int, *, width: float = 3.8, height: float = 2.8
     rows = -(-count // columns)
     figure = Figure(figsize=(max(width * columns, 5.0), height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, height_ratios=ratios).flat)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
     for unused in panels[count:]:

@@ -74,7 +74,7 @@ class SameRewards(_Record):
 
 
 class KlTrend(_Record):
-    """Finds that the KL rises or falls throughout: its first and last value, and the change in percent."""
+    """Finds that the KL rises or falls throughout: its first and last value, and the change in percent; None from 0."""
 
     rule: Literal["kl_rising", "kl_falling"]
     kl_beta: float

@@ -19,16 +19,20 @@ _IN_RESULTS = {"train/loss": "train_loss", "val/loss": "val_loss", "val/kl_exact
 _MEASUREMENTS = frozenset({"n_oracle", "random_draws"})  # settings that decide only how baselines are measured
 
 
-def run_of_evaluation(evaluation: Evaluation, commands: Sequence[str] = ()) -> RunResult:
+def run_of_evaluation(
+    evaluation: Evaluation, commands: Sequence[str] = (), trained: Mapping[int, Mapping[str, float]] | None = None
+) -> RunResult:
     """Returns an evaluation as the results of its beta, with accuracies in percent and epochs apart from baselines.
 
     Args:
         commands: what trains and evaluates this beta again.
+        trained: the metrics of all epochs of the training. Those that were not evaluated become epochs without an accuracy.
     """
+    metrics = {**(trained or {}), **{row.epoch: row.metrics for row in evaluation.epochs}}
     cells: dict[str, dict[int, dict[int, float]]] = {}
     for cell in evaluation.accuracy:
         cells.setdefault(cell.policy, {}).setdefault(cell.size, {})[cell.shots] = 100.0 * cell.accuracy
-    epochs = tuple(_epoch(row.epoch, row.metrics, cells.pop(epoch_policy(row.epoch), {})) for row in evaluation.epochs)
+    epochs = tuple(_epoch(epoch, metrics[epoch], cells.pop(epoch_policy(epoch), {})) for epoch in sorted(metrics))
     registration = evaluation.registration
     return RunResult(
         kl_beta=evaluation.kl_beta,
@@ -44,6 +48,8 @@ def run_of_evaluation(evaluation: Evaluation, commands: Sequence[str] = ()) -> R
         best_single=evaluation.best_single,
         profile=", ".join(f"{name}={value!r}" for name, value in asdict(evaluation.profile).items()),
         run_id=evaluation.run_id,
+        training_run=evaluation.inputs.grpo_run,
+        git_commit=evaluation.git_commit,
         commands=tuple(commands),
     )
 

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lever_mlflow.comparison.differences import Pair, Records
-from lever_mlflow.comparison.facts import EpochPair, Example
+from lever_mlflow.comparison.facts import EpochPair, Example, ExampleSide, ShownItem
 from lever_mlflow.comparison.results import EpochResult, RunResult
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap, overlaps
 from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.settings import format_beta
 
-__all__ = ["best_overlaps", "epoch_pairs", "examples"]
+__all__ = ["Items", "best_overlaps", "epoch_pairs", "examples"]
 
 _EXAMPLES = 5  # questions lost, and as many won
 
 
+class Items(NamedTuple):
+    """Holds items of a data set by question id: those that are asked, and those that are demonstrations."""
+
+    queries: Mapping[int, Sample]
+    demonstrations: Mapping[int, Sample]
+
+
 def epoch_pairs(run: RunResult) -> list[EpochPair]:
-    """Compares every two epochs of a run: accuracies in the cells that both have, and what is known of their picks."""
-    return [_epoch_pair(run, first, second) for first, second in itertools.combinations(run.epochs, 2)]
+    """Compares every two evaluated epochs of a run: accuracies in the cells that both have, and their picks where known."""
+    return [_epoch_pair(run, first, second) for first, second in itertools.combinations(run.evaluated, 2)]
 
 
 def _epoch_pair(run: RunResult, first: EpochResult, second: EpochResult) -> EpochPair:
@@ -55,28 +65,45 @@ def best_overlaps(pair: Pair, records: Records) -> list[PickOverlap]:
     return rows
 
 
-def examples(pair: Pair, records: Records, shots: int, questions: Mapping[int, str]) -> list[Example]:
+def examples(pair: Pair, records: Records, shots: int, items: Items) -> list[Example]:
     """Returns the questions on which two best epochs differ most: first those that the beta wins, then those that it loses.
 
-    Args:
-        questions: texts by question id; only questions with a text become examples.
+    Only questions that are among the items become examples.
     """
     both = _best_picks(pair, records)
-    both = both[(both["shots"] == shots) & both["question_id"].isin(questions)]
+    both = both[(both["shots"] == shots) & both["question_id"].isin(items.queries)]
     both = both.assign(points=100.0 * (both["accuracy_beta"] - both["accuracy_reference"]))
     both = both[both["points"] != 0.0].sort_values(["points", "question_id"], ascending=[False, True])
     won, lost = both[both["points"] > 0].head(_EXAMPLES), both[both["points"] < 0].tail(_EXAMPLES)
     return [
         Example(
-            question_id=row["question_id"],
-            question=questions[row["question_id"]],
+            query=_shown(row["question_id"], items.queries),
             shots=shots,
             points=row["points"],
-            answers=(row["answer_beta"], row["answer_reference"]),
-            picks=(_ids(row["picks_beta"]), _ids(row["picks_reference"])),
+            sides=(
+                _side(pair.run.kl_beta, row, "beta", items.demonstrations),
+                _side(pair.reference.kl_beta, row, "reference", items.demonstrations),
+            ),
         )
         for row in pd.concat([won, lost]).to_dict("records")
     ]
+
+
+def _side(kl_beta: float, row: Mapping[Any, Any], name: str, demonstrations: Mapping[int, Sample]) -> ExampleSide:
+    return ExampleSide(
+        beta=kl_beta,
+        answer=row[f"answer_{name}"],
+        accuracy=100.0 * row[f"accuracy_{name}"],
+        demonstrations=tuple(_shown(int(number), demonstrations) for number in row[f"picks_{name}"]),
+    )
+
+
+def _shown(question_id: int, items: Mapping[int, Sample]) -> ShownItem:
+    """Returns what is shown of an item; its id alone where it is not among the items."""
+    sample = items.get(question_id)
+    if sample is None:
+        return ShownItem(question_id=question_id)
+    return ShownItem(question_id=question_id, question=sample.question, answers=dict(Counter(sample.answers).most_common()))
 
 
 def _best_picks(pair: Pair, records: Records) -> pd.DataFrame:
@@ -89,7 +116,3 @@ def _best_picks(pair: Pair, records: Records) -> pd.DataFrame:
     if len(sides) < len(pair):
         return pd.DataFrame(columns=["question_id", "shots", "accuracy_beta", "accuracy_reference"])
     return sides[0].merge(sides[1], on=["question_id", "shots"], suffixes=("_beta", "_reference"))
-
-
-def _ids(picks: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(i) for i in picks)

@@ -141,7 +141,7 @@ class RunResult(_Record):
         overlap: the shares of questions for which two policies pick the same.
         best_single: what the best single demonstration of each pool would bring.
         profile: how the VLM was asked, in words.
-        run_id: of the evaluation.
+        run_id: of the evaluation; ``training_run`` is that of the training, and ``git_commit`` the commit it was trained at.
         commands: what trains and evaluates this beta again.
     """
 
@@ -158,6 +158,8 @@ class RunResult(_Record):
     best_single: BestSingle | None = None
     profile: str = ""
     run_id: str = ""
+    training_run: str = ""
+    git_commit: str = ""
     commands: tuple[str, ...] = ()
 
     @field_validator("best_epoch")
@@ -178,10 +180,14 @@ class RunResult(_Record):
         return self.epoch(self.best_epoch)
 
     @property
+    def evaluated(self) -> list[EpochResult]:
+        """Returns the epochs that have an accuracy."""
+        return [epoch for epoch in self.epochs if epoch.accuracy]
+
+    @property
     def best_or_last(self) -> EpochResult:
         """Returns the best epoch, or where none was chosen the last one that was evaluated."""
-        evaluated = [epoch for epoch in self.epochs if epoch.accuracy]
-        return self.best or (evaluated or self.epochs)[-1]
+        return self.best or (self.evaluated or self.epochs)[-1]
 
 
 def _ascending(runs: tuple[RunResult, ...]) -> tuple[RunResult, ...]:

@@ -114,7 +114,7 @@ def _of_training(run: RunResult, curves: Curves) -> Iterator[Finding]:
             rule="kl_rising" if trend == "rising" else "kl_falling",
             kl_beta=run.kl_beta,
             values=(kl[0], kl[-1]),
-            change=change(kl[0], kl[-1]),
+            change=change("kl", kl[0], kl[-1]),
         )
 
 

@@ -1,32 +1,39 @@
-"""Writes a comparison as a plain table for the terminal."""
+"""Writes a comparison as plain tables for the terminal, in the words of one language."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from lever_mlflow.comparison.facts import Comparison
-from lever_mlflow.comparison.page import verdict
+from lever_mlflow.comparison.page import choice, verdict
 from lever_mlflow.comparison.results import Accuracies, RunResult
-from lever_mlflow.comparison.wording import policy_label
+from lever_mlflow.comparison.wording import Wording, policy_label
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.files.tables import Align, aligned
-from lever_mlflow.settings import format_beta
+from lever_mlflow.settings import Language, format_beta
 
 __all__ = ["summary"]
 
 
-def summary(facts: Comparison) -> str:
-    """Writes the accuracies in percent at the largest size.
+def summary(facts: Comparison, language: Language) -> str:
+    """Writes accuracies in percent, gains over the strongest baselines, the verdict and the choice of beta.
 
-    There is a row per baseline and per epoch of each beta, and a column per shot count.
+    The accuracies are those on the number of questions that claims rest on: a row per baseline and per evaluated epoch of each
+    beta, and a column per shot count.
     """
-    size = max(facts.sizes, default=0)
+    words = Wording(language)
+    size = facts.claimed_size
     shots = sorted({0, *facts.shots})
-    head = ["", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
-    rows = [head, *_baseline_rows(facts.runs, size, shots), *_epoch_rows(facts.runs, size, shots)]
+    rows = [
+        ["", *map(words.shots, shots)],
+        *_baseline_rows(facts.runs, size, shots),
+        *_epoch_rows(facts.runs, size, shots, words),
+    ]
     right: Sequence[Align] = ["right"] * len(shots)
-    table = aligned(rows, align=["left", *right])
-    title = f"VQA accuracy in percent on {size} questions"
-    return "\n".join([title, table, *_oracle(facts.runs), *_registered(facts.runs), *_strongest(facts), verdict(facts, "en")])
+    lines = [words.say("terminal_title", size=size), aligned(rows, align=["left", *right])]
+    lines += [*_oracle(facts.runs, words), *_registered(facts.runs, words), *_strongest(facts, words)]
+    lines += [f"{words['verdict']} {verdict(facts, language)}", f"{words['choice']} {choice(facts, language)}"]
+    return "\n".join(lines)
 
 
 def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
@@ -41,57 +48,54 @@ def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -
     return rows
 
 
-def _epoch_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:
-    """Writes a row per epoch; the best ones have a star."""
+def _epoch_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int], words: Wording) -> list[list[str]]:
+    """Writes a row per evaluated epoch; the best ones have a star."""
     return [
         [
-            f"beta {format_beta(run.kl_beta)} epoch {epoch.epoch}{' *' if epoch.epoch == run.best_epoch else ''}",
+            words.say("terminal_epoch", beta=format_beta(run.kl_beta), epoch=epoch.epoch)
+            + (" *" if epoch.epoch == run.best_epoch else ""),
             *_cells(epoch.accuracy.get(size, {}), shots),
         ]
         for run in runs
-        for epoch in run.epochs
+        for epoch in run.evaluated
     ]
 
 
 def _cells(row: Mapping[int, float], shots: Sequence[int]) -> list[str]:
-    return [f"{row[k]:.2f}" if k in row else "-" for k in shots]
+    return [decimals(row[k]) if k in row else "-" for k in shots]
 
 
-def _oracle(runs: Sequence[RunResult]) -> list[str]:
+def _oracle(runs: Sequence[RunResult], words: Wording) -> list[str]:
     """Writes what there is to win with one demonstration, which does not depend on beta; nothing where it was not measured."""
     best_single = next((run.best_single for run in runs if run.best_single), None)
     if best_single is None:
         return []
-    return [
-        f"oracle: {100 * best_single.oracle:.2f} with the best single demonstration of each pool, on the first "
-        f"{best_single.questions} questions ({100 * best_single.random:.2f} with the mean one; it matters on "
-        f"{100 * best_single.winnable:.0f} % of them)"
-    ]
+    figures = {name: decimals(100 * getattr(best_single, name)) for name in ("oracle", "random")}
+    winnable = decimals(100 * best_single.winnable, 0)
+    return [words.say("terminal_oracle", **figures, winnable=winnable, questions=best_single.questions)]
 
 
-def _registered(runs: Sequence[RunResult]) -> list[str]:
+def _registered(runs: Sequence[RunResult], words: Wording) -> list[str]:
     """Writes a line per registered version."""
     return [
-        f"* beta {format_beta(run.kl_beta)}: epoch {run.best_epoch}, chosen on selection questions, is {run.registered.name} "
-        f"version {run.registered.version}, alias {run.registered.alias}"
+        words.say("terminal_registered", beta=format_beta(run.kl_beta), epoch=run.best_epoch, **dict(run.registered))
         for run in runs
         if run.registered and run.best_epoch is not None
     ]
 
 
-def _strongest(facts: Comparison) -> list[str]:
+def _strongest(facts: Comparison, words: Wording) -> list[str]:
     """Writes a table of how far the best epochs are ahead of the strongest baseline at each shot count; nothing without one."""
     if not facts.against_strongest:
         return []
     rows = [
         [
-            f"beta {format_beta(row.beta)}",
-            f"{row.shots} shot{'s' * (row.shots != 1)}",
-            f"{row.points:+.2f}",
-            f"[{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
-            f"{row.accuracies[1]:.2f} {row.baseline}",
+            words.say("terminal_beta", beta=format_beta(row.beta)),
+            words.shots(row.shots),
+            words.difference(row.points),
+            words.interval(row.interval),
+            f"{decimals(row.accuracies[1])} {row.baseline}",
         ]
         for row in facts.against_strongest
     ]
-    title = "Gain of the starred epochs over the strongest baseline, in points with 95 % intervals"
-    return [title, aligned(rows, align=["left", "left", "right", "right", "left"])]
+    return [words["terminal_gains"], aligned(rows, align=["left", "left", "right", "right", "left"])]

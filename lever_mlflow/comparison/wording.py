@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from lever_mlflow.comparison.blocks import Figure
-from lever_mlflow.comparison.curves import DIGITS
+from lever_mlflow.comparison.curves import DIGITS, IN_PERCENT
 from lever_mlflow.comparison.facts import BEST, TestedDifference
 from lever_mlflow.comparison.findings import Interval
 from lever_mlflow.comparison.results import RegisteredModel, RunResult, Scalar
 from lever_mlflow.comparison.words import WORDS
 from lever_mlflow.evaluation.overlap import IdenticalPicks
 from lever_mlflow.evaluation.policies import START
+from lever_mlflow.evaluation.rounding import decimals, interval_text
 from lever_mlflow.settings import Language, format_beta
 
-__all__ = ["NOTHING", "Wording", "decimals", "policy_label"]
+__all__ = ["NOTHING", "Wording", "policy_label"]
 
 NOTHING = "–"  # in a cell that has nothing to say
-_ARROWS = {"up": "⬆️", "down": "⬇️", "tie": "➡️"}
+_SMALLEST_P = 0.001  # p-values below it are not told apart
+_ARROWS = {"up": "⬆️", "down": "⬇️"}
 
 
 @dataclass(frozen=True)
@@ -39,42 +40,82 @@ class Wording:
 
     def join(self, parts: Iterable[str]) -> str:
         """Lists parts as the language does."""
-        return self["and"].join(parts)
+        *others, last = [*parts] or [""]
+        return self["and"].join([self["comma"].join(others), last]) if others else last
+
+    def numbers(self, values: Iterable[int]) -> str:
+        """Lists whole numbers as the language does."""
+        return self.join(map(str, values))
 
     def beta(self, kl_beta: float) -> str:
         """Writes a beta with its name."""
         return self.say("beta", beta=format_beta(kl_beta))
 
+    def beta_epoch(self, kl_beta: float, epoch: int) -> str:
+        """Names an epoch of a beta."""
+        return self.say("beta_epoch", beta=format_beta(kl_beta), epoch=epoch)
+
     def label(self, label: str) -> str:
         """Writes the label of a difference: an epoch, or the best ones."""
         return self["best"] if label == BEST else self.say("epoch", epoch=label)
+
+    def shots(self, *counts: int) -> str:
+        """Writes numbers of shots: ``1 shot``, ``1 and 2 shots``."""
+        return self.say("shot" if counts == (1,) else "shots_counted", shots=self.numbers(counts))
+
+    def epochs(self, numbers: Sequence[int]) -> str:
+        """Names epochs: ``epoch 3``, ``epochs 1 and 2``."""
+        return self.say("epoch_named" if len(numbers) == 1 else "epochs_named", epochs=self.numbers(numbers))
+
+    def tests(self, count: int | str) -> str:
+        """Writes a number of comparisons."""
+        return self.say("test_counted" if str(count) == "1" else "tests_counted", tests=count)
 
     def figure(self, file: str, name: str) -> Figure:
         """Places a figure, and says what it shows."""
         return Figure(file, self[f"figure_{name}"])
 
-    def percent(self, value: float | None, *, signed: bool = False, digits: int | None = None) -> str:
-        """Writes a percentage; ``digits`` as for ``decimals``."""
-        if value is None:
-            return self["missing"]
-        return self.say("percent", value=decimals(value, digits, signed=signed))
-
-    def share(self, value: float) -> str:
-        """Writes a share of 1 in percent."""
-        return self.percent(100.0 * value, digits=1)
+    def accuracy(self, value: float | None) -> str:
+        """Writes an accuracy, which is given in percent."""
+        return self["missing"] if value is None else self.say("percent", value=decimals(value))
 
     def accuracy_if_stated(self, value: float | None) -> str:
         """Writes an accuracy that there need not be."""
-        return self["unknown"] if value is None else self.percent(value)
+        return self["unknown"] if value is None else self.accuracy(value)
 
-    def percent_change(self, value: float) -> str:
-        """Writes a change with one decimal, or with as many as a small change needs not to look like none."""
-        small = 0.0 < abs(value) < 0.05
-        return self.say("percent", value=f"{value:+.1g}") if small else self.percent(value, signed=True, digits=1)
+    def share(self, value: float) -> str:
+        """Writes a share of 1 in percent."""
+        return self.say("percent", value=decimals(100.0 * value, 1))
+
+    def difference(self, points: float | None) -> str:
+        """Writes a difference of accuracies in a column whose title says that it is in points."""
+        return self["missing"] if points is None else decimals(points, signed=True)
+
+    def points(self, points: float, *, signed: bool = True) -> str:
+        """Writes a difference of accuracies with its unit."""
+        return self.say("points", value=decimals(points, signed=signed))
 
     def interval(self, ends: Interval | None) -> str:
         """Writes an interval in points."""
-        return self["unknown"] if ends is None else f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
+        return self["unknown"] if ends is None else interval_text(ends)
+
+    def p_value(self, value: float) -> str:
+        """Writes a p-value; tiny ones, whose digits mean nothing, as being below a bound."""
+        return f"< {_SMALLEST_P:g}" if value < _SMALLEST_P else f"{value:.3g}"
+
+    def p_equals(self, value: float) -> str:
+        """Writes a p-value with its name, as in running text."""
+        text = self.p_value(value)
+        return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+    def change(self, metric: str, value: float | None) -> str:
+        """Writes the change of a metric: in percent, with as many decimals as it needs, or in the metric's own unit."""
+        if value is None:
+            return NOTHING
+        if metric not in IN_PERCENT:
+            return f"{value:+.3g}" if value else "0"
+        small = 0.0 < abs(value) < 0.05
+        return self.say("percent", value=f"{value:+.1g}" if small else decimals(value, 1, signed=True))
 
     def number(self, value: float | None) -> str:
         """Writes a metric."""
@@ -92,10 +133,15 @@ class Wording:
         """Names a registered version."""
         return self["not_registered"] if model is None else self.say("registered_as", **dict(model))
 
+    def arrow(self, difference: TestedDifference) -> str:
+        """Shows the way of a significant difference; nothing beside any other."""
+        return _ARROWS.get(difference.direction, "") if difference.significant else ""
+
     def reading(self, difference: TestedDifference) -> str:
-        """Shows which way a difference goes, and whether it is significant."""
-        arrow = _ARROWS[difference.direction]
-        return self.say("significant", direction=arrow) if difference.significant else arrow
+        """Says whether a difference is significant, and shows its way where it is."""
+        if difference.significant:
+            return f"{self.arrow(difference)} {self['significant']}"
+        return self["tied" if difference.direction == "tie" else "not_significant"]
 
     def explain(self, reason: IdenticalPicks) -> str:
         """Says why two policies pick the same."""
@@ -106,11 +152,3 @@ class Wording:
 def policy_label(run: RunResult, policy: str) -> str:
     """Names a policy; the name of the start checkpoint says which one it is."""
     return f"start ({run.config['start']})" if policy == START and "start" in run.config else policy
-
-
-def decimals(value: float, digits: int | None = None, *, signed: bool = False) -> str:
-    """Rounds half up to so many decimals, or to one or two as the value needs; never writes a negative zero."""
-    step = Decimal(1).scaleb(-2 if digits is None else -digits)
-    rounded = Decimal(f"{value:.9f}").quantize(step, ROUND_HALF_UP)
-    text = f"{rounded if rounded else abs(rounded):{'+' if signed and rounded else ''}f}"
-    return text[:-1] if digits is None and text.endswith("0") else text

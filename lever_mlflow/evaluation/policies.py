@@ -48,7 +48,7 @@ def similarity_policy(feature: str) -> str:
 
 def whole_set_policy(feature: str) -> str:
     """Names the policy that picks the nearest items of the whole training set by a feature."""
-    return f"{similarity_policy(feature)} of all"
+    return f"{similarity_policy(feature)} (full training set)"
 
 
 SIMILARITY_BASELINES = tuple(
@@ -78,7 +78,7 @@ def is_baseline(policy: str) -> bool:
 
 def metric_name(policy: str) -> str:
     """Writes a policy's name with the letters, digits and underscores that tags and metrics may hold."""
-    return re.sub(r"[^a-z0-9]+", "_", policy.lower())
+    return re.sub(r"[^a-z0-9]+", "_", policy.lower()).strip("_")
 
 
 _BATCH = 256

@@ -18,6 +18,7 @@ from lever_mlflow.evaluation.policies import SIMILARITY_BASELINES, metric_name
 from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.evaluation.records import REPORT, AccuracyCell, EvaluationRecords
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import read_record
 from lever_mlflow.pipeline.context import Context, make_step
@@ -131,10 +132,8 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     means = {policy: mean(accuracies_of(table, policy, size).values()) for policy in records.policies}
     mlflow.log_metrics({f"baseline/{metric_name(policy)}": value for policy, value in means.items()})
     strongest = max(means, key=lambda policy: means[policy])
-    set_description(
-        f"{strongest} is the strongest of {len(means)} baselines on {size:,} questions, with {100 * means[strongest]:.2f} % "
-        "as a mean over shots"
-    )
+    accuracy = f"{decimals(100 * means[strongest])} % as a mean over shots on {size:,} questions"
+    set_description(f"{strongest} is the strongest of {len(means)} baselines, with {accuracy}")
     n = min(settings.n_oracle, len(report.samples))
     if n:
         best = asked.best_single(report.samples[:n], report.pools_QN[:n])

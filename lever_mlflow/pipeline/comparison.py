@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
+from mlflow.exceptions import MlflowException
 
 from lever_mlflow.comparison.comparing import compare
-from lever_mlflow.comparison.facts import Comparison
+from lever_mlflow.comparison.facts import Comparison, LinkedRun
 from lever_mlflow.comparison.figures import figures
 from lever_mlflow.comparison.from_evaluation import commands_of, run_of_evaluation
 from lever_mlflow.comparison.page import html, markdown, verdict
-from lever_mlflow.comparison.results import Results, read_results
+from lever_mlflow.comparison.picks import Items
+from lever_mlflow.comparison.pictures import pictures
+from lever_mlflow.comparison.results import Results, RunResult, read_results
 from lever_mlflow.comparison.terminal import summary
+from lever_mlflow.comparison.wording import Wording
+from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.links import ui_command
+from lever_mlflow.runs.links import run_page, ui_command
+from lever_mlflow.runs.metrics import epoch_metrics
 from lever_mlflow.runs.search import describe, find_runs
-from lever_mlflow.runs.steps import Step
+from lever_mlflow.runs.steps import Step, active_run, run_settings
 from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, set_description
-from lever_mlflow.settings import Language
+from lever_mlflow.settings import Language, format_beta
 
 __all__ = [
     "COMPARISON_FILE",
@@ -37,6 +46,9 @@ __all__ = [
 ]
 
 COMPARE, COMPARISON_FILE, REPORT_FILE = "compare", "comparison.json", "report.html"
+GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
+
+log = logging.getLogger(__name__)
 
 
 def compare_step(context: Context, evaluations: Sequence[str], language: Language) -> Step:
@@ -84,11 +96,11 @@ def chosen_evaluations(references: Sequence[str]) -> list[str]:
 def comparison_summary(comparison_run: str) -> str:
     """Returns a comparison as a table for the terminal, and the line that opens the active run in the UI.
 
-    The verdict becomes the description of the active run.
+    The table is in the language of the report.
     """
     comparison = Comparison.read(artifact(comparison_run, COMPARISON_FILE))
-    set_description(comparison.verdict)
-    return f"{summary(comparison)}\n\nLook at it with:\n  {ui_command()}"
+    table = summary(comparison, run_settings(comparison_run)["lang"])
+    return f"{table}\n\nLook at it with:\n  {ui_command()}"
 
 
 def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language) -> None:
@@ -100,12 +112,15 @@ def _compare_evaluations(context: Context, evaluations: Sequence[str], language:
         vlm=resources.vlm,
         sampler=next(iter(by_run.values())).settings.pool_sampler,
         unit="percent",
-        runs=tuple(run_of_evaluation(evaluation, commands_of(evaluation)) for evaluation in by_run.values()),
+        runs=tuple(
+            run_of_evaluation(evaluation, commands_of(evaluation), _trained(evaluation)) for evaluation in by_run.values()
+        ),
         complete=True,
     )
     records = {evaluation.kl_beta: read_records(run_id) for run_id, evaluation in by_run.items()}
-    questions = {sample.question_id: sample.question for sample in resources.val}
-    _log(compare(results, records, seed=context.seed, questions=questions), language)
+    items = Items(*({sample.question_id: sample for sample in split} for split in (resources.val, resources.train)))
+    facts = compare(results, records, seed=context.seed, items=items)
+    _log(facts.model_copy(update={"mlflow_runs": _linked_runs(results.runs, language)}), language, items)
 
 
 def _compare_results(results: Results, file: str, language: Language, seed: int) -> None:
@@ -114,16 +129,58 @@ def _compare_results(results: Results, file: str, language: Language, seed: int)
     _log(compare(results, {}, seed=seed).model_copy(update={"command": repeat}), language)
 
 
-def _log(facts: Comparison, language: Language) -> None:
-    """Logs ``report.md``, ``report.html``, ``comparison.json`` and the figures; the verdict becomes the run's description."""
-    facts = facts.model_copy(update={"verdict": verdict(facts, language)})
+def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
+    """Returns the metrics of all epochs that a training logged, evaluated or not; none where its run was deleted for good."""
+    grpo_run = evaluation.inputs.grpo_run
+    try:
+        return epoch_metrics(grpo_run)
+    except MlflowException as error:
+        beta = format_beta(evaluation.kl_beta)
+        log.warning(
+            "beta %s: training run %s cannot be read (%s); the report shows its evaluated epochs only", beta, grpo_run, error
+        )
+        return {}
+
+
+def _linked_runs(runs: Sequence[RunResult], language: Language) -> tuple[LinkedRun, ...]:
+    """Names the training and the evaluation of each beta, with their pages where a tracking server shows them."""
+    return tuple(
+        LinkedRun(name=Wording(language).say(key, beta=format_beta(run.kl_beta)), run_id=run_id, url=_page_of(run_id))
+        for run in runs
+        for key, run_id in (("run_training", run.training_run), ("run_evaluation", run.run_id))
+    )
+
+
+def _page_of(run_id: str) -> str:
+    """Returns the address of a run in the UI of the tracking server, without user and password; empty without a server."""
+    server = urlsplit(mlflow.get_tracking_uri())
+    if server.scheme not in ("http", "https"):
+        return ""
+    address = server._replace(netloc=server.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
+    return f"{address}/{run_page(run_id)}"
+
+
+def _log(facts: Comparison, language: Language, items: Items | None = None) -> None:
+    """Logs ``report.md``, ``report.html``, ``comparison.json`` and the figures; the verdict becomes the run's description.
+
+    Args:
+        items: of the data set, whose images the report shows beside questions.
+    """
+    facts = facts.model_copy(
+        update={
+            "verdict": verdict(facts, language),
+            "created_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "git_commit": active_run().data.tags.get(GIT_COMMIT, ""),
+        }
+    )
     drawn = figures(facts)
+    images = {**drawn, **pictures(facts.examples, items)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, png in drawn.items():
             (folder / file).write_bytes(png)
         (folder / "report.md").write_text(markdown(facts, language, drawn), encoding="utf-8")
-        (folder / "report.html").write_text(html(facts, language, drawn), encoding="utf-8")
+        (folder / "report.html").write_text(html(facts, language, images), encoding="utf-8")
         facts.write(folder / COMPARISON_FILE)
         mlflow.log_artifacts(name)
     set_description(facts.verdict)

@@ -34,6 +34,7 @@ from lever_mlflow.evaluation.result import (
     ResourceNames,
     RLDataSummary,
 )
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.pipeline.baselines import (
@@ -348,7 +349,7 @@ def _evaluate_version(context: Context, selector: PointerSelector, settings: Eva
     picks = question_set(context, samples, settings).learned({CHAMPION: selector})
     records = answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots)
     log_records(records)
-    set_description(f"{100 * records.frame['accuracy'].mean():.2f} % on {len(samples):,} questions, as a mean over shots")
+    set_description(f"{decimals(100 * records.frame['accuracy'].mean())} % on {len(samples):,} questions, as a mean over shots")
 
 
 def _check_same_resources(context: Context, grpo_run: str, tags: Mapping[str, str]) -> None:

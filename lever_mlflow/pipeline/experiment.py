@@ -70,7 +70,7 @@ def experiment_step(context: Context, experiment: Experiment) -> Step:
         runs: list[str] = []
         _run(context, experiment, runs)
         log.info("\n%s", comparison_summary(runs[-1]))
-        show_overview(runs)
+        show_overview(runs, experiment.language)
 
     betas = ", ".join(map(format_beta, experiment.kl_betas))
     return make_step(

@@ -9,13 +9,13 @@ from pathlib import Path
 import mlflow
 
 from lever_mlflow.comparison.facts import Comparison
-from lever_mlflow.comparison.terminal import summary
+from lever_mlflow.comparison.page import opening
 from lever_mlflow.pipeline.comparison import COMPARISON_FILE, REPORT_FILE
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.steps import active_run
 from lever_mlflow.runs.tags import DESCRIPTION, set_description
-from lever_mlflow.settings import format_beta
+from lever_mlflow.settings import Language, format_beta
 
 __all__ = ["describe_experiment", "show_overview"]
 
@@ -42,11 +42,12 @@ def describe_experiment() -> None:
         mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, DESCRIPTION, _EXPERIMENT)
 
 
-def show_overview(runs: Sequence[str]) -> None:
+def show_overview(runs: Sequence[str], language: Language) -> None:
     """Gives the active run the report, the figures, the headline metrics, and a description that leads to everything.
 
     Args:
         runs: the ids of the steps' runs in order, the comparison's last.
+        language: of the description.
     """
     comparison_run = runs[-1]
     comparison = Comparison.read(artifact(comparison_run, COMPARISON_FILE))
@@ -58,10 +59,9 @@ def show_overview(runs: Sequence[str]) -> None:
         mlflow.log_artifacts(folder)
     _log_headlines(comparison)
     own = active_run().info.run_id
-    lines = [f"- {run_link(run_id)}{'' if _is_child(run_id, own) else ' (reused)'}" for run_id in runs]
-    report = run_link(own, REPORT_FILE, "the whole report")
-    steps = "\n".join(lines)
-    set_description(f"{comparison.verdict}\n\nMore is in {report}.\n\n```\n{summary(comparison)}\n```\n\nSteps:\n\n{steps}")
+    steps = [f"- {run_link(run_id)}{'' if _is_child(run_id, own) else ' (reused)'}" for run_id in runs]
+    verdict, *further = opening(comparison, language)
+    set_description("\n\n".join([verdict, run_link(own, REPORT_FILE), *further, "Steps:", "\n".join(steps)]))
 
 
 def _log_headlines(comparison: Comparison) -> None:

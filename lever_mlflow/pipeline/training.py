@@ -299,7 +299,7 @@ def _replay(
     dataset: PandasDataset,
 ) -> dict[int, str]:
     """Logs the epochs of an interrupted run in this one and returns their models, the unsent ones logged now."""
-    log.info("goes on after epoch %d of %s", len(interrupted.state.history), interrupted.source)
+    log.info("resuming after epoch %d of %s", len(interrupted.state.history), interrupted.source)
     if interrupted.threads != torch.get_num_threads():
         message = "it ran with %d threads, this with %d, so that last digits may differ; OMP_NUM_THREADS sets them"
         log.warning(message, interrupted.threads, torch.get_num_threads())

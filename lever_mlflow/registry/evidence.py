@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from lever_mlflow.evaluation.policies import RANDOM, SIMILARITY_BASELINES
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.evaluation.rounding import decimals, interval_text
 from lever_mlflow.evaluation.statistics import mean_interval, sign_flip_p_value
 from lever_mlflow.evaluation.strongest import Strongest, strongest
 from lever_mlflow.exceptions import DataError
@@ -60,7 +61,8 @@ class Gain(NamedTuple):
 
     def __str__(self) -> str:
         p_value = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
-        return f"{self.points:+.2f} points [{self.low:+.2f}, {self.high:+.2f}], {p_value}, {self.questions} questions"
+        interval = interval_text((self.low, self.high))
+        return f"{decimals(self.points, signed=True)} points {interval}, {p_value}, {self.questions} questions"
 
     @property
     def better(self) -> bool:

@@ -9,6 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.files.tables import aligned
 from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, overrides
 
@@ -58,7 +59,7 @@ def _row(row: ListedVersion, by_shots: Mapping[int, float], shots: Sequence[int]
         ", ".join(row.aliases) or _UNKNOWN,
         tags.get(VersionTag.EPOCH, _UNKNOWN),
         tags.get(VersionTag.ACCURACY, _UNKNOWN),
-        *(f"{100.0 * by_shots[k]:.2f}" if k in by_shots else _UNKNOWN for k in shots),
+        *(decimals(100.0 * by_shots[k]) if k in by_shots else _UNKNOWN for k in shots),
         tags.get(VersionTag.GAIN, _UNKNOWN),
         *digests,
         tags.get(VersionTag.GATE, _UNKNOWN),

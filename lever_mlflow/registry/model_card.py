@@ -11,6 +11,7 @@ import numpy as np
 from lever_mlflow.evaluation.policies import BASELINES, START, epoch_policy
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation, ResourceNames
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.evaluation.statistics import interval, resampled_means
 from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.files.rendering import render
@@ -116,6 +117,7 @@ def _card(evaluation: Evaluation, estimates: Estimates, leads: Mapping[Shots, Le
         policies=policies,
         leads=leads,
         cells=cells,
+        decimals=decimals,
         strongest={(lead.baseline, shots) for shots, lead in leads.items()},
     )
     return _cut(card, _LONGEST - _LONGEST_PROMOTION)

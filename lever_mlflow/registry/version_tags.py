@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.evaluation.rounding import decimals, interval_text
 
 __all__ = ["NOTHING_OVERRIDDEN", "Estimate", "Lead", "VersionTag", "evaluation_tags", "is_measured", "overrides"]
 
@@ -48,12 +49,12 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{decimals(self.mean)} [{decimals(self.low)}, {decimals(self.high)}]"
 
     @property
     def signed(self) -> str:
         """Writes a gain, such as ``+1.25 [-0.50, +3.00]``."""
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{decimals(self.mean, signed=True)} {interval_text((self.low, self.high))}"
 
 
 class Lead(NamedTuple):

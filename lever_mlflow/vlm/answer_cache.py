@@ -216,7 +216,7 @@ def cached_answers(
     unique = list(dict.fromkeys(keys))
     texts = cache.get(unique)
     missing = [k for k in unique if k not in texts]
-    log.debug("%s: %d different prompts, %d of them cached", description, len(unique), len(texts))
+    log.debug("%s: %d unique prompts, %d of them cached", description, len(unique), len(texts))
     with Progress(description, len(missing), "answers", note=f"{len(texts):,} more are cached") as progress:
         for batch in generate([first[k] for k in missing]):
             items = [(missing[position], text) for position, text in batch]

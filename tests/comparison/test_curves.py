@@ -15,10 +15,21 @@ def test_trend(values, expected):
     assert trend(values) == expected
 
 
-def test_change_in_percent_of_the_size_of_the_first_value():
-    assert change(-2.0, -1.0) == 50.0
-    assert change(0.0, 1.0) is None
-    assert change(None, 1.0) is None
+@pytest.mark.parametrize(
+    ("name", "before", "after", "expected"),
+    [
+        ("kl", 0.2, 0.3, pytest.approx(50.0)),  # percent
+        ("advantage_std", 2.0, 1.0, -50.0),
+        ("kl", 0.0, 1.0, None),
+        ("kl", None, 1.0, None),
+        ("train_loss", -2.0, -1.0, 1.0),  # in the loss's own unit, whatever its sign
+        ("ppo_loss", -0.5, 0.25, 0.75),
+        ("val_loss", 0.0, 1.0, 1.0),
+        ("val_loss", 1.0, None, None),
+    ],
+)
+def test_changes_are_in_percent_where_a_metric_cannot_be_negative(name, before, after, expected):
+    assert change(name, before, after) == expected
 
 
 def test_six_digits_of_a_metric_are_shown_and_beta_is_that_of_the_run():

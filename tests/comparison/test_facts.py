@@ -1,10 +1,11 @@
 import json
 
 import pytest
-from helpers.comparison_samples import compared, right, run
+from helpers.comparison_samples import compared, right, run, sample
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.facts import Comparison
+from lever_mlflow.comparison.picks import Items
 from lever_mlflow.comparison.results import read_results
 from lever_mlflow.exceptions import DataError
 
@@ -15,7 +16,9 @@ def facts():
     reason = {"rule": "same_order", "leading": 3, "moved": 0.044, "median": 0.19, "tightest": 0.0014}
     best_single = {"questions": 50, "oracle": 0.9, "random": 0.4, "winnable": 0.62}
     first = run(0.12, right(60), right(55), sizes=(50,), overlap=[{**overlap, "reason": reason}], best_single=best_single)
-    return compared(first, run(0.15, right(40), right(45), sizes=(50, 100)), questions={1050: "what?"})
+    return compared(
+        first, run(0.15, right(40), right(45), sizes=(50, 100)), items=Items({1050: sample(1050, "what?", "a")}, {})
+    )
 
 
 def test_what_is_written_is_read_again(facts, tmp_path):

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.comparison_samples import PREDECESSOR, compared, right, run
+from helpers.comparison_samples import PREDECESSOR, compared, right, run, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lever_mlflow.comparison.comparing import compare
+from lever_mlflow.comparison.facts import LinkedRun
 from lever_mlflow.comparison.figures import figures as draw_figures
-from lever_mlflow.comparison.page import html, markdown, verdict
+from lever_mlflow.comparison.page import choice, html, markdown, verdict
+from lever_mlflow.comparison.picks import Items
+from lever_mlflow.comparison.pictures import pictures
 from lever_mlflow.comparison.results import read_results, results_of
 from lever_mlflow.comparison.terminal import summary
 from lever_mlflow.comparison.wording import Wording
@@ -37,7 +41,7 @@ def row(page, *cells):
 def test_golden_report(predecessor, language):
     """Delete the file and run this to write it anew; then read it."""
     path = GOLDEN / f"predecessor_report_{language}.md"
-    page = markdown(predecessor, language, ["training_curves.png", "accuracy.png", "differences.png"])
+    page = markdown(predecessor, language, ["intervals.png", "training_curves.png", "accuracy.png", "differences.png"])
     if not path.exists():
         path.write_text(page, encoding="utf-8")
         pytest.fail(f"{path} is written anew: read it")
@@ -48,18 +52,20 @@ def test_the_chinese_report_has_the_predecessors_rows_and_not_its_wrong_reading(
     page = markdown(predecessor, "zh")
     assert "### KL_BETA=0.12 训练指标" in page
     assert row(page, "Epoch", "Train Loss", "Val Loss", "PPO Loss", "KL", "Adv Std", "Adv Max", "Beta")
-    assert row(page, "样本数", "Shot 1", "Shot 2", "Shot 3", "Shot 4")
-    assert row(page, "200", "57.0%", "56.1%", "55.1%", "55.2%")
-    assert row(page, "800", "49.75%", "47.8%", "47.15%", "47.83%")
-    for shots, reference, beta, difference, arrow in (
-        (1, "58.8%", "57.0%", "-1.8%", "⬇️"),
-        (2, "56.6%", "56.1%", "-0.5%", "⬇️"),
-        (3, "53.9%", "55.1%", "+1.2%", "⬆️"),
-        (4, "55.2%", "55.2%", "0.0%", "➡️"),
+    assert row(page, "题目数", "Shot 1", "Shot 2", "Shot 3", "Shot 4")
+    assert row(page, "200", "57.00%", "56.10%", "55.10%", "55.20%")
+    assert row(page, "800", "49.75%", "47.80%", "47.15%", "47.83%")
+    for shots, reference, beta, difference, reading in (
+        (1, "58.80%", "57.00%", "-1.80", "不显著"),
+        (2, "56.60%", "56.10%", "-0.50", "不显著"),
+        (3, "53.90%", "55.10%", "+1.20", "不显著"),
+        (4, "55.20%", "55.20%", "0.00", "持平"),
     ):
-        assert f"| 200 | {shots} | {reference} | {beta} | {difference} | {arrow} |" in page
-    assert row(page, "平均差异", "-0.28%", "-0.28%")
-    assert row(page, "提升的配置数", "1/16", "1/16")
+        assert f"| 200 | {shots} | {reference} | {beta} | {difference} | {reading} |" in page
+    assert "⬆" not in page
+    assert "⬇" not in page
+    assert row(page, "平均差异", "-0.28", "-0.28")
+    assert row(page, "高于参照的配置数", "1/16", "1/16")
     assert "0.08131 (-13.5%) | 0.07414 (-8.8%)" in page
     assert "策略向初始策略回退" in page
     assert "远离初始策略" not in page
@@ -67,7 +73,7 @@ def test_the_chinese_report_has_the_predecessors_rows_and_not_its_wrong_reading(
     assert "664/800 (83.0%)" in page
     assert "KL_BETA=0.12、0.15 不可比较" in page
     assert row(page, "start_checkpoint", "RCE epoch 5", "RCE epoch 2", "混淆因素")
-    assert "KL_BETA=0.12：Epoch 1、2 的 4 个配置结果完全相同。" in page
+    assert "KL_BETA=0.12：Epoch 1、2 的 4 个配置正确率完全相同。" in page
     assert "?" not in page
     assert "待填充" not in page
 
@@ -85,23 +91,26 @@ def test_no_word_is_left_in_the_other_language(predecessor, language):
 def test_verdicts():
     better, worse, other = run(0.12, right(60)), run(0.15, right(40)), run(0.15, right(61))
     assert verdict(compared(better, worse), "en") == (
-        "Betas 0.12, 0.15: comparable; 0.12 better than 0.15 at 2 shot(s) by 20.0 points (paired on the same questions, "
-        "corrected for 1 comparisons)."
+        "Betas 0.12 and 0.15 are comparable. On these 100 questions, beta 0.12 is better than beta 0.15 by 20.00 points at "
+        "2 shots (tested on the same questions in pairs; corrected for 1 comparison)."
     )
-    assert "0.15 better than 0.12" in verdict(compared(run(0.12, right(40)), run(0.15, right(60))), "en")
+    assert "beta 0.15 is better than beta 0.12" in verdict(compared(run(0.12, right(40)), run(0.15, right(60))), "en")
     assert verdict(compared(better, other), "en") == (
-        "Betas 0.12, 0.15: comparable; no difference at any shot count that these 100 questions can show."
+        "Betas 0.12 and 0.15 are comparable. On these 100 questions, no difference between them is significant at any number "
+        "of shots."
     )
     confounded = compared(better, run(0.15, right(40), config={"lr": 1.0, "start": "rce epoch 4"}))
-    assert verdict(confounded, "en") == "Betas 0.12, 0.15 are not comparable: the runs also differ in lr."
-    assert verdict(compared(better), "en") == "Beta 0.12 alone: nothing to compare it with."
+    assert verdict(confounded, "en") == "Betas 0.12 and 0.15 are not comparable, because their runs also differ in lr."
+    assert verdict(compared(better), "en") == "There is only one beta, 0.12, so there is nothing to compare it with."
 
 
 def test_words_of_superiority_need_significance():
     page = markdown(compared(run(0.12, right(51)), run(0.15, right(50))), "en")
-    assert "better" not in page.replace("nothing shows another one to be better", "")
-    assert "no difference that these 100 questions can show (paired on the same questions). The largest is +1.0 %" in page
-    assert "to see a difference this small takes about 785 questions." in page
+    baselines = [line for line in page.splitlines() if "is better than random" in line or "is better than zero-shot" in line]
+    assert len(baselines) == 4  # both betas are significantly better than both of them
+    assert "better" not in "".join(set(page.splitlines()) - set(baselines)).replace("No other beta is shown to be better", "")
+    assert "no difference is significant on these 100 questions (tested on the same questions in pairs). " in page
+    assert "The largest difference is +1.00 points [0.00, +3.00] at 2 shots. It would take about 785 questions" in page
 
 
 def test_the_way_of_the_kl_is_read_off_the_numbers():
@@ -113,7 +122,7 @@ def test_the_way_of_the_kl_is_read_off_the_numbers():
 def test_missing_cells_are_shown_with_the_command_that_fills_them():
     first, second = run(0.12, right(51), sizes=(50,)), run(0.15, right(50), sizes=(50, 100))
     page = markdown(compared(first, second), "en")
-    assert row(page, "100", "2", "50.0 %", "missing", "missing", "missing", "missing", "missing", "missing", "missing")
+    assert row(page, "100", "2", "50.00 %", "missing", "missing", "missing", "missing", "missing", "missing", "missing")
     command = "mlflow run . --env-manager local -e evaluate -P kl_beta=0.12 -P sizes=50,100 -P shots=2"
     assert row(page, "0.12", "1", "100/2", command)
 
@@ -123,14 +132,14 @@ def test_why_policies_pick_the_same_in_words():
     assert (
         Wording("en")
         .explain(reason)
-        .endswith("while the closest of the first 3 were 0.19 apart in the median question and 0.0014 in the tightest")
+        .endswith("while the closest two of the first 3 were 0.19 apart in the median question and 0.0014 in the tightest one")
     )
     small = IdenticalPicks(rule="small_pool", pool_size=4, shots=3)
     assert Wording("zh").explain(small) == "候选池太小：4 个候选几乎无法选出 3 个"
     same = PickOverlap(first="epoch 1", second="epoch 2", shots=2, ordered=1.0, unordered=1.0, reason=reason)
     beside = PickOverlap(first="start", second="epoch 1", shots=2, ordered=0.905, unordered=0.95)
     page = markdown(compared(run(0.12, right(60), right(60), overlap=(same, beside))), "zh")
-    assert "| 0.12 | 1 / 2 | 1/1 | Shot 2 100.0% | 1 个配置完全相同；示例选择：logits 的顺序没有改变" in page
+    assert "| 0.12 | 1 / 2 | 1/1 | Shot 2 100.0% | 1 个配置的正确率完全相同；示例选择：logits 的顺序没有改变" in page
     assert "### KL_BETA=0.12：任意两个 checkpoint" in page
     assert "| epoch 1 / epoch 2 | 2 | 100.0% | 100.0% | logits 的顺序没有改变" in page
     assert "| start / epoch 1 | 2 | 90.5% | 95.0% |  |" in page
@@ -141,8 +150,8 @@ def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
     figures = draw_figures(facts)
     page = markdown(facts, "en", figures)
     assert "beta_curve.png" in figures
-    assert row(page, "1", "0.12", "1", "70.0 %", "60.0 %", "[+50.00, +70.00]", "0.01", "m version 7 (alias kl-0.12)")
-    assert page.index("Differences are KL_BETA=0.05 minus KL_BETA=0.12") < page.index("Differences are KL_BETA=0.3 minus")
+    assert row(page, "1", "0.12", "1", "70.00 %", "60.00 %", "[+50.00, +70.00]", "0.01", "m version 7 (alias kl-0.12)")
+    assert page.index("accuracy of KL_BETA=0.05 minus that of KL_BETA=0.12") < page.index("accuracy of KL_BETA=0.3 minus")
 
 
 def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common():
@@ -155,15 +164,15 @@ def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common()
         (0.05, 2, -20.0, True), (0.12, 2, -9.0, True),
     ]  # fmt: skip
     page = markdown(facts, "en", draw_figures(facts))
-    assert "Differences are KL_BETA=0.05" not in page  # a bound is told instead
-    assert "| 200 | 1 | 61.0 % | 41.0 % | -20.0 % | ⬇️ significant |" in page
-    assert "| 200 | 1 | 61.0 % | 52.0 % | -9.0 % | ⬇️ |" in page  # error sqrt((61 * 39 + 52 * 48) / 200) = 4.9
-    assert row(page, "1", "0.3", "2", "not stated", "61.0 %", "not stated", "missing", "not registered")
+    assert "accuracy of KL_BETA=0.05 minus" not in page  # a bound is told instead
+    assert "| 200 | 1 | 61.00 % | 41.00 % | -20.00 | ⬇️ significant |" in page
+    assert "| 200 | 1 | 61.00 % | 52.00 % | -9.00 | not significant |" in page  # error sqrt((61 * 39 + 52 * 48) / 200) = 4.9
+    assert row(page, "1", "0.3", "2", "not stated", "61.00 %", "not stated", "missing", "not registered")
 
 
 def test_questions_and_answers_are_escaped():
-    texts = {1000 + i: f"<img src=x onerror=alert({i})> | [a](b)?" for i in range(100)}
-    facts = compared(run(0.12, right(60)), run(0.15, right(40)), questions=texts)
+    asked = {1000 + i: sample(1000 + i, f"<img src=x onerror=alert({i})> | [a](b)?", "<b>") for i in range(100)}
+    facts = compared(run(0.12, right(60)), run(0.15, right(40)), items=Items(asked, {10: asked[1000]}))
     assert facts.examples
     assert "<img src=x" not in markdown(facts, "en")
     page = html(facts, "en", draw_figures(facts))
@@ -194,10 +203,12 @@ def test_the_page_is_whole_and_loads_nothing(predecessor, language):
     page = html(predecessor, language, figures)
     parser.feed(page)
     assert parser.open == []
-    assert len(parser.links) == len(figures) == 3
-    assert all(link.startswith("data:image/png;base64,") for link in parser.links)
+    images = [link for link in parser.links if not link.startswith("#")]
+    assert len(images) == len(figures) == 4
+    assert all(link.startswith("data:image/png;base64,") for link in images)
+    assert {link.removeprefix("#") for link in parser.links if link not in images} == set(re.findall(r' id="(\w+)"', page))
     assert f'<html lang="{language}">' in page
-    assert WORDS[language]["percent"].format(value="58.8") in page
+    assert WORDS[language]["percent"].format(value="58.80") in page
 
 
 def test_fifty_betas_of_three_epochs():
@@ -206,7 +217,119 @@ def test_fifty_betas_of_three_epochs():
     facts = compared(*pairs)
     page = html(facts, "en", draw_figures(facts))
     assert len([row for row in facts.differences if row.primary]) == 49
-    assert page.count("<h3>KL_BETA=0.5: accuracy</h3>") == 3
+    assert page.count("<h4>KL_BETA=0.5: accuracy</h4>") == 3
+
+
+def test_what_is_seen_first():
+    """The verdict, the choice and the table at the largest size stand before the first folded section."""
+    runs = (
+        LinkedRun(name="evaluation run of beta 0.12", run_id="e1"),
+        LinkedRun(name="other", run_id="e2", url="http://h/#/e2"),
+    )
+    known = {"created_at": "2026-11-27 13:00 UTC", "git_commit": "0123456789abcdef", "mlflow_runs": runs}
+    facts = compared(run(0.12, right(60), git_commit="fedcba9876543210"), run(0.15, right(40))).model_copy(update=known)
+    top, rest = markdown(facts, "en", draw_figures(facts)).split("**Sections:**")
+    assert top.split("\n\n")[1] == (
+        "2026-11-27 13:00 UTC · git commit 0123456789 · trained at git commit fedcba9876 · data set mini · VLM mini · "
+        "evaluation run of beta 0.12: e1 · [other](http://h/#/e2)"
+    )
+    assert f"**Verdict:** **{verdict(facts, 'en')}**" in top
+    assert f"**Choice of KL_BETA:** {choice(facts, 'en')}" in top
+    assert choice(facts, "en").startswith("KL_BETA=0.12. It is significantly better than KL_BETA=0.15")
+    assert row(top, "Strongest baseline", "30.00 % zero-shot")
+    (gain, _) = facts.against_strongest
+    low, high = (f"{end:+.2f}" for end in gain.interval)
+    assert row(top, "KL_BETA=0.12, epoch 1", f"60.00 % +30.00 ⬆️ [{low}, {high}]")
+    assert "(intervals.png)" in top
+    assert rest.count("](#") == rest.count('<a id="')
+    page = html(facts, "en", draw_figures(facts))
+    assert '<a href="http://h/#/e2">other</a>' in page
+    assert page.index("It is significantly better") < page.index("<details>")
+
+
+def test_baselines_that_differ_between_runs_are_shown_for_each():
+    first = run(0.12, right(60), baselines={"zero-shot": {100: {0: 20.0}}})
+    top = markdown(compared(first, run(0.15, right(40))), "en")
+    assert row(top, "Strongest baseline beside KL_BETA=0.12", "20.00 % zero-shot")
+    assert row(top, "Strongest baseline beside KL_BETA=0.15", "30.00 % zero-shot")
+
+
+def test_epochs_that_were_not_evaluated_are_named():
+    result, records = run(0.12, right(60))
+    more = [result.epochs[0].model_copy(update={"epoch": number, "accuracy": {}}) for number in (2, 3)]
+    facts = compared((result.model_copy(update={"epochs": (*result.epochs, *more)}), records), run(0.15, right(40)))
+    page = markdown(facts, "en")
+    sentence = "Trained but not evaluated, so of unknown accuracy: epochs 2 and 3 of KL_BETA=0.12."
+    assert sentence in page.split("**Sections:**")[0]
+    assert (
+        "- KL_BETA=0.12: GRPO epoch 1 evaluated; 1 is the best one on the selection questions; epochs 2 and 3 trained but not"
+        in page
+    )
+    assert "- KL_BETA=0.15: GRPO epoch 1 evaluated; 1 is the best one on the selection questions\n" in page
+    assert row(page, "3", "0.5", "5", "missing", "0.01", "0.9", "missing", "0.12")  # its metrics
+    assert "Accuracy at GRPO epoch 2" not in page
+    assert "100/2" not in page  # nothing to be filled
+    assert "Trained but not evaluated" not in markdown(compared(run(0.12, right(60))), "en")
+
+
+def test_overlaps_are_listed_where_they_are_large_and_counted_elsewhere():
+    rows = [
+        PickOverlap(first="epoch 1", second=f"epoch {number}", shots=2, ordered=share, unordered=share)
+        for number, share in ((2, 0.95), (3, 0.9), (4, 0.2), (5, 0.45))
+    ]
+    page = markdown(compared(run(0.12, right(60), overlap=rows)), "en")
+    section = page[page.index("### KL_BETA=0.12: any two checkpoints") :]
+    assert re.findall(r"\| (epoch \d / epoch \d) \|", section) == ["epoch 1 / epoch 2", "epoch 1 / epoch 3"]
+    assert "two checkpoints that are not listed: 2. There, 20.0 % to 45.0 % of the questions have the same picks" in section
+
+
+def test_pairs_of_epochs_that_have_little_in_common_are_counted():
+    page = markdown(compared(run(0.12, right(40), right(60))), "en")
+    section = page[page.index("## Epochs compared with each other") :]
+    assert section.split("\n\n")[1].startswith("Pairs of epochs that are not listed: 1. There,")
+
+
+def test_examples_show_images_answers_and_demonstrations(tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    asked = {1000: sample(1000, "what colour?", "red", tmp_path / "red.png")}
+    items = Items(asked, {10: sample(10, "which colour?", "blue", tmp_path / "red.png")})
+    facts = compared(run(0.12, right(1)), run(0.15, right(0)), items=items)
+    page = html(facts, "en", pictures(facts.examples, items))
+    section = page[page.index('id="examples"') :]
+    assert section.count("data:image/jpeg;base64,") == 3  # the question's, and the first demonstration of both betas
+    assert "1000: what colour?<br>right: red (9) and z (1)" in section
+    assert "KL_BETA=0.12 answered “a” (100.00 %)" in section
+    assert "KL_BETA=0.15 answered “a” (0.00 %)" in section
+    text = markdown(facts, "en")
+    card = text[text.index("**1000: what colour? right: red (9) and z (1)**") :].splitlines()[2:8]
+    assert card == [
+        "- KL_BETA=0.12 answered “a” (100.00 %)", "  - which colour? answer: blue", "  - 11",
+        "- KL_BETA=0.15 answered “a” (0.00 %)", "  - which colour? answer: blue", "  - 12",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"), [(0.0, "< 0.001"), (9.9e-4, "< 0.001"), (0.001, "0.001"), (0.04969, "0.0497"), (1.0, "1")]
+)
+def test_a_p_value_is_never_zero(p_value, text):
+    assert Wording("en").p_value(p_value) == text
+    assert Wording("zh").p_equals(p_value) == (f"p {text}" if "<" in text else f"p = {text}")
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [((1,), "1 shot"), ((2,), "2 shots"), ((0,), "0 shots"), ((1, 2, 4), "1, 2 and 4 shots"), ((1, 2), "1 and 2 shots")],
+)
+def test_shots_are_counted(counts, text):
+    assert Wording("en").shots(*counts) == text
+
+
+def test_no_difference_is_in_percent():
+    facts = compared(run(0.12, right(60), right(20)), run(0.15, right(40), right(40)))
+    for language in ("en", "zh"):
+        page = markdown(facts, language)
+        assert not re.search(r"[+-]\d+\.\d\d ?%", page)
+        assert re.search(r"\| ⬆️ (significant|显著) \|", page)
 
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.floats(), st.text(max_size=8))
@@ -244,7 +367,7 @@ def pages_or_error(content, language):
     except DataError as error:
         return [str(error)]
     figures = draw_figures(facts)
-    return [markdown(facts, language, figures), html(facts, language, figures), summary(facts)]
+    return [markdown(facts, language, figures), html(facts, language, figures), summary(facts, language)]
 
 
 @settings(max_examples=FUZZ_EXAMPLES, deadline=None)

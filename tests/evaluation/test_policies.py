@@ -20,15 +20,15 @@ def test_names_of_the_policies():
         "zero-shot",
         "random",
         "image-similarity",
-        "image-similarity of all",
+        "image-similarity (full training set)",
         "text-similarity",
-        "text-similarity of all",
+        "text-similarity (full training set)",
         "fused-similarity",
-        "fused-similarity of all",
+        "fused-similarity (full training set)",
     )
     assert (epoch_policy(3), checkpoint_policy(1, "old.pt")) == ("epoch 3", "checkpoint 1 (old.pt)")
-    assert metric_name(whole_set_policy("fused")) == "fused_similarity_of_all"
-    assert metric_name(checkpoint_policy(2, "models:/m@champion")) == "checkpoint_2_models_m_champion_"
+    assert metric_name(whole_set_policy("fused")) == "fused_similarity_full_training_set"
+    assert metric_name(checkpoint_policy(2, "models:/m@champion")) == "checkpoint_2_models_m_champion"
 
 
 def test_picks_of_the_baselines(samples):

@@ -52,7 +52,7 @@ def test_whole_set_search_takes_the_nearest_of_all_items(questions):
             if item.image_id == question.image_id:
                 scores_QS[q, i] = -np.inf
     expected = np.argsort(-scores_QS, axis=1)[:, :2]
-    assert questions.baselines()["fused-similarity of all"].tolist() == expected.tolist()
+    assert questions.baselines()["fused-similarity (full training set)"].tolist() == expected.tolist()
 
 
 def test_selectors_pick_from_the_pools(questions):

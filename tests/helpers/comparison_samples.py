@@ -7,6 +7,7 @@ import pandas as pd
 
 from lever_mlflow.comparison.comparing import compare
 from lever_mlflow.comparison.results import EpochResult, Results, RunResult
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.records import EvaluationRecords
 
 PREDECESSOR = Path(__file__).parents[1] / "data" / "predecessor_results.json"
@@ -60,6 +61,11 @@ def run(beta, *accuracies, sizes=(100,), selection=None, **fields):
         "best_digest": f"weights {beta:g}",
     }
     return RunResult(kl_beta=beta, epochs=epochs, best_epoch=1, **{**defaults, **fields}), records
+
+
+def sample(question_id, question, answer, path=Path("nowhere.png")):
+    """An item that nine of ten annotators answered so, and one with ``z``."""
+    return Sample(0, question_id, question_id, question, path, (answer,) * 9 + ("z",))
 
 
 def results(*pairs):

@@ -192,20 +192,26 @@ def test_comparison_has_every_cell(project, experiment):
     assert comparison["missing"] == []
     grid = {(size, shots) for size in ("20", "40") for shots in ("1", "2")}
     for found in comparison["runs"]:
-        similar = {f"{kind}-similarity{of}" for kind in ("image", "text", "fused") for of in ("", " of all")}
+        similar = {f"{kind}-similarity{of}" for kind in ("image", "text", "fused") for of in ("", " (full training set)")}
         assert found["baselines"].keys() == similar | {"zero-shot", "random", "start"}
         assert cells_of(found["baselines"].pop("zero-shot")) == {("20", "0"), ("40", "0")}
         assert all(cells_of(accuracy) == grid for accuracy in found["baselines"].values())
-        assert [epoch["epoch"] for epoch in found["epochs"]] == [2, 4]  # the last of each round
-        assert all(cells_of(epoch["accuracy"]) == grid for epoch in found["epochs"])
+        evaluated = [epoch for epoch in found["epochs"] if epoch.get("accuracy")]
+        assert [epoch["epoch"] for epoch in found["epochs"]] == [1, 2, 3, 4]
+        assert [epoch["epoch"] for epoch in evaluated] == [2, 4]  # the last of each round
+        assert all(cells_of(epoch["accuracy"]) == grid for epoch in evaluated)
         assert found["rl_data"]["n_queries"] == 60
         evaluation = project.client.get_run(found["run_id"]).data.metrics
         (best,) = [epoch for epoch in found["epochs"] if epoch["epoch"] == found["best_epoch"]]
         assert best["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["accuracy/shots2"])
     assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 12
     page = (folder / "report.md").read_text()
+    assert "Trained but not evaluated, so of unknown accuracy: epochs 1 and 3 of KL_BETA=0.12 and 0.15." in page
+    for run_of_beta in comparison["mlflow_runs"]:
+        assert f"{run_of_beta['name']}: {run_of_beta['run_id'][:10]}" in page
+        assert run_of_beta["url"] == ""  # no tracking server
     assert not re.search(r"\| (\?|missing|nan) \|", page)
-    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 4
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 5
     assert run.data.tags["mlflow.note.content"] == comparison["verdict"]
 
 
@@ -221,6 +227,7 @@ def test_comparison_in_chinese_of_given_evaluations(project, experiment):
     assert result.returncode == 0, result.stderr
     run = project.newest()
     assert "KL_BETA=0.12、0.15：可比较" in run.data.tags["mlflow.note.content"]
+    assert "40 道题目上的 VQA 正确率（%）" in result.stdout
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     page = (folder / "report.md").read_text()
     assert "## 关键发现" in page
@@ -240,10 +247,10 @@ def test_comparison_of_a_results_file(project):
     assert run.data.tags["mlflow.note.content"].startswith("KL_BETA=0.12、0.15 不可比较")
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     assert sorted(found.name for found in folder.iterdir()) == [
-        "accuracy.png", "comparison.json", "config.yaml", "differences.png", "facts.json", "report.html", "report.md",
-        "settings.json", "training_curves.png",
+        "accuracy.png", "comparison.json", "config.yaml", "differences.png", "facts.json", "intervals.png", "report.html",
+        "report.md", "settings.json", "training_curves.png",
     ]  # fmt: skip
-    assert "| 200 | 1 | 58.8% | 57.0% | -1.8% | ⬇️ |" in (folder / "report.md").read_text()
+    assert "| 200 | 1 | 58.80% | 57.00% | -1.80 | 不显著 |" in (folder / "report.md").read_text()
 
 
 def test_the_terminal_says_what_the_ui_says_of_each_step_and_nothing_else(project, experiment):

@@ -133,7 +133,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     assert done < 9
     gone_on = project.run("grpo", **choices, resume=killed.info.run_id)
     assert gone_on.returncode == 0, gone_on.stderr
-    assert f"goes on after epoch {done} of {killed.info.run_id}" in gone_on.stderr
+    assert f"resuming after epoch {done} of {killed.info.run_id}" in gone_on.stderr
     resumed = project.runs(lever_step="grpo-round")[0]
     assert resumed.data.tags["lever.resumed_from"] == killed.info.run_id
     subprocess.run([*command, "--resume=none"], cwd=ROOT, env=environment, check=True, capture_output=True)

@@ -136,7 +136,7 @@ def test_killed_at_any_write_it_ends_as_if_it_had_not_been(local, mlflow_store, 
         caplog.clear()
         if whole:
             resumed = run_step(lambda killed=killed: rce_step(line, data, SETTINGS, killed))
-            assert f"goes on after epoch {whole} of {killed}" in caplog.text
+            assert f"resuming after epoch {whole} of {killed}" in caplog.text
             assert epochs_of(resumed) == undisturbed, kill
         else:
             with pytest.raises(CheckpointError, match="no whole training state to go on from"):

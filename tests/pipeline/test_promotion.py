@@ -47,7 +47,10 @@ def register(mlflow_store, tmp_path):
         similar = right(0, 10) if similarity is None else similarity
         policies = {"epoch 1": both_shots, "start": both_shots, "random": np.stack([random, random])}
         if len(similar):
-            policies |= {"image-similarity": both_shots * 0.0, "fused-similarity of all": np.array([similar, similar])}
+            policies |= {
+                "image-similarity": both_shots * 0.0,
+                "fused-similarity (full training set)": np.array([similar, similar]),
+            }
         records = records_of(policies)
         with mlflow.start_run() as run:
             evaluation = evaluation_of(both_shots.shape[1], kl_beta, run.info.run_id, **inputs)
@@ -90,7 +93,7 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
         "promote beta 0.12: running",
         "met: data gate: pass",
         f"met: over random demonstrations: {(gain := '+25.00 points [+12.50, +40.00], p = 0.002, 40 questions')}",
-        f"met: {(similar := 'over fused-similarity of all, the strongest similarity baseline: +50.00 points')} "
+        f"met: {(similar := 'over fused-similarity (full training set), the strongest similarity baseline: +50.00 points')} "
         "[+35.00, +65.00], p < 0.001, 40 questions",  # 20 of 40 differ, one way: 50 +/- 1.96 * 100 * sqrt(0.25 / 40)
     ]
     version = MlflowClient().get_model_version(NAME, "1")
@@ -205,7 +208,7 @@ def test_each_condition_and_its_override(local, register, own, inputs, said):
 def test_what_is_no_better_than_similarity_search_is_promoted_only_when_that_is_asked(local, register):
     register(0.12, right(10, 20), similarity=right(8, 20))  # two of 40 questions more: p = 0.5
     told = (
-        r"is not promoted: over fused-similarity of all, the strongest similarity baseline: \+5.00 points "
+        r"is not promoted: over fused-similarity \(full training set\), the strongest similarity baseline: \+5.00 points "
         r"\[\+0.00, \+12.50\], p = 0.500, 40 questions: not significantly better, as similarity=better asks; "
         "p < 0.05 and an interval above 0 are needed; nothing was changed"
     )

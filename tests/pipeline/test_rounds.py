@@ -249,7 +249,7 @@ def test_a_kill_in_the_second_round_loses_nothing(local, mlflow_store, cache_dir
     resumed = run_step(lambda: grpo_step(line, data, start, settings, rounds, killed["grpo beta 0.12"]))
     assert "grpo beta 0.12 round 1: reused from" in caplog.text
     assert "rollout round 2: reused from" in caplog.text
-    assert f"goes on after epoch 2 of {killed['grpo beta 0.12 round 2']}" in caplog.text
+    assert f"resuming after epoch 2 of {killed['grpo beta 0.12 round 2']}" in caplog.text
     assert {mlflow.get_run(run_id).info.status for run_id in killed.values()} == {"KILLED"}
     mlflow.set_experiment("undisturbed")
     undisturbed = run_step(lambda: grpo_step(line, data, start, settings, rounds))

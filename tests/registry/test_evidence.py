@@ -38,7 +38,7 @@ def test_gain_is_paired_over_questions_and_averaged_over_shots_and_draws():
     assert over.p_value == pytest.approx(extreme.mean()) == 0.5
     assert (over.low, over.high) == pytest.approx((0.0, 60.0))  # of 27 equally likely resamples the outermost
     assert over.questions == 3
-    assert str(over) == "+25.00 points [+0.00, +60.00], p = 0.500, 3 questions"
+    assert str(over) == "+25.00 points [0.00, +60.00], p = 0.500, 3 questions"
 
 
 def test_gain_on_other_questions_or_of_an_unknown_policy_is_refused():
@@ -109,9 +109,11 @@ def test_the_strongest_similarity_baseline_is_that_of_the_mean_over_shots_in_the
     in_pool, of_all = np.array([[0.6] * 4, [0.2] * 4]), np.array([[0.3] * 4, [0.6] * 4])
     policies = {"epoch 1": np.ones((2, 4)), "zero-shot": np.ones((1, 4)), "random": np.ones((2, 4))}
     condition = gain_over_similarity(
-        evaluated(policies | {"image-similarity": in_pool, "image-similarity of all": of_all}), PromotionSettings()
+        evaluated(policies | {"image-similarity": in_pool, "image-similarity (full training set)": of_all}), PromotionSettings()
     )
-    assert condition.says.startswith("over image-similarity of all, the strongest similarity baseline: +55.00 points ")
+    assert condition.says.startswith(
+        "over image-similarity (full training set), the strongest similarity baseline: +55.00 points "
+    )
     with pytest.raises(DataError, match="the evaluation has no similarity baseline to compare with; run the evaluate step"):
         gain_over_similarity(evaluated(policies), PromotionSettings())
 

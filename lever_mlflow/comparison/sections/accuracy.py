@@ -17,43 +17,47 @@ from lever_mlflow.comparison.facts import (
     known,
 )
 from lever_mlflow.comparison.results import EpochResult
+from lever_mlflow.comparison.sections.overview import unevaluated
 from lever_mlflow.comparison.wording import NOTHING, Wording
 from lever_mlflow.settings import format_beta
 
-__all__ = ["accuracies", "statistics"]
+__all__ = ["accuracies", "best_differences", "statistics"]
 
 _TEST_COLUMNS = ("difference", "direction", "interval", "interval_holm", "p_holm", "needed")
 _COUNTS = {"up": "up", "tie": "tie", "down": "down", "missing": "missing_cells"}  # field of the statistics -> key of its title
 
 
 def accuracies(facts: Comparison, words: Wording) -> list[Block]:
-    """Shows accuracies and differences of every epoch, and the differences between the best epochs."""
-    blocks: list[Block] = []
-    for epoch in sorted({epoch.epoch for run in facts.runs for epoch in run.epochs}):
-        blocks += [Heading(2, words.say("accuracy", epoch=epoch)), *_accuracies_of(epoch, facts, words)]
+    """Shows accuracies and differences of every epoch that was evaluated."""
+    blocks: list[Block] = unevaluated(facts, words)
+    for epoch in sorted({epoch.epoch for run in facts.runs for epoch in run.evaluated}):
+        blocks += [Heading(3, words.say("accuracy_at", epoch=epoch)), *_accuracies_of(epoch, facts, words)]
         cells = [cell for cell in facts.differences if cell.label == epoch]
         if cells:
-            blocks += [Heading(3, words.say("differences_of", epoch=epoch)), *_differences(cells, facts, words)]
-    best = [cell for cell in facts.differences if cell.label == BEST]
-    if best:
-        blocks += [Heading(2, words["differences_best"]), *_differences(best, facts, words)]
+            blocks += [Heading(4, words.say("differences_of", epoch=epoch)), *_differences(cells, facts, words)]
     return _without_repeated_notes(blocks)
 
 
+def best_differences(facts: Comparison, words: Wording) -> list[Block]:
+    """Shows the differences between the best epochs, where they are known."""
+    cells = [cell for cell in facts.differences if cell.label == BEST]
+    return _without_repeated_notes(_differences(cells, facts, words))
+
+
 def _accuracies_of(number: int, facts: Comparison, words: Wording) -> list[Block]:
-    """Returns a table for each run that has this epoch."""
-    head = [words["size"], *(words.say("shot", shots=k) for k in facts.shots)]
+    """Returns a table for each run of which this epoch was evaluated."""
+    head = [words["size"], *map(words.shots, facts.shots)]
     blocks: list[Block] = []
     for run in facts.runs:
         epoch = run.epoch(number)
-        if epoch is not None:
+        if epoch is not None and epoch.accuracy:
             title = words.say("accuracy_of", beta=format_beta(run.kl_beta))
-            blocks += [Heading(3, title), Table(head, _accuracy_rows(epoch, facts, words))]
+            blocks += [Heading(4, title), Table(head, _accuracy_rows(epoch, facts, words))]
     return blocks
 
 
 def _accuracy_rows(epoch: EpochResult, facts: Comparison, words: Wording) -> list[list[str]]:
-    return [[str(n), *(words.percent(epoch.accuracy_at(n, k)) for k in facts.shots)] for n in facts.sizes]
+    return [[str(n), *(words.accuracy(epoch.accuracy_at(n, k)) for k in facts.shots)] for n in facts.sizes]
 
 
 def _differences(cells: Sequence[Difference | MissingCell], facts: Comparison, words: Wording) -> list[Block]:
@@ -70,16 +74,16 @@ def _differences(cells: Sequence[Difference | MissingCell], facts: Comparison, w
 
 
 def _difference_row(cell: Difference | MissingCell, words: Wording) -> list[str]:
-    place = [str(cell.size), str(cell.shots), *map(words.percent, reversed(cell.accuracies))]
+    place = [str(cell.size), str(cell.shots), *map(words.accuracy, reversed(cell.accuracies))]
     if isinstance(cell, MissingCell):
         return [*place, *([words["missing"]] * len(_TEST_COLUMNS))]
     return [
         *place,
-        words.percent(cell.points, signed=True),
+        words.difference(cell.points),
         words.reading(cell),
         words.interval(cell.interval),
         words.interval(cell.interval_holm),
-        f"{cell.p_holm:.3g}",
+        words.p_value(cell.p_holm),
         NOTHING if cell.questions_needed is None else str(cell.questions_needed),
     ]
 
@@ -91,7 +95,7 @@ def _note(cells: Sequence[Difference | MissingCell], facts: Comparison, words: W
         for family in (True, False)
         if any(cell.primary is family for cell in cells)
     ]
-    tests = " + ".join(map(str, counts))
+    tests = words.tests(" + ".join(map(str, counts)))
     if any(row.kind == "bound" for row in known(cells)):
         return words.say("bound_note", tests=tests)
     beta, reference = format_beta(cells[0].beta), format_beta(cells[0].reference)
@@ -112,9 +116,8 @@ def _without_repeated_notes(blocks: Sequence[Block]) -> list[Block]:
 
 
 def statistics(facts: Comparison, words: Wording) -> list[Block]:
-    """Summarizes the differences of each pair of betas."""
+    """Summarizes the differences of each pair of betas; figures of all sizes stand above."""
     blocks: list[Block] = [
-        Heading(2, words["statistics"]),
         words.figure("accuracy.png", "heatmap"),
         words.figure("differences.png", "differences"),
     ]
@@ -127,19 +130,23 @@ def _statistics_of(pair: PairStatistics, words: Wording) -> list[Block]:
     columns = list(pair.by_label.values())
     labels = [words.label(label) for label in pair.by_label]
     title = words.say("statistics_of", beta=format_beta(pair.beta), reference=format_beta(pair.reference))
-    by_shots = {f"Shot {k}": [column.by_shots[k] for column in columns] for k in (columns[0].by_shots if columns else ())}
+    by_shots = {words.shots(k): [column.by_shots[k] for column in columns] for k in (columns[0].by_shots if columns else ())}
     by_size = {str(n): [column.by_size[n] for column in columns] for n in (columns[0].by_size if columns else ())}
     blocks: list[Block] = [Heading(3, title), Table([words["statistic"], *labels], _statistics_rows(columns, words))]
     for name, first, means in (("by_shots", "shots", by_shots), ("by_size", "size", by_size)):
-        head = [words[first], *(words.say("mean_at", label=label) for label in labels)]
-        rows = [[key, *(words.percent(mean, signed=True) for mean in row)] for key, row in means.items()]
+        head = [words[first], *(_mean_title(label, words) for label in pair.by_label)]
+        rows = [[key, *(words.difference(mean) for mean in row)] for key, row in means.items()]
         blocks += [Heading(4, words[name]), Table(head, rows)]
     return blocks
 
 
+def _mean_title(label: str, words: Wording) -> str:
+    return words["mean_best"] if label == BEST else words.say("mean_epoch", epoch=label)
+
+
 def _statistics_rows(columns: Sequence[CellStatistics], words: Wording) -> list[list[str]]:
     rows = [
-        [words["mean"], *(words.percent(column.mean, signed=True) for column in columns)],
+        [words["mean"], *(words.difference(column.mean) for column in columns)],
         [words["largest_gain"], *(_extreme(column.largest_gain, words) for column in columns)],
         [words["largest_drop"], *(_extreme(column.largest_drop, words) for column in columns)],
     ]
@@ -151,4 +158,5 @@ def _statistics_rows(columns: Sequence[CellStatistics], words: Wording) -> list[
 def _extreme(cell: ExtremeCell | None, words: Wording) -> str:
     if cell is None:
         return words["none"]
-    return words.say("at_cell", points=words.percent(cell.points, signed=True), size=cell.size, shots=cell.shots)
+    points, shots = words.difference(cell.points), words.shots(cell.shots)
+    return words.say("at_cell", points=points, size=cell.size, shots=shots)

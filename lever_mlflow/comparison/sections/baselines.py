@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lever_mlflow.comparison.blocks import Block, Heading, Paragraph, Table
+from lever_mlflow.comparison.blocks import Block, Paragraph, Table
 from lever_mlflow.comparison.facts import AgainstBaseline, AgainstStrongest, Comparison, RankedBeta
 from lever_mlflow.comparison.results import Accuracies
 from lever_mlflow.comparison.wording import NOTHING, Wording, policy_label
@@ -15,15 +15,14 @@ __all__ = ["baselines", "ranking"]
 
 def baselines(facts: Comparison, words: Wording) -> list[Block]:
     """Shows the accuracies of baselines beside those of the best epochs, and the differences between them."""
-    blocks: list[Block] = [Heading(2, words["baselines"])]
     if not any(run.baselines for run in facts.runs):
-        return [*blocks, Paragraph(words["baselines_none"])]
-    blocks += [words.figure("baselines.png", "baselines"), _accuracies(facts, words)]
+        return [Paragraph(words["baselines_none"])]
+    blocks: list[Block] = [words.figure("baselines.png", "baselines"), _accuracies(facts, words)]
     against = facts.against_baselines
     if against:
         columns = ("policy", "difference", "direction", "interval_holm", "p_holm")
         head = ["KL_BETA", *(words[name] for name in columns)]
-        note = words.say("against_note", size=against[0].size, tests=len(against))
+        note = words.say("against_note", size=against[0].size, tests=words.tests(len(against)))
         blocks += [Paragraph(note), Table(head, [_against_row(row, words) for row in against])]
     return [*blocks, *_strongest(facts.against_strongest, words)]
 
@@ -41,21 +40,21 @@ def _accuracies(facts: Comparison, words: Wording) -> Table:
             name = words.say("registered_mark", beta=format_beta(run.kl_beta), epoch=run.best_epoch)
             policies[name] = run.best.accuracy
         rows += [
-            [policy_label(run, name), str(size), *(words.percent(row[k]) if k in row else NOTHING for k in shots)]
+            [policy_label(run, name), str(size), *(words.accuracy(row[k]) if k in row else NOTHING for k in shots)]
             for name, cells in policies.items()
             for size, row in cells.items()
         ]
-    return Table([words["policy"], words["size"], *(words.say("shot", shots=k) for k in shots)], rows)
+    return Table([words["policy"], words["size"], *map(words.shots, shots)], rows)
 
 
 def _against_row(row: AgainstBaseline, words: Wording) -> list[str]:
     return [
         format_beta(row.beta),
         row.baseline,
-        words.percent(row.points, signed=True),
+        words.difference(row.points),
         words.reading(row),
         words.interval(row.interval_holm),
-        f"{row.p_holm:.3g}",
+        words.p_value(row.p_holm),
     ]
 
 
@@ -65,14 +64,14 @@ def _strongest(rows: Sequence[AgainstStrongest], words: Wording) -> list[Block]:
         return []
     columns = ("shots", "strongest", "best_epoch", "difference", "direction", "interval_holm", "p_holm")
     head = ["KL_BETA", *(words[name] for name in columns)]
-    note = words.say("strongest_note", size=rows[0].size, tests=len(rows))
-    return [Paragraph(note, strong=True), Table(head, [_strongest_row(row, words) for row in rows])]
+    note = words.say("strongest_note", size=rows[0].size, tests=words.tests(len(rows)))
+    return [Paragraph(note), Table(head, [_strongest_row(row, words) for row in rows])]
 
 
 def _strongest_row(row: AgainstStrongest, words: Wording) -> list[str]:
     best, baseline = row.accuracies
     beta, name, *difference = _against_row(row, words)
-    return [beta, str(row.shots), f"{name}: {words.percent(baseline)}", words.percent(best), *difference]
+    return [beta, str(row.shots), f"{name}: {words.accuracy(baseline)}", words.accuracy(best), *difference]
 
 
 def ranking(facts: Comparison, words: Wording) -> list[Block]:
@@ -84,7 +83,7 @@ def ranking(facts: Comparison, words: Wording) -> list[Block]:
     rows = [_ranking_row(rank, row, words) for rank, row in enumerate(facts.ranking, start=1)]
     selected = all(row.selection is not None for row in facts.ranking)
     note = Paragraph(words["selected_by" if selected else "ranked_by_mean"])
-    return [Heading(2, words["curve"]), words.figure("beta_curve.png", "beta"), Table(head, rows), note]
+    return [words.figure("beta_curve.png", "beta"), Table(head, rows), note]
 
 
 def _ranking_row(rank: int, row: RankedBeta, words: Wording) -> list[str]:
@@ -93,7 +92,7 @@ def _ranking_row(rank: int, row: RankedBeta, words: Wording) -> list[str]:
         format_beta(row.beta),
         str(row.epoch),
         words.accuracy_if_stated(row.selection),
-        words.percent(row.accuracy),
+        words.accuracy(row.accuracy),
         words.interval(row.interval),
         words.number(row.kl),
         words.registered(row.registered),

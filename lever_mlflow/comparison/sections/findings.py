@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lever_mlflow.comparison.blocks import Block, Bullets, Heading
+from lever_mlflow.comparison.blocks import Block, Bullets
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.findings import (
     BaselineFinding,
@@ -19,7 +19,7 @@ from lever_mlflow.comparison.findings import (
     SameRewards,
 )
 from lever_mlflow.comparison.rules import FEW_POSITIVE, LITTLE_CONTRAST
-from lever_mlflow.comparison.wording import NOTHING, Wording
+from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.settings import format_beta
 
 __all__ = ["findings"]
@@ -28,7 +28,7 @@ __all__ = ["findings"]
 def findings(facts: Comparison, words: Wording) -> list[Block]:
     """Lists what the rules found."""
     sentences = [_sentence(finding, words) for finding in facts.findings]
-    return [Heading(2, words["findings"]), Bullets(sentences or [words["no_findings"]])]
+    return [Bullets(sentences or [words["no_findings"]])]
 
 
 def _sentence(finding: Finding, words: Wording) -> str:
@@ -43,10 +43,10 @@ def _sentence(finding: Finding, words: Wording) -> str:
         case BaselineFinding():
             values = _of_baseline(finding, words)
         case EqualEpochs():
-            epochs = words.join(map(str, finding.epochs))
+            epochs = words.epochs(finding.epochs)
             values = {"kl_beta": format_beta(finding.kl_beta), "epochs": epochs, "cells": str(finding.cells)}
         case SamePicks():
-            values = {"betas": words.join(finding.betas), "shots": words.join(map(str, finding.shots))}
+            values = {"betas": words.join(finding.betas), "shots": words.shots(*finding.shots)}
         case OracleFinding():
             shares = {name: words.share(getattr(finding, name)) for name in ("oracle", "random", "winnable")}
             values = {**shares, "questions": str(finding.questions)}
@@ -69,8 +69,8 @@ def _of_training(
         case SameRewards():
             return {**beta, "share": words.share(finding.share)}
         case KlTrend():
-            change = NOTHING if finding.change is None else words.percent_change(finding.change)
-            return {**beta, "values": " → ".join(map(words.number, finding.values)), "change": change}
+            values = " → ".join(map(words.number, finding.values))
+            return {**beta, "values": values, "change": words.change("kl", finding.change)}
 
 
 def _of_difference(finding: DifferenceFinding, words: Wording) -> dict[str, str]:
@@ -80,10 +80,10 @@ def _of_difference(finding: DifferenceFinding, words: Wording) -> dict[str, str]
         "reference": format_beta(finding.reference),
         "word": words["better" if finding.points > 0 else "worse"],
         "size": str(finding.size),
-        "shots": str(finding.shots),
-        "points": words.percent(finding.points, signed=True),
+        "shots": words.shots(finding.shots),
+        "points": words.points(finding.points),
         "interval_holm": words.interval(finding.interval_holm),
-        "p_holm": f"{finding.p_holm:.3g}",
+        "p_holm": words.p_equals(finding.p_holm),
         "kind": words[f"kind_{finding.kind}"],
         "needed": words["needed_nothing"] if needed is None else words.say("needed_sentence", questions_needed=needed),
     }
@@ -95,7 +95,7 @@ def _of_baseline(finding: BaselineFinding, words: Wording) -> dict[str, str]:
         "beta": format_beta(finding.beta),
         "baseline": finding.baseline,
         "size": str(finding.size),
-        "points": words.percent(finding.points if signed else abs(finding.points), signed=signed),
+        "points": words.points(finding.points if signed else abs(finding.points), signed=signed),
         "interval_holm": words.interval(finding.interval_holm),
-        "accuracies": " / ".join(map(words.percent, finding.accuracies)),
+        "accuracies": " / ".join(map(words.accuracy, finding.accuracies)),
     }

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from lever_mlflow.comparison.blocks import Block, Heading, Table
-from lever_mlflow.comparison.facts import Comparison, EpochPair
+from collections.abc import Sequence
+
+from lever_mlflow.comparison.blocks import Block, Card, Heading, Item, Paragraph, Table
+from lever_mlflow.comparison.facts import Comparison, EpochPair, Example, ExampleSide, ShownItem
+from lever_mlflow.comparison.pictures import MOST_DEMONSTRATIONS, demonstration_picture, query_picture
 from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.settings import format_beta
 
 __all__ = ["epochs_compared", "examples", "overlap"]
 
+_NEARLY_THE_SAME = 0.9  # of the questions with the same picks: from there on, a pair of policies is worth a row
+
 
 def epochs_compared(facts: Comparison, words: Wording) -> list[Block]:
-    """Compares the epochs of each run with each other."""
-    if not facts.epochs_compared:
-        return []
+    """Compares the epochs of each run with each other; pairs that have little in common are only counted."""
+    pairs = [pair for pair in facts.epochs_compared if pair.cells]
+    shown = [pair for pair in pairs if _alike(pair)]
     head = ["KL_BETA", *(words[name] for name in ("epochs_pair", "equal_cells", "same_picks", "why"))]
-    return [Heading(2, words["epochs"]), Table(head, [_epochs_row(pair, words) for pair in facts.epochs_compared])]
+    blocks: list[Block] = [Table(head, [_epochs_row(pair, words) for pair in shown])] if shown else []
+    others = len(pairs) - len(shown)
+    if others:
+        blocks.append(Paragraph(words.say("epochs_others", count=others, share=words.share(_NEARLY_THE_SAME))))
+    return blocks
+
+
+def _alike(pair: EpochPair) -> bool:
+    return 2 * pair.equal >= pair.cells or max(pair.overlap.values(), default=0.0) >= _NEARLY_THE_SAME
 
 
 def _epochs_row(pair: EpochPair, words: Wording) -> list[str]:
-    shares = words.join(f"Shot {k} {words.share(share)}" for k, share in pair.overlap.items())
+    shares = words.join(f"{words.shots(k)} {words.share(share)}" for k, share in pair.overlap.items())
     return [
         format_beta(pair.kl_beta),
         " / ".join(map(str, pair.epochs)),
@@ -31,10 +44,8 @@ def _epochs_row(pair: EpochPair, words: Wording) -> list[str]:
 
 
 def _epochs_explained(pair: EpochPair, words: Wording) -> str:
-    if not pair.cells:
-        return words["epochs_none"]
-    if pair.equal < pair.cells:
-        return words.say("epochs_some", largest=words.percent(pair.largest))
+    if pair.equal < pair.cells and pair.largest is not None:
+        return words.say("epochs_some", largest=words.points(pair.largest, signed=False))
     if pair.reason:
         why = words.say("why_records", reason=words.explain(pair.reason))
     elif pair.overlap:
@@ -45,15 +56,24 @@ def _epochs_explained(pair: EpochPair, words: Wording) -> str:
 
 
 def overlap(facts: Comparison, words: Wording) -> list[Block]:
-    """Shows how far the best epochs of two betas, and any two checkpoints of one, pick the same."""
-    tables = [(words["overlap_best"], "KL_BETA", facts.overlap_of_best)]
-    tables += [(words.say("overlap_of", beta=format_beta(run.kl_beta)), words["policy"], run.overlap) for run in facts.runs]
-    blocks: list[Block] = []
-    for title, first, rows in tables:
-        if rows:
-            head = [first, *(words[name] for name in ("shots", "same_picks", "same_any_order", "why"))]
-            blocks += [Heading(3, title), Table(head, [_overlap_row(row, words) for row in rows])]
-    return [Heading(2, words["overlap"]), *blocks] if blocks else []
+    """Shows how far the best epochs of two betas pick the same, and which checkpoints of one beta pick nearly the same."""
+    best = list(facts.overlap_of_best)
+    blocks = _overlap_table(words["overlap_best"], "KL_BETA", best, words)
+    for run in facts.runs:
+        shown = [row for row in run.overlap if row.ordered >= _NEARLY_THE_SAME]
+        others = [row.ordered for row in run.overlap if row.ordered < _NEARLY_THE_SAME]
+        title = words.say("overlap_of", beta=format_beta(run.kl_beta))
+        blocks += _overlap_table(title, words["policy"], shown, words)
+        if others:
+            low, high = words.share(min(others)), words.share(max(others))
+            note = Paragraph(words.say("overlap_others", count=len(others), low=low, high=high))
+            blocks += [note] if shown else [Heading(3, title), note]
+    return blocks
+
+
+def _overlap_table(title: str, first: str, rows: Sequence[PickOverlap], words: Wording) -> list[Block]:
+    head = [first, *(words[name] for name in ("shots", "same_picks", "same_any_order", "why"))]
+    return [Heading(3, title), Table(head, [_overlap_row(row, words) for row in rows])] if rows else []
 
 
 def _overlap_row(row: PickOverlap, words: Wording) -> list[str]:
@@ -67,21 +87,33 @@ def _overlap_row(row: PickOverlap, words: Wording) -> list[str]:
 
 
 def examples(facts: Comparison, words: Wording) -> list[Block]:
-    """Shows the questions that the best epochs of two betas answer most differently."""
+    """Shows the questions on which two best epochs differ most, with the images that each of them put before the question."""
     if not facts.examples:
         return []
-    (pair,) = facts.statistics
-    betas = [format_beta(pair.beta), format_beta(pair.reference)]
-    head = [words["question"], words["shots"], words["difference"]]
-    head += [words.say(name, beta=beta) for name in ("answer_of", "picks_of") for beta in betas]
-    rows = [
-        [
-            f"{example.question_id}: {example.question}",
-            str(example.shots),
-            words.percent(example.points, signed=True),
-            *example.answers,
-            *(", ".join(map(str, picks)) for picks in example.picks),
-        ]
-        for example in facts.examples
-    ]
-    return [Heading(2, words["examples"]), Table(head, rows)]
+    first = facts.examples[0]
+    beta, reference = (words.beta(side.beta) for side in first.sides)
+    note = words.say("examples_note", beta=beta, reference=reference, shots=words.shots(first.shots))
+    return [Paragraph(note), *(_card(example, words) for example in facts.examples)]
+
+
+def _card(example: Example, words: Wording) -> Card:
+    query = example.query
+    answers = words.join(f"{answer} ({count})" for answer, count in query.answers.items())
+    lines = [f"{query.question_id}: {query.question}", words.say("right_answers", answers=answers or words["no_answers"])]
+    return Card(Item(query_picture(query.question_id), lines), [_side(side, words) for side in example.sides])
+
+
+def _side(side: ExampleSide, words: Wording) -> tuple[str, list[Item]]:
+    """Returns the answer of one beta, and the demonstrations that stood before the question."""
+    beta, accuracy = format_beta(side.beta), words.accuracy(side.accuracy)
+    items = [_demonstration(item, words) for item in side.demonstrations[:MOST_DEMONSTRATIONS]]
+    more = len(side.demonstrations) - len(items)
+    items += [Item("", [words.say("more_demonstrations", count=more)])] if more > 0 else []
+    return words.say("answered", beta=beta, answer=side.answer, accuracy=accuracy), items
+
+
+def _demonstration(item: ShownItem, words: Wording) -> Item:
+    """Returns a demonstration as the VLM saw it: question and most frequent answer; its id where it is not known."""
+    answer = next(iter(item.answers), words["unknown"])
+    known = [item.question, words.say("demonstration_answer", answer=answer)]
+    return Item(demonstration_picture(item.question_id), known if item.question else [str(item.question_id)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lever_mlflow.comparison.blocks import Block, Bullets, Heading, Paragraph, Table
+from lever_mlflow.comparison.blocks import Block, Bullets, Paragraph, Table
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.results import RunResult
 from lever_mlflow.comparison.wording import Wording
@@ -25,26 +25,33 @@ def setup(facts: Comparison, words: Wording) -> list[Block]:
     named = {"dataset": facts.dataset, "vlm": facts.vlm, "sampler": facts.sampler, "source": facts.source}
     rows = [[words[name], value] for name, value in named.items() if value]
     rows += [[words["profile"], profile] for profile in dict.fromkeys(run.profile for run in facts.runs) if profile]
-    sizes, shots = (", ".join(map(str, axis)) for axis in (facts.sizes, facts.shots))
-    rows.append([words["grid"], f"{sizes}; {shots}"])
+    axes = {"sizes": facts.sizes, "shot_counts": facts.shots}
+    rows += [[words[name], words.numbers(axis)] for name, axis in axes.items() if axis]
+    rows += [[run.name, run.run_id] for run in facts.mlflow_runs]
     return [
-        Heading(2, words["setup"]),
         Table([words["parameter"], words["value"]], rows),
-        Paragraph(words["compared"] + ":"),
+        Paragraph(words["compared"]),
         Bullets([_compared_model(run, words) for run in facts.runs]),
     ]
 
 
 def _compared_model(run: RunResult, words: Wording) -> str:
     best = "" if run.best_epoch is None else words.say("compared_best", epoch=run.best_epoch)
-    epochs = ", ".join(str(epoch.epoch) for epoch in run.epochs)
-    return words.say("compared_model", beta=format_beta(run.kl_beta), epochs=epochs, best=best)
+    evaluated = [epoch.epoch for epoch in run.evaluated]
+    others = [epoch.epoch for epoch in run.epochs if not epoch.accuracy]
+    return words.say(
+        "compared_model",
+        beta=format_beta(run.kl_beta),
+        epochs=words.epochs(evaluated) if evaluated else words["no_epochs"],
+        best=best,
+        others=words.say("compared_others", epochs=words.epochs(others)) if others else "",
+    )
 
 
 def fairness(facts: Comparison, words: Wording) -> list[Block]:
     """Shows RL data and start checkpoint of each run, and every field that is not the same in all runs."""
     head = [words["parameter"], *(words[title] for title in _DATA_COLUMNS.values()), words["start"]]
-    blocks: list[Block] = [Heading(2, words["fairness"]), Table(head, [_data_row(run, words) for run in facts.runs])]
+    blocks: list[Block] = [Table(head, [_data_row(run, words) for run in facts.runs])]
     if facts.confounders:
         blocks.append(Paragraph(words["not_comparable_note"], strong=True))
     elif len(facts.runs) > 1:
@@ -76,4 +83,4 @@ def training_configuration(facts: Comparison, words: Wording) -> list[Block]:
     names = dict.fromkeys(name for run in facts.runs for name in run.config)
     rows = [[name, *(words.value(run.config.get(name)) for run in facts.runs)] for name in names]
     head = [words["parameter"], *(words.beta(run.kl_beta) for run in facts.runs)]
-    return [Heading(2, words["training"]), Table(head, rows)]
+    return [Table(head, rows)] if rows else []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lever_mlflow.comparison.blocks import Block, Heading, Table
 from lever_mlflow.comparison.curves import CURVES, change, present
 from lever_mlflow.comparison.facts import Comparison, Curves
-from lever_mlflow.comparison.wording import NOTHING, Wording
+from lever_mlflow.comparison.sections.overview import unevaluated
+from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.settings import format_beta
 
 __all__ = ["curves", "trends"]
@@ -15,7 +16,7 @@ _FURTHER = ("kl_exact", "expected_reward", "frac_reward_zero_std", "picks_change
 
 def curves(facts: Comparison, words: Wording) -> list[Block]:
     """Shows the metrics of each run by epoch."""
-    blocks: list[Block] = [Heading(2, words["curves"]), words.figure("training_curves.png", "curves")]
+    blocks: list[Block] = [*unevaluated(facts, words), words.figure("training_curves.png", "curves")]
     for run in facts.curves:
         names = [*CURVES, *(name for name in _FURTHER if name in run.values)]
         head = ["Epoch", *(_title(name) if name in CURVES else name for name in names)]
@@ -31,7 +32,7 @@ def _title(name: str) -> str:
 
 def trends(facts: Comparison, words: Wording) -> list[Block]:
     """Reads the metrics of each run from epoch to epoch."""
-    blocks: list[Block] = [Heading(2, words["trends"])]
+    blocks: list[Block] = []
     for run in facts.curves:
         head = [words["metric"], *(words.say("epoch", epoch=epoch) for epoch in run.epochs), words["trend"]]
         rows = [[name, *_values(run, name, words), _trend(run, name, words)] for name in CURVES]
@@ -43,20 +44,19 @@ def _values(run: Curves, name: str, words: Wording) -> list[str]:
     """Writes each value, with the change from the one before it."""
     changes = [None, *run.changes[name]]
     return [
-        words.number(value) + ("" if percent is None else f" ({words.percent_change(percent)})")
-        for value, percent in zip(run.values[name], changes, strict=True)
+        words.number(value) + ("" if moved is None else f" ({words.change(name, moved)})")
+        for value, moved in zip(run.values[name], changes, strict=True)
     ]
 
 
 def _trend(run: Curves, name: str, words: Wording) -> str:
     values = present(run.values[name])
     first, last = (values[0], values[-1]) if values else (None, None)
-    percent = change(first, last)
     text = words.say(
         f"trend_{run.trends[name]}",
         first=words.number(first),
         last=words.number(last),
-        change=NOTHING if percent is None else words.percent_change(percent),
+        change=words.change(name, change(name, first, last)),
     )
     moves = name == "kl" and run.trends[name] in ("rising", "falling")
-    return f"{text}; {words[f'kl_{run.trends[name]}']}" if moves else text
+    return text + words[f"kl_{run.trends[name]}"] if moves else text
