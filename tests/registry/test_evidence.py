@@ -157,7 +157,7 @@ def test_differences_that_cancel_out_are_no_gain():
         candidate, champion = evaluated({"epoch 1": own}), evaluated({"epoch 2": other}, "epoch 2")
         condition = gain_over_champion(candidate, champion, PromotionSettings())
         assert not condition.met
-        assert condition.says.startswith("over the champion: +0.00 points [")
+        assert condition.says.startswith("over the champion: 0.00 points [")
         assert "exactly as accurate as the champion" in condition.says
 
 

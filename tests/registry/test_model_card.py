@@ -48,8 +48,8 @@ MEANS = """
 | policy | 0 shots&emsp; | 1 shot&emsp; | 2 shots&emsp; | mean&emsp; | interval of the mean |
 |---|---:|---:|---:|---:|---:|
 | epoch 1 | | 40.0 | 25.0 | 32.5 | 0.0 to 75.0 |
-| start | | 20.0 | 12.5 | 16.2 | 0.0 to 37.5 |
-| text-similarity | | **35.0** | 27.5 | **31.2** | 7.5 to 63.8 |
+| start | | 20.0 | 12.5 | 16.3 | 0.0 to 37.5 |
+| text-similarity | | **35.0** | 27.5 | **31.3** | 7.5 to 63.8 |
 | random | | 15.0 | 0.0 | 7.5 | 0.0 to 15.0 |
 | zero-shot | 30.0 | 30.0 | **30.0** | 30.0 | 30.0 to 30.0 |
 """
