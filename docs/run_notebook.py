@@ -28,7 +28,7 @@ def execute(source: Path, target: Path) -> None:
     """
     notebook = nbformat.read(source, as_version=4)
     where = {"metadata": {"path": str(source.parent)}}
-    NotebookClient(notebook, timeout=MOST_SECONDS, record_timing=False, resources=where).execute()
+    NotebookClient(notebook, timeout=MOST_SECONDS, record_timing=False, coalesce_streams=True, resources=where).execute()
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata.pop("widgets", None)

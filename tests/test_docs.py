@@ -1,4 +1,4 @@
-"""The documentation leads somewhere: its links, the files and modules that it names, and what README must mention."""
+"""The documentation leads somewhere: its links, the files and modules that it names, and what its first pages must mention."""
 
 import re
 from pathlib import Path
@@ -87,9 +87,9 @@ def test_checks_see_what_they_check(tmp_path):
     assert [exists(path, page) for path in named_paths(page)] == [False, True, False]
 
 
-def test_readme_mentions_every_entry_point():
+def test_first_steps_mention_every_entry_point():
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "first-steps.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert rows == list(entry_points)
 
 

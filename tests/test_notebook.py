@@ -1,7 +1,9 @@
 """The quickstart notebook: it runs, its outputs are fit to be published, and it uses what the package offers."""
 
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -76,7 +78,7 @@ def test_outputs_that_are_not_fit_are_refused(notebook):
 @pytest.mark.timeout(900)
 def test_the_notebook_runs(notebook, tmp_path, cache_dir, monkeypatch):
     monkeypatch.setenv("LEVER_MLFLOW_CACHE", str(cache_dir))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     source = Path(shutil.copy(run_notebook.NOTEBOOK, tmp_path))
     run_notebook.execute(source, tmp_path / "executed.ipynb")
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)

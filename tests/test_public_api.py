@@ -1,4 +1,4 @@
-"""The public names of the package: what they are, that they load lazily, and that README's example runs."""
+"""The public names of the package: what they are, that they load lazily, and that the example of the docs runs."""
 
 import re
 import subprocess
@@ -73,18 +73,18 @@ def test_vqa_accuracy_loads_nothing_heavy():
     assert loaded_after("from lever_mlflow import vqa_accuracy") == []
 
 
-def readme_example():
-    """The Python block in README's section about the library."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## From Python\n")[1].split("\n## ")[0]
+def documented_example():
+    """The Python block in the docs' section about the library."""
+    section = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8").split("\n## From Python\n")[1].split("\n## ")[0]
     return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
 
 
-def test_example_in_readme_runs(tmp_path, monkeypatch, capsys, good_rl_data):
+def test_example_in_the_docs_runs(tmp_path, monkeypatch, capsys, good_rl_data):
     (tmp_path / "rl_data.json").write_bytes(Path(good_rl_data).read_bytes())
     torch.manual_seed(0)
     checkpoint.save_selector(tmp_path / "model" / "artifacts" / "checkpoint", network.PointerSelector(feature_dim=512), {})
     monkeypatch.chdir(tmp_path)
-    code = readme_example()
+    code = documented_example()
     assert len([line for line in code.splitlines() if line.strip()]) == 5
     names = {}
     exec(code, names)
