@@ -71,6 +71,7 @@ _EN = {
     "differences_best": "Differences between the best epochs",
     "statistics": "Statistical summary",
     "statistics_of": "KL_BETA={beta} minus KL_BETA={reference}",
+    "minus": "Accuracy of KL_BETA={beta} minus accuracy of KL_BETA={reference}",
     "by_shots": "By number of shots",
     "by_size": "By number of questions",
     "epochs": "Epochs compared with each other",
@@ -160,8 +161,7 @@ _EN = {
     "comparable": "Only beta differs.",
     "not_stated": "These fields are not stated by every run, so they cannot be compared: {fields}.",
     "not_comparable_note": "The runs differ in more than beta. The numbers below are shown, but they say nothing about beta.",
-    "differences_note": "A difference is the accuracy of KL_BETA={beta} minus that of KL_BETA={reference}, in points. A difference "
-    "within {tie} points is a tie. The intervals are of paired differences on the same questions (bootstrap, 10,000 resamples), and p is "
+    "differences_note": "A difference within {tie} points is a tie. The intervals are of paired differences on the same questions (bootstrap, 10,000 resamples), and p is "
     "of an exact sign-flip test. Corrected intervals and p are corrected by Holm's method for {tests}. The last column says on about "
     "how many questions a difference of this size would be significant in 80 % of experiments.",
     "bound_note": "There are no records of single questions, so there is no paired interval. The intervals are a bound instead: they "
@@ -247,6 +247,7 @@ _EN = {
     "choice_closest": "KL_BETA={beta}. No other beta is shown to be better. Of those that are not shown to be worse it is the largest, "
     "which keeps the policy closest to the start policy.",
     # terminal
+    "look": "Look at it with:",
     "terminal_title": "VQA accuracy in percent on {size} questions",
     "terminal_gains": "Gain of the starred epochs over the strongest baseline, in points with 95 % intervals",
     "terminal_beta": "beta {beta}",
@@ -319,6 +320,7 @@ _ZH = {
     "differences_best": "最佳 Epoch 差异对比",
     "statistics": "统计汇总",
     "statistics_of": "KL_BETA={beta} vs {reference} 整体对比",
+    "minus": "KL_BETA={beta} 的正确率减去 KL_BETA={reference} 的正确率",
     "by_shots": "按 Shot 分析",
     "by_size": "按题目数分析",
     "epochs": "Epoch 之间对比",
@@ -406,8 +408,7 @@ _ZH = {
     "comparable": "除 KL_BETA 外配置完全一致。",
     "not_stated": "以下字段并非每次训练都给出，无法比较：{fields}。",
     "not_comparable_note": "各次训练不只 KL_BETA 不同：下面仍列出数字，但不能说明 KL_BETA 的作用。",
-    "differences_note": "差异为 KL_BETA={beta} 的正确率减去 KL_BETA={reference} 的正确率，单位为百分点；{tie} 个百分点以内算持平。"
-    "区间为相同题目上配对差异的自助法区间（10,000 次重采样），p 来自精确的符号翻转检验；校正后区间和 p 用 Holm 方法对 {tests}做了校正。"
+    "differences_note": "{tie} 个百分点以内的差异算持平。区间为相同题目上配对差异的自助法区间（10,000 次重采样），p 来自精确的符号翻转检验；校正后区间和 p 用 Holm 方法对 {tests}做了校正。"
     "最后一列：要在 80% 的实验中使这样大的差异显著，大约需要多少道题目。",
     "bound_note": "没有每道题目的记录，因此不存在配对区间。这里的区间是误差上界：把两个正确率看作互相独立的题目的平均，并取 0 到 1 "
     "之间的得分可能有的最大方差；p 来自按此误差的正态检验。校正后区间和 p 用 Holm 方法对 {tests}做了校正。在相同的题目上，真实误差几乎总是更小。",
@@ -473,6 +474,7 @@ _ZH = {
     "choice_better": "KL_BETA={beta}：在某个 Shot 数上显著优于 KL_BETA={reference}，且没有显著更差的。",
     "choice_better_reference": "KL_BETA={beta}：其余的 KL_BETA 都在某个 Shot 数上显著更差。",
     "choice_closest": "KL_BETA={beta}：没有证据表明其它 KL_BETA 更好；在未被证明更差的 KL_BETA 中它最大，使策略离初始策略最近。",
+    "look": "查看命令：",
     "terminal_title": "{size} 道题目上的 VQA 正确率（%）",
     "terminal_gains": "带星号的 Epoch 相对于最强基线的提升（百分点）及 95% 区间",
     "terminal_beta": "KL_BETA={beta}",

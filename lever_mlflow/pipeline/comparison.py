@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -29,7 +28,7 @@ from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.links import run_page, ui_command
+from lever_mlflow.runs.links import run_page, server_address, ui_command
 from lever_mlflow.runs.metrics import epoch_metrics
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, active_run, run_settings
@@ -99,8 +98,8 @@ def comparison_summary(comparison_run: str) -> str:
     The table is in the language of the report.
     """
     comparison = Comparison.read(artifact(comparison_run, COMPARISON_FILE))
-    table = summary(comparison, run_settings(comparison_run)["lang"])
-    return f"{table}\n\nLook at it with:\n  {ui_command()}"
+    language: Language = run_settings(comparison_run)["lang"]
+    return f"{summary(comparison, language)}\n\n{Wording(language)['look']}\n  {ui_command()}"
 
 
 def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language) -> None:
@@ -144,20 +143,16 @@ def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
 
 def _linked_runs(runs: Sequence[RunResult], language: Language) -> tuple[LinkedRun, ...]:
     """Names the training and the evaluation of each beta, with their pages where a tracking server shows them."""
+    words, server = Wording(language), server_address(mlflow.get_tracking_uri())
     return tuple(
-        LinkedRun(name=Wording(language).say(key, beta=format_beta(run.kl_beta)), run_id=run_id, url=_page_of(run_id))
+        LinkedRun(
+            name=words.say(key, beta=format_beta(run.kl_beta)),
+            run_id=run_id,
+            url=f"{server}/{run_page(run_id)}" if server else "",
+        )
         for run in runs
         for key, run_id in (("run_training", run.training_run), ("run_evaluation", run.run_id))
     )
-
-
-def _page_of(run_id: str) -> str:
-    """Returns the address of a run in the UI of the tracking server, without user and password; empty without a server."""
-    server = urlsplit(mlflow.get_tracking_uri())
-    if server.scheme not in ("http", "https"):
-        return ""
-    address = server._replace(netloc=server.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
-    return f"{address}/{run_page(run_id)}"
 
 
 def _log(facts: Comparison, language: Language, items: Items | None = None) -> None:

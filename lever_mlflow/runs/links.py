@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import mlflow
 
 from lever_mlflow import invocation
 
-__all__ = ["run_link", "run_page", "ui_command"]
+__all__ = ["run_link", "run_page", "server_address", "ui_command"]
 
 _MODEL_TRAINING = "?workflowType=machine_learning"  # without it the UI opens in its mode for generative AI
 
@@ -24,12 +26,23 @@ def run_link(run_id: str, artifact: str = "", text: str = "") -> str:
     return f"[{text}]({run_page(run_id, artifact)})"
 
 
+def server_address(tracking_uri: str) -> str:
+    """Returns the address of the tracking server, without a slash at its end; empty where runs are kept without a server.
+
+    A user name and password in it are left out, because the address is shown to others.
+    """
+    server = urlsplit(tracking_uri)
+    if server.scheme not in ("http", "https"):
+        return ""
+    return server._replace(netloc=server.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
+
+
 def ui_command() -> str:
     """Returns the command that opens the MLflow UI on the store in use, and the address of the active run in it."""
     active = mlflow.active_run()
     assert active is not None, "ui_command needs an active run"
     page = run_page(active.info.run_id)
     uri = mlflow.get_tracking_uri()
-    if uri.startswith("http"):
-        return f"{uri.rstrip('/')}/{page}"
+    if server := server_address(uri):
+        return f"{server}/{page}"
     return f"{invocation.program('mlflow')} ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000/{page}"

@@ -209,7 +209,7 @@ def test_what_is_no_better_than_similarity_search_is_promoted_only_when_that_is_
     register(0.12, right(10, 20), similarity=right(8, 20))  # two of 40 questions more: p = 0.5
     told = (
         r"is not promoted: over fused-similarity \(full training set\), the strongest similarity baseline: \+5.00 points "
-        r"\[\+0.00, \+12.50\], p = 0.500, 40 questions: not significantly better, as similarity=better asks; "
+        r"\[0.00, \+12.50\], p = 0.500, 40 questions: not significantly better, as similarity=better asks; "
         "p < 0.05 and an interval above 0 are needed; nothing was changed"
     )
     with pytest.raises(PromotionError, match=told):

@@ -56,7 +56,7 @@ MEANS = """
 GAINS = """
 | shots&emsp;&emsp; | interval of epoch 1&emsp; | gain&emsp;&emsp; | interval of the gain&emsp; | over |
 |---|---:|---:|---:|---|
-| 1 shot | 0.0 to 80.0 | +5.00 | +0.00 to +15.00 | text-similarity |
+| 1 shot | 0.0 to 80.0 | +5.00 | 0.00 to +15.00 | text-similarity |
 | 2 shots | 0.0 to 75.0 | -5.00 | -30.00 to +45.00 | zero-shot |
 | mean | 0.0 to 75.0 | +1.25 | -11.25 to +15.00 | text-similarity |
 

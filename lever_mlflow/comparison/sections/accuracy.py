@@ -67,7 +67,8 @@ def _differences(cells: Sequence[Difference | MissingCell], facts: Comparison, w
         rows = [cell for cell in cells if cell.beta == beta]
         sides = [words.beta(rows[0].reference), words.beta(beta)]
         head = [words["size"], words["shots"], *sides, *(words[name] for name in _TEST_COLUMNS)]
-        blocks.append(Table(head, [_difference_row(cell, words) for cell in rows]))
+        title = words.say("minus", beta=format_beta(beta), reference=format_beta(rows[0].reference))
+        blocks += [Heading(5, title), Table(head, [_difference_row(cell, words) for cell in rows])]
         if known(rows):
             blocks.append(Paragraph(_note(rows, facts, words)))
     return blocks
@@ -98,8 +99,7 @@ def _note(cells: Sequence[Difference | MissingCell], facts: Comparison, words: W
     tests = words.tests(" + ".join(map(str, counts)))
     if any(row.kind == "bound" for row in known(cells)):
         return words.say("bound_note", tests=tests)
-    beta, reference = format_beta(cells[0].beta), format_beta(cells[0].reference)
-    return words.say("differences_note", beta=beta, reference=reference, tie=TIE, tests=tests)
+    return words.say("differences_note", tie=TIE, tests=tests)
 
 
 def _without_repeated_notes(blocks: Sequence[Block]) -> list[Block]:

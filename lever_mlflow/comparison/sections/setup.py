@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lever_mlflow.comparison.blocks import Block, Bullets, Paragraph, Table
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.results import RunResult
@@ -17,6 +19,7 @@ _DATA_COLUMNS = {  # field of rl_data -> key of its column's title
     "n_positive_queries": "positive",
     "mean_reward": "mean_reward",
 }
+_DIGEST = 12  # characters of a digest that are shown
 _START_FIELDS = ("start_checkpoint", "start", "start_digest")  # of config, in results of any origin
 
 
@@ -64,7 +67,7 @@ def fairness(facts: Comparison, words: Wording) -> list[Block]:
 
 
 def _data_row(run: RunResult, words: Wording) -> list[str]:
-    start = words.join(str(run.config[name]) for name in _START_FIELDS if name in run.config)
+    start = ", ".join(_shortened(name, str(run.config[name])) for name in _START_FIELDS if name in run.config)
     return [words.beta(run.kl_beta), *(_data_cell(run, name, words) for name in _DATA_COLUMNS), start or words["unknown"]]
 
 
@@ -75,7 +78,11 @@ def _data_cell(run: RunResult, name: str, words: Wording) -> str:
         return f"{value}/{queries} ({words.share(value / queries)})"
     if name == "mean_reward" and isinstance(value, float):
         return f"{value:.4f}"
-    return words.value(value)
+    return _shortened(name, words.value(value))
+
+
+def _shortened(name: str, text: str) -> str:
+    return text[:_DIGEST] if name.endswith("digest") and re.fullmatch("[0-9a-f]+", text) else text
 
 
 def training_configuration(facts: Comparison, words: Wording) -> list[Block]:
