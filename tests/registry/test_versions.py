@@ -135,9 +135,8 @@ def test_a_checkpoint_registered_twice_at_the_same_time_leaves_one_version(log_s
 
 
 def test_unknown_beta_names_those_that_there_are(log_selector):
-    with pytest.raises(
-        MissingRunError, match=f"no registered model {NAME}; run `mlflow run . --env-manager local -e evaluate -P kl_beta=0.2`"
-    ):
+    command = "mlflow run . --env-manager local -e evaluate -P kl_beta=0.2"
+    with pytest.raises(MissingRunError, match=f"no registered model {NAME}; run `{command}` first"):
         versions.find_version(NAME, 0.2)
     model_id, selector = log_selector(1)
     versions.register(model_id, NAME, 0.12, selector_digest(selector), {})
