@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from helpers.projects import run_step
 
 from lever_mlflow.cli.commands import cli
+from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.pipeline.context import ANSWERS_PER_SECOND
 from lever_mlflow.pipeline.rollout import rollout_step
 from lever_mlflow.settings import RolloutSettings
@@ -80,12 +81,10 @@ def test_the_plan_of_one_step(command):
 
 
 def test_compare_and_validate_run_nothing_that_is_missing(command):
-    with pytest.raises(
-        Exception, match=r"these steps would have to run first: rollout, validate, rce, grpo beta 0\.77"
-    ) as error:
+    with pytest.raises(MissingRunError, match=r"would have to run first: rollout, .*, evaluate beta 0\.77\. The VLM") as error:
         command("compare", "--kl_betas=0.12,0.77")
     assert "With run_missing=true the same command runs them" in str(error.value)
-    with pytest.raises(Exception, match=r"these steps would have to run first: rollout\. The VLM would answer at most 8,400"):
+    with pytest.raises(MissingRunError, match=r"would have to run first: rollout\. The VLM would answer at most 8,400 prompts"):
         command("validate")
     runs = mlflow.search_runs(output_format="list")
     assert {(run.info.run_name, run.info.status) for run in runs} == {("compare", "FAILED"), ("validate", "FAILED")}
