@@ -95,9 +95,13 @@ class Wording:
         """Writes a difference of accuracies with its unit."""
         return self.say("points", value=decimals(points, signed=signed))
 
-    def interval(self, ends: Interval | None) -> str:
-        """Writes an interval in points."""
-        return self["unknown"] if ends is None else interval_text(ends)
+    def interval(self, ends: Interval) -> str:
+        """Writes an interval of a difference, in points."""
+        return interval_text(ends)
+
+    def accuracy_interval(self, ends: Interval | None) -> str:
+        """Writes an interval of an accuracy, in percent, that there need not be."""
+        return self["unknown"] if ends is None else interval_text(ends, signed=False)
 
     def p_value(self, value: float) -> str:
         """Writes a p-value; tiny ones, whose digits mean nothing, as being below a bound."""

@@ -17,6 +17,6 @@ def decimals(value: float, digits: int = 2, *, signed: bool = False) -> str:
     return f"{rounded if rounded else abs(rounded):{'+' if signed and rounded else ''}f}"
 
 
-def interval_text(ends: tuple[float, float]) -> str:
-    """Writes the ends of an interval of a difference, in points."""
-    return f"[{', '.join(decimals(end, signed=True) for end in ends)}]"
+def interval_text(ends: tuple[float, float], *, signed: bool = True) -> str:
+    """Writes the ends of an interval: of a difference in points, or without signs, of an accuracy in percent."""
+    return f"[{', '.join(decimals(end, signed=signed) for end in ends)}]"

@@ -23,7 +23,7 @@ from lever_mlflow.comparison.results import Results, RunResult, read_results
 from lever_mlflow.comparison.terminal import summary
 from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.evaluation.result import Evaluation
-from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.exceptions import ParameterError, first_line
 from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
@@ -135,9 +135,8 @@ def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
         return epoch_metrics(grpo_run)
     except MlflowException as error:
         beta = format_beta(evaluation.kl_beta)
-        log.warning(
-            "beta %s: training run %s cannot be read (%s); the report shows its evaluated epochs only", beta, grpo_run, error
-        )
+        message = "beta %s: training run %s cannot be read (%s); the report shows its evaluated epochs only"
+        log.warning(message, beta, grpo_run, first_line(error))
         return {}
 
 

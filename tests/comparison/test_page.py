@@ -150,7 +150,7 @@ def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
     figures = draw_figures(facts)
     page = markdown(facts, "en", figures)
     assert "beta_curve.png" in figures
-    assert row(page, "1", "0.12", "1", "70.00 %", "60.00 %", "[+50.00, +70.00]", "0.01", "m version 7 (alias kl-0.12)")
+    assert row(page, "1", "0.12", "1", "70.00 %", "60.00 %", "[50.00, 70.00]", "0.01", "m version 7 (alias kl-0.12)")
     assert page.index("Accuracy of KL_BETA=0.05 minus accuracy of KL_BETA=0.12") < page.index("Accuracy of KL_BETA=0.3 minus")
 
 

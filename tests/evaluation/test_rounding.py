@@ -23,3 +23,4 @@ def test_half_is_rounded_up(value, options, text):
 
 def test_an_interval():
     assert interval_text((-0.001, 17.505)) == "[0.00, +17.51]"
+    assert interval_text((71.5, 85.825), signed=False) == "[71.50, 85.83]"

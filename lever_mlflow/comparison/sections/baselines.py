@@ -93,7 +93,7 @@ def _ranking_row(rank: int, row: RankedBeta, words: Wording) -> list[str]:
         str(row.epoch),
         words.accuracy_if_stated(row.selection),
         words.accuracy(row.accuracy),
-        words.interval(row.interval),
+        words.accuracy_interval(row.interval),
         words.number(row.kl),
         words.registered(row.registered),
     ]
