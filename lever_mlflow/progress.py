@@ -68,7 +68,7 @@ class Progress:
         self.done += count
         self._bar.update(count)
         now = time.monotonic()
-        at_the_end = self._recorded and self.done == self.total
+        at_the_end = self._recorded and count > 0 and self.done == self.total
         if not self._hidden and (at_the_end or now - self._last_record >= _EVERY):
             self._last_record, self._recorded = now, True
             log.info("%s", self._line(now - self._begun), extra={REACHED: Reached(self.unit, self.done, self.total)})

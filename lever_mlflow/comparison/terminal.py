@@ -22,7 +22,21 @@ def summary(facts: Comparison, language: Language) -> str:
     beta, and a column per shot count.
     """
     words = Wording(language)
+    lines = [
+        *_accuracies(facts, words),
+        *_oracle(facts.runs, words),
+        *_registered(facts.runs, words),
+        *_strongest(facts, words),
+    ]
+    lines += [f"{words['verdict']} {verdict(facts, language)}", f"{words['choice']} {choice(facts, language)}"]
+    return "\n".join(lines)
+
+
+def _accuracies(facts: Comparison, words: Wording) -> list[str]:
+    """Writes the table of accuracies; nothing where no epoch was evaluated."""
     size = facts.claimed_size
+    if not size:
+        return []
     shots = sorted({0, *facts.shots})
     rows = [
         ["", *map(words.shots, shots)],
@@ -30,10 +44,7 @@ def summary(facts: Comparison, language: Language) -> str:
         *_epoch_rows(facts.runs, size, shots, words),
     ]
     right: Sequence[Align] = ["right"] * len(shots)
-    lines = [words.say("terminal_title", size=size), aligned(rows, align=["left", *right])]
-    lines += [*_oracle(facts.runs, words), *_registered(facts.runs, words), *_strongest(facts, words)]
-    lines += [f"{words['verdict']} {verdict(facts, language)}", f"{words['choice']} {choice(facts, language)}"]
-    return "\n".join(lines)
+    return [words.say("terminal_title", size=size), aligned(rows, align=["left", *right])]
 
 
 def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -> list[list[str]]:

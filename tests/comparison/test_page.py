@@ -248,6 +248,15 @@ def test_what_is_seen_first():
     assert page.index("It is significantly better") < page.index("<details>")
 
 
+def test_a_gain_that_is_not_significant_has_no_arrow():
+    facts = compared(run(0.12, right(31)), run(0.15, right(10)))  # zero-shot is right on 30 of 100
+    gains = {gain.beta: gain for gain in facts.against_strongest}
+    assert (gains[0.12].significant, gains[0.15].significant) == (False, True)
+    top = markdown(facts, "en").split("**Sections:**")[0]
+    assert row(top, "KL_BETA=0.12, epoch 1", "31.00 % +1.00 [0.00, +3.00]")
+    assert "10.00 % -20.00 ⬇️ [" in top
+
+
 def test_baselines_that_differ_between_runs_are_shown_for_each():
     first = run(0.12, right(60), baselines={"zero-shot": {100: {0: 20.0}}})
     top = markdown(compared(first, run(0.15, right(40))), "en")

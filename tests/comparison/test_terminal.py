@@ -56,6 +56,21 @@ def test_an_epoch_that_was_not_evaluated_has_no_row():
     ]
 
 
+def test_without_an_evaluated_epoch_there_is_no_table():
+    pairs = [run(beta, right(40), baselines={}) for beta in (0.12, 0.15)]
+    pairs = [
+        (found.model_copy(update={"epochs": (found.epochs[0].model_copy(update={"accuracy": {}}),)}), r) for found, r in pairs
+    ]
+    facts = compared(*pairs)
+    assert summary(facts, "en").splitlines()[-2:] == [
+        "Verdict: Betas 0.12 and 0.15 cannot be compared: no two of them were evaluated on the same number of questions at the "
+        "same number of shots.",
+        "Choice of KL_BETA: None, because there is nothing to compare.",
+    ]
+    assert "VQA accuracy" not in summary(facts, "en")
+    assert "Statistical summary" not in markdown(facts, "en")
+
+
 def test_terminal_and_report_round_a_cell_alike():
     """55.3 of 80 are 69.125 %, which the float falls short of, so that formatting it would give 69.12."""
     accuracies = np.array([1.0] * 55 + [0.3] + [0.0] * 24)

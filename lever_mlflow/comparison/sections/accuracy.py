@@ -122,7 +122,8 @@ def statistics(facts: Comparison, words: Wording) -> list[Block]:
         words.figure("differences.png", "differences"),
     ]
     for pair in facts.statistics:
-        blocks += _statistics_of(pair, words)
+        if pair.by_label:
+            blocks += _statistics_of(pair, words)
     return blocks
 
 
