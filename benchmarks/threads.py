@@ -80,7 +80,7 @@ def measure(queries: int) -> dict[str, Any]:
         epochs = train_rce(data, features_SD, RCE, seed=SEED), train_grpo(start, data, features_SD, grpo, seed=SEED)
         for name, (epoch,) in zip(TRAININGS, epochs, strict=True):
             weights = b"".join(tensor.numpy().tobytes() for tensor in epoch.state.weights.values())
-            found |= {f"{name} seconds": epoch.metrics["seconds"], f"{name} digest": hashlib.sha256(weights).hexdigest()}
+            found |= {f"{name} seconds": epoch.metrics["train/seconds"], f"{name} digest": hashlib.sha256(weights).hexdigest()}
     return found
 
 

@@ -339,8 +339,8 @@ class StepGroup(click.Group):
 def cli() -> None:
     """Select in-context demonstrations for vision-language models.
 
-    Each command below is one step, recorded as an MLflow run. An input that is left at auto is taken from the newest matching
-    run, or made first.
+    Each command below is one step. All but rollback and status are recorded as MLflow runs. An input that is left at auto is
+    taken from the newest matching run, or made first.
 
     This line switches on completion of commands and options in bash; in zsh, zsh_source stands for bash_source:
 

@@ -77,11 +77,12 @@ def perform(
     """
     from lever_mlflow.pipeline.overview import describe_experiment
     from lever_mlflow.pipeline.planning import look_at_steps, summary_of
+    from lever_mlflow.runs.optional_runs import passing_run
     from lever_mlflow.runs.planning import planning
     from lever_mlflow.runs.steps import project_run, run_here
 
     name = click.get_current_context().command.name or ""
-    with project_run(f"plan of {name}" if values["plan"] else name):
+    with passing_run(f"plan of {name}", "plan") if values["plan"] else project_run(name):
         describe_experiment()
         context = make_context(values, check=check)
         if not values["plan"]:

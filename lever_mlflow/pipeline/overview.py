@@ -66,7 +66,7 @@ def show_overview(runs: Sequence[str], language: Language) -> None:
 
 def _log_headlines(comparison: Comparison) -> None:
     """Logs the accuracy of each beta's registered epoch, and of the beta that is recommended, in [0, 1]."""
-    accuracies = {row.beta: row.accuracy / 100 for row in comparison.ranking if row.accuracy is not None}
+    accuracies = {row.beta: round(row.accuracy / 100, 6) for row in comparison.ranking if row.accuracy is not None}
     mlflow.log_metrics({f"accuracy/beta {format_beta(beta)}": value for beta, value in accuracies.items()})
     chosen = comparison.choice.beta
     if chosen in accuracies:

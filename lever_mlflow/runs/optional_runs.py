@@ -19,7 +19,7 @@ from lever_mlflow.exceptions import LeverError, first_line
 from lever_mlflow.runs.steps import project_run
 from lever_mlflow.runs.tags import PREFIX, RUN_NAME, Tag
 
-__all__ = ["optional_run", "placeholder_run"]
+__all__ = ["optional_run", "passing_run", "placeholder_run"]
 
 _RUN_ID, _ENTRY_POINT = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"  # MLflow's own variable and tag
 
@@ -51,15 +51,34 @@ def placeholder_run(entry_point: str) -> Iterator[None]:
     """
     with _errors_of_the_store():
         if (run := _run_made_for(entry_point)) is not None:
-            _tidy(run, entry_point)
+            _tidy(run, entry_point, entry_point)
         yield
 
 
-def _tidy(run: Run, entry_point: str) -> None:
+@contextmanager
+def passing_run(name: str, step: str) -> Iterator[Run]:
+    """Opens a run for work that leaves nothing to keep, and keeps the list of runs tidy.
+
+    At the end the run is moved to MLflow's trash. One that ``mlflow run`` made cannot be; those of earlier calls are.
+
+    Raises:
+        LeverError: MLflow refused something, or its store cannot be reached.
+    """
+    made_by_mlflow = _RUN_ID in os.environ
+    with project_run(name) as run:
+        _tidy(run, name, step)
+        yield run
+    if not made_by_mlflow:
+        with suppress(MlflowException):
+            mlflow.delete_run(run.info.run_id)
+
+
+def _tidy(run: Run, name: str, step: str) -> None:
+    """Names a run, and moves those of earlier calls to the trash."""
     client = MlflowClient()
-    client.set_tag(run.info.run_id, RUN_NAME, entry_point)
-    client.set_tag(run.info.run_id, f"{PREFIX}{Tag.STEP}", entry_point)
-    ended = f"tags.`{PREFIX}{Tag.STEP}` = '{entry_point}' and attributes.status != 'RUNNING'"
+    client.set_tag(run.info.run_id, RUN_NAME, name)
+    client.set_tag(run.info.run_id, f"{PREFIX}{Tag.STEP}", step)
+    ended = f"tags.`{PREFIX}{Tag.STEP}` = '{step}' and attributes.status != 'RUNNING'"
     with suppress(MlflowException):  # on a server with permissions, only those who manage an experiment may delete its runs
         for former in client.search_runs([run.info.experiment_id], ended):
             client.delete_run(former.info.run_id)

@@ -226,7 +226,8 @@ def _run(step: Step) -> str:
     )
     step.execute()
     description = mlflow.get_run(run_id).data.tags.get(DESCRIPTION) or "done"
-    log.info("%s: %s (%s)", step.name, description.splitlines()[0].removesuffix("."), duration(time.perf_counter() - started))
+    finding = description.splitlines()[0].replace("**", "").removesuffix(".")  # without Markdown's emphasis
+    log.info("%s: %s (%s)", step.name, finding, duration(time.perf_counter() - started))
     return run_id
 
 

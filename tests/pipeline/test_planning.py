@@ -60,7 +60,7 @@ def test_the_plan_of_a_whole_experiment(command, local):
     }
     total = 3 * ROLLOUT + BASELINES + 2 * EVALUATE
     assert f"The VLM would answer at most {total:,} prompts: how long that takes is not known" in output
-    assert [run.info.run_name for run in mlflow.search_runs(output_format="list")] == ["plan of main"]
+    assert not mlflow.search_runs(output_format="list")  # a plan is no training
 
     done = run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=60)))
     output = command("main", *SMALL, "--plan=true")
