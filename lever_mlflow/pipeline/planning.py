@@ -80,7 +80,8 @@ def run_or_refuse(context: Context, actions: Mapping[Callable[[], S], Sequence[f
 
     Args:
         context: of the command.
-        actions: each finds a result, and runs the steps that are missing for it; with the betas whose steps these may be.
+        actions: each finds a result, and runs the steps that are missing for it; with the betas whose steps these may be, or
+            none where only RL data may be missing.
         run_missing: whether missing steps may run.
 
     Raises:
@@ -92,7 +93,8 @@ def run_or_refuse(context: Context, actions: Mapping[Callable[[], S], Sequence[f
         return [action() for action in actions]
     with planning() as plan:
         for action, kl_betas in actions.items():
-            look_ahead(plan, action, _of_preset(context, kl_betas))
+            expected = _of_preset(context, kl_betas)
+            look_ahead(plan, action, expected if kl_betas else {ROLLOUT: expected[ROLLOUT]})
     if not plan.missing:
         return [action() for action in actions]
     if wanted is not None:

@@ -103,7 +103,6 @@ def _promote(context: Context, kl_beta: float, settings: PromotionSettings) -> N
     held = champion.holders(name)
     if held.champion == number:
         message = f"{label} is champion already; nothing was changed"
-        log.info("%s", message)
         set_description(describe_promotion("Nothing to do.", message, ()))
         return
     conditions = _conditions(context, version, held.champion, settings)
@@ -119,7 +118,6 @@ def _promote(context: Context, kl_beta: float, settings: PromotionSettings) -> N
     previous = "" if held.champion is None else f", version {held.champion} previous-champion"
     forced = f"; force=true overrode: {', '.join(condition.name for condition in failed)}" if failed else ""
     message = f"{label} is champion{previous}{forced}"
-    log.info("%s", message)
     record({Tag.CHAMPION: number})
     set_description(describe_promotion("Promoted.", message, conditions))
 
@@ -145,7 +143,6 @@ def _refuse(label: str, former: str | None, conditions: Sequence[Condition], fai
 
 def _log_rollback(context: Context, run_id: str) -> None:
     message = _rolled_back(context, f"run {run_id}")
-    log.info("%s", message)
     record({Tag.CHAMPION: champion.holders(context.registered_name).champion})
     set_description(message)
 

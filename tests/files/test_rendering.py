@@ -40,7 +40,7 @@ def test_a_page_has_the_layout_and_its_own_style():
     assert page.startswith('<!DOCTYPE html>\n<html lang="en">')
     assert page.endswith("</body></html>\n")
     assert "<title>Results</title>" in page
-    assert page.index("max-width: 75rem") < page.index("h1 { color: red }") < page.index("</style>")
+    assert page.index("max-width: 84rem") < page.index("h1 { color: red }") < page.index("</style>")
     assert render(language="zh").startswith('<!DOCTYPE html>\n<html lang="zh">')
 
 

@@ -97,7 +97,7 @@ def test_first_predecessor_file_is_stopped(tmp_path):
     assert "zero_spread_share: 0.9938 (required: at most 0.9). " in message
     command = re.search(r"To see all expectations, run `(.*?)`\. ", message).group(1)
     words = "mlflow run . --env-manager local -e validate -P".split()
-    assert shlex.split(command) == [*words, f"rl_data={path}"]
+    assert shlex.split(command) == [*words, f"rl_data={path}", "-P", "verbose=true"]
     assert message.endswith("To train on these data all the same, add `-P on_bad_data=warn`")
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from helpers.projects import ROOT, error_lines, facts
 
+from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.pipeline import rollout, training
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data
@@ -20,7 +21,7 @@ from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.steps import project_run, run_here
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
 from lever_mlflow.serving import retriever_model
-from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings, RoundSettings
+from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings, RoundSettings, as_text
 
 ONE_ROUND = RoundSettings(rounds=1)
 
@@ -156,7 +157,7 @@ def test_each_epoch_is_a_logged_model_with_metrics_on_its_data(project, experime
         meta = read_meta(checkpoint_of(project, model.model_id))
         assert meta.pop("step") == "grpo"
         for name, value in meta.items():
-            assert model.params[name] == (f"{value:.12g}" if isinstance(value, float) else str(value)), name
+            assert model.params[name] == as_text(value), name
         start = load_selector(checkpoint_of(project, model.params["start_uri"].removeprefix("models:/")))
         assert selector_digest(start) == model.params["start_digest"]
 
@@ -180,7 +181,7 @@ def test_best_epoch_of_each_beta_is_registered(project, experiment):
     metrics = run.data.metrics
     assert metrics["accuracy"] == pytest.approx((metrics["accuracy/shots1"] + metrics["accuracy/shots2"]) / 2)
     assert history(project, run, "epoch/accuracy")[epoch] == pytest.approx(metrics["accuracy"])
-    assert float(version.tags["acc_n40_shots2"]) == pytest.approx(100 * metrics["accuracy/shots2"], abs=ROUNDED)
+    assert version.tags["accuracy"].startswith(f"{decimals(100 * metrics['accuracy'])} [")
     assert version.tags["rl_data_digest"] == run.data.tags["lever.rl_data_digest"]
 
 
@@ -259,7 +260,7 @@ def test_the_terminal_says_what_the_ui_says_of_each_step_and_nothing_else(projec
     lines = [line for line in experiment.stderr.splitlines() if not re.search(" INFO mlflow.(projects|store)[.:]", line)]
     steps_lines, summary = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert [line.removesuffix(": running") for line in steps_lines if line.endswith(": running")] == [
-        "experiment",
+        "betas 0.12, 0.15, seed 0",
         "rollout",
         "validate",
         "rce",
@@ -268,13 +269,14 @@ def test_the_terminal_says_what_the_ui_says_of_each_step_and_nothing_else(projec
         "compare",
     ]
     ends = [line.rpartition(" (")[0] for line in steps_lines if re.search(r" \((\d+\.\d s|\d+ s|\d+ min \d+ s)\)$", line)]
-    described = [f"{run.info.run_name}: {run.data.tags['mlflow.note.content']}".removesuffix(".") for run in runs[1:]]
+    findings = {run.info.run_id: run.data.tags["mlflow.note.content"].splitlines()[0].replace("**", "") for run in runs}
+    described = [f"{run.info.run_name}: {findings[run.info.run_id]}".removesuffix(".") for run in runs[1:]]
     assert sorted(ends) == sorted(described)
     others = [line for line in steps_lines if not line.endswith((": running", " s)"))]
     (baselines,) = (run.info.run_id for run in runs if run.info.run_name == "baselines")
     assert others == [f"baselines: reused from baselines (run {baselines})"] * 2
     assert summary[0] == "VQA accuracy in percent on 40 questions"
-    assert summary[-1].startswith(f"experiment: {top.data.tags['mlflow.note.content'].removesuffix('.')} (")
+    assert summary[-1].startswith(f"betas 0.12, 0.15, seed 0: {findings[top.info.run_id].removesuffix('.')} (")
     assert experiment.stdout == ""
 
 
@@ -282,20 +284,56 @@ def test_descriptions_state_the_figures(project, experiment):
     children = steps(project, parent(project).info.run_id)
     described = {name: run.data.tags["mlflow.note.content"] for name, run in children.items()}
     figures = children["rollout"].data.metrics
-    positive = f"{100 * figures['data/positive_query_rate']:.0f} % of queries positive"
-    assert described["rollout"] == f"60 queries, {figures['data/n_trials']:.0f} trials, {positive}"
+    positive = f"{100 * figures['rollout/positive_query_rate']:.0f} % of queries positive"
+    assert described["rollout"] == f"60 queries, {figures['rollout/n_trials']:.0f} trials, {positive}"
     run = children["evaluate beta 0.15"]
-    epoch = int(run.data.tags["lever.best_epoch"])
-    accuracy = f"{100 * history(project, run, 'selection/accuracy')[epoch]:.2f} % on 20 selection questions (mean over shots)"
-    assert described["evaluate beta 0.15"] == f"epoch {epoch} is best, with {accuracy}, and is {NAME} version 2"
+    first, *card = described["evaluate beta 0.15"].splitlines()
+    accuracy = decimals(100 * run.data.metrics["accuracy"], 1)
+    assert first.startswith(f"Beta 0.15, epoch {run.data.tags['lever.best_epoch']}: VQA accuracy {accuracy} % [")
+    assert first.endswith(f" It is {NAME} version 2.")
+    assert "## Accuracy" in card
     records = pd.read_parquet(artifact(children["baselines"].info.run_id, "records.parquet"))
-    draws = records.groupby(["policy", "shots", "draw"])["accuracy"].mean()
-    accuracies = draws.groupby(["policy", "shots"]).mean()
-    highest = f"the highest accuracy is {100 * accuracies.max():.2f} %, of "
-    words = described["baselines"].split(highest)
-    assert words[0] == "8 baselines on 40 questions; "
-    policy, shots = words[1].removesuffix("s").removesuffix(" demonstration").rsplit(" with ", 1)
-    assert accuracies[policy, int(shots)] == accuracies.max()
+    means = records.groupby(["policy", "shots", "draw"])["accuracy"].mean().groupby(["policy", "shots"]).mean()
+    by_policy = means.groupby("policy").mean()
+    strongest = f"{by_policy.idxmax()} is the strongest of 8 baselines, with {decimals(100 * by_policy.max())} %"
+    assert described["baselines"] == f"{strongest} as a mean over shots on 40 questions"
+    for policy, accuracy in by_policy.items():
+        name = policy.replace("-", "_").replace(" (full training set)", "_full_training_set")
+        assert children["baselines"].data.metrics[f"baseline/{name}"] == pytest.approx(accuracy)
+
+
+def test_the_run_of_the_experiment_leads_to_everything(project, experiment):
+    top = parent(project)
+    assert top.info.run_name == "betas 0.12, 0.15, seed 0"
+    text, children = top.data.tags["mlflow.note.content"], steps(project, top.info.run_id)
+    page = f"#/experiments/{top.info.experiment_id}/runs/{{}}?workflowType=machine_learning"
+    for name, run in children.items():
+        assert f"- [{name}]({page.format(run.info.run_id)})" in text
+    assert f"[report.html]({page.format(f'{top.info.run_id}/artifacts/report.html')})" in text
+    assert text.startswith("**Verdict:** **Betas 0.12 and 0.15 are comparable.")
+    files = {item.path for item in project.client.list_artifacts(top.info.run_id)}
+    assert {"report.html", "intervals.png", "accuracy.png", "config.yaml"} <= files
+    accuracies = {beta: children[f"evaluate beta {beta}"].data.metrics["accuracy"] for beta in ("0.12", "0.15")}
+    for beta, accuracy in accuracies.items():
+        assert top.data.metrics[f"accuracy/beta {beta}"] == pytest.approx(accuracy, abs=1e-6)
+    assert top.data.metrics["accuracy"] in [top.data.metrics[f"accuracy/beta {beta}"] for beta in accuracies]
+    described = project.client.get_experiment(top.info.experiment_id).tags["mlflow.note.content"]
+    assert "Sort the `evaluate` runs by the metric `accuracy`" in described
+
+
+def test_runs_have_few_metrics_and_tags(project, experiment):
+    children = steps(project, parent(project).info.run_id)
+    assert set(children["evaluate beta 0.12"].data.metrics) <= {
+        *("accuracy", "accuracy/shots1", "accuracy/shots2", "epoch/accuracy", "epoch/selection_accuracy"),
+        *("vlm/answers", "vlm/answers_per_second"),
+    }
+    for run in children.values():
+        assert len([name for name in run.data.tags if not name.startswith("mlflow.")]) <= 10
+        assert not [name for name in run.data.metrics if name.startswith("data/") and run.info.run_name != "validate"]
+    states = [
+        project.client.list_artifacts(children[name].info.run_id, "training_states") for name in ("rce", "grpo beta 0.12")
+    ]
+    assert states == [[], []]  # a finished training needs none
 
 
 def test_summary_and_the_line_that_opens_the_ui(experiment, project):
@@ -379,7 +417,7 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
         data = find_rl_data(line, "auto")
         start = find_start(line, "auto", data)
         run_here(grpo_step(line, data, start, GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
-    assert [message.split(",")[0] for message in caplog.messages if "running" in message or "first" in message] == [
+    assert [message.split(",")[0] for message in caplog.messages if message.endswith((": running", "runs first"))] == [
         "rl_data=auto: this experiment has no finished rollout on the same data",
         "rollout: running",
         "init=auto: this experiment has no finished rce run on these RL data",

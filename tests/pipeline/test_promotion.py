@@ -88,7 +88,7 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
     run = promote(local, 0.12)
     assert aliases() == ("1", None)
     *messages, end = caplog.messages
-    assert re.fullmatch(rf"promote beta 0\.12: {NAME} version 1 \(beta 0\.12\) is champion \(\d\.\d s\)", end)
+    assert re.fullmatch(rf"promote beta 0\.12: Promoted\. {NAME} version 1 \(beta 0\.12\) is champion.* \(\d\.\d s\)", end)
     assert messages == [
         "promote beta 0.12: running",
         "met: data gate: pass",
