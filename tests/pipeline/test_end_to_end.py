@@ -182,7 +182,7 @@ def test_best_epoch_of_each_beta_is_registered(project, experiment):
     assert metrics["accuracy"] == pytest.approx((metrics["accuracy/shots1"] + metrics["accuracy/shots2"]) / 2)
     assert history(project, run, "epoch/accuracy")[epoch] == pytest.approx(metrics["accuracy"])
     assert version.tags["accuracy"].startswith(f"{decimals(100 * metrics['accuracy'])} [")
-    assert version.tags["rl_data_digest"] == run.data.tags["lever.rl_data_digest"]
+    assert len(version.tags) <= 10
 
 
 def test_comparison_has_every_cell(project, experiment):
@@ -330,10 +330,8 @@ def test_runs_have_few_metrics_and_tags(project, experiment):
     for run in children.values():
         assert len([name for name in run.data.tags if not name.startswith("mlflow.")]) <= 10
         assert not [name for name in run.data.metrics if name.startswith("data/") and run.info.run_name != "validate"]
-    states = [
-        project.client.list_artifacts(children[name].info.run_id, "training_states") for name in ("rce", "grpo beta 0.12")
-    ]
-    assert states == [[], []]  # a finished training needs none
+    for name in ("rce", "grpo beta 0.12"):  # a finished training needs no states
+        assert not project.client.list_artifacts(children[name].info.run_id, "training_states")
 
 
 def test_summary_and_the_line_that_opens_the_ui(experiment, project):

@@ -110,7 +110,7 @@ def test_promotion_of_the_better_writes_its_evidence(local, register, caplog):
     assert run.data.tags["lever.champion"] == "1"
     assert run.data.tags["mlflow.note.content"] == (
         f"**Promoted.** {NAME} version 1 (beta 0.12) is champion\n\n"
-        f"- met: data gate: pass\n- met: over random demonstrations: {gain}\n- {caplog.messages[2]}"
+        f"- met: data gate: pass\n- met: over random demonstrations: {gain}\n- {messages[3]}"
     )
     over_similarity = {"gain/over_similarity": 50.0, "gain/over_similarity_low": 35.0, "gain/over_similarity_high": 65.0}
     assert run.data.metrics == pytest.approx(
