@@ -5,18 +5,17 @@ A report holds at most 10 questions with 2 x 4 demonstrations each, which makes 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 
 from lever_mlflow.comparison.facts import Example
 from lever_mlflow.comparison.picks import Items
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.files.images import read_image
+from lever_mlflow.files.images import thumbnail
 
 __all__ = ["MOST_DEMONSTRATIONS", "demonstration_picture", "pictures", "query_picture"]
 
 MOST_DEMONSTRATIONS = 4  # that are shown of a prompt
-_SIDE, _QUALITY = 160, 80  # pixels of the longer side, and quality of the JPEG
+_SIDE = 160  # pixels of the longer side
 
 
 def query_picture(question_id: int) -> str:
@@ -44,12 +43,4 @@ def pictures(examples: Iterable[Example], items: Items | None) -> dict[str, byte
             for item in side.demonstrations[:MOST_DEMONSTRATIONS]:
                 if item.question_id in items.demonstrations:
                     shown[demonstration_picture(item.question_id)] = items.demonstrations[item.question_id]
-    return {name: _thumbnail(sample) for name, sample in shown.items()}
-
-
-def _thumbnail(sample: Sample) -> bytes:
-    image = read_image(sample.image_path)
-    image.thumbnail((_SIDE, _SIDE))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=_QUALITY)
-    return content.getvalue()
+    return {name: thumbnail(sample.image_path, _SIDE) for name, sample in shown.items()}

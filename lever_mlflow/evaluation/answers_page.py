@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from PIL import Image
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.records import EvaluationRecords
-from lever_mlflow.files.images import read_image
+from lever_mlflow.files.images import thumbnail
 from lever_mlflow.files.rendering import render
 
 __all__ = ["MOST_QUESTIONS", "answers_page", "most_disputed"]
 
 MOST_QUESTIONS = 100  # on the page
 _SIDE = 112  # pixels of the longer side of an image on the page
-_JPEG_QUALITY = 75
 
 
 class _Row(NamedTuple):
@@ -78,7 +73,7 @@ def answers_page(
         shots=shots,
         total=len(answered),
         images=images,
-        thumbnails={name: _thumbnail(path) for path, name in images.items()},
+        thumbnails={name: thumbnail(path, _SIDE) for path, name in images.items()},
         side=_SIDE,
     )
 
@@ -113,12 +108,3 @@ def _row(label: str, records: pd.DataFrame, query: Sample, train: Mapping[int, S
 
 def _demonstrations(card: _Card) -> list[Sample]:
     return [sample for row in card.rows for sample in row.demonstrations]
-
-
-def _thumbnail(path: Path) -> str:
-    """Returns a small JPEG of an image, in base64; a smaller image stays as large as it is."""
-    image = read_image(path)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=_JPEG_QUALITY)
-    return base64.b64encode(content.getvalue()).decode("ascii")

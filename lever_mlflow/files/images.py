@@ -33,7 +33,10 @@ __all__ = [
     "image_sizes",
     "png_data_url",
     "read_image",
+    "thumbnail",
 ]
+
+_THUMBNAIL_QUALITY = 80  # of the JPEG
 
 
 def read_image(path: Path) -> Image.Image:
@@ -118,6 +121,15 @@ def fit_image(image: Image.Image, name: str, min_pixels: int, max_pixels: int) -
         return fetch_image({"image": image, "min_pixels": min_pixels, "max_pixels": max_pixels})
     except ValueError as error:
         raise DataError(f"{name}: cannot be shown to the VLM ({error}); crop or replace the image") from None
+
+
+def thumbnail(path: Path, side: int) -> bytes:
+    """Returns a JPEG of an image for a page, whose longer side has at most ``side`` pixels; errors as ``read_image``."""
+    image = read_image(path)
+    image.thumbnail((side, side))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return content.getvalue()
 
 
 def png_data_url(image: Image.Image) -> str:

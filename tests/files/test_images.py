@@ -21,6 +21,7 @@ from lever_mlflow.files.images import (
     image_sizes,
     png_data_url,
     read_image,
+    thumbnail,
 )
 
 
@@ -125,3 +126,10 @@ def test_a_digest_is_of_the_files_bytes(tmp_path):
     assert image_digest(tmp_path / "a.png") == hashlib.sha256(content()).hexdigest()
     with pytest.raises(DataError, match=r"b\.png: image cannot be read: "):
         image_digest(tmp_path / "b.png")
+
+
+def test_a_thumbnail_is_a_jpeg_of_at_most_that_size(tmp_path):
+    for size, expected in (((300, 150), (100, 50)), ((40, 80), (40, 80))):  # a smaller image stays as large as it is
+        (tmp_path / "image.png").write_bytes(content(size, mode="RGBA", color=(1, 2, 3, 0)))
+        image = Image.open(io.BytesIO(thumbnail(tmp_path / "image.png", 100)))
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", expected)
