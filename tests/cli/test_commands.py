@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from lever_mlflow import __version__
 from lever_mlflow.cli.commands import cli
 from lever_mlflow.cli.launching import launch
+from lever_mlflow.cli.step_commands import COMMANDS
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.vlm.answer_cache import AnswerCache
@@ -84,6 +85,17 @@ def test_errors_are_one_line_and_an_exit_code(arguments, message, capsys):
         launch(cli, arguments)
     assert end.value.code == 2
     assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_a_wrong_option_is_said_on_the_run_that_mlflow_has_made(mlflow_store, monkeypatch):
+    client = mlflow.MlflowClient()
+    run = client.create_run(client.get_experiment_by_name("test").experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    with pytest.raises(SystemExit):
+        launch(COMMANDS["grpo"], ["--kl_beta", "much"])
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags["mlflow.runName"] == "grpo"
+    assert tags["mlflow.note.content"] == "failed: Invalid value for '--kl_beta': 'much' is not a number"
 
 
 def test_the_version():
