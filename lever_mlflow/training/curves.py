@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["training_curves"]
 
 _PANELS = {
-    "loss": ("train/loss", "val/loss", "train/ppo_loss"),
+    "training loss": ("train/loss",),
+    "policy loss": ("train/ppo_loss",),
+    "validation loss": ("val/loss",),
     "reward on validation queries": ("val/expected_reward",),
     "KL from the reference policy": ("train/kl", "train/kl_exact", "val/kl_exact"),
     "share": ("val/picks_changed", "train/frac_reward_zero_std", "train/clip_ratio_low", "train/clip_ratio_high"),

@@ -47,7 +47,7 @@ def test_rce_is_measured_from_the_untrained_selector():
 def test_curves_have_a_panel_per_kind_of_metric():
     figure = training_curves([GRPO, {**GRPO, "train/loss": -0.02}], "GRPO beta 0.12", [1, 2])
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["loss", "reward on validation queries", "KL from the reference policy", "share"]
+    assert titles == ["training loss", "reward on validation queries", "KL from the reference policy", "share"]
     marked = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_label().startswith("_")]
     assert marked == [1, 2]
     (line,) = [line for line in figure.axes[0].get_lines() if line.get_label() == "train/loss"]
