@@ -105,7 +105,7 @@ def test_what_is_printed_runs_when_pasted(form, tmp_path, make_store, cache_dir)
     del environment["MLFLOW_TRACKING_URI"]  # the command names it
     pasted = subprocess.run(remedy + plan, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert pasted.returncode == 0, f"{remedy}\n{pasted.stderr}"
-    assert "evaluate beta 0.3   would run" in pasted.stdout
+    assert re.search(r"^evaluate beta 0\.3 +would run, at most [\d,]+ prompts$", pasted.stdout, re.MULTILINE)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert [experiment.name for experiment in client.search_experiments()] == ["my runs", "Default"]
     runs = client.search_runs([client.get_experiment_by_name("my runs").experiment_id])

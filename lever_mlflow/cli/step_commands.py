@@ -14,6 +14,7 @@ from lever_mlflow.cli.config_files import Config, read_config
 from lever_mlflow.cli.options import Part, chosen
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.settings import (
+    AUTO,
     NONE,
     DataSettings,
     ExperimentSettings,
@@ -82,17 +83,18 @@ def perform(
     from lever_mlflow.runs.steps import project_run, run_here
 
     name = click.get_current_context().command.name or ""
+    rerun = values["rerun"] or values.get("resume", AUTO) != AUTO  # who names what to resume wants the step to run
     with passing_run(f"plan of {name}", "plan") if values["plan"] else project_run(name):
         describe_experiment()
         context = make_context(values, check=check)
         if not values["plan"]:
-            run_id = run_here(prepare(context), rerun=values["rerun"])
+            run_id = run_here(prepare(context), rerun=rerun)
             if show is not None:
                 click.echo(show(run_id))
             return
         with planning() as plan:
             if look is None:
-                look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=values["rerun"])
+                look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=rerun)
             else:
                 look(context, plan)
         click.echo(summary_of(context, plan))

@@ -17,9 +17,13 @@ PARTS = ("lever_mlflow", "data_checks", "pyproject.toml", "setup.py", "README.md
 pytestmark = pytest.mark.slow
 
 
+# without the experiment of another test in this process
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")}
+
+
 def run(*command, folder, **environment):
     result = subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=240, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -142,7 +142,8 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     assert project.client.get_run(killed.info.run_id).info.status == "KILLED"  # and no longer RUNNING
     assert epochs_of(project, resumed) == epochs_of(project, undisturbed)
     artifacts = {item.path for item in project.client.list_artifacts(resumed.info.run_id)}
-    assert {"training_curves.png", "training_states"} <= artifacts
+    assert "training_curves.png" in artifacts
+    assert "training_states" not in artifacts  # which only an interrupted training needs
     assert resumed.data.tags["mlflow.note.content"] == facts(resumed)["diagnosis"]
 
 

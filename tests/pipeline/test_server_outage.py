@@ -73,7 +73,7 @@ def test_a_server_that_comes_back_gets_all_metrics(server, train):
 
 
 def test_a_server_that_stays_away_leaves_the_epochs_on_disk(server, train):
-    process = train(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    process = train("--rerun", "true", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     wait_for_an_epoch(server, process)
     server.kill()
     _, errors = process.communicate(timeout=120)

@@ -71,7 +71,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     client = MlflowClient()
     assert [metric.step for metric in client.get_metric_history(rce.info.run_id, "train/loss")] == [1, 2]
 
-    start = f"models:/{rce.data.tags['lever.best_model']}"
+    start = f"models:/{facts(rce)['best_model']}"
     evaluations = []
     for kl_beta in (0.12, 0.15):
         grpo = run_step(
