@@ -110,7 +110,7 @@ def test_what_is_printed_runs_when_pasted(form, tmp_path, make_store, cache_dir)
     assert [experiment.name for experiment in client.search_experiments()] == ["my runs", "Default"]
     runs = client.search_runs([client.get_experiment_by_name("my runs").experiment_id])
     # a run that mlflow itself has made stays until the next plan
-    assert [run.info.run_name for run in runs] == [*["plan of evaluate"] * (form == "mlflow"), "promote"]
+    assert [run.info.run_name for run in runs] == [*["plan of evaluate"] * (form == "mlflow"), "promote beta 0.3"]
 
 
 def test_every_command_is_known():

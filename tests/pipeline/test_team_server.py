@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from helpers.contest import contend
 from helpers.failures import lose_connection
-from helpers.projects import ROOT, error_lines, run_step
+from helpers.projects import ROOT, error_lines, facts, run_step
 from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
