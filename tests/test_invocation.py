@@ -11,7 +11,6 @@ from helpers.projects import ROOT
 from mlflow import MlflowClient
 
 from lever_mlflow import invocation
-from lever_mlflow.cli.step_commands import COMMANDS
 
 ACCEPTED = {"evaluate": frozenset({"dataset", "seed"}), "status": frozenset({"dataset"})}
 
@@ -111,9 +110,3 @@ def test_what_is_printed_runs_when_pasted(form, tmp_path, make_store, cache_dir)
     runs = client.search_runs([client.get_experiment_by_name("my runs").experiment_id])
     # a run that mlflow itself has made stays until the next plan
     assert [run.info.run_name for run in runs] == [*["plan of evaluate"] * (form == "mlflow"), "promote beta 0.3"]
-
-
-def test_every_command_is_known():
-    assert list(COMMANDS) == [
-        *("main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status")
-    ]

@@ -95,7 +95,7 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
     version = client.get_model_version(NAME, "2")
     assert version.tags["evaluation_run"] == evaluations[1]
     assert version.tags["evaluation_digest"] == read_records(evaluations[1]).digest
-    assert version.description.startswith(f"# {NAME}, beta 0.15, epoch 1\n")
+    assert version.description.startswith("Beta 0.15, epoch 1: VQA accuracy ")
     assert "in place of version 1" in version.description
 
     back = command(server, cache_dir, "rollback")
