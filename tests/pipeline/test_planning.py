@@ -70,6 +70,7 @@ def test_the_plan_of_a_whole_experiment(command, local):
         assert f"at {done.data.metrics[ANSWERS_PER_SECOND]:.3g} answers a second, as seen last in this experiment" in output
 
 
+@pytest.mark.slow
 def test_the_plan_of_one_step(command):
     assert list(rows(command("grpo", "--kl_beta=0.3", "--plan=true"))) == ["rollout", "validate", "rce", "grpo beta 0.3"]
     assert list(rows(command("evaluate", "--kl_beta=0.3", "--plan=true")))[-2:] == ["baselines", "evaluate beta 0.3"]
@@ -90,6 +91,7 @@ def test_compare_and_validate_run_nothing_that_is_missing(command):
     assert {(run.info.run_name, run.info.status) for run in runs} == {("compare", "FAILED"), ("validate", "FAILED")}
 
 
+@pytest.mark.slow
 def test_a_finished_step_is_reused_wherever_it_was_started_from(command, local):
     done = run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=6)))
     command("rollout", "--n_queries=6")

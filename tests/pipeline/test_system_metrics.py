@@ -50,6 +50,7 @@ def test_what_the_user_has_set_decides(mlflow_store, quick_sampling):
     assert sampled("cpu")
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_take_no_sample_for_an_epoch(local, quick_sampling, good_rl_data, tmp_path):
     quick_sampling.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     line = local()
