@@ -60,8 +60,8 @@ def begin(shared: Mapping[str, Any], accepted: Mapping[str, frozenset[str]]) -> 
     global _present
     texts = {name: as_text(value) for name, value in shared.items()}
     activated = sys.prefix in (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"), sys.base_prefix)
-    names = (os.environ.get(_EXPERIMENT, ""), os.environ.get(_STORE, ""))
-    _present = Invocation(_form(), texts, accepted, *names, on_path=activated)
+    experiment, store = os.environ.get(_EXPERIMENT, ""), os.environ.get(_STORE, "")
+    _present = Invocation(_form(), texts, accepted, experiment, store, on_path=activated)
 
 
 def joined(experiment: str, source: str, env_manager: str) -> None:
@@ -110,10 +110,9 @@ def program(name: str) -> str:
     if _present.on_path:
         return name
     folder = Path(sys.executable).parent
-    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     if name == "mlflow":  # which finds python, and so the packages, by the path
         return f'PATH={shlex.quote(str(folder))}:"$PATH" mlflow'
-    return shlex.quote(str(here / name))
+    return shlex.quote(str(folder.relative_to(Path.cwd()) / name if folder.is_relative_to(Path.cwd()) else folder / name))
 
 
 def _form() -> Form:

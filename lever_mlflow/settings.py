@@ -186,7 +186,9 @@ class CommandSettings:
         help="Whether to say what would run, what would be reused and how long that takes, and to run nothing.",
     )
     rerun: bool = option(
-        False, help="Whether to run the step anew although a finished run with the same inputs and settings is there."
+        False,
+        help="Whether to run everything anew that the command consists of, although finished runs with the same inputs and "
+        "settings are there.",
     )
 
 

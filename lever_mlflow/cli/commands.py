@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ REWARD_MODE = Part(ExperimentSettings, ("reward_mode",))
 MODEL_NAME = Part(ExperimentSettings, ("model_name",))
 REGISTERED = Part(ResourceSettings, ("dataset", "vlm", "vlm_model"))  # what the registered model is named after
 KL_BETA = Part(GrpoSettings, ("kl_beta",))
+PLAN = Part(CommandSettings, ("plan",))
 LANGUAGE = Part(ComparisonInputs, ("lang",))
 
 # what the whole experiment takes of each stage
@@ -84,6 +86,16 @@ RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
 ROUNDS = Part(RoundSettings)
 QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler"))
+
+# what the whole experiment takes from the sections of a configuration file
+SECTIONS = {
+    "rollout": (Part(RolloutSettings),),
+    "validate": (),
+    "rce": (Part(RceSettings),),
+    "grpo": (Part(GrpoSettings, tuple(setting.name for setting in fields(GrpoSettings) if setting.name != "kl_beta")), ROUNDS),
+    "evaluate": (Part(EvalSettings),),
+    "compare": (LANGUAGE,),
+}
 
 step_command = partial(click.command, cls=StepCommand)
 resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings)
@@ -102,13 +114,7 @@ def main(**values: Any) -> None:
     """
     from lever_mlflow.pipeline.experiment import Experiment, experiment_step, plan_experiment
 
-    check_sections(
-        ("rollout", (RolloutSettings,)),
-        ("rce", (RceSettings,)),
-        ("grpo", (GrpoSettings, RoundSettings)),
-        ("evaluate", (EvalSettings,)),
-        ("compare", (LANGUAGE.settings,)),
-    )
+    check_sections(SECTIONS)
     grpo_values = {**values_of_step("grpo", GRPO, ROUNDS), "preset": values["preset"]}
     experiment = Experiment(
         kl_betas=values["kl_betas"],
@@ -118,7 +124,7 @@ def main(**values: Any) -> None:
         grpo=settings_of(GrpoSettings, grpo_values),
         evaluation=settings_of(EvalSettings, {**values_of_step("evaluate", QUESTIONS), "preset": values["preset"]}),
         language=values_of_step("compare", LANGUAGE)["lang"],
-        options={name: value for name, value in values.items() if name not in CommandSettings.__dataclass_fields__},
+        options={name: value for name, value in values.items() if name not in chosen(CommandSettings, values)},
     )
     shared = {**values, "max_shots": max(experiment.evaluation.shots)}
     perform(shared, partial(experiment_step, experiment=experiment), look=partial(plan_experiment, experiment=experiment))
@@ -277,15 +283,16 @@ def promote(**values: Any) -> None:
 
     The version of a KL weight gets the alias champion if the evidence is for it, and the former champion previous-champion.
     """
-    from lever_mlflow.pipeline.promotion import promote_step
+    from lever_mlflow.pipeline.promotion import plan_promotion, promote_step
 
     settings = PromotionSettings(**chosen(PromotionSettings, values))
     # only an evaluation of the champion takes data and models
-    perform(values, lambda context: promote_step(context, values["kl_beta"], settings), check=False)
+    prepare = partial(promote_step, kl_beta=values["kl_beta"], settings=settings)
+    perform(values, prepare, look=partial(plan_promotion, kl_beta=values["kl_beta"]), check=False)
 
 
 @step_command()
-@options(REGISTERED, MODEL_NAME)
+@options(REGISTERED, MODEL_NAME, PLAN)
 @with_output
 def rollback(**values: Any) -> None:
     """Make the previous champion the champion again.
@@ -294,7 +301,7 @@ def rollback(**values: Any) -> None:
     """
     from lever_mlflow.pipeline.promotion import roll_back
 
-    roll_back(make_context(values, check=False))
+    roll_back(make_context(values, check=False), plan=values["plan"])
 
 
 @step_command()

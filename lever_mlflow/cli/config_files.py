@@ -26,9 +26,14 @@ __all__ = ["Config", "read_config"]
 
 Config = Mapping[str, Mapping[str, str]]  # the options of each step as a user types them; under "" those at the top
 
+_TAKEN = {"numbers": list, "splits": list, "pairs": dict}  # what an option takes beside text, by the name of its type
 
-class _StrictLoader(yaml.SafeLoader):
-    """Loads YAML as ``yaml.SafeLoader`` does, and refuses a key that stands twice in a mapping."""
+
+class _TypedLoader(yaml.BaseLoader):
+    """Loads every value as the text that was typed, and refuses a key that stands twice in a mapping.
+
+    YAML's own types would make ``off`` a boolean and 010 the number 8, which the options would never see.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -67,7 +72,7 @@ def read_config(path: str, commands: Mapping[str, click.Command]) -> Config:
 
 def _load(path: str) -> Mapping[str, Any]:
     try:
-        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _StrictLoader)
+        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _TypedLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"config={path}: cannot be read ({error}); give the path of a YAML file") from None
     except yaml.YAMLError as error:
@@ -100,10 +105,13 @@ def _checked(
         close = difflib.get_close_matches(str(name), [*options, *others], n=1)
         hint = f"did you mean {close[0]}?" if close else "`lever-mlflow STEP --help` lists the options of a step"
         raise ParameterError(f"config={path}: {place} is unknown, or belongs under the name of a step; {hint}")
-    if value is None:
+    if value in ("", "null", "~"):
         raise ParameterError(f"config={path}: {place} has no value; give one, or remove the line")
-    text = as_text(value)
     option = options[str(name)]
+    if not isinstance(value, str | _TAKEN.get(option.type.name, str)):
+        kind = "list" if isinstance(value, list) else "mapping"
+        raise ParameterError(f"config={path}: {place} should hold one value, and no {kind}")
+    text = as_text(value)
     try:
         option.type_cast_value(click.Context(command), text)
     except click.BadParameter as error:

@@ -118,5 +118,5 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)

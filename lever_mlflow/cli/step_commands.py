@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,13 @@ class StepCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; commands that it prints then hold the options that other steps share with it."""
         names = {setting.name for part in _SHARED for setting in fields(part)}
-        given = {name: value for name, value in ctx.params.items() if name in names and is_given(ctx, name)}
+        given = {name: value for name, value in ctx.params.items() if name in names and _is_given(ctx, name)}
         accepted = {step: frozenset(option.name or "" for option in command.params) for step, command in COMMANDS.items()}
         invocation.begin(given, accepted)
         return super().invoke(ctx)
 
 
-def is_given(ctx: click.Context, name: str) -> bool:
+def _is_given(ctx: click.Context, name: str) -> bool:
     """Says whether the user gave an option, on the command line or in the configuration file."""
     return ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 
@@ -80,21 +81,24 @@ def perform(
     from lever_mlflow.pipeline.planning import look_at_steps, summary_of
     from lever_mlflow.runs.optional_runs import passing_run
     from lever_mlflow.runs.planning import planning
-    from lever_mlflow.runs.steps import project_run, run_here
+    from lever_mlflow.runs.steps import anew, project_run, run_here
 
     name = click.get_current_context().command.name or ""
-    rerun = values["rerun"] or values.get("resume", AUTO) != AUTO  # who names what to resume wants the step to run
-    with passing_run(f"plan of {name}", "plan") if values["plan"] else project_run(name):
+    resumes = values.get("resume", AUTO) != AUTO  # who names what to resume wants the step to run
+    with (
+        passing_run(f"plan of {name}", "plan") if values["plan"] else project_run(name),
+        anew() if values["rerun"] else nullcontext(),
+    ):
         describe_experiment()
         context = make_context(values, check=check)
         if not values["plan"]:
-            run_id = run_here(prepare(context), rerun=rerun)
+            run_id = run_here(prepare(context), rerun=resumes)
             if show is not None:
                 click.echo(show(run_id))
             return
         with planning() as plan:
             if look is None:
-                look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=rerun)
+                look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=resumes)
             else:
                 look(context, plan)
         click.echo(summary_of(context, plan))
@@ -136,28 +140,29 @@ def values_of_step(step: str, *parts: Part) -> dict[str, Any]:
     section = config.get(step, {})
     for part in parts:
         for name, setting in part.fields():
-            if is_given(ctx, name) or setting.name not in section:
+            if _is_given(ctx, name) or setting.name not in section:
                 values[setting.name] = ctx.params[name]
     return values
 
 
-def check_sections(*settings: tuple[str, tuple[type, ...]]) -> None:
-    """Checks that the sections of the configuration file hold only settings that the present command takes from them.
+def check_sections(sections: Mapping[str, Sequence[Part]]) -> None:
+    """Checks that the configuration file holds, for steps that the present command runs too, only what it takes from there.
 
     Args:
-        settings: the name of each step with the classes of settings that are taken from its section.
+        sections: the settings that are taken from the section of each step, by the step's name.
 
     Raises:
         ParameterError: a section holds another option, such as one that names an input.
     """
     ctx = click.get_current_context()
     config: Config = ctx.meta.get(__name__, {})
-    for step, classes in settings:
-        taken = {setting.name for owner in classes for setting in fields(owner)}
+    for step, parts in sections.items():
+        taken = {setting.name for part in parts for _, setting in part.fields()}
         for name in config.get(step, {}):
             if name not in taken:
                 raise ParameterError(
-                    f"config={ctx.params['config']}: {step}.{name}: {ctx.command.name} finds that itself; remove the line"
+                    f"config={ctx.params['config']}: {step}.{name}: {ctx.command.name} does not take this for its step {step}; "
+                    f"remove the line, or look among the options of {ctx.command.name}"
                 )
 
 

@@ -19,6 +19,7 @@ from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.evaluation.records import REPORT, AccuracyCell, EvaluationRecords
 from lever_mlflow.evaluation.rounding import decimals
+from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import read_record
 from lever_mlflow.pipeline.context import Context, make_step
@@ -131,9 +132,10 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     table = records.table([size])
     means = {policy: mean(accuracies_of(table, policy, size).values()) for policy in records.policies}
     mlflow.log_metrics({f"baseline/{metric_name(policy)}": value for policy, value in means.items()})
-    strongest = max(means, key=lambda policy: means[policy])
-    accuracy = f"{decimals(100 * means[strongest])} % as a mean over shots on {size:,} questions"
-    set_description(f"{strongest} is the strongest of {len(means)} baselines, with {accuracy}")
+    best_baseline = strongest({(policy, None): accuracy for policy, accuracy in means.items()}, None)
+    assert best_baseline is not None, "there are baselines"
+    accuracy = f"{decimals(100 * best_baseline.accuracy)} % as a mean over shots on {size:,} questions"
+    set_description(f"{best_baseline.policy} is the strongest of {len(means)} baselines, with {accuracy}")
     n = min(settings.n_oracle, len(report.samples))
     if n:
         best = asked.best_single(report.samples[:n], report.pools_QN[:n])

@@ -15,10 +15,10 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
-from lever_mlflow.settings import AUTO, GateSettings, Preset, ResourceSettings, RewardMode
+from lever_mlflow.settings import AUTO, GateSettings, Preset, ResourceSettings, RewardMode, format_beta
 from lever_mlflow.vlm.asking import Asked
 
-__all__ = ["ANSWERS_PER_SECOND", "Context", "make_step"]
+__all__ = ["ANSWERS_PER_SECOND", "Context", "make_step", "of_beta"]
 
 ANSWERS_PER_SECOND = "vlm/answers_per_second"  # metric of runs that asked the VLM
 
@@ -92,6 +92,11 @@ class Context:
     def options_of_judgement(self) -> dict[str, Any]:
         """Returns the options that all steps behind the data gate take, by name."""
         return {"reward_mode": self.reward_mode, "use_fallback": self.use_fallback, **asdict(self.gate)}
+
+
+def of_beta(step: str, kl_beta: float) -> str:
+    """Names the step of a beta, such as ``grpo beta 0.12``."""
+    return f"{step} beta {format_beta(kl_beta)}"
 
 
 def make_step(

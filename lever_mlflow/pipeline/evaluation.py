@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -47,7 +46,7 @@ from lever_mlflow.pipeline.baselines import (
     read_records,
 )
 from lever_mlflow.pipeline.checkpoints import read_selector
-from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import rl_data_figures
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
 from lever_mlflow.pipeline.registration import register_best
@@ -56,7 +55,7 @@ from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.metrics import DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
-from lever_mlflow.runs.search import find_run, taken
+from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
 from lever_mlflow.runs.tags import Tag, finished_run_tags, record, set_description
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
@@ -79,8 +78,6 @@ __all__ = [
 EVALUATE = "evaluate"
 RESULT_FILE, ANSWERS_PAGE = "evaluation.json", "answers.html"
 _GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
-
-log = logging.getLogger(__name__)
 
 
 def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, checkpoints: Sequence[str] = ()) -> Step:
@@ -166,14 +163,13 @@ def evaluate_version_step(context: Context, version: str, like: Evaluation) -> S
 
 def find_evaluation(context: Context, kl_beta: float) -> str:
     """Returns the id of the newest finished evaluation of this beta on these resources and this seed, or runs it first."""
-    beta = format_beta(kl_beta)
     run = find_run(EVALUATE, {**context.same_trainings(), Tag.KL_BETA: kl_beta})
     if run is not None:
-        run_id = taken("evaluations", f"{EVALUATE} beta {beta}", run)
+        run_id = taken("evaluations", of_beta(EVALUATE, kl_beta), run)
         if active_plan() is None:
             register_best(context, read_evaluation(run_id))
         return run_id
-    log.info("beta %s: this experiment has no finished evaluation, so it runs first", beta)
+    absent(f"evaluation of beta {format_beta(kl_beta)}")
     settings = preset_of(EvalSettings, context.preset)
     grpo_run = find_grpo(context, AUTO, kl_beta)
     ensure(baselines_step(context, settings))
@@ -218,7 +214,7 @@ class _Evaluation:
 
     @property
     def name(self) -> str:
-        return f"evaluate beta {format_beta(self.kl_beta)}"
+        return of_beta(EVALUATE, self.kl_beta)
 
     def run(self) -> None:
         """Evaluates the epochs, logs everything, and registers the best epoch."""
@@ -242,7 +238,7 @@ class _Evaluation:
         best = best_epoch(selection_accuracy)
         table, overlap = records.table(self.settings.sizes), report.overlap(checkpoints, learned)
         self._log_accuracies(best, table, models, selection_accuracy)
-        self._log_answers(report.samples, records, best)
+        self._log_answers(report.samples, records, table, best)
         record({Tag.BEST_EPOCH: best})
         registration = Registration(
             name=self.context.registered_name,
@@ -316,16 +312,14 @@ class _Evaluation:
             means = {"accuracy": mean(by_epoch[epoch].values()), "selection_accuracy": selection[epoch]}
             mlflow.log_metrics({f"epoch/{name}": value for name, value in means.items()}, step=epoch, model_id=model_id)
 
-    def _log_answers(self, queries: Sequence[Sample], records: EvaluationRecords, best: int) -> None:
+    def _log_answers(
+        self, queries: Sequence[Sample], records: EvaluationRecords, table: Sequence[AccuracyCell], best: int
+    ) -> None:
         """Logs a page with images: what the best epoch, its start and the strongest baseline picked, and what was answered."""
         beta, shots = format_beta(self.kl_beta), max(self.settings.shots)
         policies = {ZERO_SHOT: "no demonstrations"}
-        means: dict[tuple[str, int | None], float] = {}
-        for policy in records.policies:
-            for count in (0, shots):
-                accuracies = records.by_question(policy, shots=count)
-                if accuracies is not None:
-                    means[policy, count] = float(accuracies.mean())
+        size = max(self.settings.sizes)
+        means: dict[tuple[str, int | None], float] = {(c.policy, c.shots): c.accuracy for c in table if c.size == size}
         baseline = strongest(means, shots)
         if baseline is not None:
             policies[baseline.policy] = f"{baseline.policy}, the strongest baseline"

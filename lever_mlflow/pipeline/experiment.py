@@ -97,20 +97,20 @@ def plan_experiment(context: Context, plan: Plan, experiment: Experiment) -> Non
     everything = {**expected(experiment.kl_betas), "compare": 0}
     evaluations: list[str] = []
 
-    def of_beta(data: RLData, start: str, kl_beta: float) -> None:
+    def train_and_evaluate(data: RLData, start: str, kl_beta: float) -> None:
         evaluations.extend(_runs_of_beta(context, experiment, data, start, kl_beta)[1:])
 
-    def every_beta() -> None:
+    def look() -> None:
         data, start = _start(context, experiment, [])
         ensure(baselines_step(context, experiment.evaluation))
         for kl_beta in experiment.kl_betas:
-            look_ahead(plan, partial(of_beta, data, start, kl_beta), expected([kl_beta]))
+            look_ahead(plan, partial(train_and_evaluate, data, start, kl_beta), expected([kl_beta]))
         if plan.missing:
             plan.look("compare", 0, None)
         else:
             ensure(compare_step(context, evaluations, experiment.language))
 
-    look_ahead(plan, every_beta, everything)
+    look_ahead(plan, look, everything)
 
 
 def _run(context: Context, experiment: Experiment, runs: list[str]) -> None:
@@ -119,9 +119,9 @@ def _run(context: Context, experiment: Experiment, runs: list[str]) -> None:
     runs.append(ensure(baselines_step(context, experiment.evaluation)))
     evaluations = []
     for kl_beta in experiment.kl_betas:
-        of_beta = _runs_of_beta(context, experiment, data, start, kl_beta)
-        runs += of_beta
-        evaluations.append(of_beta[-1])
+        grpo_run, evaluation = _runs_of_beta(context, experiment, data, start, kl_beta)
+        runs += [grpo_run, evaluation]
+        evaluations.append(evaluation)
     runs.append(ensure(compare_step(context, evaluations, experiment.language)))
 
 

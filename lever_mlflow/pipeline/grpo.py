@@ -10,7 +10,7 @@ import mlflow
 
 from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.gate import GateResult
-from lever_mlflow.pipeline.context import Context, make_step
+from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate
 from lever_mlflow.pipeline.resume import check_same_step
 from lever_mlflow.pipeline.rollout import find_rl_data, recorded_settings, rl_data_of_run, rollout_step
@@ -27,7 +27,7 @@ from lever_mlflow.pipeline.training import (
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics
 from lever_mlflow.runs.processes import this_process
-from lever_mlflow.runs.search import find_run, taken
+from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
 from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, record, remove_tags, run_tags, set_description
 from lever_mlflow.settings import (
@@ -75,14 +75,17 @@ def grpo_step(
     def execute() -> None:
         _Rounds(context, data, policy, settings, rounds, _resumed(step, resume)).run()
 
-    name = f"grpo beta {format_beta(settings.kl_beta)}"
+    name = of_beta(GRPO, settings.kl_beta)
     options = {"rl_data": data.origin, **context.options_of_judgement(), "init": policy.tags[Tag.START_URI], "resume": resume}
     step = make_step(context, GRPO, name, values, inputs, execute, options, prompts=prompts)
     return step
 
 
 def find_grpo(context: Context, reference: str, kl_beta: float) -> str:
-    """Returns the id of a GRPO run; ``auto`` is the newest finished run of the beta, or a new one with the context's preset.
+    """Returns the id of the GRPO run that a reference names by its id, or finds by ``auto``.
+
+    For ``auto`` it is the newest finished run of the beta. Where there is none, a run is made with the settings of the
+    context's preset.
 
     Raises:
         ParameterError: the run was trained with another beta.
@@ -96,8 +99,8 @@ def find_grpo(context: Context, reference: str, kl_beta: float) -> str:
         return reference
     run = find_run(GRPO, {**context.same_trainings(), Tag.KL_BETA: kl_beta})
     if run is not None:
-        return taken("grpo_run", f"{GRPO} beta {beta}", run)
-    log.info("grpo_run=auto: this experiment has no finished grpo run of beta %s, so it runs first", beta)
+        return taken("grpo_run", of_beta(GRPO, kl_beta), run)
+    absent(f"grpo run of beta {beta}")
     data = find_rl_data(context, AUTO)
     settings, rounds = preset_of(GrpoSettings, context.preset, kl_beta=kl_beta), preset_of(RoundSettings, context.preset)
     return ensure(grpo_step(context, data, find_start(context, AUTO, data), settings, rounds))

@@ -11,7 +11,7 @@ from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.files.tables import aligned
 from lever_mlflow.pipeline.baselines import STEP as BASELINES
 from lever_mlflow.pipeline.baselines import most_prompts as prompts_of_baselines
-from lever_mlflow.pipeline.context import ANSWERS_PER_SECOND, Context
+from lever_mlflow.pipeline.context import ANSWERS_PER_SECOND, Context, of_beta
 from lever_mlflow.pipeline.evaluation import EVALUATE, prompts_of_policies
 from lever_mlflow.pipeline.gate import STEP as VALIDATE
 from lever_mlflow.pipeline.grpo import GRPO
@@ -20,7 +20,7 @@ from lever_mlflow.pipeline.training import RCE
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.planning import Plan, Unfinished, active_plan, planning
 from lever_mlflow.runs.steps import Step, finished_run
-from lever_mlflow.settings import EvalSettings, GrpoSettings, RolloutSettings, RoundSettings, format_beta, preset_of
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RolloutSettings, RoundSettings, preset_of
 from lever_mlflow.trials.rollout import most_prompts as prompts_of_rollout
 
 __all__ = ["expected_steps", "look_ahead", "look_at_steps", "run_or_refuse", "summary_of"]
@@ -42,10 +42,10 @@ def expected_steps(
     """
     candidates = grpo.epochs if rounds.rounds == 1 else rounds.rounds
     steps = {ROLLOUT: prompts_of_rollout(rollout), VALIDATE: 0, RCE: 0}
-    for beta in map(format_beta, kl_betas):
-        steps[f"{GRPO} beta {beta}"] = (rounds.rounds - 1) * prompts_of_rollout(rollout)
+    for kl_beta in kl_betas:
+        steps[of_beta(GRPO, kl_beta)] = (rounds.rounds - 1) * prompts_of_rollout(rollout)
         steps.setdefault(BASELINES, prompts_of_baselines(evaluation))
-        steps[f"{EVALUATE} beta {beta}"] = prompts_of_policies(evaluation, learned=1, candidates=candidates)
+        steps[of_beta(EVALUATE, kl_beta)] = prompts_of_policies(evaluation, learned=1, candidates=candidates)
     return steps
 
 
@@ -68,11 +68,11 @@ def look_at_steps(
         plan.look(step.name, step.prompts, finished_run(step) if step.repeatable and not rerun else None)
 
     expected = _of_preset(context, [] if kl_beta is None else [kl_beta])
-    last = next((i for i, name in enumerate(expected) if name.split(" beta ")[0] == command), len(expected) - 1)
-    steps = {name: expected[name] for name in list(expected)[: last + 1]}
-    look_ahead(plan, look, steps)
-    if plan.missing and command not in {name.split(" beta ")[0] for name in plan.steps}:
-        plan.look(command, 0, None)
+    name = command if kl_beta is None else of_beta(command, kl_beta)
+    steps = list(expected)[: list(expected).index(name) + 1] if name in expected else list(expected)
+    look_ahead(plan, look, {step: expected[step] for step in steps})
+    if name not in plan.steps and plan.missing:
+        plan.look(name, 0, None)
 
 
 def run_or_refuse(context: Context, actions: Mapping[Callable[[], S], Sequence[float]], *, run_missing: bool) -> list[S]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import NoReturn
@@ -21,8 +22,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_USER
 from lever_mlflow.evaluation.policies import CHAMPION, epoch_policy
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError, PromotionError
-from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.context import Context, of_beta
 from lever_mlflow.pipeline.evaluation import evaluate_version_step, read_evaluation, read_records
+from lever_mlflow.pipeline.planning import look_ahead
 from lever_mlflow.registry import champion, listing
 from lever_mlflow.registry.evidence import (
     Condition,
@@ -41,14 +43,15 @@ from lever_mlflow.registry.model_card import describe_promotion, promoted
 from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag
 from lever_mlflow.registry.versions import find_version, versions
 from lever_mlflow.runs.optional_runs import optional_run
+from lever_mlflow.runs.planning import Plan, active_plan
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_here
 from lever_mlflow.runs.tags import Tag, record, set_description
 from lever_mlflow.settings import PromotionSettings, format_beta
 
-__all__ = ["list_versions", "promote_step", "roll_back"]
+__all__ = ["list_versions", "plan_promotion", "promote_step", "roll_back"]
 
 EVIDENCE_FILE = "promotion.json"
-ROLLBACK = "rollback"
+PROMOTE, ROLLBACK = "promote", "rollback"
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +60,22 @@ def promote_step(context: Context, kl_beta: float, settings: PromotionSettings) 
     """Prepares the promotion of a beta's version to champion, if the evidence is for it."""
     choices = {"model_name": context.registered_name, "kl_beta": kl_beta, **asdict(settings)}
     execute = partial(_promote, context, kl_beta, settings)
-    options = {**context.shared_options(), "promote": {**choices, "model_name": context.model_name}}
-    return Step("promote", f"promote beta {format_beta(kl_beta)}", choices, {}, execute, config=options, repeatable=False)
+    options = {**context.shared_options(), PROMOTE: {**choices, "model_name": context.model_name}}
+    return Step(PROMOTE, of_beta(PROMOTE, kl_beta), choices, {}, execute, config=options, repeatable=False)
 
 
-def roll_back(context: Context) -> None:
-    """Swaps the champion and the previous champion.
+def plan_promotion(context: Context, plan: Plan, kl_beta: float) -> None:
+    """Adds to a plan what a promotion would do, with the evaluation of the champion where that has to be made."""
+    version = find_version(context.registered_name, kl_beta)
+    present = champion.holders(context.registered_name).champion
+    if present not in (None, str(version.version)):
+        with suppress(LeverError):  # without evidence nothing is evaluated, and the promotion says so
+            look_ahead(plan, lambda: _comparable(context, str(present), _evaluated(version)), {})
+    plan.look(of_beta(PROMOTE, kl_beta), 0, None)
+
+
+def roll_back(context: Context, *, plan: bool = False) -> None:
+    """Swaps the champion and the previous champion, or with ``plan`` only says which version would be champion again.
 
     The version that is champion again says so in a tag. It works in the run that ``mlflow run`` made for the entry point
     ``rollback``; started in any other way, it leaves no run.
@@ -71,7 +84,10 @@ def roll_back(context: Context) -> None:
         MissingRunError: there is no previous champion to go back to. PromotionError: another change of champion came first.
     """
     with optional_run(ROLLBACK) as run:
-        if run is None:
+        if plan:
+            version = champion.restorable(context.registered_name)
+            log.info("%s: version %s would be champion again; nothing was changed", context.registered_name, version)
+        elif run is None:
             log.info("%s", _rolled_back(context, f"user {_user()}"))
         else:
             choices = {"model_name": context.registered_name}
@@ -203,7 +219,8 @@ def _comparable(context: Context, number: str, candidate: Evaluated) -> Evaluate
         reason = "was evaluated on other questions, shots or pools"
     except LeverError as error:
         reason = f"has no evaluation to compare with ({error})"
-    log.info("the champion, version %s, %s: evaluating it on those of the candidate", number, reason)
+    if active_plan() is None:
+        log.info("the champion, version %s, %s: evaluating it on those of the candidate", number, reason)
     run_id = ensure(evaluate_version_step(context, number, candidate.evaluation))
     return Evaluated(candidate.evaluation, read_records(run_id), CHAMPION)
 

@@ -82,9 +82,10 @@ class UnsentEpochs:
         The states of earlier epochs are then deleted, as nothing needs them any more.
         """
         epoch, run_id = len(state.history), active_run().info.run_id
-        former = list_artifacts(run_id, STATES_FOLDER)
+        name = f"epoch-{epoch:04d}"
+        former = [path for path in list_artifacts(run_id, STATES_FOLDER) if path != f"{STATES_FOLDER}/{name}"]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"epoch-{epoch:04d}"
+            path = Path(folder) / name
             save_state(path, state, self._meta(models))
             mlflow.log_artifact(str(path), STATES_FOLDER)
         record({Tag.STATE_EPOCH: epoch})

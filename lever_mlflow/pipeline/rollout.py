@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tempfile
 from dataclasses import Field, asdict, fields
@@ -20,7 +19,7 @@ from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.metrics import ROLLOUT
-from lever_mlflow.runs.search import find_run, taken
+from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_description
 from lever_mlflow.selector.checkpoint import selector_digest
@@ -48,8 +47,6 @@ __all__ = [
 
 STEP, RL_DATA_FILE = "rollout", "rl_data.json"
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
-
-log = logging.getLogger(__name__)
 
 
 def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM_INIT, round_number: int = 1) -> Step:
@@ -83,7 +80,7 @@ def find_rl_data(context: Context, reference: str) -> RLData:
         return read_rl_data(context, reference)
     run = find_run(STEP, {**context.same_resources(), Tag.ROUND: 1})
     if run is None:
-        log.info("rl_data=auto: this experiment has no finished rollout on the same data, models and seed, so it runs first")
+        absent("rollout on the same data, models and seed")
         return rl_data_of_run(context, ensure(rollout_step(context, preset_of(RolloutSettings, context.preset))))
     return rl_data_of_run(context, taken("rl_data", STEP, run))
 

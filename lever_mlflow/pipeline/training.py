@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,8 +27,9 @@ from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite, system_metrics
+from lever_mlflow.runs.outages import persistently
 from lever_mlflow.runs.processes import close_interrupted, this_process
-from lever_mlflow.runs.search import find_run, taken
+from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure
 from lever_mlflow.runs.tags import Tag, record, run_tags, set_description
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
@@ -152,7 +154,7 @@ def find_start(context: Context, reference: str, data: RLData) -> str:
         return reference
     run = find_run(RCE, {**context.same_trainings(), Tag.RL_DATA_DIGEST: data.digest})
     if run is None:
-        log.info("init=auto: this experiment has no finished rce run on these RL data, so it runs first")
+        absent("rce run on these RL data")
         return start_of_run(ensure(rce_step(context, data, RceSettings())))
     return start_of_run(taken("init", RCE, run))
 
@@ -277,9 +279,10 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
             meta = {"step": training.kind, **training.params(epoch), **(training.override or {})}
             save_selector(unsent.checkpoint(epoch), selector, meta)
             unsent.save_state(state, models)
-            models[epoch] = _log_model(training, epoch, unsent.checkpoint(epoch))
-            mlflow.log_metrics(metrics, step=training.numbered(epoch), model_id=models[epoch], dataset=dataset)
-            unsent.log_state(state, models)
+            models[epoch] = persistently(partial(_log_model, training, epoch, unsent.checkpoint(epoch)))
+            log_metrics = partial(mlflow.log_metrics, step=training.numbered(epoch), model_id=models[epoch], dataset=dataset)
+            persistently(partial(log_metrics, metrics, timestamp=time.time_ns() // 10**6))  # one time, so that it is one record
+            persistently(partial(unsent.log_state, state, models))
         _conclude(training, history, models)
     except (MlflowException, OSError, SafetensorError) as error:
         if not unsent.hold_a_state:

@@ -121,12 +121,22 @@ def rollback(name: str, by: str) -> Holders:
         MissingRunError: there is no previous champion to go back to. PromotionError: as for ``change``.
     """
     settle(name)
+    present, version = holders(name), restorable(name)
+    record = f"{now()}, in place of version {present.champion or 'none'}, by {by}"
+    change(name, present, Change(version, present.champion, by, {VersionTag.RESTORED: record}))
+    return Holders(version, present.champion)
+
+
+def restorable(name: str) -> str:
+    """Returns the version that a rollback makes champion again.
+
+    Raises:
+        MissingRunError: there is no previous champion to go back to.
+    """
     present = holders(name)
     if present.previous is None or present.previous == present.champion:
         raise MissingRunError(f"{name}: {_in_words(present)}, and there is no other version to go back to; promote one first")
-    record = f"{now()}, in place of version {present.champion or 'none'}, by {by}"
-    change(name, present, Change(present.previous, present.champion, by, {VersionTag.RESTORED: record}))
-    return Holders(present.previous, present.champion)
+    return present.previous
 
 
 def now() -> str:

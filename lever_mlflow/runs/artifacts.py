@@ -54,7 +54,10 @@ def list_artifacts(run_id: str, folder: str) -> list[str]:
 
 
 def delete_artifacts(run_id: str, path: str) -> None:
-    """Deletes an artifact of a run, or a whole folder of them; what the store refuses to delete stays, and the log says so."""
+    """Deletes an artifact of a run, or a whole folder of artifacts.
+
+    Where the store refuses that, the artifact stays, and the log says so.
+    """
     try:
         get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri).delete_artifacts(path)
     except (MlflowException, OSError, NotImplementedError) as error:

@@ -13,7 +13,7 @@ from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.tags import PREFIX, Tag
 from lever_mlflow.settings import as_text
 
-__all__ = ["describe", "find_run", "find_runs", "taken"]
+__all__ = ["absent", "describe", "find_run", "find_runs", "taken"]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,12 @@ def taken(option: str, step: str, run: Run) -> str:
     else:
         plan.look(step, 0, run.info.run_id)
     return str(run.info.run_id)
+
+
+def absent(what: str) -> None:
+    """Says in the log that a run is missing and made first, unless only a plan is being made."""
+    if active_plan() is None:
+        log.info("this experiment has no finished %s, so it runs first", what)
 
 
 def describe(run: Run) -> str:

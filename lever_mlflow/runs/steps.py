@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -39,6 +40,7 @@ from lever_mlflow.settings import as_text
 __all__ = [
     "Step",
     "active_run",
+    "anew",
     "describe_unopened_run",
     "ensure",
     "finished_run",
@@ -53,6 +55,7 @@ _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _PROJECT_SOURCE, _PROJECT_ENV = "mlflow.source.name", "mlflow.project.env"  # MLflow's own tags
 
 log = logging.getLogger(__name__)
+_run_anew: ContextVar[dict[str, str] | None] = ContextVar("run_anew", default=None)  # ids of the runs made, by key
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,24 @@ def ensure(step: Step) -> str:
     return finished or run_as_child(step)
 
 
+@contextmanager
+def anew() -> Iterator[None]:
+    """Lets every step within the block run once, although a finished run of it may be there."""
+    token = _run_anew.set({})
+    try:
+        yield
+    finally:
+        _run_anew.reset(token)
+
+
 def finished_run(step: Step) -> str | None:
-    """Returns the id of the newest finished run of exactly this step, which the log then names; None if there is none."""
+    """Returns the id of the newest finished run of exactly this step, which the log then names; None if there is none.
+
+    Within ``anew`` only the runs that were made there count.
+    """
+    made = _run_anew.get()
+    if made is not None:
+        return made.get(step.key)
     finished = find_run(step.step, {Tag.KEY: step.key})
     if finished is None:
         return None
@@ -225,6 +244,9 @@ def _run(step: Step) -> str:
         }
     )
     step.execute()
+    made = _run_anew.get()
+    if made is not None:
+        made[step.key] = run_id
     description = mlflow.get_run(run_id).data.tags.get(DESCRIPTION) or "done"
     finding = description.splitlines()[0].replace("**", "").removesuffix(".")  # without Markdown's emphasis
     log.info("%s: %s (%s)", step.name, finding, duration(time.perf_counter() - started))

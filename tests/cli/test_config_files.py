@@ -60,7 +60,14 @@ def test_values_are_read_by_step(config):
         ("grpo:\n  epochs: many\n", "grpo.epochs: 'many' is not a whole number"),
         ("evaluate:\n  shots: [0]\n", "evaluate.shots: '0' is not a whole number of at least 1"),
         ("grpo:\n  epochs:\n", "grpo.epochs has no value"),
+        ("grpo:\n  epochs: ~\n", "grpo.epochs has no value"),
         ("grpo: 3\n", "grpo should hold the options of that step"),
+        ("dataset: [a, b]\n", "dataset should hold one value, and no list"),
+        ("grpo:\n  lr: {a: 1}\n", "grpo.lr should hold one value, and no mapping"),
+        ("grpo:\n  lr: .nan\n", "grpo.lr: '.nan' is not a number"),
+        ("grpo:\n  lr: nan\n", "grpo.lr: 'nan' is not a number above 0"),
+        ("", "should hold options as name: value"),
+        ('grpo:\n  lr: "0.1\n', "not valid YAML"),  # truncated
         ("seed: 1\nseed: 2\n", "seed stands there twice"),
         ("- seed\n", "should hold options as name: value"),
         ("seed: [1\n", "not valid YAML"),
@@ -101,9 +108,28 @@ def test_a_preset_holds_for_what_the_file_leaves_out(config, prepared):
     assert (experiment.rollout.shots, experiment.rollout.pool_sampler) == (2, "random")
 
 
-def test_main_does_not_take_inputs_that_it_finds_itself(config):
-    result = CliRunner().invoke(main, ["--config", config("grpo:\n  init: old.pt\n")])
-    assert str(result.exception).endswith("grpo.init: main finds that itself; remove the line")
+def test_values_are_what_was_typed(config):
+    """YAML's own types would make ``off`` a boolean and 010 the number 8."""
+    assert read_config(config("cache: off\nseed: 010\ngrpo:\n  lr: 1e-4\n"), COMMANDS) == {
+        "": {"cache": "off", "seed": "010"},
+        "grpo": {"lr": "1e-4"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("grpo:\n  init: old.pt\n", "grpo.init"),
+        ("grpo:\n  kl_beta: 0.3\n", "grpo.kl_beta"),
+        ("validate:\n  max_shots: 2\n", "validate.max_shots"),
+        ("compare:\n  kl_betas: [0.1, 0.2]\n", "compare.kl_betas"),
+    ],
+)
+def test_main_refuses_what_it_would_not_use(config, text, place):
+    result = CliRunner().invoke(main, ["--config", config(text)])
+    assert isinstance(result.exception, ParameterError)
+    step = place.partition(".")[0]
+    assert f"{place}: main does not take this for its step {step}; remove the line" in str(result.exception)
 
 
 def test_a_run_holds_the_file_that_repeats_it(mlflow_store, cache_dir, good_rl_data, monkeypatch):

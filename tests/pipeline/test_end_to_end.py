@@ -416,9 +416,9 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
         start = find_start(line, "auto", data)
         run_here(grpo_step(line, data, start, GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     assert [message.split(",")[0] for message in caplog.messages if message.endswith((": running", "runs first"))] == [
-        "rl_data=auto: this experiment has no finished rollout on the same data",
+        "this experiment has no finished rollout on the same data",
         "rollout: running",
-        "init=auto: this experiment has no finished rce run on these RL data",
+        "this experiment has no finished rce run on these RL data",
         "rce: running",
         "validate: running",
         "grpo beta 0.12: running",

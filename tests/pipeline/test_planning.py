@@ -66,6 +66,7 @@ def test_the_plan_of_a_whole_experiment(command, local):
     output = command("main", *SMALL, "--plan=true")
     assert rows(output)["rollout"] == f"reused from run {done.info.run_id}"
     assert rows(output)["validate"] == "would run"
+    assert rows(command("main", *SMALL, "--plan=true", "--rerun=true"))["rollout"] == would(ROLLOUT)
     if ANSWERS_PER_SECOND in done.data.metrics:  # unless another test had the same answers cached
         assert f"at {done.data.metrics[ANSWERS_PER_SECOND]:.3g} answers a second, as seen last in this experiment" in output
 

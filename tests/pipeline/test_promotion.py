@@ -18,12 +18,14 @@ from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.pipeline import promotion
 from lever_mlflow.pipeline.evaluation import evaluate_step
 from lever_mlflow.pipeline.grpo import grpo_step
-from lever_mlflow.pipeline.promotion import list_versions, promote_step, roll_back
+from lever_mlflow.pipeline.promotion import list_versions, plan_promotion, promote_step, roll_back
 from lever_mlflow.pipeline.rollout import find_rl_data
 from lever_mlflow.registry import champion, versions
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.runs import artifacts
 from lever_mlflow.runs.optional_runs import placeholder_run
+from lever_mlflow.runs.planning import planning
+from lever_mlflow.runs.steps import project_run
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, GrpoSettings, PromotionSettings, RoundSettings, format_beta
@@ -374,6 +376,21 @@ def columns_of(listing):
     return [line.split("  ") for line in (re.sub(r" {2,}", "  ", line) for line in listing.splitlines()[1:])]
 
 
+def test_plans_change_nothing(local, register, caplog):
+    caplog.set_level("INFO", logger="lever_mlflow")
+    register(0.12, right(10, 20))
+    register(0.15, right(12, 20))
+    promote(local, 0.12, force=True)
+    with project_run("test"), planning() as plan:
+        plan_promotion(local(), plan, 0.15)
+    assert list(plan.steps.values()) == [("promote beta 0.15", 0, None)]  # the champion is evaluated already
+    promote(local, 0.15, force=True)
+    runs = everything_run()
+    roll_back(local(), plan=True)
+    assert caplog.messages[-1] == f"{NAME}: version 1 would be champion again; nothing was changed"
+    assert (aliases(), everything_run()) == (("2", "1"), runs)
+
+
 def test_the_list_of_versions(local, register):
     with pytest.raises(MissingRunError, match="no registered model nothing; run `mlflow run"):
         list_versions(local(model_name="nothing"))
@@ -498,6 +515,10 @@ def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_r
         run_step(lambda run_id=grpo.info.run_id, small=small: evaluate_step(line, run_id, small))
     promote(lambda: line, 0.12, force=True)
     registered = {alias: str(v) for alias, v in MlflowClient().get_registered_model(NAME).aliases.items()}
+    with project_run("test"), planning() as plan:
+        plan_promotion(line, plan, 0.15)
+    prompts = 9 * 2  # nine questions with one and with two demonstrations
+    assert list(plan.steps.values()) == [("evaluate version 1", prompts, None), ("promote beta 0.15", 0, None)]
     caplog.clear()
     run = promote(lambda: line, 0.15, force=True)
     assert "version 1, was evaluated on other questions, shots or pools: evaluating it on those of the candidate" in caplog.text

@@ -8,7 +8,7 @@ from lever_mlflow.exceptions import DataError, LeverError, MissingRunError
 from lever_mlflow.runs.artifacts import artifact, read_json
 from lever_mlflow.runs.metrics import epoch_metrics, finite
 from lever_mlflow.runs.search import find_run
-from lever_mlflow.runs.steps import Step, ensure, project_run, run_here, run_settings
+from lever_mlflow.runs.steps import Step, anew, ensure, project_run, run_here, run_settings
 from lever_mlflow.runs.tags import finished_run_tags, run_tags
 from lever_mlflow.settings import as_text
 
@@ -55,6 +55,19 @@ def test_parameters_that_mlflow_run_has_logged_stay_as_typed(mlflow_store):
         mlflow.log_param("kl_beta", "0.120")
         run_id = run_here(step([]))
     assert mlflow.get_run(run_id).data.params["kl_beta"] == "0.120"
+
+
+def test_anew_every_step_runs_once(mlflow_store):
+    log = []
+    with project_run("test"):
+        first = ensure(step(log))
+        with anew():
+            second = ensure(step(log))
+            assert ensure(step(log)) == second != first
+        assert ensure(step(log)) == second  # the newest
+        with anew():
+            run_here(step(log))
+    assert log == [0.12] * 3
 
 
 def test_the_same_step_is_reused_and_another_is_not(mlflow_store):
