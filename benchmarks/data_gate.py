@@ -74,7 +74,7 @@ def run_gate(path: Path) -> tuple[float, dict[str, float]]:
 
     from lever_mlflow.gate import check, expectations  # noqa: F401
     from lever_mlflow.gate.result import metric_name
-    from lever_mlflow.trials.rl_data import load_rl_data
+    from lever_mlflow.trials.reading import load_rl_data
 
     started = time.perf_counter()
     data = load_rl_data(path)

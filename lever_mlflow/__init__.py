@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lever_mlflow.training.curves import training_curves
     from lever_mlflow.training.grpo import train_grpo
     from lever_mlflow.training.rce import train_rce
-    from lever_mlflow.trials.rl_data import load_rl_data
+    from lever_mlflow.trials.reading import load_rl_data
     from lever_mlflow.vlm.prompt import Prompt
 
 # Lets the threads of PyTorch's operations sleep while they wait for each other, unless the user has set the variable. By
@@ -65,7 +65,7 @@ _SOURCES = {  # public name -> the module that defines it, and its name there
     "ask": ("lever_mlflow.library", "ask"),
     "check_rl_data": ("lever_mlflow.gate", "check"),
     "load_retriever": ("lever_mlflow.serving.retriever", "load_retriever"),
-    "load_rl_data": ("lever_mlflow.trials.rl_data", "load_rl_data"),
+    "load_rl_data": ("lever_mlflow.trials.reading", "load_rl_data"),
     "load_selector": ("lever_mlflow.selector.checkpoint", "load_selector"),
     "make_retriever": ("lever_mlflow.library", "make_retriever"),
     "record_rl_data": ("lever_mlflow.library", "record_rl_data"),

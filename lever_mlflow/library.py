@@ -18,7 +18,8 @@ from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.retriever import Retriever, RetrieverSettings, load_retriever, save_retriever
 from lever_mlflow.settings import EvalSettings, PoolSampler, RolloutSettings
-from lever_mlflow.trials.rl_data import RLData, load_rl_data, save_rl_data
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import RLData, save_rl_data
 from lever_mlflow.vlm.prompt import Prompt, clean_generation
 
 __all__ = ["ask", "make_retriever", "record_rl_data"]

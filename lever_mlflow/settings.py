@@ -26,6 +26,7 @@ __all__ = [
     "GateSettings",
     "GrpoInputs",
     "GrpoSettings",
+    "ItemOrder",
     "KlReference",
     "Language",
     "LrScheduler",
@@ -67,6 +68,7 @@ AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input 
 CacheMode = Literal["on", "read", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Fusion = Literal["mean", "concat"]
+ItemOrder = Literal["auto", "file", "question_id"]
 KlReference = Literal["start", "round"]
 Language = Literal["en", "zh"]
 LrScheduler = Literal["constant", "linear", "cosine"]
@@ -269,6 +271,12 @@ class RlDataSettings:
         AUTO, help="RL data to work on: a file, a run id, runs:/<run id>, or auto for those of the newest matching rollout."
     )
     use_fallback: bool = option(False, help="Whether trials that only the fallback metric could score are used as well.")
+    item_order: ItemOrder = option(
+        "auto",
+        help="Order of the training items in which the indices of an RL data file count. The question ids in the file tell it, "
+        "which auto relies on; a file without them needs file (the order of the questions file) or question_id (sorted by "
+        "question id, as Lever-Plus sorts them).",
+    )
 
 
 @dataclass(frozen=True)

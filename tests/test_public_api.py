@@ -16,7 +16,7 @@ from lever_mlflow.pipeline import resources
 from lever_mlflow.selector import checkpoint, network
 from lever_mlflow.serving import requests, retriever
 from lever_mlflow.training import curves, grpo, rce
-from lever_mlflow.trials import rl_data
+from lever_mlflow.trials import reading
 from lever_mlflow.vlm import prompt
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_public_names_are_the_documented_objects():
         "ask": library.ask,
         "check_rl_data": check,
         "load_retriever": retriever.load_retriever,
-        "load_rl_data": rl_data.load_rl_data,
+        "load_rl_data": reading.load_rl_data,
         "load_selector": checkpoint.load_selector,
         "make_retriever": library.make_retriever,
         "record_rl_data": library.record_rl_data,

@@ -113,7 +113,7 @@ def make_context(values: Mapping[str, Any], *, check: bool = True) -> Context:
 
     data = DataSettings(**chosen(DataSettings, values))
     resources = Resources(**chosen(ResourceSettings, values), cache_dir=default_cache_dir(), data=data)
-    parts = (ExperimentSettings, Part(RlDataSettings, ("use_fallback",)), PresetInputs)
+    parts = (ExperimentSettings, Part(RlDataSettings, ("use_fallback", "item_order")), PresetInputs)
     shared = {name: value for part in parts for name, value in chosen(part, values).items()}
     context = Context(resources, gate=GateSettings(**chosen(GateSettings, values)), **shared)
     if check:

@@ -58,7 +58,8 @@ def check(
         rl_data: the data to check.
         reward_mode: how the scores of a trial become its reward.
         shots: the largest number of demonstrations that evaluation will use; pools must be larger.
-        train: the data set's training items. With them, pools are searched for other questions about the query's image.
+        train: the training items with which ``match_items`` has matched the data. With them, pools are searched for other
+            questions about the query's image.
         reference: other RL data. With them, the suites for drift run too.
         thresholds: values that replace those of the suites, as ``suites.read_suites`` takes them.
         project_dir: folder of the Great Expectations project.
@@ -90,6 +91,8 @@ def check(
         histogram=_histogram(data.trials, reward_max),
         positives_per_query=_counts(data.queries["n_positive"]),
         methods=_methods(data.trials),
+        items=str(rl_data.match or ""),
+        dropped=dict(rl_data.dropped),
         gx_results=gx_results,
     )
     if reference is None:

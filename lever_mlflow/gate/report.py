@@ -16,12 +16,15 @@ _STRUCTURAL = ("_columns", "_type", "_not_null", "_known")  # endings of names; 
 
 
 def summary(result: GateResult) -> str:
-    """Returns the verdict and the size of the data in one line."""
+    """Returns the verdict, the size of the data and what their indices mean in one line."""
     failed = sum(not check.passed for check in result.checks)
+    unchecked = sum(not check.checked for check in result.checks)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result.dropped.items())
     return (
         f"{result.source} (format {result.vintage}): {result.verdict}; {result.count('n_queries')} queries, "
-        f"{result.count('n_trials')} usable trials, {result.count('dropped_trials')} dropped trials; "
-        f"{failed} of {len(result.checks)} expectations failed"
+        f"{result.count('n_trials')} usable trials, {result.count('dropped_trials')} dropped trials"
+        f"{f' ({reasons})' if reasons else ''}; {f'{result.items}; ' if result.items else ''}"
+        f"{failed} of {len(result.checks)} expectations failed{f', {unchecked} not checked' if unchecked else ''}"
     )
 
 
@@ -32,7 +35,8 @@ def format_table(result: GateResult, passed: bool = True) -> str:
     passed are counted only.
     """
     checks = _in_order(result)
-    counted = [check for check in checks if check.passed and (not passed or check.name.endswith(_STRUCTURAL))]
+    well = [check for check in checks if check.passed and check.checked]
+    counted = [check for check in well if not passed or check.name.endswith(_STRUCTURAL)]
     listed = [check for check in checks if check not in counted]
     rows = [(c.name, _shortened(c.observed), _shortened(c.required), _outcome(c), _remedy(c)) for c in listed]
     lines = [summary(result), *([result.comparison] if result.comparison else []), "", aligned(rows, _HEAD)]
@@ -58,7 +62,9 @@ def report_html(result: GateResult) -> str:
 
 
 def _outcome(check: Check) -> str:
-    """Returns ``pass``, or the severity of an expectation that failed."""
+    """Returns ``pass``, the severity of an expectation that failed, or that it was not checked."""
+    if not check.checked:
+        return "not checked"
     return "pass" if check.passed else check.severity
 
 
@@ -68,14 +74,17 @@ def _remedy(check: Check) -> str:
 
 
 def _in_order(result: GateResult) -> list[Check]:
-    """Returns the failed expectations first, by severity. Warnings about a figure that is critical already are left out."""
+    """Returns the failed expectations first, by severity, then those that were not checked.
+
+    Warnings about a figure that is critical already are left out.
+    """
     failed = {check.name for check in result.checks if not check.passed}
     checks = [
         check
         for check in result.checks
         if not (check.name in failed and check.name.removesuffix("_warning") in failed - {check.name})
     ]
-    return sorted(checks, key=lambda check: (check.passed, SEVERITIES.index(check.severity)))
+    return sorted(checks, key=lambda check: (check.passed, check.checked, SEVERITIES.index(check.severity)))
 
 
 def _shortened(text: str) -> str:

@@ -27,7 +27,10 @@ def metric_name(figure: str) -> str:
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Check:
-    """Describes one expectation and how it came out; ``observed`` and ``required`` are texts to print."""
+    """Describes one expectation and how it came out; ``observed`` and ``required`` are texts to print.
+
+    An expectation that nothing is known for is not ``checked``, and does not fail.
+    """
 
     suite: str
     name: str
@@ -38,6 +41,7 @@ class Check:
     required: str
     note: str
     remedy: str
+    checked: bool = True
 
 
 @with_config(_STRICT)
@@ -71,6 +75,8 @@ class GateResult:
         reference: the file that this one was compared with; empty without a comparison.
         comparison: the result of that comparison in one line; empty without a comparison.
         reference_histogram: distribution of the reference's rewards, like ``histogram``.
+        items: how the indices of the data were matched with the items of the data set, in words; empty if they were not.
+        dropped: number of trials that are not used, by reason.
         gx_results: what Great Expectations returned, by suite.
     """
 
@@ -87,6 +93,8 @@ class GateResult:
     reference: str = ""
     comparison: str = ""
     reference_histogram: tuple[tuple[float, float, float], ...] = ()
+    items: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
     gx_results: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

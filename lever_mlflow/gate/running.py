@@ -31,7 +31,8 @@ _PLAIN_WORDS = {
 def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> tuple[list[Check], dict[str, Any]]:
     """Returns one check per expectation, and Great Expectations' own result as plain JSON values.
 
-    An empty table fails every expectation.
+    An empty table fails every expectation. An expectation that ``may_be_unknown``, as its ``meta`` says, is not checked where
+    its column holds no value at all.
 
     Raises:
         ParameterError: Great Expectations cannot use an expectation; the message names it.
@@ -40,7 +41,10 @@ def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
         return [replace(_check(name, expectation, None), observed="no rows") for expectation in expectations], {"results": []}
     gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain), parse_constant=str)
     by_name = {result["expectation_config"]["meta"]["name"]: result for result in gx_result["results"]}
-    checks = [_check(name, expectation, by_name.get(expectation["meta"]["name"])) for expectation in expectations]
+    checks = [
+        _unless_unknown(_check(name, expectation, by_name.get(expectation["meta"]["name"])), expectation, table)
+        for expectation in expectations
+    ]
     return checks, gx_result
 
 
@@ -99,6 +103,16 @@ def _check(suite: str, expectation: Mapping[str, Any], result: Mapping[str, Any]
         note=meta.get("note", ""),
         remedy=in_present_form(meta.get("remedy", "")),
     )
+
+
+def _unless_unknown(check: Check, expectation: Mapping[str, Any], table: pd.DataFrame) -> Check:
+    """Returns the check, which says how many rows could not be checked, or that none could."""
+    unknown = int(table[check.column].isna().sum()) if expectation["meta"].get("may_be_unknown") else 0
+    if not unknown:
+        return check
+    if unknown == len(table):
+        return replace(check, passed=True, checked=False, observed="not checked")
+    return replace(check, observed=f"{check.observed}, {unknown} of them not checked")
 
 
 def _exception(result: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -10,8 +11,9 @@ import pandas as pd
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.settings import RewardMode
+from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
 from lever_mlflow.trials.rewards import rewards
-from lever_mlflow.trials.rl_data import Group, RLData
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["evaluation_table", "query_table", "trial_table"]
 
@@ -64,16 +66,14 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
     Args:
         data: the RL data.
         trials: the ``trial_table`` of the same data.
-        train: the training items that the indices of the data refer to. If every query records its question id, and these
-            ids agree with the training items, the images of pool items are known from the training items. Otherwise they are
-            known from the ``image_id`` of the queries in ``data``.
+        train: the training items with which ``match_items`` has matched the data. They tell which image each item shows;
+            without them, or without a match, only the queries of ``data`` do, where the data record ``image_id``.
 
     Returns:
         Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
         ``pool_size``, ``pool_distinct``, ``query_in_pool``, ``image_in_pool`` (number of pool items that show the query's
-        image, without the query itself), ``unknown_items`` (number of indices beyond ``train``, plus 1 if the query is another
-        question there), ``positive``, ``reward_mean`` (NaN without trials), ``reward_spread`` (largest minus smallest reward)
-        and ``zero_spread``.
+        image, without the query itself; NaN where none is known to and some images are unknown), ``positive``, ``reward_mean``
+        (NaN without trials), ``reward_spread`` (largest minus smallest reward) and ``zero_spread``.
     """
     groups = data.groups
     sizes = [len(group.trials) for group in groups]
@@ -93,7 +93,6 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
             "pool_distinct": [len(set(group.pool)) == len(group.pool) for group in groups],
             "query_in_pool": [group.query_id in group.pool for group in groups],
             "image_in_pool": [_same_image(group.query_id, group.pool, images) for group in groups],
-            "unknown_items": [_unknown(group, train) for group in groups],
             "positive": (n_positive > 0).astype(np.int64),
             "reward_mean": figures["reward", "mean"],
             "reward_spread": spread,
@@ -105,10 +104,17 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
 def evaluation_table(data: RLData, trials: pd.DataFrame) -> pd.DataFrame:
     """Returns a table with one row per recorded trial, including dropped ones.
 
-    Its only column, ``outcome``, is ``used`` or the reason why the trial was dropped.
+    Returns:
+        Columns ``outcome``, ``used`` or the reason why the trial was dropped; and ``as_recorded``, whether the items of the
+        trial are those that were recorded: false where the data set has others at their indices, None where no question id
+        tells it.
     """
     counts = {"used": len(trials), **data.dropped}
-    return pd.DataFrame({"outcome": pd.Series(np.repeat(list(counts), list(counts.values())), dtype=object)})
+    outcome = pd.Series(np.repeat(list(counts), list(counts.values())), dtype=object)
+    checked = data.match is not None and data.match.n_checked > 0
+    known = {OTHER_ITEM: False, LEFT_OUT: None}
+    as_recorded = [known.get(value, True if checked else None) for value in outcome]
+    return pd.DataFrame({"outcome": outcome, "as_recorded": pd.Series(as_recorded, dtype=object)})
 
 
 def _marked(indices: np.ndarray, length: int) -> np.ndarray:
@@ -120,21 +126,15 @@ def _marked(indices: np.ndarray, length: int) -> np.ndarray:
 
 def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
     """Returns the image id of every training item for which it is known, by the item's index."""
-    if train and all("question_id" in group.query and not _unknown(group, train) for group in data.groups):
+    if train and data.match:
         return {sample.index: sample.image_id for sample in train}
     return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
 
 
-def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> int:
-    """Returns how many pool items other than the query show the query's image."""
-    image = images.get(query_id)
-    return 0 if image is None else sum(images.get(index) == image for index in pool if index != query_id)
-
-
-def _unknown(group: Group, train: Sequence[Sample] | None) -> int:
-    """Returns how many indices of a group are beyond the training items, plus 1 if its query is another question there."""
-    if train is None:
-        return 0
-    outside = sum(not 0 <= index < len(train) for index in (group.query_id, *group.pool))
-    query_id, recorded = group.query_id, group.query.get("question_id")
-    return outside + (recorded is not None and query_id < len(train) and train[query_id].question_id != recorded)
+def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> float:
+    """Returns how many pool items other than the query show the query's image; NaN where no known one does, but others may."""
+    others = [index for index in pool if index != query_id]
+    known = [images[index] for index in others if index in images]
+    n_same = sum(image == images.get(query_id) for image in known)
+    all_known = query_id in images and len(known) == len(others)
+    return n_same if n_same or all_known else math.nan

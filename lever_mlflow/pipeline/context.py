@@ -15,7 +15,7 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
-from lever_mlflow.settings import AUTO, GateSettings, Preset, ResourceSettings, RewardMode, format_beta
+from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, ResourceSettings, RewardMode, format_beta
 from lever_mlflow.vlm.asking import Asked
 
 __all__ = ["ANSWERS_PER_SECOND", "Context", "make_step", "of_beta"]
@@ -32,6 +32,7 @@ class Context:
         seed: of every random choice.
         reward_mode: how a trial's scores become its reward.
         use_fallback: whether trials that only the fallback could score are used.
+        item_order: the order in which the indices of RL data count, where the data do not tell it.
         model_name: the registered model that evaluation adds versions to; ``auto`` names it after data set and VLM.
         gate: how RL data are judged, and what happens to bad ones.
         preset: what steps that have to be run first take their settings from.
@@ -44,6 +45,7 @@ class Context:
     seed: int = 0
     reward_mode: RewardMode = "hard_plus_soft"
     use_fallback: bool = False
+    item_order: ItemOrder = "auto"
     model_name: str = AUTO
     gate: GateSettings = field(default_factory=GateSettings)
     preset: Preset = "default"
@@ -91,7 +93,8 @@ class Context:
 
     def options_of_judgement(self) -> dict[str, Any]:
         """Returns the options that all steps behind the data gate take, by name."""
-        return {"reward_mode": self.reward_mode, "use_fallback": self.use_fallback, **asdict(self.gate)}
+        reading = {"use_fallback": self.use_fallback, "item_order": self.item_order}
+        return {"reward_mode": self.reward_mode, **reading, **asdict(self.gate)}
 
 
 def of_beta(step: str, kl_beta: float) -> str:

@@ -73,8 +73,8 @@ def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[s
         The tags of what is trained behind the gate: none, or where bad data were let through, which expectations failed.
 
     Raises:
-        DataError: training items are left out, now or when the data were recorded, and they are not the same items: RL data
-            name them by position. GateError: a critical expectation failed.
+        DataError: training items are left out, now or when the data were recorded, they are not the same items, and the data
+            name them by position only. GateError: a critical expectation failed.
     """
     _check_items(context, data)
     mlflow.log_input(rl_dataset(data), context="training")
@@ -130,7 +130,8 @@ def _check_data(context: Context, data: RLData, reference: RLData | None) -> Non
 
 def _check_items(context: Context, data: RLData) -> None:
     left_out, recorded = context.resources.left_out["train"], data.meta.get(LEFT_OUT, 0)
-    if (left_out or recorded) and data.meta.get(Tag.DATASET_DIGEST) != context.resources.dataset_digest:
+    unchecked = data.match is None or data.match.n_checked == 0
+    if unchecked and (left_out or recorded) and data.meta.get(Tag.DATASET_DIGEST) != context.resources.dataset_digest:
         raise DataError(
             f"{data.source}: RL data name training items by position, and were not recorded on the items at hand (of the "
             f"training questions {left_out} are left out, then {recorded} were); mend the data set, or run the rollout step"

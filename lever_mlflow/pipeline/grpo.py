@@ -40,7 +40,7 @@ from lever_mlflow.settings import (
 )
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.loop import no_longer_rising
-from lever_mlflow.trials.rl_data import RLData, check_fits
+from lever_mlflow.trials.rl_data import RLData
 from lever_mlflow.trials.rollout import first_choice_reward, most_prompts, positive_query_rate
 
 __all__ = ["GRPO", "candidates_of", "find_grpo", "grpo_step"]
@@ -146,7 +146,6 @@ class _Rounds:
     def run(self) -> None:
         """Runs the rounds until they are done, the data gate stops one, or they no longer help."""
         context, data = self.context, self.data
-        check_fits(data, context.resources.train)
         record({Tag.PROCESS: this_process()})
         let_through = pass_gate(context, data, find_verdict(context, data))
         self.overrides += let_through.values()

@@ -25,7 +25,9 @@ from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
-from lever_mlflow.trials.rl_data import Group, RLData, load_rl_data, save_rl_data
+from lever_mlflow.trials.item_order import match_items
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, save_rl_data
 from lever_mlflow.trials.rollout import (
     check_settings,
     choose_queries,
@@ -96,7 +98,7 @@ def read_rl_data(context: Context, reference: str) -> RLData:
         return rl_data_of_run(context, run_id, path)
     if re.fullmatch("[0-9a-f]{32}", reference) and not Path(reference).exists():
         return rl_data_of_run(context, reference)
-    return load_rl_data(reference, use_fallback=context.use_fallback)
+    return _load(context, reference)
 
 
 def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
@@ -110,7 +112,7 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
     origin = tags.get(Tag.RL_DATA_SOURCE)
     if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
         path = path or RL_DATA_FILE
-        return load_rl_data(artifact(run_id, path), use_fallback=context.use_fallback, source=f"runs:/{run_id}/{path}")
+        return _load(context, artifact(run_id, path), f"runs:/{run_id}/{path}")
     data = read_rl_data(context, origin)
     if data.digest != tags[Tag.RL_DATA_DIGEST]:
         raise DataError(
@@ -118,6 +120,12 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
             "the file has changed since"
         )
     return data
+
+
+def _load(context: Context, path: str | Path, source: str | None = None) -> RLData:
+    """Reads an RL data file and finds the training items that its indices mean."""
+    data = load_rl_data(path, use_fallback=context.use_fallback, source=source)
+    return match_items(data, context.resources.train, context.item_order)
 
 
 def recorded_settings(data: RLData) -> RolloutSettings:

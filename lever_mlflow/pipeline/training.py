@@ -42,7 +42,7 @@ from lever_mlflow.training.diagnosis import diagnose
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.loop import Epoch
 from lever_mlflow.training.rce import train_rce
-from lever_mlflow.trials.rl_data import RLData, check_fits
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = [
     "GRPO_ROUND",
@@ -223,7 +223,6 @@ def _train(
 ) -> None:
     """Trains behind the gate, going on from an interrupted training where there is one."""
     context, data = training.context, training.data
-    check_fits(data, context.resources.train)
     let_through = pass_gate(context, data, find_verdict(context, data))
     training = replace(training, override={**(training.override or {}), **let_through})
     interrupted = interrupted_training(step, resume)

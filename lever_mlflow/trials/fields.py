@@ -12,7 +12,7 @@ from typing import Any
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["check_old_names", "check_pointer_global", "finite_number", "shown", "whole_numbers"]
+__all__ = ["finite_number", "positions_in_pool", "shown", "train_indices", "whole_numbers"]
 
 _LARGEST_INDEX = 10**18 - 1  # a train index fits 64 bits
 
@@ -37,23 +37,54 @@ def finite_number(name: str, value: Any) -> float:
     return number
 
 
-def check_pointer_global(pool: tuple[int, ...], pointer: tuple[int, ...], record: Mapping[str, Any]) -> None:
-    """Checks that ``pointer_global`` names the pool's items at ``pointer``.
+def positions_in_pool(record: Mapping[str, Any], pool: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the pointer of a trial as positions in the recorded pool, whose items its train indices must name.
 
     Positions outside the pool are let through, because the data gate reports them.
     """
-    named = whole_numbers("pointer_global", record.get("pointer_global"))
-    inside = all(0 <= position < len(pool) for position in pointer)
-    if inside and named != tuple([pool[position] for position in pointer]):
-        raise DataError(f"pointer_global {list(named)} does not match pointer {list(pointer)} in the pool")
+    positions, items = _pointer("pointer", record), "pointer_global"
+    if _said_twice(record):
+        positions, items = _pointer("pointer_pos", record), "pointer"
+    named = whole_numbers(items, record.get(items))
+    inside = all(0 <= position < len(pool) for position in positions)
+    if inside and named != tuple([pool[position] for position in positions]):
+        raise DataError(f"{items} {list(named)} does not match pointer {list(positions)} in the pool")
+    return positions
 
 
-def check_old_names(record: Mapping[str, Any]) -> None:
-    """Checks that the pointer of a trial without a pool holds train indices; some fields would mean that it holds positions."""
+def train_indices(record: Mapping[str, Any], name: str, items: dict[int, int]) -> tuple[int, ...]:
+    """Returns the pointer of a trial without a recorded pool as train indices.
+
+    Args:
+        record: the trial.
+        name: the field that holds train indices, ``pointer`` or ``pointer_pos``.
+        items: the train index at each position of the unknown pool, as the query's trials before have told them. Where
+            ``pointer`` holds train indices and ``pointer_pos`` positions, both must go together; new positions are added.
+    """
     if "pointer_global" in record:
         raise DataError("has pointer_global, but the query has no candidate_pool_ids; add the pool")
-    if "pointer_pos" in record and record.get("pointer", record["pointer_pos"]) != record["pointer_pos"]:
-        raise DataError("pointer and pointer_pos differ; keep the one that holds train indices")
+    indices = _pointer(name, record)
+    if name == "pointer" and _said_twice(record):
+        positions = _pointer("pointer_pos", record)
+        known = tuple(map(items.setdefault, positions, indices))
+        if len(positions) != len(indices) or known != indices or len(set(items.values())) != len(items):
+            raise DataError(
+                f"pointer {list(indices)} and pointer_pos {list(positions)} do not name the same items of one pool; "
+                "keep the one that holds train indices"
+            )
+    return indices
+
+
+def _pointer(name: str, record: Mapping[str, Any]) -> tuple[int, ...]:
+    pointer = whole_numbers(name, record.get(name))
+    if not pointer:
+        raise DataError(f"{name} is empty; take the trial out, or record it again")
+    return pointer
+
+
+def _said_twice(record: Mapping[str, Any]) -> bool:
+    """Returns whether a trial holds its pointer as train indices and as positions, which Lever-Plus v4 wrote."""
+    return "pointer_pos" in record and record.get("pointer", record["pointer_pos"]) != record["pointer_pos"]
 
 
 def shown(value: Any) -> str:

@@ -124,7 +124,7 @@ def rollout(
     if settings.gt_prob:
         trials = with_gt_prob(inputs, pooled, trials)
     return [
-        Group(query_id=query.index, pool=tuple(pool), trials=tuple(recorded), query=query_record(query))
+        Group(query.index, tuple(pool), tuple(recorded), query_record(query), tuple(train[item].question_id for item in pool))
         for query, pool, recorded in zip(queries, pools_QN.tolist(), trials, strict=True)
     ]
 

@@ -10,7 +10,7 @@ from entrypoints.rollout import main
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.runs import artifacts
 from lever_mlflow.settings import RolloutSettings, preset_names
-from lever_mlflow.trials.rl_data import load_rl_data
+from lever_mlflow.trials.reading import load_rl_data
 
 SMALL = {
     "n_queries": 6,

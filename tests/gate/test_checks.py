@@ -15,7 +15,8 @@ from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.gate import DEFAULT_PROJECT_DIR, GateResult, check
 from lever_mlflow.gate.report import format_table, report_html
 from lever_mlflow.gate.suites import DATA_SUITES, DRIFT_SUITES
-from lever_mlflow.trials.rl_data import Group, RLData, Trial, load_rl_data, save_rl_data
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, Trial, save_rl_data
 
 POOL = tuple(range(10_000, 10_064))
 METHODS = ("beam", "sample", "retrieval", "random")
@@ -382,11 +383,11 @@ def test_table_and_page_show_the_failed_first_and_escape_text():
     assert lines[2].split() == ["expectation", "observed", "required", "verdict", "what", "to", "do"]
     assert re.match(r"reward_mean +0\.0160 +0\.04 to 1\.96 +critical +if almost no answer is right", lines[4])
     verdicts = [
-        re.search(r"  (critical|warning|info|pass)\b", line).group(1)
+        re.search(r"  (critical|warning|info|not checked|pass)\b", line).group(1)
         for line in lines[4 : lines.index("") + 40]
         if "  " in line
     ]
-    assert verdicts == sorted(verdicts, key=["critical", "warning", "info", "pass"].index)
+    assert verdicts == sorted(verdicts, key=["critical", "warning", "info", "not checked", "pass"].index)
     assert "21 further expectations on columns, types and missing values passed." in lines
     # the figure is critical, so its warning is not worth a line
     assert not any(line.startswith("zero_spread_share_warning") for line in lines)
@@ -415,7 +416,8 @@ def test_the_json_form_is_read_back():
     assert GateResult.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert list(result.to_json()) == [
         *("source", "vintage", "digest", "reward_mode", "suite_digest", "checks", "metrics", "histogram"),
-        *("positives_per_query", "methods", "reference", "comparison", "reference_histogram", "gx_results", "verdict"),
+        *("positives_per_query", "methods", "reference", "comparison", "reference_histogram", "items", "dropped", "gx_results"),
+        "verdict",
     ]
 
 
@@ -450,9 +452,9 @@ def test_gate_is_silent_writes_nothing_and_loads_lazily(tmp_path):
     save_rl_data(path, mixed(12), {})
     code = (
         "import sys; from lever_mlflow import gate\nfrom lever_mlflow.gate import report\n"
-        "from lever_mlflow.trials import rl_data\n"
+        "from lever_mlflow.trials import reading\n"
         "assert 'great_expectations' not in sys.modules\n"
-        f"gate.check(rl_data.load_rl_data({str(path)!r}))\n"
+        f"gate.check(reading.load_rl_data({str(path)!r}))\n"
         "assert 'great_expectations' in sys.modules and 'mlflow' not in sys.modules"
     )
     before = sorted(DEFAULT_PROJECT_DIR.rglob("*"))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.gate import check
 from lever_mlflow.gate.report import format_table, report_html
-from lever_mlflow.trials.rl_data import load_rl_data
+from lever_mlflow.trials.reading import load_rl_data
 
 EXAMPLES = int(os.environ.get("LEVER_FUZZ_EXAMPLES", 30))
 N_QUERIES, N_TRIALS, POOL_SIZE = 52, 6, 18

@@ -2,11 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
-from lever_mlflow.trials.rl_data import Group, RLData, Trial, load_rl_data
+from lever_mlflow.trials.item_order import match_items
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 POOL = [50, 60, 70, 80]
 
@@ -65,8 +68,7 @@ def test_query_table(load):
         "pool_size": 4,
         "pool_distinct": True,
         "query_in_pool": False,
-        "image_in_pool": 0,
-        "unknown_items": 0,
+        "image_in_pool": pytest.approx(math.nan, nan_ok=True),  # no image is known
         "positive": 1,
         "reward_mean": 0.8,
         "reward_spread": 1.6,
@@ -87,7 +89,23 @@ def test_dropped_trials_are_evaluations_too(load):
     data = load(
         {"4": query(in_pool([0, 3], 1, 0.6), {**failed, "eval_failed": True}, {**fallback, "vqa_eval_mode": "fallback"})}
     )
-    assert evaluation_table(data, trial_table(data)).outcome.tolist() == ["used", "eval_failed", "fallback"]
+    table = evaluation_table(data, trial_table(data))
+    assert table.to_dict("list") == {"outcome": ["used", "eval_failed", "fallback"], "as_recorded": [None] * 3}
+
+
+def test_trials_are_about_the_items_that_were_recorded(samples):
+    """The questions 100 to 129 are in the order of their ids."""
+    trials = (Trial((0,), 1.0, 1.0, "beam"), Trial((1,), 0.0, 0.0, "beam"))
+    groups = (Group(4, (10, 12), trials, {"question_id": 104}), Group(5, (10, 12), trials, {"question_id": 7}))
+    matched = match_items(rl_data(*groups), samples)
+    assert evaluation_table(matched, trial_table(matched)).as_recorded.tolist() == [True, True, False, False]
+    by_id = [replace(g, pool_question_ids=(110, 999)) for g in groups]
+    matched = match_items(rl_data(*by_id), samples)
+    table = evaluation_table(matched, trial_table(matched))
+    assert table.outcome.tolist() == ["used", "left_out", "left_out", "left_out"]
+    assert table.as_recorded.tolist() == [True, None, None, None]
+    unchecked = match_items(rl_data(Group(4, (10, 99), trials)), samples)
+    assert evaluation_table(unchecked, trial_table(unchecked)).as_recorded.tolist() == [None, False]
 
 
 def rl_data(*groups):
@@ -96,7 +114,7 @@ def rl_data(*groups):
 
 def image_column(data, train=None):
     table = query_table(data, trial_table(data), train)
-    return table.image_in_pool.tolist(), table.unknown_items.tolist()
+    return table.image_in_pool.fillna(-1).tolist()
 
 
 def test_another_question_about_the_querys_image_is_found_in_its_pool(samples):
@@ -104,12 +122,12 @@ def test_another_question_about_the_querys_image_is_found_in_its_pool(samples):
     trials = (Trial((0, 1), 1.0, 1.0, "beam"),)
     leaking = Group(4, (10, 5, 4), trials, {"question_id": 104, "image_id": 2})
     clean = Group(6, (10, 12), trials, {"question_id": 106, "image_id": 3})
-    assert image_column(rl_data(leaking, clean), samples) == ([1, 0], [0, 0])
-    # without the data set, or with another one, images are known only of the items that are queries of this file
-    assert image_column(rl_data(leaking, clean)) == ([0, 0], [0, 0])
+    assert image_column(match_items(rl_data(leaking, clean), samples), samples) == [1, 0]
+    # without the data set, images are known only of the items that are queries of this file; -1 stands for unknown
+    assert image_column(rl_data(leaking, clean)) == image_column(rl_data(leaking, clean), samples) == [-1, -1]
     both = Group(5, (10, 4), trials, {"question_id": 105, "image_id": 2})
-    assert image_column(rl_data(leaking, both)) == ([1, 1], [0, 0])
-    other = Group(4, (10, 5, 99), trials, {"question_id": 7, "image_id": 2})
-    assert image_column(rl_data(other, clean), samples) == ([0, 0], [2, 0])
-    # and where question ids are not recorded, nobody knows whether the items are those of the data set
-    assert image_column(rl_data(Group(4, (10, 5), trials)), samples) == ([0], [0])
+    assert image_column(rl_data(leaking, both)) == [1, 1]
+    inside = Group(4, (6, 4), trials, {"image_id": 2})
+    assert image_column(rl_data(inside, clean)) == [0, -1]
+    # and where question ids are not recorded, the user has said which items the indices mean
+    assert image_column(match_items(rl_data(Group(4, (10, 5), trials)), samples), samples) == [1]

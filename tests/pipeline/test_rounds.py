@@ -27,7 +27,8 @@ from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GateSettings, GrpoSettings, RolloutSettings, RoundSettings
 from lever_mlflow.training.grpo import train_grpo
-from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import save_rl_data
 
 QUICK = GrpoSettings(kl_beta=0.12, epochs=1)
 LOW_REWARDS = {"reward_mean.max_value": "1.0"}  # those of the file are 0.44 on average, and those of fresh trials above 1

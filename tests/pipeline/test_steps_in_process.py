@@ -26,7 +26,7 @@ from lever_mlflow.runs.steps import run_settings
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
-from lever_mlflow.trials.rl_data import load_rl_data
+from lever_mlflow.trials.reading import load_rl_data
 
 ONE_ROUND = RoundSettings(rounds=1)
 

@@ -1,6 +1,7 @@
 """Runs rollout to evaluation on data in the official OK-VQA and COCO layout, with images of every kind and damaged items."""
 
 import json
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -29,7 +30,8 @@ from lever_mlflow.settings import (
     RolloutSettings,
     RoundSettings,
 )
-from lever_mlflow.trials.rl_data import load_rl_data
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import save_rl_data
 
 ONE_ROUND = RoundSettings(rounds=1)
 
@@ -128,23 +130,43 @@ def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache
         assert facts(run)["dataset_digest"] == skipping.resources.dataset_digest
 
 
-def test_rl_data_of_other_items_are_refused(root, mlflow_store, cache_dir):
+def test_positions_among_other_items_are_refused(root, mlflow_store, cache_dir, tmp_path):
     whole = line(root, cache_dir, on_bad_item="skip")
     rollout = run_step(lambda: rollout_step(whole, ROLLOUT))
     assert "lever.skipped_items" not in rollout.data.tags
     data = read_rl_data(whole, rollout.info.run_id)
     damage(root)
     skipping = line(root, cache_dir, on_bad_item="skip")
+    # without question ids, items are known by their positions only
+    path = tmp_path / "by_position.json"
+    groups = load_rl_data(artifacts.artifact(rollout.info.run_id, "rl_data.json"), keep_records=True).groups
+    save_rl_data(path, [replace(group, query={}, pool_question_ids=None) for group in groups], data.meta)
     message = r"were not recorded on the items at hand \(of the training questions 6 are left out, then 0 were\)"
     with pytest.raises(DataError, match=message):
-        run_step(lambda: validate_step(skipping, data))
+        run_step(lambda: validate_step(skipping, read_rl_data(skipping, str(path))))
     fewer = run_step(lambda: rollout_step(skipping, ROLLOUT))
     meta = load_rl_data(artifacts.artifact(fewer.info.run_id, "rl_data.json")).meta
     assert (meta["skipped_train"], meta["dataset_digest"]) == (6, skipping.resources.dataset_digest)
     run_step(lambda: validate_step(skipping, read_rl_data(skipping, fewer.info.run_id)))
-    with pytest.raises(DataError, match=r"0 are left out, then 6 were"):
-        run_step(lambda: validate_step(whole, read_rl_data(skipping, fewer.info.run_id)))
-    assert mlflow.last_active_run().info.status == "FAILED"
+    assert mlflow.last_active_run().info.status == "FINISHED"
+
+
+def test_rl_data_survive_a_data_set_with_items_left_out(root, mlflow_store, cache_dir):
+    whole = line(root, cache_dir, on_bad_item="skip")
+    rollout = run_step(lambda: rollout_step(whole, ROLLOUT))
+    recorded = {group.query["question_id"]: group for group in read_rl_data(whole, rollout.info.run_id).groups}
+    damage(root)
+    skipping = line(root, cache_dir, on_bad_item="skip")
+    ids = [sample.question_id for sample in skipping.resources.train]
+    data = read_rl_data(skipping, rollout.info.run_id)
+    for group in data.groups:
+        former = recorded[group.query["question_id"]]
+        shown = [[former.pool_question_ids[p] for p in trial.pointer] for trial in former.trials]
+        expected = [question_ids for question_ids in shown if set(question_ids) <= set(ids)]
+        assert [[ids[group.pool[p]] for p in trial.pointer] for trial in group.trials] == expected
+    n_trials = sum(len(group.trials) for group in recorded.values())
+    assert data.dropped == {"left_out": n_trials - sum(len(group.trials) for group in data.groups)}
+    assert data.dropped["left_out"] > 0
 
 
 def test_nothing_left_is_an_error_even_when_skipping(root, cache_dir):

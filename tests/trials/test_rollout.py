@@ -11,7 +11,8 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings, preset_of
 from lever_mlflow.trials import generators
-from lever_mlflow.trials.rl_data import load_rl_data, save_rl_data
+from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rl_data import save_rl_data
 from lever_mlflow.trials.rollout import choose_queries, is_mined, positive_query_rate, rollout
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
 

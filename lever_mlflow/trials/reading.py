@@ -1,0 +1,268 @@
+"""Reads RL data files.
+
+There are four vintages of the file format, which the fields of a query and its trials tell apart. All are read, and the newest
+is written:
+
+* ``pools``: the query has ``candidate_pool_ids``; a trial's ``pointer`` holds positions in it, and ``pointer_global`` holds
+  train indices;
+* ``pointers``: the query has no pool; ``pointer`` holds train indices, and so does ``pointer_pos`` where it is there and equal;
+* the same with a ``pointer_pos`` that differs, as Lever-Plus v4 wrote it: it holds positions in a pool that is not recorded;
+* ``pointer_pos``: the query has no pool; ``pointer_pos`` holds train indices.
+
+A query without a pool gets the sorted set of all indices that its pointers name as its pool.
+
+A file is read query by query. By default a trial keeps only what training needs, which takes about 0.2 kB of memory, where
+the file has 0.5 kB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.strict_json import iterate_object
+from lever_mlflow.trials.fields import finite_number, positions_in_pool, shown, train_indices, whole_numbers
+from lever_mlflow.trials.rl_data import POOL_IDS, POOL_QUESTION_IDS, Group, RLData, Trial
+
+__all__ = ["load_rl_data"]
+
+_TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # an index has one spelling and fits 64 bits
+_EVAL_MODES = ("vqaEval", "fallback", "error")
+_DIGEST_CHARS = 32  # MLflow accepts at most 36
+_QUERY_IDS = ("question_id", "image_id")
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+_Value = TypeVar("_Value", bound=Hashable)
+
+
+def load_rl_data(
+    path: str | Path,
+    *,
+    use_fallback: bool = False,
+    keep_records: bool = False,
+    keep_dropped: bool = False,
+    source: str | None = None,
+) -> RLData:
+    """Reads one RL data file.
+
+    Trials whose evaluation failed (``eval_failed``, or mode ``error``) are dropped and counted. So are the trials of queries
+    without a pool in a file whose other queries have one.
+
+    Args:
+        path: the file.
+        use_fallback: whether trials of mode ``fallback`` are used; they are dropped and counted otherwise.
+        keep_records: whether trials and queries keep all fields of the file, so that they can be saved again. This takes
+            several times the memory.
+        keep_dropped: whether dropped trials, which are counted all the same, stay among the trials of their group.
+        source: what to call the data where ``path`` is only a local copy of them; the path by default.
+
+    Raises:
+        DataError: the file is missing, truncated or not in one of the vintages; the message names the place.
+    """
+    path = Path(path)
+    remedy = {"missing": "give rl_data=FILE or run the rollout step", "damaged": "copy it again or run the rollout step"}
+    reader = _Reader(path, use_fallback, keep_records, keep_dropped)
+    for key, entry in iterate_object(path, **remedy):
+        reader.read(key, entry)
+    groups = tuple(sorted(reader.finish(), key=lambda group: group.query_id))
+    if not groups:
+        raise DataError(f"{path}: no queries; run the rollout step to make RL data")
+    return RLData(groups, reader.digest(), reader.vintage, reader.dropped(), reader.meta, source or str(path))
+
+
+@dataclass
+class _Queries:
+    """Holds the queries of one kind: those that have a pool, or those that have none.
+
+    Attributes:
+        groups: the queries with their trials.
+        n_trials: number of trials, dropped ones included.
+        dropped: number of trials that are not used, by reason.
+        error: what is wrong with the first query that cannot be read.
+    """
+
+    groups: list[Group] = field(default_factory=list)
+    n_trials: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    error: DataError | None = None
+
+
+class _Reader:
+    """Turns the entries of a file into groups, one by one.
+
+    Equal values are stored once, which saves memory because a file has few different ones.
+    """
+
+    def __init__(self, path: Path, use_fallback: bool, keep_records: bool, keep_dropped: bool) -> None:
+        self.path, self.use_fallback, self.keep_records, self.keep_dropped = path, use_fallback, keep_records, keep_dropped
+        self.meta: dict[str, Any] = {}
+        self._with_pool, self._without_pool = _Queries(), _Queries()
+        self._pointer_field = ""  # of queries without a pool, as the first of them tells it
+        self._digests: dict[str, bytes] = {}
+        self._fallback_used = False
+        self._shared: defaultdict[type, dict[Any, Any]] = defaultdict(dict)  # by type, because 1 and 1.0 are equal
+
+    @property
+    def vintage(self) -> str:
+        """Returns the vintage of the queries that were read."""
+        if self._with_pool.groups:
+            return "pools"
+        return "pointer_pos" if self._pointer_field == "pointer_pos" else "pointers"
+
+    def dropped(self) -> dict[str, int]:
+        """Returns the number of trials that are not used, by reason."""
+        if not self._with_pool.groups:
+            return dict(self._without_pool.dropped)
+        without_pool = {"no_pool": self._without_pool.n_trials} if self._without_pool.n_trials else {}
+        return {**self._with_pool.dropped, **without_pool}
+
+    def digest(self) -> str:
+        """Returns the digest of the canonical JSON of all queries, in the order of their keys."""
+        total = hashlib.sha256(b"fallback used" if self._fallback_used else b"")
+        for key in sorted(self._digests):
+            total.update(key.encode() + b"\0" + self._digests[key])
+        return total.hexdigest()[:_DIGEST_CHARS]
+
+    def read(self, key: str, entry: Any) -> None:
+        """Adds one entry of the file. An error in a query without a pool waits, because such queries may be dropped.
+
+        Raises:
+            DataError: it is not a query of one of the vintages; the message names the place.
+        """
+        if key == "_meta":
+            if not isinstance(entry, dict):
+                kind = type(entry).__name__
+                raise DataError(f"{self.path}: _meta holds a JSON {kind}, expected an object; correct or remove it")
+            self.meta = entry
+            return
+        queries = self._without_pool if isinstance(entry, dict) and POOL_IDS not in entry else self._with_pool
+        try:
+            queries.groups.append(self._group(key, entry, queries))
+        except DataError as error:
+            located = DataError(f"{self.path}: query {key[:40]!r}: {error}")
+            if queries is self._with_pool:
+                raise located from None
+            queries.error = queries.error or located
+        self._digests[key] = hashlib.sha256(_CANONICAL.encode(entry).encode()).digest()
+
+    def finish(self) -> list[Group]:
+        """Returns the groups of the queries with a pool, or where none has one, all groups.
+
+        Raises:
+            DataError: no query has a pool, and one of them cannot be read.
+        """
+        if self._with_pool.groups:
+            return self._with_pool.groups
+        if self._without_pool.error:
+            raise self._without_pool.error
+        return self._without_pool.groups
+
+    def _group(self, key: str, entry: Any, queries: _Queries) -> Group:
+        """Returns a query with its usable trials, and counts the others."""
+        records = entry.get("pointer_candidates") if isinstance(entry, dict) else None
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise DataError("pointer_candidates is not a list of trials; run the rollout step again")
+        queries.n_trials += len(records)
+        if not _TRAIN_INDEX.fullmatch(key):
+            raise DataError("the key is not a train index; use the item's position in the questions file")
+        query = self._query(entry)
+        pointers, pool = self._pointers(entry, records)
+        if min(pool, default=0) < 0:
+            raise DataError(f"the pool holds {min(pool)}, which is not a train index; run the rollout step again")
+        trials = []
+        for i, (record, pointer) in enumerate(zip(records, pointers, strict=True)):
+            try:
+                trial = self._trial(record, pointer, queries)
+            except DataError as error:
+                raise DataError(f"trial {i}: {error}") from None
+            if trial is not None:
+                trials.append(trial)
+        return Group(int(key), pool, tuple(trials), query, self._pool_question_ids(entry, pool))
+
+    def _query(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields that describe the query, or only its ids where the reader drops records."""
+        query = entry.get("query", {})
+        if not isinstance(query, dict):
+            raise DataError(f"query is not an object but {shown(query)}; run the rollout step again")
+        for name in _QUERY_IDS:
+            if name in query and type(query[name]) is not int:
+                raise DataError(f"{name} is {shown(query[name])}, expected a whole number")
+        return query if self.keep_records else {name: query[name] for name in _QUERY_IDS if name in query}
+
+    def _pool_question_ids(self, entry: Mapping[str, Any], pool: Sequence[int]) -> tuple[int, ...] | None:
+        if POOL_QUESTION_IDS not in entry:
+            return None
+        ids = self._indices(POOL_QUESTION_IDS, entry[POOL_QUESTION_IDS])
+        if len(ids) != len(pool):
+            raise DataError(f"{POOL_QUESTION_IDS} holds {len(ids)} ids for {len(pool)} candidates; run the rollout step again")
+        return ids
+
+    def _pointers(
+        self, entry: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+        """Returns the pointers of all trials as positions in the pool, and the pool as train indices."""
+        has_pool = POOL_IDS in entry
+        pool = self._indices(POOL_IDS, entry[POOL_IDS]) if has_pool else ()
+        if not has_pool and records:
+            self._pointer_field = self._pointer_field or ("pointer" if "pointer" in records[0] else "pointer_pos")
+        items: dict[int, int] = {}  # of the unknown pool
+        pointers = []
+        for i, record in enumerate(records):
+            try:
+                pointers.append(
+                    positions_in_pool(record, pool) if has_pool else train_indices(record, self._pointer_field, items)
+                )
+            except DataError as error:
+                raise DataError(f"trial {i}: {error}") from None
+        if not has_pool:
+            pool = tuple(sorted({index for pointer in pointers for index in pointer}))
+            position = {index: i for i, index in enumerate(pool)}
+            pointers = [tuple(position[index] for index in pointer) for pointer in pointers]
+        return [self._once(pointer) for pointer in pointers], pool
+
+    def _trial(self, record: Mapping[str, Any], pointer: tuple[int, ...], queries: _Queries) -> Trial | None:
+        """Returns a trial, or None where it is dropped.
+
+        That is decided before its scores are read, because a trial whose evaluation failed need not have any.
+        """
+        failed, mode = record.get("eval_failed", False), record.get("vqa_eval_mode", "vqaEval")
+        if not isinstance(failed, bool):
+            raise DataError(f"eval_failed is {shown(failed)}, expected true or false")
+        if mode not in _EVAL_MODES:
+            raise DataError(f"vqa_eval_mode is {shown(mode)}, expected one of {', '.join(_EVAL_MODES)}")
+        method = record.get("gen_method")
+        if not isinstance(method, str | None):
+            raise DataError(f"gen_method is {shown(method)}, expected a name")
+        if failed or mode == "error" or (mode == "fallback" and not self.use_fallback):
+            queries.dropped["eval_failed" if failed else mode] += 1
+            if not self.keep_dropped:
+                return None
+        else:
+            self._fallback_used |= mode == "fallback"
+        scored = not failed and mode != "error"
+        gt_prob = record.get("vqa_gt_prob")
+        return Trial(
+            pointer=pointer,
+            correct=self._once(finite_number("vqa_correct", record.get("vqa_correct") if scored else 0)),
+            accuracy=self._once(finite_number("vqa_acc_score", record.get("vqa_acc_score") if scored else 0)),
+            gen_method=self._once(method or "unknown"),
+            eval_mode=self._once(mode),
+            eval_failed=failed,
+            gt_prob=None if gt_prob is None else finite_number("vqa_gt_prob", gt_prob),
+            record=record if self.keep_records else None,
+        )
+
+    def _indices(self, name: str, value: Any) -> tuple[int, ...]:
+        indices = whole_numbers(name, value)
+        return tuple(map(self._shared[int].setdefault, indices, indices))
+
+    def _once(self, value: _Value) -> _Value:
+        """Returns the stored value that is equal to this one."""
+        return self._shared[type(value)].setdefault(value, value)
