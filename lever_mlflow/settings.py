@@ -30,6 +30,7 @@ __all__ = [
     "KlReference",
     "Language",
     "LrScheduler",
+    "MergeInputs",
     "MissingStepSettings",
     "NormalizeRewards",
     "OnBadData",
@@ -276,6 +277,15 @@ class RlDataSettings:
         help="Order of the training items in which the indices of an RL data file count. The question ids in the file tell it, "
         "which auto relies on; a file without them needs file (the order of the questions file) or question_id (sorted by "
         "question id, as Lever-Plus sorts them).",
+    )
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """Names the RL data that are merged."""
+
+    parts: str = option(
+        NONE, help="RL data to merge, separated by commas: files, run ids or runs:/<run id>. At least two are needed."
     )
 
 

@@ -49,7 +49,7 @@ def test_every_dependency_is_pinned_within_its_range():
 
 
 def test_names_of_the_entry_points():
-    steps = ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
+    steps = ["main", "rollout", "merge", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
     assert list(ENTRY_POINTS) == steps
     scripts = {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")}
     assert scripts == {*ENTRY_POINTS, "merge_answers"}  # which computes nothing, so is no run

@@ -37,6 +37,7 @@ from lever_mlflow.settings import (
     GateSettings,
     GrpoInputs,
     GrpoSettings,
+    MergeInputs,
     MissingStepSettings,
     PresetInputs,
     PromotionSettings,
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "grpo",
     "main",
+    "merge",
     "merge_answers",
     "promote",
     "rce",
@@ -76,6 +78,7 @@ REWARD_MODE = Part(ExperimentSettings, ("reward_mode",))
 MODEL_NAME = Part(ExperimentSettings, ("model_name",))
 REGISTERED = Part(ResourceSettings, ("dataset", "vlm", "vlm_model"))  # what the registered model is named after
 KL_BETA = Part(GrpoSettings, ("kl_beta",))
+READING = Part(RlDataSettings, ("use_fallback", "item_order"))
 PLAN = Part(CommandSettings, ("plan",))
 LANGUAGE = Part(ComparisonInputs, ("lang",))
 
@@ -144,6 +147,22 @@ def rollout(**values: Any) -> None:
 
     settings = settings_of(RolloutSettings, values)
     perform(values, lambda context: rollout_step(context, settings, values["init"]))
+
+
+@step_command()
+@resource_options
+@options(REWARD_MODE, READING, GateSettings, MergeInputs)
+@with_output
+@in_processes
+def merge(**values: Any) -> None:
+    """Merge RL data that were recorded in parts.
+
+    The run holds them as rl_data.json. The data gate judges the whole, and a failed critical expectation fails the run.
+    """
+    from lever_mlflow.pipeline.merging import merge_step
+
+    references = [] if values["parts"] == NONE else split(values["parts"])
+    perform(values, lambda context: merge_step(context, references))
 
 
 @step_command()
@@ -328,9 +347,9 @@ def merge_answers(into: Path, sources: tuple[Path, ...]) -> None:
     Adds the answers that other machines have stored in the files SOURCES to the file INTO. Answers that INTO holds already
     stay as they are. This is no MLflow run, as nothing is computed.
     """
-    from lever_mlflow.vlm.answer_cache import merge_answers as merge
+    from lever_mlflow.vlm.answer_cache import merge_answers as merge_caches
 
-    click.echo(f"{into}: {merge(sources, into)} answers added")
+    click.echo(f"{into}: {merge_caches(sources, into)} answers added")
 
 
 class StepGroup(click.Group):

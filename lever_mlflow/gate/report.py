@@ -7,11 +7,21 @@ from lever_mlflow.files.tables import aligned
 from lever_mlflow.gate.figures import description, figures_png
 from lever_mlflow.gate.result import Check, GateResult
 from lever_mlflow.gate.suites import SEVERITIES
+from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
 
 __all__ = ["format_table", "report_html", "summary"]
 
 _HEAD = ("expectation", "observed", "required", "verdict", "what to do")
 _WIDEST = 60  # characters of a cell in the plain-text table; the page shows cells in full
+# why trials are dropped, in words that follow a number
+_REASONS = {
+    "eval_failed": "with a failed evaluation",
+    "error": "with an error in the evaluation",
+    "fallback": "scored by the fallback only",
+    "no_pool": "of queries without a pool",
+    LEFT_OUT: "on items that the data set lacks",
+    OTHER_ITEM: "on other items than recorded",
+}
 _STRUCTURAL = ("_columns", "_type", "_not_null", "_known")  # endings of names; these fail only where code and suites disagree
 
 
@@ -19,7 +29,7 @@ def summary(result: GateResult) -> str:
     """Returns the verdict, the size of the data and what their indices mean in one line."""
     failed = sum(not check.passed for check in result.checks)
     unchecked = sum(not check.checked for check in result.checks)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in result.dropped.items())
+    reasons = ", ".join(f"{count} {_REASONS[reason]}" for reason, count in result.dropped.items())
     return (
         f"{result.source} (format {result.vintage}): {result.verdict}; {result.count('n_queries')} queries, "
         f"{result.count('n_trials')} usable trials, {result.count('dropped_trials')} dropped trials"

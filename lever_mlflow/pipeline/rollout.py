@@ -39,6 +39,7 @@ from lever_mlflow.trials.rollout import (
 
 __all__ = [
     "LEFT_OUT",
+    "RL_DATA_FILE",
     "find_rl_data",
     "read_rl_data",
     "record_groups",
@@ -87,22 +88,29 @@ def find_rl_data(context: Context, reference: str) -> RLData:
     return rl_data_of_run(context, taken("rl_data", STEP, run))
 
 
-def read_rl_data(context: Context, reference: str) -> RLData:
+def read_rl_data(context: Context, reference: str, keep_all: bool = False) -> RLData:
     """Reads RL data from a file, or from a run given by its id or as ``runs:/<id>[/<artifact>]``.
+
+    Args:
+        context: what the data are matched with.
+        reference: the file or run.
+        keep_all: whether all fields and the trials that are not used are kept, so that the data can be saved again.
 
     Raises:
         DataError, MissingRunError: as ``rl_data_of_run``; or the file cannot be read.
     """
     if reference.startswith("runs:/"):
         run_id, _, path = reference.removeprefix("runs:/").partition("/")
-        return rl_data_of_run(context, run_id, path)
+        return rl_data_of_run(context, run_id, path, keep_all)
     if re.fullmatch("[0-9a-f]{32}", reference) and not Path(reference).exists():
-        return rl_data_of_run(context, reference)
-    return _load(context, reference)
+        return rl_data_of_run(context, reference, keep_all=keep_all)
+    return _load(context, reference, keep_all)
 
 
-def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
+def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool = False) -> RLData:
     """Reads the RL data that a run logged as an artifact, by default a rollout's, or that another step worked on.
+
+    ``keep_all`` is as for ``read_rl_data``.
 
     Raises:
         MissingRunError: there is no such run. DataError: it has no RL data, or they have changed since the run read them.
@@ -112,8 +120,8 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
     origin = tags.get(Tag.RL_DATA_SOURCE)
     if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
         path = path or RL_DATA_FILE
-        return _load(context, artifact(run_id, path), f"runs:/{run_id}/{path}")
-    data = read_rl_data(context, origin)
+        return _load(context, artifact(run_id, path), keep_all, source=f"runs:/{run_id}/{path}")
+    data = read_rl_data(context, origin, keep_all)
     if data.digest != tags[Tag.RL_DATA_DIGEST]:
         raise DataError(
             f"{origin}: its digest is {data.digest}, but run {run_id} worked on {tags[Tag.RL_DATA_DIGEST]}; "
@@ -122,9 +130,9 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "") -> RLData:
     return data
 
 
-def _load(context: Context, path: str | Path, source: str | None = None) -> RLData:
+def _load(context: Context, path: str | Path, keep_all: bool, source: str | None = None) -> RLData:
     """Reads an RL data file and finds the training items that its indices mean."""
-    data = load_rl_data(path, use_fallback=context.use_fallback, source=source)
+    data = load_rl_data(path, use_fallback=context.use_fallback, keep_records=keep_all, keep_dropped=keep_all, source=source)
     return match_items(data, context.resources.train, context.item_order)
 
 

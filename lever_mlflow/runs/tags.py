@@ -63,6 +63,7 @@ class Tag(StrEnum):
     RL_DATA_DIGEST = "rl_data_digest"
     RL_DATA_SOURCE = "rl_data_source"
     REFERENCE_DIGEST = "reference_digest"  # of the RL data that others are compared with
+    PART_DIGESTS = "part_digests"  # of RL data that are merged
     RESULTS_DIGEST = "results_digest"  # of a file of results from elsewhere
     # the data gate
     SUITE_DIGEST = "suite_digest"

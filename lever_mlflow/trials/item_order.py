@@ -81,7 +81,7 @@ def _recorded_ids(groups: Sequence[Group], source: str) -> dict[int, int]:
             if recorded.setdefault(index, question_id) != question_id:
                 raise DataError(
                     f"{source}: query {group.query_id}: item {index} has the question ids {recorded[index]} and {question_id}; "
-                    "the file mixes RL data of different data sets or orders; merge their files with the step merge_rl_data"
+                    "the file mixes RL data of different data sets or orders; merge their files with the step merge"
                 )
     return recorded
 

@@ -182,7 +182,7 @@ def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:
     if trial.record is None:
         raise ValueError("a trial was read without its record; load the data with keep_records=True to save them again")
     record = {
-        **trial.record,
+        **{name: value for name, value in trial.record.items() if name != "pointer_pos"},  # of an older vintage
         "pointer": list(trial.pointer),
         "gen_method": trial.gen_method,
         "vqa_eval_mode": trial.eval_mode,

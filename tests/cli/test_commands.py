@@ -16,7 +16,8 @@ from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.vlm.answer_cache import AnswerCache
 
-STEPS = ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status", "merge-answers"]
+STEPS = ["main", "rollout", "merge", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
+STEPS += ["merge-answers"]
 HEAVY = {"torch", "mlflow", "pandas", "numpy", "transformers", "great_expectations", "accelerate", "pydantic"}
 
 

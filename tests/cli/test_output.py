@@ -10,7 +10,10 @@ from helpers.projects import ROOT
 
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 
-SIZE = "(format pools): {verdict}; 60 queries, 540 usable trials, 0 dropped trials; {failed} of 64 expectations failed"
+SIZE = (
+    "(format pools): {verdict}; 60 queries, 540 usable trials, 0 dropped trials; indices are positions in the questions file "
+    "(not checked); {failed} of 66 expectations failed, 2 not checked"
+)
 
 
 @pytest.fixture
@@ -59,7 +62,10 @@ def test_verbose_lists_what_passed(validate, perfect_rl_data, options):
     lines = validate(perfect_rl_data, *options).stderr.splitlines()
     assert lines[:3] == ["validate: running", f"{perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}", ""]
     assert lines[3].split() == ["expectation", "observed", "required", "verdict", "what", "to", "do"]
-    assert [line.split()[-1] for line in lines[5:-2]] == ["pass"] * 43
+    unchecked, passed = lines[5:7], lines[7:-2]
+    assert [line.split()[0] for line in unchecked] == ["items_as_recorded", "items_as_recorded_warning"]
+    assert [line.split()[-2:] for line in unchecked] == [["not", "checked"]] * 2
+    assert [line.split()[-1] for line in passed] == ["pass"] * 43
     assert lines[-2] == "21 further expectations on columns, types and missing values passed."
     assert without_time(lines[-1]) == f"validate: {perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}"
 
@@ -79,6 +85,8 @@ def test_the_gate_lists_what_failed_and_counts_what_passed(validate, bad_rl_data
         "reward_quantiles_warning",
         "gen_method_variety",
         "gen_method_beam_share",
+        "items_as_recorded",
+        "items_as_recorded_warning",
     ]
     assert lines[-1].startswith(f"error: {bad_rl_data}: RL data failed 5 critical expectations: reward_mean: 0.0000 (")
-    assert [line.split(":")[0] for line in lines[-9:-1]] == [line.split()[0] for line in table]
+    assert [line.split(":")[0] for line in lines[-9:-1]] == [line.split()[0] for line in table[:-2]]

@@ -433,7 +433,7 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
 
 
 @pytest.mark.parametrize(
-    "name", ["main", "rollout", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
+    "name", ["main", "rollout", "merge", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
 )
 def test_help_answers_at_once(name):
     command = [sys.executable, "-X", "importtime", "-m", f"entrypoints.{name}", "--help"]
