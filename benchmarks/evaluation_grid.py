@@ -29,9 +29,10 @@ from lever_mlflow.files.images import fitted_image
 from lever_mlflow.files.model_folders import load_pretrained
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.vlm import prompt
-from lever_mlflow.vlm.local import LocalVLM, token_batches
-from lever_mlflow.vlm.prompt import PROFILES, Prompt, PromptProfile, build_messages
+from lever_mlflow.vlm.local import token_batches
+from lever_mlflow.vlm.profiles import PROFILES, PromptProfile
+from lever_mlflow.vlm.prompt import Prompt, build_messages
+from lever_mlflow.vlm.qwen import QwenVLM
 from lever_mlflow.vlm.vision_cache import visual_tokens
 
 SHOTS, POOL_SIZE, POLICIES, SEED = (1, 2, 3, 4), 64, 6, 0
@@ -81,7 +82,7 @@ def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
     return time.perf_counter() - started, result
 
 
-def batched(vlm: LocalVLM, plain: PlainVLM, prompts: Sequence[Prompt]) -> list[str]:
+def batched(vlm: QwenVLM, plain: PlainVLM, prompts: Sequence[Prompt]) -> list[str]:
     """Answers the plain way in batches of as many tokens as ours may have, longest prompts first."""
     lengths = vlm.token_counts(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
@@ -94,7 +95,7 @@ def ordered(batches: Iterable[list[tuple[int, str]]]) -> list[str]:
     return [text for _, text in sorted(item for batch in batches for item in batch)]
 
 
-def shared_prefix(vlm: LocalVLM, prompts: Sequence[Prompt]) -> float:
+def shared_prefix(vlm: QwenVLM, prompts: Sequence[Prompt]) -> float:
     """Returns the share of the demonstrations' tokens that stand behind the same demonstrations in another prompt too."""
     tokens: dict[tuple[object, ...], int] = {}
     whole = 0
@@ -115,7 +116,6 @@ def shared_prefix(vlm: LocalVLM, prompts: Sequence[Prompt]) -> float:
 def main(sizes: str, num_beams: int) -> None:
     """Print what each step brings."""
     profile = replace(PROFILES["mini"], num_beams=num_beams)
-    prompt.PROFILES["benchmark"] = profile
     resources = Resources(cache_dir=default_cache_dir(), device="cpu")
     counts = [int(size) for size in sizes.split(",")]
     train_table, val_table = resources.features("train"), resources.features("val")
@@ -139,7 +139,7 @@ def main(sizes: str, num_beams: int) -> None:
     print(f"{torch.get_num_threads()} threads, {num_beams} beams; {len(grid)} prompts, {len(unique)} different;")
     print(f"two policies pick the same 2 demonstrations for {same:.0%} of the questions\n")
     plain = PlainVLM(profile)
-    ours, again = (LocalVLM(mini.VLM_PATH, "digest", "benchmark") for _ in range(2))
+    ours, again = (QwenVLM(mini.VLM_PATH, "digest", profile) for _ in range(2))
     for vlm in (ours, again):
         _ = vlm.loaded
     plain.answers(grid[:1])

@@ -1,4 +1,4 @@
-"""Compares the prompts per second of ``LocalVLM`` with those of plain generation, on a Qwen2.5-VL of real size, for a GPU.
+"""Compares the prompts per second of ``QwenVLM`` with those of plain generation, on a Qwen2.5-VL of real size, for a GPU.
 
 Weights are random, as speed does not depend on them. ``3b`` has the sizes of Qwen2.5-VL-3B-Instruct (its config.json), and
 ``tiny`` those of the embedded VLM, to try the script on a CPU. Images have 640x480 pixels, as most of COCO have; a prompt of k
@@ -29,8 +29,9 @@ from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.vlm.local import LocalVLM
-from lever_mlflow.vlm.prompt import MINI_PROFILE, PROFILES, QWEN_PROFILE, Prompt
+from lever_mlflow.vlm.profiles import MINI_PROFILE, PROFILES, QWEN_PROFILE
+from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.vlm.qwen import QwenVLM
 from lever_mlflow.vlm.vision_cache import visual_tokens
 
 PROFILE, IMAGES, SEED, PATCHES_PER_TOKEN = QWEN_PROFILE, 48, 0, 4
@@ -110,7 +111,7 @@ def seconds(device: str, started: float) -> float:
     return time.perf_counter() - started
 
 
-def shortest(local: LocalVLM, prompts: list[Prompt], device: str, repeats: int) -> dict[int, float]:
+def shortest(local: QwenVLM, prompts: list[Prompt], device: str, repeats: int) -> dict[int, float]:
     """Returns the shortest seconds of ours by PyTorch's number of threads: the present number, and on a CPU also 1."""
     present = torch.get_num_threads()
     counts = {present, 1} if device == "cpu" else {present}
@@ -118,7 +119,7 @@ def shortest(local: LocalVLM, prompts: list[Prompt], device: str, repeats: int) 
     for _ in range(repeats):
         for count, measured in times.items():
             torch.set_num_threads(count)
-            local.loaded.vision.clear()
+            local.vision.clear()
             started = time.perf_counter()
             ordered(local.generate(prompts))
             measured.append(seconds(device, started))
@@ -142,7 +143,7 @@ def main(size: str, n_prompts: int, n_plain: int, repeats: int, peak_tflops: flo
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     with tempfile.TemporaryDirectory() as temporary:
         folder, samples, profile = model_and_samples(Path(temporary), size)
-        plain, local = PlainVLM(PROFILES[profile], folder, device), LocalVLM(folder, "digest", profile, device)
+        plain, local = PlainVLM(PROFILES[profile], folder, device), QwenVLM(folder, "digest", PROFILES[profile], device)
         rng = np.random.default_rng(SEED)
         print(f"{size} on {name}\n\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|", flush=True)
         for shots in range(5):

@@ -46,7 +46,7 @@ from lever_mlflow.serving.pool_files import DemonstrationPool
 from lever_mlflow.serving.requests import Query
 from lever_mlflow.serving.retriever import Retriever, RetrieverSettings, save_retriever
 from lever_mlflow.settings import EvalSettings, PoolSampler
-from lever_mlflow.vlm.prompt import MINI_PROFILE, PROFILES
+from lever_mlflow.vlm.profiles import MINI_PROFILE, PROFILES
 
 FEATURES, IMAGES = "features", "question and image"
 REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5

@@ -54,6 +54,7 @@ __all__ = [
     "SweepInputs",
     "TrainingInputs",
     "ValidationInputs",
+    "VlmDtype",
     "as_text",
     "declaration",
     "default_of",
@@ -82,6 +83,7 @@ RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "h
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 ScaleRewards = Literal["group", "batch", "none"]
 SimilarityEvidence = Literal["better", "not-worse"]
+VlmDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class ResourceSettings:
     )
     vlm: str = option(
         "mini",
-        help="Vision-language model: mini (the embedded one), a folder or hub name of a Qwen2.5-VL, or a server's URL. "
+        help="Vision-language model: mini (the embedded one), a folder or hub name of any family that transformers knows as "
+        "image-text-to-text, or a server's URL. "
         "The server must be compatible with OpenAI's interface.",
     )
     vlm_model: str = option(
@@ -221,6 +224,14 @@ class ResourceSettings:
     )
     encoder: str = option("mini", help="CLIP model for features: mini (the embedded one), a folder or a hub name.")
     device: Device = option(AUTO, help="Device that the models run on; auto takes a GPU when there is one.")
+    profile: str = option(
+        AUTO,
+        help="Prompt profile: auto for that of the model's family, the name of another one, or a JSON file of texts, image "
+        "sizes and generation settings (docs/real-data.md).",
+    )
+    vlm_dtype: VlmDtype = option(
+        AUTO, help="Type of the weights of a local VLM; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
     batch_tokens: int = option(
         0, at_least=0, help="Number of tokens in a batch of the VLM; 0 means 8192 on a CPU and 32768 on a GPU."
     )

@@ -12,7 +12,7 @@ from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.records import AccuracyCell
 from lever_mlflow.files.records import read_record
 from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode, RoundSettings
-from lever_mlflow.vlm.prompt import PromptProfile
+from lever_mlflow.vlm.profiles import PromptProfile
 
 __all__ = ["EpochMetrics", "Evaluation", "EvaluationInputs", "RLDataSummary", "Registration", "ResourceNames"]
 

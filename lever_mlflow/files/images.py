@@ -24,6 +24,7 @@ from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.progress import Progress
 
 __all__ = [
+    "TOKEN_SIDE",
     "decode_image",
     "fit_image",
     "fitted_image",
@@ -36,6 +37,7 @@ __all__ = [
     "thumbnail",
 ]
 
+TOKEN_SIDE = 28  # pixels: in Qwen2.5-VL, 2 x 2 patches of 14 x 14 pixels become one token
 _THUMBNAIL_QUALITY = 80  # of the JPEG
 
 
@@ -99,26 +101,28 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 
 
-def fitted_image(path: Path, min_pixels: int, max_pixels: int) -> Image.Image:
+def fitted_image(path: Path, min_pixels: int, max_pixels: int, token_side: int = TOKEN_SIDE) -> Image.Image:
     """Reads an image file and resizes the image by ``fit_image``; errors as ``read_image`` and ``fit_image``."""
-    return fit_image(read_image(path), str(path), min_pixels, max_pixels)
+    return fit_image(read_image(path), str(path), min_pixels, max_pixels, token_side)
 
 
-def fit_image(image: Image.Image, name: str, min_pixels: int, max_pixels: int) -> Image.Image:
-    """Resizes an image for Qwen2.5-VL: sides become multiples of 28, and the area lies within the bounds.
+def fit_image(image: Image.Image, name: str, min_pixels: int, max_pixels: int, token_side: int = TOKEN_SIDE) -> Image.Image:
+    """Resizes an image as Qwen-VL does: sides become multiples of ``token_side``, and the area lies within the bounds.
 
     Args:
         image: an RGB image.
         name: names the image in an error message.
         min_pixels, max_pixels: bounds of the area in pixels.
+        token_side: side of the square of pixels that becomes one token.
 
     Raises:
         DataError: the aspect ratio is too large for the model.
     """
-    from qwen_vl_utils.vision_process import fetch_image
+    from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, fetch_image
 
+    bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     try:
-        return fetch_image({"image": image, "min_pixels": min_pixels, "max_pixels": max_pixels})
+        return fetch_image({"image": image, **bounds}, image_patch_size=token_side // SPATIAL_MERGE_SIZE)
     except ValueError as error:
         raise DataError(f"{name}: cannot be shown to the VLM ({error}); crop or replace the image") from None
 

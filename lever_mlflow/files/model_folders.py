@@ -13,7 +13,15 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import read_object
 
-__all__ = ["check_model", "folder_digest", "load_pretrained", "model_folder"]
+__all__ = [
+    "check_model",
+    "check_parts",
+    "folder_digest",
+    "has_chat_template",
+    "load_pretrained",
+    "load_processor",
+    "model_folder",
+]
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]  # weights, configuration, tokenizer; no pickle, no code
 
@@ -45,18 +53,40 @@ def model_folder(name: str) -> Path:
 
 
 def check_model(folder: Path, model_type: str) -> None:
-    """Checks a model folder without loading it: its type, and that it has weights and a tokenizer.
+    """Checks a model folder without loading it: its type, and its parts.
 
     Raises:
-        DataError: no readable ``config.json``, another type of model, or no weights or tokenizer in the folder.
+        DataError: no readable ``config.json``, another type of model, or as ``check_parts``.
     """
     config = read_object(folder / "config.json", missing="give a model folder", damaged="copy the model again")
     actual = config.get("model_type")
     if actual != model_type:
         raise DataError(f"{folder}: config.json says model_type {actual!r}, expected {model_type!r}; give a model of that type")
+    check_parts(folder)
+
+
+def check_parts(folder: Path) -> None:
+    """Checks that a model folder has weights and a tokenizer, without loading them.
+
+    Raises:
+        DataError: there are no weights or no tokenizer in the folder.
+    """
     for part, names in (("weights", ("*.safetensors",)), ("tokenizer", ("tokenizer.json", "vocab.json"))):
         if not any(next(folder.glob(name), None) for name in names):
             raise DataError(f"{folder}: no {part} ({' or '.join(names)}); copy the model again")
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Returns whether a model folder has a chat template: a file of its own, or an entry in a configuration.
+
+    Raises:
+        DataError: a configuration cannot be read.
+    """
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    configurations = [folder / name for name in ("processor_config.json", "tokenizer_config.json")]
+    present = [path for path in configurations if path.is_file()]
+    return any("chat_template" in read_object(path, missing="", damaged="copy the model again") for path in present)
 
 
 def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -> tuple[Any, Any]:
@@ -71,23 +101,45 @@ def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -
         DataError: something is missing or damaged. Weights that the folder lacks are never initialised at random.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoProcessor
 
-    try:
-        with _without_bars():
-            model, info = model_class.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-        processor = AutoProcessor.from_pretrained(folder, **processor_settings)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"{folder}: not a readable {model_class.__name__} folder ({reason}); copy the model again") from None
+    with _readable(folder, model_class.__name__), _without_bars():
+        model, info = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    processor = load_processor(folder, **processor_settings)
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise DataError(f"{folder}: {len(absent)} weights are missing, such as {absent[0]}; copy the model again")
     return model, processor
+
+
+def load_processor(folder: Path, **settings: Any) -> Any:
+    """Loads the processor of a model from a local folder; no remote code.
+
+    Args:
+        folder: as written by ``save_pretrained``.
+        settings: further arguments of ``from_pretrained``.
+
+    Raises:
+        DataError: something is missing or damaged.
+    """
+    from transformers import AutoProcessor
+
+    with _readable(folder, "processor"):
+        return AutoProcessor.from_pretrained(folder, **settings)
+
+
+@contextmanager
+def _readable(folder: Path, kind: str) -> Iterator[None]:
+    """Turns the errors of transformers about a model folder into one of ours."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:  # some families need a further package, which the message names
+        raise DataError(f"{folder}: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise DataError(f"{folder}: not a readable {kind} folder ({reason}); copy the model again") from None
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Resources(ResourceSettings):
     @cached_property
     def _splits(self) -> dict[SplitName, Split]:
         """Reads both splits, so that one message tells everything that is wrong with the data set."""
-        root, max_aspect = self.dataset_root, self.language_model.profile.max_aspect
+        root, max_aspect = self.dataset_root, self.language_model.max_aspect
         remedy = f"; or delete {root}: it is written again" if self.dataset == MINI else ""
         memo_dir = self.cache_dir / "images"
         try:
@@ -177,8 +177,9 @@ class Resources(ResourceSettings):
 
     @cached_property
     def _asker(self) -> Asker:
-        name, profile = (str(mini.VLM_PATH), MINI) if self.vlm == MINI else (self.vlm, VlmName.profile)
-        vlm = VlmName(name, self.vlm_model, profile, self.torch_device, self.batch_tokens)
+        name = str(mini.VLM_PATH) if self.vlm == MINI else self.vlm
+        profile = MINI if self.vlm == MINI and self.profile == AUTO else self.profile
+        vlm = VlmName(name, self.vlm_model, profile, self.torch_device, self.batch_tokens, self.vlm_dtype)
         return Asker(AskerSettings(vlm, self.cache_dir, self.cache))
 
     # all of them

@@ -34,7 +34,8 @@ from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
 from lever_mlflow.serving.requests import Query
 from lever_mlflow.settings import PoolSampler, ServingSettings
-from lever_mlflow.vlm.prompt import PromptProfile, build_messages, with_image_urls
+from lever_mlflow.vlm.profiles import PromptProfile
+from lever_mlflow.vlm.prompt import build_messages, with_image_urls
 
 __all__ = ["CHECKPOINT", "ENCODER", "Retrieval", "Retriever", "RetrieverSettings", "load_retriever", "save_retriever"]
 
@@ -224,7 +225,7 @@ def load_retriever(folder: Path) -> Retriever:
     content = read_object(path, missing="get the model again", damaged="get the model again")
     try:
         settings = RetrieverSettings(**{**content, "profile": PromptProfile(**content["profile"])})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the settings of a retriever ({error!r}); get the model again") from None
     try:
         encoder = shared_encoder(_encoder_folder(settings.encoder), settings.encoder_digest)

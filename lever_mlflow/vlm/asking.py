@@ -17,8 +17,8 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.settings import CacheMode
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
 from lever_mlflow.vlm.language_model import LanguageModel, VlmName, open_language_model
-from lever_mlflow.vlm.local import LocalVLM
 from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.vlm.qwen import QwenVLM
 
 __all__ = ["Asked", "Asker", "AskerSettings"]
 
@@ -77,16 +77,17 @@ class Asker:
         return self._ask("generate", prompts, description)
 
     def score(self, prompts: Sequence[Prompt], description: str) -> list[float]:
-        """Returns how probable right answers are after each prompt, in order: the ``gt_prob`` of ``LocalVLM.score``.
+        """Returns how probable right answers are after each prompt, in order: the ``gt_prob`` of ``QwenVLM.score``.
 
         Arguments and costs are those of ``answer``.
 
         Raises:
-            ParameterError: the VLM is on a server, which does not report probabilities.
+            ParameterError: the VLM is on a server or of another family than Qwen-VL, and does not tell probabilities.
         """
-        if not isinstance(self.language_model, LocalVLM):
+        if not isinstance(self.language_model, QwenVLM):
             raise ParameterError(
-                f"gt_prob: {self.settings.vlm.name} does not tell how probable answers are; use a local VLM or gt_prob=false"
+                f"gt_prob: {self.settings.vlm.name} does not tell how probable answers are; "
+                "use a local Qwen-VL or gt_prob=false"
             )
         return [float(text) for text in self._ask("score", prompts, description)]
 
@@ -112,7 +113,7 @@ class Asker:
 
     def _key(self, request: _Request, prompt: Prompt) -> str:
         model = self.language_model
-        return model.score_key(prompt) if request == "score" and isinstance(model, LocalVLM) else model.key(prompt)
+        return model.score_key(prompt) if request == "score" and isinstance(model, QwenVLM) else model.key(prompt)
 
     def _answer_cache(self) -> AnswerCache:
         """Opens the answer cache of this machine, one per machine as SQLite does not belong on a network share."""

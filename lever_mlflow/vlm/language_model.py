@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
-from lever_mlflow.settings import AUTO
-from lever_mlflow.vlm.local import LocalVLM
-from lever_mlflow.vlm.prompt import QWEN_PROFILE
+from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.files.model_folders import folder_digest, model_folder
+from lever_mlflow.settings import AUTO, VlmDtype
+from lever_mlflow.vlm.generic import GenericVLM
+from lever_mlflow.vlm.local import LocalVLM, model_type
+from lever_mlflow.vlm.profiles import GENERIC_PROFILE, QWEN_PROFILE, SERVER_PROFILE, find_profile
+from lever_mlflow.vlm.qwen import FAMILIES, QwenVLM
 from lever_mlflow.vlm.server import ServerVLM, is_server
 
 __all__ = ["LanguageModel", "VlmName", "check_language_model", "open_language_model"]
 
 LanguageModel = LocalVLM | ServerVLM
+
+_PROFILES = {"qwen2_vl": QWEN_PROFILE, "qwen2_5_vl": QWEN_PROFILE, "qwen3_vl": "qwen3-vl", "qwen3_5": "qwen3-vl"}
 
 
 @dataclass(frozen=True)
@@ -21,18 +26,19 @@ class VlmName:
     """Names a VLM and how it is run, in a form that can be sent to another process.
 
     Attributes:
-        name: folder or hub name of a Qwen2.5-VL, or the URL of an OpenAI-compatible server.
+        name: folder or hub name of a model, or the URL of an OpenAI-compatible server.
         served_name: the model's name on that server; ``auto`` is the only one that it has.
-        profile: key of ``PROFILES`` for a local model.
+        profile: name or file of a prompt profile; ``auto`` is that of the family.
         device: ``cpu`` or ``cuda``, for a local model.
-        batch_tokens: as for ``LocalVLM``.
+        batch_tokens, dtype: as for ``LocalVLM``.
     """
 
     name: str
     served_name: str = AUTO
-    profile: str = QWEN_PROFILE
+    profile: str = AUTO
     device: str = "cpu"
     batch_tokens: int = 0
+    dtype: VlmDtype = "auto"
 
 
 def open_language_model(vlm: VlmName, digest_dir: Path) -> LanguageModel:
@@ -44,23 +50,28 @@ def open_language_model(vlm: VlmName, digest_dir: Path) -> LanguageModel:
 
     Raises:
         DataError: the name leads to no model folder.
-        ParameterError: the URL cannot be used.
+        ParameterError: the URL or the profile cannot be used.
     """
     if is_server(vlm.name):
-        return ServerVLM(vlm.name, vlm.served_name)
+        profile = find_profile(SERVER_PROFILE if vlm.profile == AUTO else vlm.profile)
+        if profile.num_beams > 1:
+            raise ParameterError(
+                f"profile={vlm.profile}: num_beams is {profile.num_beams}, but servers have no beam search; set it to 1"
+            )
+        return ServerVLM(vlm.name, vlm.served_name, profile)
     folder = model_folder(vlm.name)
-    return LocalVLM(folder, folder_digest(folder, digest_dir), vlm.profile, vlm.device, vlm.batch_tokens)
+    family = model_type(folder)
+    profile = find_profile(_PROFILES.get(family, GENERIC_PROFILE) if vlm.profile == AUTO else vlm.profile)
+    model_class = QwenVLM if family in FAMILIES else GenericVLM
+    return model_class(folder, folder_digest(folder, digest_dir), profile, vlm.device, vlm.batch_tokens, vlm.dtype)
 
 
 def check_language_model(model: LanguageModel) -> None:
-    """Looks into a model's folder, or asks a server for its model; loads nothing.
+    """Looks into a model's folder, or asks a server for its model; loads no weights.
 
     Raises:
-        DataError: the folder holds no Qwen2.5-VL.
+        DataError: the folder holds no model that can be run.
         ServerError: the server cannot be reached, or is not compatible with OpenAI's interface.
         ParameterError: the server has no such model, or several and none is named.
     """
-    if isinstance(model, ServerVLM):
-        _ = model.card
-    else:
-        check_model(model.folder, "qwen2_5_vl")
+    model.check()

@@ -10,28 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.vlm.profiles import MINI_PROFILE, PROFILES, PromptProfile
 
-__all__ = [
-    "MINI_PROFILE",
-    "PROFILES",
-    "QWEN_PROFILE",
-    "SERVER_PROFILE",
-    "Prompt",
-    "PromptProfile",
-    "build_messages",
-    "clean_generation",
-    "prompt_key",
-    "with_image_urls",
-]
+__all__ = ["Prompt", "build_messages", "clean_generation", "plain_text", "prompt_key", "with_image_urls"]
 
-QWEN_PROFILE, SERVER_PROFILE, MINI_PROFILE = "qwen2.5-vl", "openai", "mini"
-
+_CONTROL_TOKEN = re.compile(r"<(?=[^<>\s]{1,80}>)|\[(?=/?[A-Z][A-Z_]{1,30}\])")
 _COUNTS = {0: "no solved example", 1: "1 solved example"}
 
 
@@ -42,73 +30,33 @@ class Prompt(NamedTuple):
     query: Sample
 
 
-@dataclass(frozen=True)
-class PromptProfile:
-    """Describes all that an answer depends on beside the model and the samples of the prompt. Sampling is always off.
+def plain_text(text: str) -> str:
+    """Returns a text of the data in which nothing is a control token to a tokenizer, such as ``<|im_end|>`` or ``[INST]``.
 
-    Attributes:
-        name: key in ``PROFILES``.
-        num_beams: beams of the beam search; 1 is greedy decoding.
-        min_pixels, max_pixels: bounds of a resized image's area.
-        max_new_tokens: most tokens of an answer.
-        length_penalty: of the beam search; 0 prefers no length.
-        system: system text; ``{count}`` stands for the number of demonstrations in words.
-        demonstration: text behind the image of a demonstration.
-        query: text behind the image of the query.
+    A space behind the first bracket breaks what has the form of one: an expression in angle brackets without spaces, or
+    capitals in square brackets. All other text stays as it is.
     """
-
-    name: str
-    num_beams: int
-    min_pixels: int
-    max_pixels: int
-    max_new_tokens: int = 5
-    length_penalty: float = 0.0
-    system: str = "Answer the last question in a few words, after {count}."
-    demonstration: str = "Question: {question} Short answer: {answer}\n"
-    query: str = "Question: {question} Short answer:"
-
-    @cached_property
-    def digest(self) -> str:
-        """Returns a digest of the profile's content, 16 hex characters."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def max_aspect(self) -> float:
-        """Returns the aspect ratio (longer by shorter side) from which on the VLM takes no image.
-
-        Qwen2.5-VL takes no ratio above 200, and none at which the shorter side has less than 28 pixels after resizing.
-        """
-        return min(200.0, self.max_pixels / 28**2)
-
-
-PROFILES = {
-    # 256 to 1,280 visual tokens of 28x28 pixels: the range that the Qwen2.5-VL model card recommends.
-    QWEN_PROFILE: PromptProfile(QWEN_PROFILE, num_beams=3, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
-    # For any VLM on a server: OpenAI's interface has no beam search.
-    SERVER_PROFILE: PromptProfile(SERVER_PROFILE, num_beams=1, min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28),
-    MINI_PROFILE: PromptProfile(MINI_PROFILE, num_beams=1, min_pixels=56 * 56, max_pixels=56 * 56),
-}
+    return _CONTROL_TOKEN.sub(r"\g<0> ", text)
 
 
 def build_messages(
     demonstrations: Sequence[Sample], query: Sample, profile: PromptProfile = PROFILES[MINI_PROFILE]
 ) -> list[dict[str, Any]]:
-    """Returns chat messages in the form of Qwen2.5-VL: a system text and one user turn, demonstrations first.
+    """Returns chat messages: a system text, if the profile has one, and one user turn, demonstrations first.
 
-    Images are file paths. The answer is expected to start with a space, as in the demonstrations.
+    Images are file paths. The answer is expected to start with a space, as in the demonstrations. Nothing in a question or
+    answer is a control token (``plain_text``).
     """
     shots = len(demonstrations)
     content: list[dict[str, Any]] = []
     for sample in demonstrations:
-        text = profile.demonstration.format(question=sample.question, answer=sample.answer)
+        text = profile.demonstration.format(question=plain_text(sample.question), answer=plain_text(sample.answer))
         content += [{"type": "image", "image": str(sample.image_path)}, {"type": "text", "text": text}]
-    text = profile.query.format(question=query.question)
+    text = profile.query.format(question=plain_text(query.question))
     content += [{"type": "image", "image": str(query.image_path)}, {"type": "text", "text": text}]
     system = profile.system.format(count=_COUNTS.get(shots, f"{shots} solved examples"))
-    return [
-        {"role": "system", "content": [{"type": "text", "text": system}]},
-        {"role": "user", "content": content},
-    ]
+    system_turn = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*system_turn, {"role": "user", "content": content}]
 
 
 def with_image_urls(messages: list[dict[str, Any]], url: Callable[[str], str]) -> list[dict[str, Any]]:

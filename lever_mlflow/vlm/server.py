@@ -19,17 +19,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lever_mlflow.exceptions import ParameterError, ServerError
-from lever_mlflow.files.images import fitted_image, image_digest, png_data_url
+from lever_mlflow.files.images import TOKEN_SIDE, fitted_image, image_digest, png_data_url
 from lever_mlflow.settings import AUTO
-from lever_mlflow.vlm.prompt import (
-    PROFILES,
-    SERVER_PROFILE,
-    Prompt,
-    PromptProfile,
-    build_messages,
-    prompt_key,
-    with_image_urls,
-)
+from lever_mlflow.vlm.profiles import PROFILES, SERVER_PROFILE, PromptProfile
+from lever_mlflow.vlm.prompt import Prompt, build_messages, prompt_key, with_image_urls
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -56,7 +49,7 @@ class ServerVLM:
     Args:
         url: the base URL, which usually ends in ``/v1``.
         name: the model's name on the server, or ``auto`` for the only model that it has.
-        profile: a key of ``lever_mlflow.vlm.prompt.PROFILES``; its number of beams must be 1.
+        profile: texts, image sizes and generation settings; its number of beams must be 1.
         concurrency: most requests at a time.
         retries: how often a request is repeated, after growing pauses, when it fails with status 429 or 5xx or cannot connect.
 
@@ -65,11 +58,16 @@ class ServerVLM:
     """
 
     def __init__(
-        self, url: str, name: str = AUTO, profile: str = SERVER_PROFILE, concurrency: int = 16, retries: int = 6
+        self,
+        url: str,
+        name: str = AUTO,
+        profile: PromptProfile = PROFILES[SERVER_PROFILE],
+        concurrency: int = 16,
+        retries: int = 6,
     ) -> None:
         _check_url(url)
         self.url, self.name, self.concurrency, self.retries = url.rstrip("/"), name, concurrency, retries
-        self.profile: PromptProfile = PROFILES[profile]
+        self.profile = profile
         self._api_key = os.environ.get(_API_KEY, "").strip() or _NO_KEY
         if not (self._api_key.isascii() and self._api_key.isprintable()):
             raise ParameterError(f"{_API_KEY}: holds characters that cannot be part of a key; set it again")
@@ -101,6 +99,15 @@ class ServerVLM:
         known = {"id": self.model} | origin
         slug = re.sub(r"[^a-z0-9]+", "-", self.model.rsplit("/", 1)[-1].lower()).strip("-")
         return f"{slug[:40]}-{hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]}"
+
+    @property
+    def max_aspect(self) -> float:
+        """Returns the aspect ratio from which on images are not sent, which is that of Qwen2.5-VL."""
+        return min(200.0, self.profile.max_pixels / TOKEN_SIDE**2)
+
+    def check(self) -> None:
+        """Asks the server for its model; errors as ``card``."""
+        _ = self.card
 
     @property
     def recorded(self) -> dict[str, Any]:

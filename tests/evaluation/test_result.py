@@ -16,7 +16,7 @@ from lever_mlflow.evaluation.result import (
 )
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import EvalSettings, GrpoSettings, RoundSettings
-from lever_mlflow.vlm.prompt import PROFILES
+from lever_mlflow.vlm.profiles import PROFILES
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs, Registration, ResourceNames, RLDataSummary
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.settings import EvalSettings, GrpoSettings, RoundSettings
-from lever_mlflow.vlm.prompt import PROFILES
+from lever_mlflow.vlm.profiles import PROFILES
 
 NAME = "lever-selector-mini-mini"
 SHOTS = (1, 2)

@@ -19,7 +19,7 @@ from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.serving.requests import Query
 from lever_mlflow.serving.retriever import ENCODER, RetrieverSettings, load_retriever
 from lever_mlflow.settings import EvalSettings
-from lever_mlflow.vlm.prompt import PROFILES
+from lever_mlflow.vlm.profiles import PROFILES
 
 
 def asked(samples):

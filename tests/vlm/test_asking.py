@@ -20,8 +20,9 @@ from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.vlm import local
 from lever_mlflow.vlm.asking import Asker, AskerSettings
 from lever_mlflow.vlm.language_model import VlmName
-from lever_mlflow.vlm.local import LocalVLM
-from lever_mlflow.vlm.prompt import MINI_PROFILE, Prompt
+from lever_mlflow.vlm.profiles import MINI_PROFILE, PROFILES
+from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.vlm.qwen import QwenVLM
 
 MINI_VLM = VlmName(str(mini.VLM_PATH), profile=MINI_PROFILE)
 
@@ -54,7 +55,7 @@ def ordered(batches):
 
 
 def test_answers_and_scores_are_those_of_the_model_in_order(root, asker, tmp_path):
-    prompts, model = make_prompts(root), LocalVLM(mini.VLM_PATH, "digest", MINI_PROFILE)
+    prompts, model = make_prompts(root), QwenVLM(mini.VLM_PATH, "digest", PROFILES["mini"])
     assert asker().answer(prompts, "test") == ordered(model.generate(prompts))
     assert asker().score(prompts, "test") == pytest.approx([float(text) for text in ordered(model.score(prompts))], rel=1e-5)
     assert len(stored(tmp_path / "answers.sqlite")) == 2 * 27

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_mlflow.vlm.prompt import PROFILES, Prompt, build_messages, clean_generation, prompt_key
+from lever_mlflow.vlm.profiles import PROFILES
+from lever_mlflow.vlm.prompt import Prompt, build_messages, clean_generation, prompt_key
 
 
 def texts(messages):

@@ -31,8 +31,9 @@ from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import rollout_step
 from lever_mlflow.settings import RolloutSettings
-from lever_mlflow.vlm.local import LocalVLM
+from lever_mlflow.vlm.profiles import PROFILES
 from lever_mlflow.vlm.prompt import Prompt
+from lever_mlflow.vlm.qwen import QwenVLM
 from lever_mlflow.vlm.server import ServerVLM, is_server
 
 NAME = "lever/mini-vlm"
@@ -101,7 +102,7 @@ def test_a_server_answers_as_the_local_model_does(served, prompts):
     server = ServerVLM(served.url)
     assert server.model == NAME
     answers = texts(server.generate(prompts))
-    local = texts(LocalVLM(mini.VLM_PATH, "digest", "openai").generate(prompts))
+    local = texts(QwenVLM(mini.VLM_PATH, "digest", PROFILES["openai"]).generate(prompts))
     assert answers == [text.strip() for text in local]  # this server strips what it answers
     assert len(set(answers)) > 8
 
@@ -396,7 +397,7 @@ def test_the_digest_names_the_model_wherever_it_is_served(script, picture):
     prompt = Prompt((), picture)
     one, other = (ServerVLM(script(models=cards(n)).url) for n in ("one", "other"))
     assert one.key(prompt) != other.key(prompt)
-    assert one.profile.digest != LocalVLM(mini.VLM_PATH, "digest", "qwen2.5-vl").profile.digest
+    assert one.profile.digest != PROFILES["qwen2.5-vl"].digest
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.images import fitted_image
 from lever_mlflow.files.model_folders import load_pretrained
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.vlm.prompt import PROFILES
+from lever_mlflow.vlm.profiles import PROFILES
 from lever_mlflow.vlm.vision_cache import VisionCache, visual_tokens
 
 
@@ -34,11 +34,11 @@ def fitted(path, profile):
 
 def test_each_image_is_encoded_once_within_bounded_memory(paths, loaded):
     model, processor = loaded
-    large = VisionCache(model, processor, PROFILES["mini"])
+    large = VisionCache(model, processor, PROFILES["mini"], 28)
     first, again = large.features(paths), large.features(paths)
     distinct = len({path.read_bytes() for path in paths})
     assert large.encoded == distinct < len(paths)
-    small = VisionCache(model, processor, PROFILES["mini"], max_bytes=3 * first[0][0].nbytes)
+    small = VisionCache(model, processor, PROFILES["mini"], 28, max_bytes=3 * first[0][0].nbytes)
     pixels = processor.image_processor(images=[fitted(path, PROFILES["mini"]) for path in paths], return_tensors="pt")
     with torch.inference_mode():
         at_once = model.get_image_features(**pixels, return_dict=True).pooler_output
@@ -51,8 +51,8 @@ def test_each_image_is_encoded_once_within_bounded_memory(paths, loaded):
 def test_the_least_recently_used_image_is_dropped(paths, loaded):
     one, two, three, four = list({path.read_bytes(): path for path in paths}.values())[:4]
     model, processor = loaded
-    size = VisionCache(model, processor, PROFILES["mini"]).features([one])[0][0].nbytes
-    small = VisionCache(model, processor, PROFILES["mini"], max_bytes=3 * size)
+    size = VisionCache(model, processor, PROFILES["mini"], 28).features([one])[0][0].nbytes
+    small = VisionCache(model, processor, PROFILES["mini"], 28, max_bytes=3 * size)
     encoded = []
     for path in (one, two, three, one, four, one, three, two):
         small.features([path])
@@ -69,7 +69,7 @@ def test_visual_tokens_are_those_of_the_resized_image(tmp_path, name, size):
     path = tmp_path / "image.png"
     Image.new("RGB", size).save(path)
     width, height = fitted(path, PROFILES[name]).size
-    assert visual_tokens(path, PROFILES[name]) == (width // 28) * (height // 28)
+    assert visual_tokens(path, PROFILES[name], 28) == (width // 28) * (height // 28)
 
 
 def test_an_image_too_long_for_the_model_is_named(tmp_path):

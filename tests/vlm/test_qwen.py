@@ -1,4 +1,4 @@
-"""The local VLM against the library's own way: processor, then ``generate`` on everything at once."""
+"""The fast path against the library's own way: processor, then ``generate`` on everything at once."""
 
 import contextlib
 import threading
@@ -16,9 +16,13 @@ from lever_mlflow.exceptions import DataError, LeverError
 from lever_mlflow.files.images import fitted_image
 from lever_mlflow.files.model_folders import load_pretrained
 from lever_mlflow.mini.dataset import ensure_dataset
-from lever_mlflow.vlm import local, prompt
-from lever_mlflow.vlm.local import LocalVLM, token_batches
-from lever_mlflow.vlm.prompt import PROFILES, Prompt, build_messages
+from lever_mlflow.vlm import local, qwen
+from lever_mlflow.vlm.local import token_batches
+from lever_mlflow.vlm.profiles import PROFILES
+from lever_mlflow.vlm.prompt import Prompt, build_messages
+from lever_mlflow.vlm.qwen import QwenVLM
+
+MINI = PROFILES["mini"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +51,8 @@ def fitted(path, profile):
     return fitted_image(path, profile.min_pixels, profile.max_pixels)
 
 
-def answers(prompts, batch_tokens=0, folder=mini.VLM_PATH, profile="mini"):
-    model = LocalVLM(folder, "digest", profile, batch_tokens=batch_tokens)
+def answers(prompts, batch_tokens=0, folder=mini.VLM_PATH, profile=MINI):
+    model = QwenVLM(folder, "digest", profile, batch_tokens=batch_tokens)
     return [text for _, text in sorted(item for batch in model.generate(prompts) for item in batch)]
 
 
@@ -66,12 +70,11 @@ def plain_answers(prompts, folder, profile):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_answers_are_those_of_the_librarys_own_way(prompts, confused, monkeypatch, num_beams):
-    profile = replace(PROFILES["mini"], num_beams=num_beams)
-    monkeypatch.setitem(prompt.PROFILES, "tested", profile)
+def test_answers_are_those_of_the_librarys_own_way(prompts, confused, num_beams):
+    profile = replace(MINI, num_beams=num_beams)
     for folder in (mini.VLM_PATH, confused):
         expected = plain_answers(prompts, folder, profile)
-        assert answers(prompts, 1_500, folder, "tested") == expected
+        assert answers(prompts, 1_500, folder, profile) == expected
         assert len(set(expected)) > 20
 
 
@@ -84,7 +87,7 @@ def test_answers_do_not_depend_on_batches_or_order(prompts, confused, batch_toke
 
 def plain_gt_prob(model, processor, prompt):
     """Each answer behind the prompt in a forward pass of its own."""
-    profile, total = PROFILES["mini"], 0.0
+    profile, total = MINI, 0.0
     text = processor.apply_chat_template(build_messages(*prompt, profile), tokenize=False, add_generation_prompt=True)
     images = [fitted(s.image_path, profile) for s in (*prompt.demonstrations, prompt.query)]
     for answer in set(prompt.query.answers):
@@ -103,7 +106,7 @@ def plain_gt_prob(model, processor, prompt):
 def test_gt_prob_is_that_of_each_answer_alone(prompts, confused, batch_tokens):
     annotators = ("red", "blue wall", "red", "tuesday", "blue wall", "red", "uno", "red", "x", "y")
     items = [Prompt(item.demonstrations, replace(item.query, answers=annotators)) for item in prompts[:12]] + prompts[12:20]
-    local = LocalVLM(confused, "digest", "mini", batch_tokens=batch_tokens)
+    local = QwenVLM(confused, "digest", MINI, batch_tokens=batch_tokens)
     scores = [float(text) for _, text in sorted(item for batch in local.score(items) for item in batch)]
     model, processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, confused)
     assert scores == pytest.approx([plain_gt_prob(model.eval(), processor, item) for item in items], rel=1e-4, abs=1e-12)
@@ -115,7 +118,7 @@ def test_gt_prob_is_that_of_each_answer_alone(prompts, confused, batch_tokens):
 def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
     query = prompts[0].query
     shown, alone = Prompt((query,), query), Prompt((), query)
-    local = LocalVLM(mini.VLM_PATH, "digest", "mini")
+    local = QwenVLM(mini.VLM_PATH, "digest", MINI)
     scores = dict(item for batch in local.score([alone, shown]) for item in batch)
     assert float(scores[1]) > 0.9 > float(scores[0])
 
@@ -130,10 +133,10 @@ def threads():
 
 @pytest.mark.parametrize("request_name", ["generate", "score"])
 def test_results_do_not_depend_on_the_number_of_threads(prompts, confused, threads, monkeypatch, request_name):
-    model = LocalVLM(confused, "digest", "mini", batch_tokens=600)
+    model = QwenVLM(confused, "digest", MINI, batch_tokens=600)
     threads(1)
     alone = list(getattr(model, request_name)(prompts))
-    model.loaded.vision.clear()
+    model.vision.clear()
     read, meeting, seen = model._read, threading.Barrier(2), set()
 
     def met(part, batch):
@@ -154,10 +157,10 @@ def test_results_do_not_depend_on_the_number_of_threads(prompts, confused, threa
 
 def test_large_models_and_gpus_keep_their_batches_and_one_model(prompts, threads, monkeypatch):
     threads(3)
-    model = LocalVLM(mini.VLM_PATH, "digest", "mini")
+    model = QwenVLM(mini.VLM_PATH, "digest", MINI)
     assert len(model._models()) == 3
     assert model._most_tokens == 2_048 < model.batch_tokens
-    monkeypatch.setattr(local, "_SMALL_MODEL", 1_002_943)
+    monkeypatch.setattr(qwen, "_SMALL_MODEL", 1_002_943)
     assert model._models() == [model.loaded.model]
     assert model._most_tokens == 8_192
     monkeypatch.undo()
@@ -171,14 +174,14 @@ def test_an_error_in_a_thread_is_that_of_one_thread(prompts, threads, tmp_path):
     shortest = Prompt((), replace(prompts[0].query, image_path=damaged))
     for count in (1, 2):
         threads(count)
-        batches, results = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=300).generate([*prompts, shortest]), []
+        batches, results = QwenVLM(mini.VLM_PATH, "digest", MINI, batch_tokens=300).generate([*prompts, shortest]), []
         with pytest.raises(DataError, match=r"damaged\.png: does not decode"):
             results.extend(position for batch in batches for position, _ in batch)
         assert torch.get_num_threads() == count
 
 
 def test_batches_are_cut_by_tokens_and_the_longest_come_first(prompts, monkeypatch):
-    model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=400)
+    model = QwenVLM(mini.VLM_PATH, "digest", MINI, batch_tokens=400)
     shapes, generate = [], model.loaded.model.generate
 
     def recorded(input_ids, **inputs):
@@ -206,7 +209,7 @@ def test_token_batches_by_hand():
 def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog, threads, count):
     threads(count)
     expected = answers(prompts)
-    model = LocalVLM(mini.VLM_PATH, "digest", "mini", batch_tokens=1_600)
+    model = QwenVLM(mini.VLM_PATH, "digest", MINI, batch_tokens=1_600)
     read, most = model._read, 5
 
     def small(part, batch):
@@ -235,10 +238,10 @@ def test_a_demonstration_is_followed(prompts):
 
 
 def test_a_folder_that_is_no_model(prompts, tmp_path):
-    with pytest.raises(DataError, match="not a readable Qwen2_5_VLForConditionalGeneration folder"):
-        list(LocalVLM(tmp_path, "digest", "mini").generate(prompts[:1]))
+    with pytest.raises(DataError, match="not a readable AutoModelForImageTextToText folder"):
+        list(QwenVLM(tmp_path, "digest", MINI).generate(prompts[:1]))
 
 
 def test_batches_are_larger_on_a_gpu():
-    assert LocalVLM(mini.VLM_PATH, "digest", "mini").batch_tokens == local.BATCH_TOKENS["cpu"]
-    assert LocalVLM(mini.VLM_PATH, "digest", "mini", "cuda:1").batch_tokens == local.BATCH_TOKENS["cuda"]
+    assert QwenVLM(mini.VLM_PATH, "digest", MINI).batch_tokens == local.BATCH_TOKENS["cpu"]
+    assert QwenVLM(mini.VLM_PATH, "digest", MINI, "cuda:1").batch_tokens == local.BATCH_TOKENS["cuda"]
