@@ -1,8 +1,8 @@
 """Finds out what differs between the runs of a comparison, and which of it is meant to differ.
 
 Several fields may tell of the same thing, as the words and the digest of a start checkpoint do, or all figures of the RL data.
-Users name the thing, which is called an aspect here. A field that belongs to no such group is an aspect of its own, and its name
-is the field's without the section: ``training.lr`` is ``lr``.
+Users name the thing, which is called an aspect here. A field that belongs to no such group is an aspect of its own, with the
+field's name but for the section: ``training.lr`` is ``lr``.
 """
 
 from __future__ import annotations

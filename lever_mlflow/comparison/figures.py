@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,15 @@ _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", ":", "-.")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||", "OO")
 _LEAST_REACH = 1.0  # points that an axis of differences shows on both sides of 0
+_CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Heiti SC",
+)
 _MOST_LINES, _MOST_PANELS, _MOST_ROWS, _MOST_AT_A_GLANCE = 12, 8, 48, 16
 
 
@@ -36,8 +46,20 @@ def figures(facts: Comparison) -> dict[str, bytes]:
         "ranking.png": _run_ranking,
         "baselines.png": _baselines,
     }
-    drawn = {name: draw(facts) for name, draw in drawings.items()}
-    return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+    import matplotlib as mpl
+
+    with mpl.rc_context({"font.family": _fonts()}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # where no font has the characters of a label
+        drawn = {name: draw(facts) for name, draw in drawings.items()}
+        return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def _fonts() -> list[str]:
+    """Returns matplotlib's own font, and behind it the installed ones of ``_CJK_FONTS`` for labels that it cannot write."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
 
 
 def _training_curves(facts: Comparison) -> Figure | None:
@@ -123,7 +145,7 @@ def _intervals(facts: Comparison) -> Figure | None:
         "Gain over the strongest baseline": at_size,
         f"{_each(facts).capitalize()} minus {_name(facts.reference, facts)}": primary(facts.differences),
     }
-    parts = {title: rows[:_MOST_AT_A_GLANCE] for title, rows in shown.items() if rows}
+    parts = {title: _largest(rows) for title, rows in shown.items() if rows}
     if not parts:
         return None
     counts = [len(rows) for rows in parts.values()]
@@ -132,9 +154,15 @@ def _intervals(facts: Comparison) -> Figure | None:
     for panel, (title, rows) in zip(panels, parts.items(), strict=True):
         _draw_intervals(panel, {f"{_name(row.run, facts)}, {_shots(row.shots)}": row for row in rows})
         left = len(shown[title]) - len(rows)
-        panel.set_title(title + (f" ({left} more are in the tables)" if left else ""), fontsize=9)
+        panel.set_title(title + (f" ({left} smaller ones are in the tables)" if left else ""), fontsize=9)
     panels[-1].set_xlabel("points; black: 95 % interval, grey: corrected, diamond: significant", fontsize=8)
     return figure
+
+
+def _largest(rows: Sequence[AgainstStrongest | Difference]) -> list[AgainstStrongest | Difference]:
+    """Returns the largest differences that fit in, in their order."""
+    largest = sorted(range(len(rows)), key=lambda i: -abs(rows[i].points))[:_MOST_AT_A_GLANCE]
+    return [rows[i] for i in sorted(largest)]
 
 
 def _name(label: str, facts: Comparison, *, equals: bool = False) -> str:

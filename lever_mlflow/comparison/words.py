@@ -228,8 +228,11 @@ _EN = {
     "best_epoch": "Best epoch",
     "strongest_note": "Each best epoch minus the strongest baseline at each number of shots, on {size} questions, corrected by Holm's "
     "method for {tests}.",
-    "selected_by": "The {nouns} are ranked by the accuracy on the selection questions, which are not among the reported ones.",
-    "ranked_by_mean": "The {nouns} are ranked by the mean accuracy on the largest number of questions, because not every run has an accuracy "
+    "selected_by": "The betas are ranked by the accuracy on the selection questions, which are not among the reported ones.",
+    "selected_by/runs": "The runs are ranked by the accuracy on the selection questions, which are not among the reported ones.",
+    "ranked_by_mean": "The betas are ranked by the mean accuracy on the largest number of questions, because not every run has an accuracy "
+    "on selection questions.",
+    "ranked_by_mean/runs": "The runs are ranked by the mean accuracy on the largest number of questions, because not every run has an accuracy "
     "on selection questions.",
     "registered_as": "{name} version {version} (alias {alias})",
     "registered_as/runs": "{name} version {version}",
@@ -511,7 +514,9 @@ _ZH = {
     "best_epoch": "最佳 Epoch",
     "strongest_note": "最佳 Epoch 减去每个 Shot 数下最强的基线：在 {size} 道题目上，用 Holm 方法对 {tests}做了校正。",
     "selected_by": "按选择集上的正确率排名；选择集的题目不在报告的题目之中。",
+    "selected_by/runs": "按选择集上的正确率排名；选择集的题目不在报告的题目之中。",
     "ranked_by_mean": "按最大题目数上的平均正确率排名，因为并非每次训练都有选择集。",
+    "ranked_by_mean/runs": "按最大题目数上的平均正确率排名，因为并非每个方案都有选择集。",
     "registered_as": "{name} 版本 {version}（别名 {alias}）",
     "registered_as/runs": "{name} 版本 {version}",
     "not_registered": "未注册",

@@ -15,6 +15,8 @@ __all__ = ["baselines", "ranking"]
 def baselines(facts: Comparison, words: Wording) -> list[Block]:
     """Shows the accuracies of baselines beside those of the best epochs, and the differences between them."""
     if not any(run.baselines for run in facts.runs):
+        if not facts.sizes:
+            return []
         return [Paragraph(words["baselines_none"])]
     blocks: list[Block] = [words.figure("baselines.png", "baselines"), _accuracies(facts, words)]
     against = facts.against_baselines

@@ -69,7 +69,9 @@ def choice(facts: Comparison, words: Wording) -> str:
 
 
 def best_models(facts: Comparison, words: Wording) -> list[Block]:
-    """Names the best model of each run; the chosen run has a star."""
+    """Names the best model of each run; the chosen run has a star. There is nothing to name where no epoch was evaluated."""
+    if not facts.sizes:
+        return []
     rows = [
         [
             f"{run.label}{' *' if run.label == facts.choice.run else ''}",

@@ -99,7 +99,9 @@ def _run_row(
 
 
 def unevaluated(facts: Comparison, words: Wording) -> list[Block]:
-    """Says which epochs were trained but not evaluated, once for all runs that share them; nothing where all were."""
+    """Says which epochs were trained but not evaluated, once for all runs that share them; nothing where all or none were."""
+    if not facts.sizes:
+        return []
     runs: dict[tuple[int, ...], list[str]] = {}
     for label, epochs in facts.unevaluated.items():
         runs.setdefault(tuple(epochs), []).append(label)
