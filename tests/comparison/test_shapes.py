@@ -75,6 +75,36 @@ def test_without_a_size_that_all_have_the_largest_compared_one_is_shown():
     assert (facts.shared_size, facts.claimed_size) == (0, 200)
 
 
+def test_of_three_runs_the_size_that_all_have_is_shown_first():
+    both, small = {"100": {"1": 50.0}, "200": {"1": 40.0}}, {"100": {"1": 60.0}}
+    facts = compared(*(entry(cells, kl_beta=b) for b, cells in ((0.1, both), (0.2, small), (0.3, both))))
+    assert facts.claimed_size == 100
+    assert ["beta", "0.2", "epoch", "1", "-", "60.00"] in lines_of(facts)
+    assert [row.accuracy for row in facts.ranking] == [60.0, 50.0, 50.0]
+
+
+def test_all_fields_of_what_is_meant_to_differ_are_intended():
+    runs = [
+        entry(
+            {"100": {"1": 50.0}},
+            kl_beta=0.1,
+            config={
+                "training.seed": n,
+                "training_seed": n,
+                "start": f"rce epoch {n}",
+                "start_digest": f"d{n}",
+                "gate": f"g{n}",
+            },
+            rl_data={"source": f"{n}.json", "n_queries": n},
+        )
+        for n in (1, 2)
+    ]
+    facts = compared(*runs, vary=["start", "rl_data", "seed"])
+    assert (facts.comparable, labels(facts)) == (True, ["rce epoch 1", "rce epoch 2"])
+    facts = compared(*runs, vary=["rl_data.source", "start", "training.seed"])
+    assert facts.confounders == ["rl_data.n_queries", "training_seed", "gate"]  # a full name is of one field
+
+
 def test_two_betas_whose_every_cell_is_equal_are_a_finding_of_their_own():
     cells = {"800": {"1": 49.75, "2": 48.25, "3": 47.5, "4": 47.5}}
     facts = compared(entry(cells, epoch=9, kl_beta=0.12), entry(cells, epoch=42, kl_beta=0.15))
