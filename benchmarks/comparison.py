@@ -28,13 +28,13 @@ BEST = 2  # epoch
 SAMPLE = 24  # cells that scipy is timed on
 
 
-def made_up(runs: int, questions: int) -> tuple[Results, dict[float, EvaluationRecords]]:
+def made_up(runs: int, questions: int) -> tuple[Results, dict[str, EvaluationRecords]]:
     """Makes results with records of as many betas, which are multiples of 0.01."""
     rng = np.random.default_rng(0)
     common = rng.choice(ACCURACIES, questions)
     made = [made_up_run(round(0.01 * i, 2), common, rng) for i in range(1, runs + 1)]
     results = Results(unit="percent", runs=tuple(run for run, _ in made), complete=True)
-    return results, {run.kl_beta: records for run, records in made}
+    return results, {run.run_id: records for run, records in made}
 
 
 def made_up_run(kl_beta: float, common: np.ndarray, rng: np.random.Generator) -> tuple[RunResult, EvaluationRecords]:
@@ -54,7 +54,14 @@ def made_up_run(kl_beta: float, common: np.ndarray, rng: np.random.Generator) ->
         for e in range(1, EPOCHS + 1)
     )
     selection = {e: float(rng.uniform(50, 60)) for e in range(1, EPOCHS + 1)}
-    run = RunResult(kl_beta=kl_beta, epochs=epochs, baselines=accuracies, best_epoch=BEST, selection_accuracy=selection)
+    run = RunResult(
+        kl_beta=kl_beta,
+        epochs=epochs,
+        baselines=accuracies,
+        best_epoch=BEST,
+        selection_accuracy=selection,
+        run_id=f"beta {kl_beta:g}",
+    )
     return run, EvaluationRecords(pd.concat(frames, ignore_index=True))
 
 
@@ -66,7 +73,7 @@ def records_of(policy: str, shots: int, accuracy: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(policy=policy, part="report", shots=shots, picks=picks)
 
 
-def differences(records: dict[float, EvaluationRecords], questions: int) -> list[np.ndarray]:
+def differences(records: dict[str, EvaluationRecords], questions: int) -> list[np.ndarray]:
     """Returns the paired differences of the best epochs and that of the first beta, at each shot count."""
     first, *others = (
         [records_of_beta.by_question(epoch_policy(BEST), shots=k, size=questions) for k in SHOTS]
@@ -97,7 +104,7 @@ def time_statistics(cells: list[np.ndarray], questions: int) -> None:
     print(f"evaluation.statistics  {1000 * seconds:8.1f}   {scipy_seconds / seconds:.0f} times as fast")
 
 
-def time_report(results: Results, records: dict[float, EvaluationRecords]) -> None:
+def time_report(results: Results, records: dict[str, EvaluationRecords]) -> None:
     """Prints how long the comparison, its figures and its pages take."""
     started = time.perf_counter()
     facts = compare(results, records, seed=0)

@@ -558,6 +558,12 @@ class ComparisonInputs:
     results: str = option(
         NONE, help="File of results from elsewhere to compare instead (see docs/report.md); none compares evaluation runs."
     )
+    vary: str = option(
+        AUTO,
+        help="Field in which the runs are meant to differ, such as lr or pool_sampler, or several of them separated by commas. "
+        "Any other difference is confounding, and then there is no verdict. "
+        "auto takes kl_beta where the betas differ, else the only field that differs.",
+    )
     lang: Language = option("en", help="Language of the report: en for English, zh for Chinese.")
 
 

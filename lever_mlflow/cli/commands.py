@@ -272,7 +272,7 @@ def evaluate(**values: Any) -> None:
 @with_output
 @in_processes
 def compare(**values: Any) -> None:
-    """Compare KL weights in a report.
+    """Compare KL weights, or runs that differ in anything else, in a report.
 
     The run holds report.html, report.md, comparison.json and figures.
     """
@@ -280,15 +280,15 @@ def compare(**values: Any) -> None:
     from lever_mlflow.pipeline.evaluation import find_evaluation
     from lever_mlflow.pipeline.planning import run_or_refuse
 
-    kl_betas, language = values["kl_betas"], values["lang"]
+    kl_betas, how = values["kl_betas"], {"language": values["lang"], "vary": values["vary"]}
 
     def prepare(context: Context) -> Step:
         if values["results"] != NONE:
-            return compare_results_step(context, Path(values["results"]), language)
+            return compare_results_step(context, Path(values["results"]), **how)
         if values["evaluations"] != AUTO:
-            return compare_step(context, chosen_evaluations(split(values["evaluations"])), language)
+            return compare_step(context, chosen_evaluations(split(values["evaluations"])), **how)
         find: dict[Callable[[], str], list[float]] = {partial(find_evaluation, context, beta): [beta] for beta in kl_betas}
-        return compare_step(context, run_or_refuse(context, find, run_missing=values["run_missing"]), language)
+        return compare_step(context, run_or_refuse(context, find, run_missing=values["run_missing"]), **how)
 
     perform(values, prepare, show=comparison_summary)
 

@@ -30,7 +30,7 @@ def curves_of(run: RunResult) -> Curves:
     names = [*CURVES, *sorted({name for epoch in run.epochs for name in epoch.metrics} - set(CURVES))]
     values = {name: tuple(shown_metric(run, epoch, name) for epoch in run.epochs) for name in names}
     return Curves(
-        kl_beta=run.kl_beta,
+        run=run.label,
         epochs=tuple(epoch.epoch for epoch in run.epochs),
         values=values,
         changes={name: tuple(change(name, *pair) for pair in itertools.pairwise(row)) for name, row in values.items()},

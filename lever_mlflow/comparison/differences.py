@@ -1,6 +1,6 @@
-"""Computes the differences between betas, and between best epochs and baselines, with their tests and intervals.
+"""Computes the differences between runs, and between best epochs and baselines, with their tests and intervals.
 
-Tests and intervals of betas are corrected by Holm's method within two families: the primary cells, which are the best epochs at
+Tests and intervals of runs are corrected by Holm's method within two families: the primary cells, which are the best epochs at
 the largest size and on which all claims rest, and all other cells. The tests against baselines are a family of their own.
 """
 
@@ -36,7 +36,7 @@ __all__ = ["LEVEL", "TIE", "Pair", "against_baselines", "against_strongest", "di
 TIE = 0.25  # points; a smaller difference is a tie whatever its interval
 LEVEL = 0.05
 
-Records = Mapping[float, EvaluationRecords]  # by beta, of those runs that have any
+Records = Mapping[str, EvaluationRecords]  # by label, of those runs that have any
 
 
 class Pair(NamedTuple):
@@ -44,6 +44,12 @@ class Pair(NamedTuple):
 
     run: RunResult
     reference: RunResult
+
+    @property
+    def same_questions(self) -> bool:
+        """Whether an id names the same question in both runs, so that they can be compared question by question."""
+        first, second = (run.config.get("dataset_digest") for run in self)
+        return first == second
 
 
 class _Untested(NamedTuple):
@@ -71,8 +77,8 @@ def differences(
 ) -> tuple[Difference | MissingCell, ...]:
     """Compares every pair in every cell.
 
-    Of two betas these are the cells of all epochs that were evaluated in both runs, and of the best epochs. Of more betas they
-    are only the cells of the best epochs, or of the last epoch in common where a best epoch is not known.
+    Of two runs these are the cells of all epochs that were evaluated in both, and of the best epochs. Of more runs they are
+    only the cells of the best epochs, or of the last epoch in common where a best epoch is not known.
     """
     cells: list[tuple[Cell, _Untested | None]] = []
     for pair in pairs:
@@ -88,20 +94,18 @@ def differences(
     )
 
 
-def against_baselines(
-    runs: Sequence[RunResult], records: Records, sizes: Sequence[int], seed: int
-) -> tuple[AgainstBaseline, ...]:
-    """Compares each best epoch with each baseline of its run: means over shots, paired at the largest size.
+def against_baselines(runs: Sequence[RunResult], records: Records, size: int, seed: int) -> tuple[AgainstBaseline, ...]:
+    """Compares each best epoch with each baseline of its run: means over shots, in pairs on so many questions.
 
     What has no records is left out.
     """
     rows: list[tuple[RunResult, str, tuple[float, float], _Untested]] = []
     for run in runs:
-        if run.best_epoch is None or run.kl_beta not in records or not sizes:
+        if run.best_epoch is None or run.label not in records or not size:
             continue
-        best = records[run.kl_beta].by_question(epoch_policy(run.best_epoch), size=sizes[-1])
+        best = records[run.label].by_question(epoch_policy(run.best_epoch), size=size)
         for name in run.baselines:
-            baseline = records[run.kl_beta].by_question(name, size=sizes[-1])
+            baseline = records[run.label].by_question(name, size=size)
             paired_Q = _paired(best, baseline)
             if paired_Q is None or best is None or baseline is None:
                 continue
@@ -109,32 +113,34 @@ def against_baselines(
             rows.append((run, name, accuracies, _untested(float(100.0 * paired_Q.mean()), paired_Q)))
     tested = _test([untested for *_, untested in rows], seed)
     return tuple(
-        AgainstBaseline(beta=run.kl_beta, baseline=name, size=sizes[-1], accuracies=accuracies, **dict(test))
+        AgainstBaseline(run=run.label, baseline=name, size=size, accuracies=accuracies, **dict(test))
         for (run, name, accuracies, _), test in zip(rows, tested, strict=True)
     )
 
 
 def against_strongest(
-    runs: Sequence[RunResult], records: Records, sizes: Sequence[int], shots: Sequence[int], seed: int
+    runs: Sequence[RunResult], records: Records, size: int, shots: Sequence[int], seed: int
 ) -> tuple[AgainstStrongest, ...]:
-    """Compares each best epoch with the strongest baseline of its run, at each shot count on the largest number of questions.
+    """Compares each best epoch with the strongest baseline of its run, at each shot count on so many questions.
 
+    An epoch that was evaluated alone takes the place of the best epoch.
     Zero-shot is a baseline at every shot count. What has no accuracy is left out.
     """
     rows: list[tuple[dict[str, Any], _Untested]] = []
     for run, k in itertools.product(runs, shots):
-        best = run.best.accuracy_at(sizes[-1], k) if run.best else None
-        baseline = strongest(_of_baselines(run, sizes[-1]), k)
-        if run.best is None or best is None or baseline is None:
+        epoch = run.best_or_only
+        best = epoch.accuracy_at(size, k) if epoch else None
+        baseline = strongest(_of_baselines(run, size), k)
+        if epoch is None or best is None or baseline is None:
             continue
         paired_Q = None
-        if run.kl_beta in records:
-            answered = ((epoch_policy(run.best.epoch), k), (baseline.policy, baseline.shots))
-            by_question = (records[run.kl_beta].by_question(policy, shots=at, size=sizes[-1]) for policy, at in answered)
+        if run.label in records:
+            answered = ((epoch_policy(epoch.epoch), k), (baseline.policy, baseline.shots))
+            by_question = (records[run.label].by_question(policy, shots=at, size=size) for policy, at in answered)
             paired_Q = _paired(*by_question)
         accuracies = (best, baseline.accuracy)
-        place = {"beta": run.kl_beta, "baseline": baseline.policy, "size": sizes[-1], "shots": k, "accuracies": accuracies}
-        rows.append((place, _points(*accuracies, sizes[-1], paired_Q)))
+        place = {"run": run.label, "baseline": baseline.policy, "size": size, "shots": k, "accuracies": accuracies}
+        rows.append((place, _points(*accuracies, size, paired_Q)))
     tested = _test([untested for _, untested in rows], seed)
     return tuple(AgainstStrongest(**place, **dict(test)) for (place, _), test in zip(rows, tested, strict=True))
 
@@ -146,7 +152,8 @@ def _of_baselines(run: RunResult, size: int) -> dict[tuple[str, int | None], flo
 
 def _labels(pair: Pair, *, every_epoch: bool) -> list[Label]:
     common = sorted({epoch.epoch for epoch in pair.run.evaluated} & {epoch.epoch for epoch in pair.reference.evaluated})
-    both = pair.run.best_epoch is not None and pair.reference.best_epoch is not None
+    best = all(run.best_epoch is not None for run in pair)
+    both = best or (not common and all(run.best_or_only for run in pair))
     labels: list[Label] = list(common if every_epoch else [] if both else common[-1:])
     return [*labels, BEST] if both else labels
 
@@ -161,8 +168,8 @@ def _cells(
     return [
         (
             Cell(
-                beta=pair.run.kl_beta,
-                reference=pair.reference.kl_beta,
+                run=pair.run.label,
+                reference=pair.reference.label,
                 label=label,
                 size=size,
                 shots=shots,
@@ -179,13 +186,13 @@ def _difference(
     pair: Pair, records: Records, label: Label, size: int, shots: int
 ) -> tuple[tuple[float | None, float | None], _Untested | None]:
     """Returns both accuracies of a cell in percent, and their difference where both are known."""
-    epochs = [run.best if label == BEST else run.epoch(int(label)) for run in pair]
+    epochs = [run.best_or_only if label == BEST else run.epoch(int(label)) for run in pair]
     first, second = (epoch.accuracy_at(size, shots) if epoch else None for epoch in epochs)
     if first is None or second is None:
         return (first, second), None
     by_question = [
-        records[run.kl_beta].by_question(epoch_policy(epoch.epoch), shots=shots, size=size)
-        if epoch and run.kl_beta in records
+        records[run.label].by_question(epoch_policy(epoch.epoch), shots=shots, size=size)
+        if epoch and run.label in records and pair.same_questions
         else None
         for run, epoch in zip(pair, epochs, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Describes the facts of a comparison: what ``compare`` returns, ``comparison.json`` holds and reports are written from.
 
-They are figures and names of rules; ``comparison.page`` puts them into words. All differences are in points: a beta's accuracy
-minus the accuracy of the reference.
+They are figures and names of rules; ``comparison.page`` puts them into words. Runs are named by their labels, which are betas
+where beta is what is meant to differ. All differences are in points: a run's accuracy minus the accuracy of the reference.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lever_mlflow.comparison.findings import Choice, Finding, Interval, Kind
+from lever_mlflow.comparison.findings import Choice, Finding, IdenticalRuns, Interval, Kind
 from lever_mlflow.comparison.results import RegisteredModel, Results, Scalar
 from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap
 from lever_mlflow.files.records import read_record
@@ -37,7 +37,7 @@ __all__ = [
     "MissingCell",
     "MissingPart",
     "PairStatistics",
-    "RankedBeta",
+    "RankedRun",
     "ShownItem",
     "TestedDifference",
     "Trend",
@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 BEST: Literal["best"] = "best"  # the label of what is compared at each run's best epoch
+_REPEATED_BETA = "training.kl_beta"  # says the same as the field kl_beta
 Label = int | Literal["best"]  # an epoch that is compared, or BEST
 Mark = Literal["same", "intended", "confounding", "unknown"]
 Trend = Literal["rising", "falling", "not_falling", "not_rising", "constant", "mixed", "unknown"]
@@ -59,8 +60,8 @@ class ComparedField(_Record):
     """Holds the values of a field of ``config`` or ``rl_data``, in the order of the runs.
 
     Attributes:
-        mark: ``same``; ``intended``, which only beta may be; ``confounding``, where the values differ; ``unknown``, where not
-            every run states one.
+        mark: ``same``; ``intended`` and ``confounding``, where the values differ and are meant to, or are not;
+            ``unknown``, where not every run states one.
     """
 
     field: str
@@ -77,7 +78,7 @@ class Curves(_Record):
         trends: the way of each metric over all epochs.
     """
 
-    kl_beta: float
+    run: str
     epochs: tuple[int, ...]
     values: dict[str, tuple[float | None, ...]]
     changes: dict[str, tuple[float | None, ...]]
@@ -85,15 +86,15 @@ class Curves(_Record):
 
 
 class Cell(_Record):
-    """Describes a cell: two betas, each at the epoch that ``label`` names, on ``size`` questions with ``shots`` demonstrations.
+    """Describes a cell: two runs, each at the epoch that ``label`` names, on ``size`` questions with ``shots`` demonstrations.
 
     Attributes:
-        accuracies: of the beta and of the reference, in percent; None where one is missing.
+        accuracies: of the run and of the reference, in percent; None where one is missing.
         primary: whether claims rest on this cell.
     """
 
-    beta: float
-    reference: float
+    run: str
+    reference: str
     label: Label
     size: int
     shots: int
@@ -132,13 +133,13 @@ class TestedDifference(_Record):
 
 
 class Difference(Cell, TestedDifference):
-    """Holds the difference between two betas in one cell."""
+    """Holds the difference between two runs in one cell."""
 
 
 class AgainstBaseline(TestedDifference):
     """Holds the difference between a best epoch and a baseline, means over shots, with both accuracies in percent."""
 
-    beta: float
+    run: str
     baseline: str
     size: int
     accuracies: tuple[float, float]
@@ -162,7 +163,7 @@ class ExtremeCell(_Record):
 
 
 class CellStatistics(_Record):
-    """Summarizes the differences of a pair of betas at one label.
+    """Summarizes the differences of a pair of runs at one label.
 
     Attributes:
         cells: how many there are; ``up``, ``tie``, ``down`` and ``missing`` add up to it.
@@ -182,10 +183,10 @@ class CellStatistics(_Record):
 
 
 class PairStatistics(_Record):
-    """Holds the statistics of a beta against the reference by label, which is written as text."""
+    """Holds the statistics of a run against the reference by label, which is written as text."""
 
-    beta: float
-    reference: float
+    run: str
+    reference: str
     by_label: dict[str, CellStatistics]
 
 
@@ -199,7 +200,7 @@ class EpochPair(_Record):
         reason: why all picks are the same, where they are.
     """
 
-    kl_beta: float
+    run: str
     epochs: tuple[int, int]
     cells: int
     equal: int
@@ -208,15 +209,15 @@ class EpochPair(_Record):
     reason: IdenticalPicks | None
 
 
-class RankedBeta(_Record):
-    """Holds the best or last epoch of a beta, with what betas are ranked by.
+class RankedRun(_Record):
+    """Holds the best or last epoch of a run, with what runs are ranked by.
 
     Attributes:
         selection, accuracy: on the selection questions, and on ``size`` report questions: means over shots, in percent.
         interval: of ``accuracy``, with 95 % confidence.
     """
 
-    beta: float
+    run: str
     epoch: int
     selection: float | None
     accuracy: float | None
@@ -227,9 +228,12 @@ class RankedBeta(_Record):
 
 
 class MissingPart(_Record):
-    """Names cells or metrics of an epoch that a report has a place for, and the command that fills them."""
+    """Names cells or metrics of an epoch that a report has a place for, and the command that fills them.
 
-    beta: float
+    The command is empty where none is known.
+    """
+
+    run: str
     epoch: int
     what: tuple[str, ...]
     command: str
@@ -249,7 +253,7 @@ class ShownItem(_Record):
 
 
 class ExampleSide(_Record):
-    """Holds what the best epoch of one beta made of a question.
+    """Holds what the best epoch of one run made of a question.
 
     Attributes:
         answer: of the VLM, behind the demonstrations that the policy picked.
@@ -257,14 +261,14 @@ class ExampleSide(_Record):
         demonstrations: in the order of the prompt.
     """
 
-    beta: float
+    run: str
     answer: str
     accuracy: float
     demonstrations: tuple[ShownItem, ...]
 
 
 class Example(_Record):
-    """Describes a question on which the best epochs of a beta and of the reference differ; ``points`` is the difference."""
+    """Describes a question on which the best epochs of a run and of the reference differ; ``points`` is the difference."""
 
     query: ShownItem
     shots: int
@@ -285,23 +289,28 @@ class Comparison(Results):
 
     Attributes:
         verdict: what the comparison comes to, in one sentence of the report's language.
-        comparable: whether the runs differ in nothing but beta.
-        reference: the beta that the others are compared with.
+        varied: the aspects or fields that are meant to differ; empty where none differs, or where it is not known which one of
+            several is meant.
+        by_beta: whether labels are betas.
+        comparable: whether the runs differ in nothing but what is meant to differ.
+        reference: the run that the others are compared with.
         sizes, shots: the grid that the epochs were evaluated on.
-        differences: of every cell and every pair of betas.
+        differences: of every cell and every pair of runs.
         statistics: by pair.
         missing: what the report has a place for and nothing to put there.
         command: what makes this comparison again.
         created_at: date and time in UTC; ``git_commit`` is that of the code that compared; empty where it is not known.
-        mlflow_runs: the training and the evaluation of each beta.
+        mlflow_runs: the training and the evaluation of each run.
     """
 
     verdict: str = ""
     created_at: str = ""
     git_commit: str = ""
     mlflow_runs: tuple[LinkedRun, ...] = ()
+    varied: tuple[str, ...]
+    by_beta: bool
     comparable: bool
-    reference: float
+    reference: str
     sizes: tuple[int, ...]
     shots: tuple[int, ...]
     fields: tuple[ComparedField, ...]
@@ -312,7 +321,7 @@ class Comparison(Results):
     overlap_of_best: tuple[PickOverlap, ...]
     against_baselines: tuple[AgainstBaseline, ...]
     against_strongest: tuple[AgainstStrongest, ...]
-    ranking: tuple[RankedBeta, ...]
+    ranking: tuple[RankedRun, ...]
     missing: tuple[MissingPart, ...]
     examples: tuple[Example, ...]
     command: str
@@ -321,20 +330,27 @@ class Comparison(Results):
 
     @property
     def confounders(self) -> list[str]:
-        """Names the fields beside beta that the runs differ in."""
-        return [field.field for field in self.fields if field.mark == "confounding"]
+        """Names the fields that the runs differ in and that are not meant to differ."""
+        return [field.field for field in self.fields if field.mark == "confounding" and field.field != _REPEATED_BETA]
 
     @property
-    def unevaluated(self) -> dict[float, list[int]]:
-        """Returns the epochs that were trained but not evaluated, by beta, of those runs that have any."""
-        epochs = {run.kl_beta: [epoch.epoch for epoch in run.epochs if not epoch.accuracy] for run in self.runs}
-        return {beta: numbers for beta, numbers in epochs.items() if numbers}
+    def unevaluated(self) -> dict[str, list[int]]:
+        """Returns the epochs that were trained but not evaluated, by run, of those runs that have any."""
+        epochs = {run.label: [epoch.epoch for epoch in run.epochs if not epoch.accuracy] for run in self.runs}
+        return {label: numbers for label, numbers in epochs.items() if numbers}
 
     @property
     def claimed_size(self) -> int:
-        """Returns the number of questions that claims rest on: the largest one with a difference, else the largest one."""
-        claims = [row.size for row in primary(self.differences)]
-        return max(claims or self.sizes, default=0)
+        """Returns the number of questions that the report shows first: the largest one that all runs have.
+
+        Where there is none, it is the largest one with a difference, else the largest one; 0 where there are no accuracies.
+        """
+        return self.shared_size or max((row.size for row in primary(self.differences)), default=max(self.sizes, default=0))
+
+    @property
+    def identical(self) -> list[IdenticalRuns]:
+        """Returns the findings of runs whose accuracies are the same in every cell."""
+        return [finding for finding in self.findings if isinstance(finding, IdenticalRuns)]
 
     @property
     def known_differences(self) -> list[Difference]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ import numpy as np
 from lever_mlflow.comparison.curves import CURVES, present
 from lever_mlflow.comparison.facts import BEST, AgainstStrongest, Comparison, Difference, TestedDifference, primary
 from lever_mlflow.evaluation.rounding import decimals
-from lever_mlflow.settings import format_beta
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,15 @@ _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", ":", "-.")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||", "OO")
 _LEAST_REACH = 1.0  # points that an axis of differences shows on both sides of 0
+_CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Heiti SC",
+)
 _MOST_LINES, _MOST_PANELS, _MOST_ROWS, _MOST_AT_A_GLANCE = 12, 8, 48, 16
 
 
@@ -34,10 +43,23 @@ def figures(facts: Comparison) -> dict[str, bytes]:
         "accuracy.png": _accuracy,
         "differences.png": _differences,
         "beta_curve.png": _beta_curve,
+        "ranking.png": _run_ranking,
         "baselines.png": _baselines,
     }
-    drawn = {name: draw(facts) for name, draw in drawings.items()}
-    return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+    import matplotlib as mpl
+
+    with mpl.rc_context({"font.family": _fonts()}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # where no font has the characters of a label
+        drawn = {name: draw(facts) for name, draw in drawings.items()}
+        return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def _fonts() -> list[str]:
+    """Returns matplotlib's own font, and behind it the installed ones of ``_CJK_FONTS`` for labels that it cannot write."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
 
 
 def _training_curves(facts: Comparison) -> Figure | None:
@@ -50,14 +72,15 @@ def _training_curves(facts: Comparison) -> Figure | None:
     shown = [curves for curves in facts.curves if any(present(curves.values[name]) for name in names)][:_MOST_LINES]
     for panel, name in zip(panels, names, strict=False):
         for i, curves in enumerate(shown):
-            label = f"β = {format_beta(curves.kl_beta)}"
+            label = _name(curves.run, facts, equals=True)
             panel.plot(curves.epochs, _with_gaps(curves.values[name]), **_line(i, len(shown)), label=label)
         panel.set_title(name)
         panel.set_xlabel("epoch")
         panel.set_xticks(sorted({epoch for curves in shown for epoch in curves.epochs}))
     panels[0].legend(fontsize=8)
     left = len(facts.curves) - len(shown)
-    figure.suptitle("Training curves" + (f" ({left} betas without metrics or beyond the first {_MOST_LINES})" if left else ""))
+    more = f" ({left} {_nouns(facts)} without metrics or beyond the first {_MOST_LINES})" if left else ""
+    figure.suptitle(f"Training curves{more}")
     return figure
 
 
@@ -78,22 +101,22 @@ def _accuracy(facts: Comparison) -> Figure | None:
         panel.set_yticks(range(len(facts.sizes)), [str(n) for n in facts.sizes])
         panel.set_xlabel("shots")
         panel.set_ylabel("questions")
-        panel.set_title(f"β = {format_beta(run.kl_beta)}, epoch {epoch.epoch}")
+        panel.set_title(f"{_name(run.label, facts, equals=True)}, epoch {epoch.epoch}")
     figure.suptitle("Accuracy, %")
     return figure
 
 
 def _differences(facts: Comparison) -> Figure | None:
     known = facts.known_differences
-    several = len({row.beta for row in known}) > 1
+    several = len({row.run for row in known}) > 1
     claims = [row for row in known if (row.primary if several else row.label == BEST)]
     rows = (claims or known)[:_MOST_ROWS]
     if not rows:
         return None
     figure, (panel,) = _panels(1, 1, width=8.0, height=1.2 + 0.28 * len(rows))
-    _draw_intervals(panel, {_row_label(row, with_beta=several): row for row in rows})
-    beta = "each β" if several else f"β {format_beta(rows[0].beta)}"
-    panel.set_xlabel(f"{beta} minus β {format_beta(rows[0].reference)}, points")
+    _draw_intervals(panel, {_row_label(row, facts, with_run=several): row for row in rows})
+    run = _each(facts) if several else _name(rows[0].run, facts)
+    panel.set_xlabel(f"{run} minus {_name(rows[0].reference, facts)}, points")
     left = len(claims or known) - len(rows)
     more = f" ({left} more are in the tables)" if left else ""
     panel.set_title(f"Differences: 95 % interval (black), corrected (grey); diamond: significant{more}", fontsize=10)
@@ -120,48 +143,92 @@ def _intervals(facts: Comparison) -> Figure | None:
     at_size = [row for row in sorted(facts.against_strongest, key=lambda row: row.shots) if row.size == facts.claimed_size]
     shown: dict[str, Sequence[AgainstStrongest | Difference]] = {
         "Gain over the strongest baseline": at_size,
-        f"Each β minus β {format_beta(facts.reference)}": primary(facts.differences),
+        f"{_each(facts).capitalize()} minus {_name(facts.reference, facts)}": primary(facts.differences),
     }
-    parts = {title: rows[:_MOST_AT_A_GLANCE] for title, rows in shown.items() if rows}
+    parts = {title: _largest(rows) for title, rows in shown.items() if rows}
     if not parts:
         return None
     counts = [len(rows) for rows in parts.values()]
     height = 0.6 + 0.16 * sum(counts) / len(parts)
     figure, panels = _panels(len(parts), 1, width=5.6, height=height, ratios=counts)
     for panel, (title, rows) in zip(panels, parts.items(), strict=True):
-        _draw_intervals(panel, {f"β {format_beta(row.beta)}, {_shots(row.shots)}": row for row in rows})
+        _draw_intervals(panel, {f"{_name(row.run, facts)}, {_shots(row.shots)}": row for row in rows})
         left = len(shown[title]) - len(rows)
-        panel.set_title(title + (f" ({left} more are in the tables)" if left else ""), fontsize=9)
+        panel.set_title(title + (f" ({left} smaller ones are in the tables)" if left else ""), fontsize=9)
     panels[-1].set_xlabel("points; black: 95 % interval, grey: corrected, diamond: significant", fontsize=8)
     return figure
 
 
-def _row_label(row: Difference, *, with_beta: bool) -> str:
-    beta = f"β {format_beta(row.beta)}, " if with_beta else ""
+def _largest(rows: Sequence[AgainstStrongest | Difference]) -> list[AgainstStrongest | Difference]:
+    """Returns the largest differences that fit in, in their order."""
+    largest = sorted(range(len(rows)), key=lambda i: -abs(rows[i].points))[:_MOST_AT_A_GLANCE]
+    return [rows[i] for i in sorted(largest)]
+
+
+def _name(label: str, facts: Comparison, *, equals: bool = False) -> str:
+    """Names a run in a figure, where no text in it is taken for a formula."""
+    return f"β {'= ' * equals}{label}" if facts.by_beta else label.replace("$", r"\$")
+
+
+def _each(facts: Comparison) -> str:
+    return "each β" if facts.by_beta else "each run"
+
+
+def _nouns(facts: Comparison) -> str:
+    return "betas" if facts.by_beta else "runs"
+
+
+def _row_label(row: Difference, facts: Comparison, *, with_run: bool) -> str:
+    run = f"{_name(row.run, facts)}, " if with_run else ""
     epoch = "" if row.label == BEST else f"epoch {row.label}, "
-    return f"{beta}{epoch}{row.size} questions, {_shots(row.shots)}"
+    return f"{run}{epoch}{row.size} questions, {_shots(row.shots)}"
 
 
 def _beta_curve(facts: Comparison) -> Figure | None:
-    ranking = sorted((row for row in facts.ranking if row.accuracy is not None), key=lambda row: row.beta)
+    """Draws accuracy and KL against beta."""
+    places = {run.label: run.kl_beta for run in facts.runs if run.kl_beta is not None}
+    if not facts.by_beta or (drawn := _ranking_at(facts, places)) is None:
+        return None
+    figure, panels = drawn
+    betas = sorted(places.values())
+    for panel in panels:
+        panel.set_xlabel("β (KL weight)")
+        if betas[0] > 0 and betas[-1] > 10 * betas[0]:
+            panel.set_xscale("log")
+    return figure
+
+
+def _run_ranking(facts: Comparison) -> Figure | None:
+    """Draws accuracy and KL of runs that are no betas, the best one first."""
+    places = {row.run: float(place) for place, row in enumerate(facts.ranking)}
+    if facts.by_beta or (drawn := _ranking_at(facts, places)) is None:
+        return None
+    figure, panels = drawn
+    for panel in panels:
+        panel.set_xticks([*places.values()], [_name(label, facts) for label in places], rotation=40, ha="right", fontsize=8)
+    return figure
+
+
+def _ranking_at(facts: Comparison, places: Mapping[str, float]) -> tuple[Figure, list[Axes]] | None:
+    """Draws the accuracies of three runs or more at these places on the x axis, and beside them their KL where one is known."""
+    ranking = sorted((row for row in facts.ranking if row.accuracy is not None), key=lambda row: places[row.run])
     if len(ranking) < 3:
         return None
-    figure, (panel, lower) = _panels(2, 2, width=5.0)
-    betas = [row.beta for row in ranking]
-    panel.plot(betas, _with_gaps([row.accuracy for row in ranking]), color="0.1", marker="o", label="mean over shots")
+    with_kl = facts.by_beta or any(row.kl is not None for row in ranking)
+    figure, panels = _panels(1 + with_kl, 2, width=5.0)
+    line = "-" if facts.by_beta else ""
+    at = [places[row.run] for row in ranking]
+    panels[0].plot(at, _with_gaps([row.accuracy for row in ranking]), color="0.1", marker="o", linestyle=line)
     for row in ranking:
         if row.interval is not None:
-            panel.plot([row.beta] * 2, row.interval, color="0.5", linewidth=2.0, zorder=0)
-    panel.set_ylabel(f"accuracy on {ranking[0].size} questions, %")
-    panel.set_title("Accuracy, 95 % interval")
-    lower.plot(betas, _with_gaps([row.kl for row in ranking]), color="0.1", marker="s", linestyle="--")
-    lower.set_ylabel("KL, nats")
-    lower.set_title("KL from the start policy")
-    for axes in (panel, lower):
-        axes.set_xlabel("β (KL weight)")
-        if betas[0] > 0 and betas[-1] > 10 * betas[0]:
-            axes.set_xscale("log")
-    return figure
+            panels[0].plot([places[row.run]] * 2, row.interval, color="0.5", linewidth=2.0, zorder=0)
+    panels[0].set_ylabel(f"accuracy on {ranking[0].size} questions, %")
+    panels[0].set_title("Accuracy, 95 % interval" if any(row.interval for row in ranking) else "Accuracy, mean over shots")
+    if with_kl:
+        panels[1].plot(at, _with_gaps([row.kl for row in ranking]), color="0.1", marker="s", linestyle=line and "--")
+        panels[1].set_ylabel("KL, nats")
+        panels[1].set_title("KL from the start policy")
+    return figure, panels
 
 
 def _baselines(facts: Comparison) -> Figure | None:
@@ -194,7 +261,7 @@ def _series(facts: Comparison, size: int) -> dict[str, Mapping[int, float]]:
         for run in facts.runs[: _MOST_LINES - 1]:
             epoch = run.best_or_last
             if size in epoch.accuracy:
-                series[f"β = {format_beta(run.kl_beta)}, epoch {epoch.epoch}"] = epoch.accuracy[size]
+                series[f"{_name(run.label, facts, equals=True)}, epoch {epoch.epoch}"] = epoch.accuracy[size]
     return series
 
 

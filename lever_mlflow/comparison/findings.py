@@ -15,6 +15,7 @@ __all__ = [
     "EqualEpochs",
     "FewPositive",
     "Finding",
+    "IdenticalRuns",
     "Interval",
     "Kind",
     "KlTrend",
@@ -35,16 +36,16 @@ class _Record(BaseModel):
 
 
 class Choice(_Record):
-    """Names the beta to be taken, and the rule that chose it; ``rules.choice`` says what the rules are."""
+    """Names the run to be taken by its label, and the rule that chose it; ``rules.choice`` says what the rules are."""
 
-    beta: float | None
-    rule: Literal["alone", "not_comparable", "unknown", "better", "closest"]
+    run: str | None
+    rule: Literal["alone", "no_accuracy", "not_comparable", "undecided", "unknown", "identical", "better", "closest", "none"]
 
 
 class NotComparable(_Record):
-    """Finds that runs differ in more than beta."""
+    """Finds that runs differ in more than what is meant to differ, or that it is undecided which of several fields is meant."""
 
-    rule: Literal["not_comparable"] = "not_comparable"
+    rule: Literal["not_comparable", "undecided"]
     fields: tuple[str, ...]
 
 
@@ -52,7 +53,7 @@ class FewPositive(_Record):
     """Finds that few queries of the RL data have a positive trial."""
 
     rule: Literal["few_positive"] = "few_positive"
-    kl_beta: float
+    run: str
     queries: int
     positive: int
 
@@ -61,7 +62,7 @@ class LittleContrast(_Record):
     """Finds that the rewards of a group hardly differ; ``advantage_std`` is the largest of all epochs."""
 
     rule: Literal["no_contrast"] = "no_contrast"
-    kl_beta: float
+    run: str
     advantage_std: float
 
 
@@ -69,7 +70,7 @@ class SameRewards(_Record):
     """Finds that most groups have equal rewards; ``share`` is the smallest of all epochs."""
 
     rule: Literal["same_rewards"] = "same_rewards"
-    kl_beta: float
+    run: str
     share: float
 
 
@@ -77,17 +78,17 @@ class KlTrend(_Record):
     """Finds that the KL rises or falls throughout: its first and last value, and the change in percent; None from 0."""
 
     rule: Literal["kl_rising", "kl_falling"]
-    kl_beta: float
+    run: str
     values: tuple[float, float]
     change: float | None
 
 
 class DifferenceFinding(_Record):
-    """Finds a difference between two betas that is significant, or that the largest one is not."""
+    """Finds a difference between two runs that is significant, or that the largest one is not."""
 
     rule: Literal["difference", "no_difference"]
-    beta: float
-    reference: float
+    run: str
+    reference: str
     size: int
     shots: int
     points: float
@@ -101,7 +102,7 @@ class BaselineFinding(_Record):
     """Finds how a best epoch compares with a baseline."""
 
     rule: Literal["baseline_up", "baseline_down", "no_baseline_difference"]
-    beta: float
+    run: str
     baseline: str
     size: int
     points: float
@@ -113,16 +114,30 @@ class EqualEpochs(_Record):
     """Finds that two epochs have the same accuracy in all cells."""
 
     rule: Literal["epochs_equal"] = "epochs_equal"
-    kl_beta: float
+    run: str
     epochs: tuple[int, int]
     cells: int
 
 
+class IdenticalRuns(_Record):
+    """Finds that runs have the same accuracy in every cell, each at its best or last epoch.
+
+    Attributes:
+        cells: how many there are.
+        picks: the least share of questions for which two of the runs pick the same; None where that is not known.
+    """
+
+    rule: Literal["runs_identical"] = "runs_identical"
+    runs: tuple[str, ...]
+    cells: int
+    picks: float | None
+
+
 class SamePicks(_Record):
-    """Finds that the best epochs of two betas, which are written as text, pick the same for every question."""
+    """Finds that the best epochs of two runs pick the same for every question."""
 
     rule: Literal["same_picks"] = "same_picks"
-    betas: tuple[str, str]
+    runs: tuple[str, str]
     shots: tuple[int, ...]
 
 
@@ -148,6 +163,7 @@ Finding = (
     | DifferenceFinding
     | BaselineFinding
     | EqualEpochs
+    | IdenticalRuns
     | SamePicks
     | OracleFinding
     | MissingParts

@@ -1,4 +1,4 @@
-"""Turns an evaluation of this package into one beta's results, as a comparison takes them."""
+"""Turns an evaluation of this package into the results of a run, as a comparison takes them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MEASUREMENTS = frozenset({"n_oracle", "random_draws"})  # settings that decide 
 def run_of_evaluation(
     evaluation: Evaluation, commands: Sequence[str] = (), trained: Mapping[int, Mapping[str, float]] | None = None
 ) -> RunResult:
-    """Returns an evaluation as the results of its beta, with accuracies in percent and epochs apart from baselines.
+    """Returns an evaluation as the results of a run, with accuracies in percent and epochs apart from baselines.
 
     Args:
-        commands: what trains and evaluates this beta again.
+        commands: what trains and evaluates this run again.
         trained: the metrics of all epochs of the training. Those that were not evaluated become epochs without an accuracy.
     """
     metrics = {**(trained or {}), **{row.epoch: row.metrics for row in evaluation.epochs}}
@@ -83,7 +83,10 @@ def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Map
 
 
 def _config(evaluation: Evaluation) -> dict[str, Scalar]:
-    """Returns everything that decides a run beside its RL data, by name; digests stand for models and data."""
+    """Returns everything that decides a run beside its RL data, by name.
+
+    Digests decide whether models and data are the same; the names under which the user gave them tell of the digests.
+    """
     sections = {
         "training": {**asdict(evaluation.rounds), **asdict(evaluation.training)},
         "evaluation": asdict(evaluation.settings),
@@ -94,7 +97,7 @@ def _config(evaluation: Evaluation) -> dict[str, Scalar]:
         for name, value in values.items()
         if name not in _MEASUREMENTS
     }
-    return {**_compared_inputs(evaluation.inputs), **settings}
+    return {**dict(evaluation.resources), **_compared_inputs(evaluation.inputs), **settings}
 
 
 def _compared_inputs(inputs: EvaluationInputs) -> dict[str, Scalar]:

@@ -18,7 +18,7 @@ from lever_mlflow.comparison.blocks import (
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.sections import accuracy, baselines, conclusion, findings, overview, picks, setup, training
 from lever_mlflow.comparison.wording import Wording
-from lever_mlflow.settings import Language, format_beta
+from lever_mlflow.settings import Language
 
 __all__ = ["choice", "html", "markdown", "opening", "verdict"]
 
@@ -45,35 +45,37 @@ _SECTIONS: Mapping[str, Callable[[Comparison, Wording], list[Block]]] = {  # key
 
 def markdown(facts: Comparison, language: Language, figures: Collection[str] = ()) -> str:
     """Writes the report as Markdown; ``figures`` are the names of the files beside it."""
-    return to_markdown(_page(facts, Wording(language), figures))
+    return to_markdown(_page(facts, Wording.of(facts, language), figures))
 
 
 def html(facts: Comparison, language: Language, images: Mapping[str, bytes]) -> str:
     """Writes the report as a self-contained HTML page; ``images`` are its figures and the pictures of examples by name."""
-    return to_html(_page(facts, Wording(language), images), images, language)
+    return to_html(_page(facts, Wording.of(facts, language), images), images, language)
 
 
 def opening(facts: Comparison, language: Language) -> list[str]:
-    """Writes what the report opens with as parts of Markdown: verdict, choice of beta, and the table at the largest size."""
-    blocks = [block for block in overview.overview(facts, Wording(language)) if not isinstance(block, Line)]
+    """Writes what the report opens with as parts of Markdown: verdict, choice, and the table at the largest size."""
+    blocks = [block for block in overview.overview(facts, Wording.of(facts, language)) if not isinstance(block, Line)]
     return [part for block in _drawn(blocks, ()) if (part := block_to_markdown(block))]
 
 
 def verdict(facts: Comparison, language: Language) -> str:
     """Says what the comparison comes to, in a sentence or two."""
-    return conclusion.verdict(facts, Wording(language))
+    return conclusion.verdict(facts, Wording.of(facts, language))
 
 
 def choice(facts: Comparison, language: Language) -> str:
-    """Names the beta to be taken, and says why."""
-    return conclusion.choice(facts, Wording(language))
+    """Names the run to be taken, and says why."""
+    return conclusion.choice(facts, Wording.of(facts, language))
 
 
 def _page(facts: Comparison, words: Wording, figures: Collection[str]) -> Page:
     """Returns the whole page; figures that were not drawn are left out, and sections without anything to say too."""
     blocks = {key: _drawn(section(facts, words), figures) for key, section in _SECTIONS.items()}
     return Page(
-        title=words.say("title", betas=" vs ".join(format_beta(run.kl_beta) for run in facts.runs)),
+        title=words.say(
+            "title" if facts.sizes else "title_curves", runs=words.run(" vs ".join(run.label for run in facts.runs))
+        ),
         top=_drawn(overview.overview(facts, words), figures),
         contents=words["contents"],
         sections=[Section(key, words[key], shown) for key, shown in blocks.items() if shown],

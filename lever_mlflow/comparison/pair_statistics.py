@@ -1,4 +1,4 @@
-"""Summarizes the differences of a pair of betas over cells."""
+"""Summarizes the differences of a pair of runs over cells."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["statistics_of"]
 
 def statistics_of(pair: Pair, differences: Sequence[Difference | MissingCell]) -> PairStatistics:
     """Returns, by label, means, extremes and counts over the cells of a pair."""
-    beta, reference = pair.run.kl_beta, pair.reference.kl_beta
-    cells = [cell for cell in differences if (cell.beta, cell.reference) == (beta, reference)]
+    run, reference = pair.run.label, pair.reference.label
+    cells = [cell for cell in differences if (cell.run, cell.reference) == (run, reference)]
     by_label = {
         str(label): _of_cells([cell for cell in cells if cell.label == label])
         for label in dict.fromkeys(cell.label for cell in cells)
     }
-    return PairStatistics(beta=beta, reference=reference, by_label=by_label)
+    return PairStatistics(run=run, reference=reference, by_label=by_label)
 
 
 def _of_cells(cells: Sequence[Difference | MissingCell]) -> CellStatistics:

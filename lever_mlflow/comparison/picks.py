@@ -1,4 +1,4 @@
-"""Compares what policies picked and how the VLM answered: epochs of a run with each other, and best epochs of two betas."""
+"""Compares what policies picked and how the VLM answered: epochs of a run with each other, and best epochs of two runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lever_mlflow.comparison.results import EpochResult, RunResult
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.overlap import IdenticalPicks, PickOverlap, overlaps
 from lever_mlflow.evaluation.policies import epoch_policy
-from lever_mlflow.settings import format_beta
 
 __all__ = ["Items", "best_overlaps", "epoch_pairs", "examples"]
 
@@ -40,7 +39,7 @@ def _epoch_pair(run: RunResult, first: EpochResult, second: EpochResult) -> Epoc
     picks = [row for row in run.overlap if (row.first, row.second) == policies]
     accuracies = [(value, second.cells[cell]) for cell, value in first.cells.items() if cell in second.cells]
     return EpochPair(
-        kl_beta=run.kl_beta,
+        run=run.label,
         epochs=(first.epoch, second.epoch),
         cells=len(accuracies),
         equal=sum(one == other for one, other in accuracies),
@@ -55,24 +54,24 @@ def best_overlaps(pair: Pair, records: Records) -> list[PickOverlap]:
     both = _best_picks(pair, records)
     same_weights = pair.run.best_digest == pair.reference.best_digest
     reason = IdenticalPicks(rule="equal_weights" if same_weights else "too_close")
-    betas = [format_beta(run.kl_beta) for run in pair]
+    labels = [run.label for run in pair]
     rows = []
     for shots in sorted(set(both["shots"].tolist())):
         of_shots = both[both["shots"] == shots]
-        picks = [np.stack(of_shots[column].tolist()) for column in ("picks_beta", "picks_reference")]
-        (overlap,) = overlaps(dict(zip(betas, picks, strict=True)), [shots])
+        picks = [np.stack(of_shots[column].tolist()) for column in ("picks_run", "picks_reference")]
+        (overlap,) = overlaps(dict(zip(labels, picks, strict=True)), [shots])
         rows.append(overlap.model_copy(update={"reason": reason}) if overlap.ordered == 1.0 else overlap)
     return rows
 
 
 def examples(pair: Pair, records: Records, shots: int, items: Items) -> list[Example]:
-    """Returns the questions on which two best epochs differ most: first those that the beta wins, then those that it loses.
+    """Returns the questions on which two best epochs differ most: first those that the run wins, then those that it loses.
 
     Only questions that are among the items become examples.
     """
     both = _best_picks(pair, records)
     both = both[(both["shots"] == shots) & both["question_id"].isin(items.queries)]
-    both = both.assign(points=100.0 * (both["accuracy_beta"] - both["accuracy_reference"]))
+    both = both.assign(points=100.0 * (both["accuracy_run"] - both["accuracy_reference"]))
     both = both[both["points"] != 0.0].sort_values(["points", "question_id"], ascending=[False, True])
     won, lost = both[both["points"] > 0].head(_EXAMPLES), both[both["points"] < 0].tail(_EXAMPLES)
     return [
@@ -81,17 +80,17 @@ def examples(pair: Pair, records: Records, shots: int, items: Items) -> list[Exa
             shots=shots,
             points=row["points"],
             sides=(
-                _side(pair.run.kl_beta, row, "beta", items.demonstrations),
-                _side(pair.reference.kl_beta, row, "reference", items.demonstrations),
+                _side(pair.run.label, row, "run", items.demonstrations),
+                _side(pair.reference.label, row, "reference", items.demonstrations),
             ),
         )
         for row in pd.concat([won, lost]).to_dict("records")
     ]
 
 
-def _side(kl_beta: float, row: Mapping[Any, Any], name: str, demonstrations: Mapping[int, Sample]) -> ExampleSide:
+def _side(label: str, row: Mapping[Any, Any], name: str, demonstrations: Mapping[int, Sample]) -> ExampleSide:
     return ExampleSide(
-        beta=kl_beta,
+        run=label,
         answer=row[f"answer_{name}"],
         accuracy=100.0 * row[f"accuracy_{name}"],
         demonstrations=tuple(_shown(int(number), demonstrations) for number in row[f"picks_{name}"]),
@@ -109,10 +108,10 @@ def _shown(question_id: int, items: Mapping[int, Sample]) -> ShownItem:
 def _best_picks(pair: Pair, records: Records) -> pd.DataFrame:
     """Returns picks and answers of two best epochs side by side, by question and shot count; no row where any is unknown."""
     sides = [
-        records[run.kl_beta].picks_and_answers(epoch_policy(run.best_epoch))
+        records[run.label].picks_and_answers(epoch_policy(run.best_epoch))
         for run in pair
-        if run.best_epoch is not None and run.kl_beta in records
+        if run.best_epoch is not None and run.label in records and pair.same_questions
     ]
     if len(sides) < len(pair):
-        return pd.DataFrame(columns=["question_id", "shots", "accuracy_beta", "accuracy_reference"])
-    return sides[0].merge(sides[1], on=["question_id", "shots"], suffixes=("_beta", "_reference"))
+        return pd.DataFrame(columns=["question_id", "shots", "accuracy_run", "accuracy_reference"])
+    return sides[0].merge(sides[1], on=["question_id", "shots"], suffixes=("_run", "_reference"))

@@ -1,4 +1,4 @@
-"""Makes the small pictures that a report shows beside the questions on which betas differ, and names them.
+"""Makes the small pictures that a report shows beside the questions on which runs differ, and names them.
 
 A report holds at most 10 questions with 2 x 4 demonstrations each, which makes 90 pictures of at most 160 pixels a side.
 """

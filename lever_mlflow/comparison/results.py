@@ -1,4 +1,4 @@
-"""Describes the results of runs with different betas, from which a comparison starts, and reads them from a file.
+"""Describes the results of runs, from which a comparison starts, and reads them from a file.
 
 The file's format is documented in docs/report.md.
 """
@@ -6,6 +6,7 @@ The file's format is documented in docs/report.md.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ _REMEDY = "see docs/report.md for the shape of a results file"
 _LARGEST = 10**9  # no number of a results file is as large
 _LONGEST = 1000  # characters of a text in a results file
 _SHOWN = 60  # characters of a value in an error message
+_LABEL = 60  # characters of a run's label
 
 
 def _shortened(text: str) -> str:
@@ -60,6 +62,12 @@ def _scalar(value: Any) -> Any:
     if not isinstance(value, str | bool | int | float):
         raise ValueError(f"{_shortened(repr(value))} should be a text, a number, true or false")
     return value
+
+
+def _label(text: str) -> str:
+    if text != text.strip() or not text.isprintable() or not 0 < len(text) <= _LABEL:
+        raise ValueError(f"{_shortened(repr(text))} should be a text of 1 to {_LABEL} characters in one line")
+    return text
 
 
 _Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
@@ -129,9 +137,11 @@ def _in_order(epochs: tuple[EpochResult, ...]) -> tuple[EpochResult, ...]:
 
 
 class RunResult(_Record):
-    """Holds the results of one beta: how it was trained and on which RL data, its epochs, and what else is known.
+    """Holds the results of one run: how it was trained and on which RL data, its epochs, and what else is known.
 
     Attributes:
+        label: what the run is called; empty where a comparison is to make a label of what differs between its runs.
+        kl_beta: None where the run has none, or where it is not known.
         config, rl_data: what decides whether runs are comparable, by name.
         epochs: ascending.
         baselines: the accuracies of each policy that was not trained here, by name; zero-shot has 0 shots.
@@ -142,10 +152,11 @@ class RunResult(_Record):
         best_single: what the best single demonstration of each pool would bring.
         profile: how the VLM was asked, in words.
         run_id: of the evaluation; ``training_run`` is that of the training, and ``git_commit`` the commit it was trained at.
-        commands: what trains and evaluates this beta again.
+        commands: what trains and evaluates this run again.
     """
 
-    kl_beta: Annotated[float, Field(strict=True, ge=0.0)]
+    label: Annotated[str, AfterValidator(_label)] = ""
+    kl_beta: Annotated[float, Field(strict=True, ge=0.0)] | None = None
     config: _Scalars = {}
     rl_data: _Scalars = {}
     epochs: Annotated[tuple[EpochResult, ...], Field(min_length=1), AfterValidator(_in_order)]
@@ -185,19 +196,25 @@ class RunResult(_Record):
         return [epoch for epoch in self.epochs if epoch.accuracy]
 
     @property
+    def best_or_only(self) -> EpochResult | None:
+        """Returns the best epoch, or where none was chosen the only one that was evaluated; None where there are several."""
+        return self.best or (self.evaluated[0] if len(self.evaluated) == 1 else None)
+
+    @property
     def best_or_last(self) -> EpochResult:
         """Returns the best epoch, or where none was chosen the last one that was evaluated."""
         return self.best or (self.evaluated or self.epochs)[-1]
 
 
 def _ascending(runs: tuple[RunResult, ...]) -> tuple[RunResult, ...]:
-    return tuple(sorted(runs, key=lambda run: run.kl_beta))
+    return tuple(sorted(runs, key=lambda run: -1.0 if run.kl_beta is None else run.kl_beta))
 
 
 class Results(_Record):
-    """Holds runs of different betas, ascending, on one data set and VLM.
+    """Holds runs in ascending order of beta; runs of the same beta, or of none, are in the order in which they were given.
 
     Attributes:
+        dataset, vlm, sampler: of all runs; empty where they are not the same or not known.
         source: where the numbers are from, in words.
         complete: whether ``config`` and ``rl_data`` hold everything that decides a run. If so, what one run lacks is a
             difference; otherwise it is not known. A results file cannot claim it.
@@ -214,6 +231,12 @@ class Results(_Record):
     def to_json(self) -> dict[str, Any]:
         """Returns the content of a results file; what is not known is left out."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def shared_size(self) -> int:
+        """Returns the largest number of questions on which all runs that were evaluated have accuracies; 0 where none is."""
+        sizes = [set(run.best_or_last.accuracy) for run in self.runs if run.evaluated]
+        return max(set.intersection(*sizes), default=0) if sizes else 0
 
     @property
     def digest(self) -> str:
@@ -245,10 +268,20 @@ def results_of(content: Mapping[str, Any]) -> Results:
     except ValidationError as error:
         raise DataError(_misfit(error)) from None
     _check_limits(results)
-    betas = [run.kl_beta for run in results.runs]
-    if len(set(betas)) < len(betas):
-        raise DataError(f"runs: should hold each kl_beta once, holds {', '.join(map(format_beta, betas))}")
+    _check_different(results.runs)
     return results
+
+
+def _check_different(runs: Sequence[RunResult]) -> None:
+    """Refuses runs of the same label, and runs without a label that nothing in the file tells apart."""
+    labels = [run.label for run in runs if run.label]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise DataError(f"runs: should hold each label once, holds {twice[0]!r} {labels.count(twice[0])} times")
+    for first, second in itertools.combinations((run for run in runs if not run.label), 2):
+        if (first.kl_beta, first.config, first.rl_data) == (second.kl_beta, second.config, second.rl_data):
+            beta = "no kl_beta" if first.kl_beta is None else f"kl_beta {format_beta(first.kl_beta)}"
+            raise DataError(f"runs: two have {beta} and the same config and rl_data; give each a label, or state what differs")
 
 
 def _misfit(error: ValidationError) -> str:

@@ -10,18 +10,18 @@ from lever_mlflow.comparison.results import Accuracies, RunResult
 from lever_mlflow.comparison.wording import Wording, policy_label
 from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.files.tables import Align, aligned
-from lever_mlflow.settings import Language, format_beta
+from lever_mlflow.settings import Language
 
 __all__ = ["summary"]
 
 
 def summary(facts: Comparison, language: Language) -> str:
-    """Writes accuracies in percent, gains over the strongest baselines, the verdict and the choice of beta.
+    """Writes accuracies in percent, gains over the strongest baselines, the verdict and the choice.
 
     The accuracies are those on the number of questions that claims rest on: a row per baseline and per evaluated epoch of each
-    beta, and a column per shot count.
+    run, and a column per shot count.
     """
-    words = Wording(language)
+    words = Wording.of(facts, language)
     lines = [
         *_accuracies(facts, words),
         *_oracle(facts.runs, words),
@@ -41,7 +41,7 @@ def _accuracies(facts: Comparison, words: Wording) -> list[str]:
     rows = [
         ["", *map(words.shots, shots)],
         *_baseline_rows(facts.runs, size, shots),
-        *_epoch_rows(facts.runs, size, shots, words),
+        *_epoch_rows(facts, size, shots, words),
     ]
     right: Sequence[Align] = ["right"] * len(shots)
     return [words.say("terminal_title", size=size), aligned(rows, align=["left", *right])]
@@ -59,15 +59,16 @@ def _baseline_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int]) -
     return rows
 
 
-def _epoch_rows(runs: Sequence[RunResult], size: int, shots: Sequence[int], words: Wording) -> list[list[str]]:
-    """Writes a row per evaluated epoch; the best ones have a star."""
+def _epoch_rows(facts: Comparison, size: int, shots: Sequence[int], words: Wording) -> list[list[str]]:
+    """Writes a row per evaluated epoch; the best ones have a star, and those whose gains are shown."""
+    gains = {row.run for row in facts.against_strongest}
     return [
         [
-            words.say("terminal_epoch", beta=format_beta(run.kl_beta), epoch=epoch.epoch)
-            + (" *" if epoch.epoch == run.best_epoch else ""),
+            words.say("terminal_epoch", run=words.run(run.label, short=True), epoch=epoch.epoch)
+            + (" *" if epoch.epoch == run.best_epoch or (run.label in gains and epoch == run.best_or_only) else ""),
             *_cells(epoch.accuracy.get(size, {}), shots),
         ]
-        for run in runs
+        for run in facts.runs
         for epoch in run.evaluated
     ]
 
@@ -77,7 +78,7 @@ def _cells(row: Mapping[int, float], shots: Sequence[int]) -> list[str]:
 
 
 def _oracle(runs: Sequence[RunResult], words: Wording) -> list[str]:
-    """Writes what there is to win with one demonstration, which does not depend on beta; nothing where it was not measured."""
+    """Writes what there is to win with one demonstration of each pool; nothing where that was not measured."""
     best_single = next((run.best_single for run in runs if run.best_single), None)
     if best_single is None:
         return []
@@ -89,7 +90,7 @@ def _oracle(runs: Sequence[RunResult], words: Wording) -> list[str]:
 def _registered(runs: Sequence[RunResult], words: Wording) -> list[str]:
     """Writes a line per registered version."""
     return [
-        words.say("terminal_registered", beta=format_beta(run.kl_beta), epoch=run.best_epoch, **dict(run.registered))
+        words.say("terminal_registered", run=words.run(run.label, short=True), epoch=run.best_epoch, **dict(run.registered))
         for run in runs
         if run.registered and run.best_epoch is not None
     ]
@@ -101,7 +102,7 @@ def _strongest(facts: Comparison, words: Wording) -> list[str]:
         return []
     rows = [
         [
-            words.say("terminal_beta", beta=format_beta(row.beta)),
+            words.run(row.run, short=True),
             words.shots(row.shots),
             words.difference(row.points),
             words.interval(row.interval),

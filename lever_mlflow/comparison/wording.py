@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lever_mlflow.comparison.blocks import Figure
 from lever_mlflow.comparison.curves import DIGITS, IN_PERCENT
-from lever_mlflow.comparison.facts import BEST, TestedDifference
+from lever_mlflow.comparison.facts import BEST, Comparison, TestedDifference
+from lever_mlflow.comparison.fields import KL_BETA
 from lever_mlflow.comparison.findings import Interval
 from lever_mlflow.comparison.results import RegisteredModel, RunResult, Scalar
 from lever_mlflow.comparison.words import WORDS
 from lever_mlflow.evaluation.overlap import IdenticalPicks
 from lever_mlflow.evaluation.policies import START
 from lever_mlflow.evaluation.rounding import decimals, interval_text
-from lever_mlflow.settings import Language, format_beta
+from lever_mlflow.settings import Language
 
 __all__ = ["NOTHING", "Wording", "policy_label"]
 
@@ -26,34 +28,72 @@ _ARROWS = {"up": "⬆️", "down": "⬇️"}
 
 @dataclass(frozen=True)
 class Wording:
-    """Writes texts and figures in a language."""
+    """Writes texts and figures in a language.
+
+    Attributes:
+        by_beta: whether runs are named by their betas, else by their labels alone.
+        varied: the aspects or fields that are meant to differ.
+    """
 
     language: Language
+    by_beta: bool = True
+    varied: tuple[str, ...] = (KL_BETA,)
+
+    @classmethod
+    def of(cls, facts: Comparison, language: Language) -> Wording:
+        """Returns the wording for a comparison, whose runs it names as the comparison does."""
+        return cls(language, facts.by_beta, facts.varied)
 
     def __getitem__(self, key: str) -> str:
-        """Returns the text of that key, which has no fields to be filled."""
-        return WORDS[self.language][key]
+        """Returns the text of that key, which has no fields but those that every text may have."""
+        return self.say(key)
 
     def say(self, key: str, **values: Any) -> str:
         """Fills the fields of a text."""
-        return self[key].format(**values)
+        return self._text(key).format(**self._terms, **values)
+
+    def _text(self, key: str) -> str:
+        words = WORDS[self.language]
+        return words[key] if self.by_beta else words.get(f"{key}/runs", words[key])
+
+    @cached_property
+    def _terms(self) -> dict[str, str]:
+        """Returns the fields that every text may have."""
+        noun = self._text("noun")
+        varied = KL_BETA.upper() if self.by_beta else self.join(self.varied) or noun
+        return {"noun": noun, "nouns": self._text("nouns"), "varied": varied}
 
     def join(self, parts: Iterable[str]) -> str:
         """Lists parts as the language does."""
         *others, last = [*parts] or [""]
-        return self["and"].join([self["comma"].join(others), last]) if others else last
+        return self._text("and").join([self._text("comma").join(others), last]) if others else last
 
     def numbers(self, values: Iterable[int]) -> str:
         """Lists whole numbers as the language does."""
         return self.join(map(str, values))
 
-    def beta(self, kl_beta: float) -> str:
-        """Writes a beta with its name."""
-        return self.say("beta", beta=format_beta(kl_beta))
+    def run(self, label: str, *, short: bool = False, second: bool = False) -> str:
+        """Names a run: by its label, and where that is a beta, with the name of beta before it.
 
-    def beta_epoch(self, kl_beta: float, epoch: int) -> str:
-        """Names an epoch of a beta."""
-        return self.say("beta_epoch", beta=format_beta(kl_beta), epoch=epoch)
+        Args:
+            short: whether the name of beta is the one of running text, ``beta 0.12`` instead of ``KL_BETA=0.12``.
+            second: whether the run is the second of two, which some languages name by the label alone.
+        """
+        if not self.by_beta:
+            return label
+        return self.say(f"beta{'_short' * short}{'_second' * second}", beta=label)
+
+    def runs(self, labels: Iterable[str]) -> str:
+        """Lists runs, with the name of beta before all of them."""
+        return self.run(self.join(labels))
+
+    def column(self) -> str:
+        """Returns the title of a column of labels."""
+        return KL_BETA.upper() if self.by_beta else self["run"]
+
+    def run_epoch(self, label: str, epoch: int) -> str:
+        """Names an epoch of a run."""
+        return self.say("run_epoch", run=self.run(label), epoch=epoch)
 
     def label(self, label: str) -> str:
         """Writes the label of a difference: an epoch, or the best ones."""

@@ -1,10 +1,10 @@
-"""Defines the comparison step, which compares evaluated betas, or the runs of a results file, and logs the report."""
+"""Defines the comparison step, which compares evaluations, or the runs of a results file, and logs the report."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,18 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow.comparison.comparing import compare
+from lever_mlflow.comparison.comparing import compare, named_runs
 from lever_mlflow.comparison.facts import Comparison, LinkedRun
 from lever_mlflow.comparison.figures import figures
 from lever_mlflow.comparison.from_evaluation import commands_of, run_of_evaluation
 from lever_mlflow.comparison.page import html, markdown, verdict
 from lever_mlflow.comparison.picks import Items
 from lever_mlflow.comparison.pictures import pictures
-from lever_mlflow.comparison.results import Results, RunResult, read_results
+from lever_mlflow.comparison.results import Results, read_results
 from lever_mlflow.comparison.terminal import summary
 from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.evaluation.result import Evaluation
-from lever_mlflow.exceptions import ParameterError, first_line
+from lever_mlflow.exceptions import DataError, ParameterError, first_line
 from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
@@ -33,7 +33,7 @@ from lever_mlflow.runs.metrics import epoch_metrics
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, active_run, run_settings
 from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, set_description
-from lever_mlflow.settings import Language, format_beta
+from lever_mlflow.settings import AUTO, Language, format_beta
 
 __all__ = [
     "COMPARISON_FILE",
@@ -50,46 +50,63 @@ GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
 log = logging.getLogger(__name__)
 
 
-def compare_step(context: Context, evaluations: Sequence[str], language: Language) -> Step:
-    """Prepares the comparison of evaluated betas, given as run ids: a report, its figures and ``comparison.json``."""
+def compare_step(context: Context, evaluations: Sequence[str], language: Language, vary: str = AUTO) -> Step:
+    """Prepares the comparison of evaluations, given as run ids: a report, its figures and ``comparison.json``.
+
+    Args:
+        vary: the fields that are meant to differ, separated by commas; ``auto`` finds them out.
+
+    Raises:
+        ParameterError: the evaluations do not differ in what is meant to differ.
+    """
+    if vary != AUTO:
+        named_runs(_results({run_id: read_evaluation(run_id) for run_id in evaluations}), _asked(vary))
     inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
-    execute = partial(_compare_evaluations, context, evaluations, language)
+    execute = partial(_compare_evaluations, context, evaluations, language, _asked(vary))
     options = {"evaluations": ",".join(evaluations), "reward_mode": context.reward_mode, "model_name": context.model_name}
-    return make_step(context, COMPARE, COMPARE, {"lang": language}, inputs, execute, options)
+    return make_step(context, COMPARE, COMPARE, {"lang": language, "vary": vary}, inputs, execute, options)
 
 
-def compare_results_step(context: Context, path: Path, language: Language) -> Step:
+def compare_results_step(context: Context, path: Path, language: Language, vary: str = AUTO) -> Step:
     """Prepares the comparison of the runs in a results file; nothing else is read.
+
+    Args:
+        vary: as that of ``compare_step``.
 
     Raises:
         DataError: the file is not there, or not of that shape.
+        ParameterError: the runs do not differ in what is meant to differ.
     """
     results = read_results(path)
-    execute = partial(_compare_results, results, str(path), language, context.seed)
-    settings = {"lang": language, "results": str(path.expanduser().resolve())}
+    try:
+        named_runs(results, _asked(vary))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    execute = partial(_compare_results, results, str(path), language, context.seed, _asked(vary))
+    settings = {"lang": language, "vary": vary, "results": str(path.expanduser().resolve())}
     return Step(COMPARE, COMPARE, settings, {Tag.RESULTS_DIGEST: results.digest}, execute, config={COMPARE: settings})
 
 
 def chosen_evaluations(references: Sequence[str]) -> list[str]:
-    """Returns the ids of finished evaluations of different betas, each given by its id or the beginning of it.
+    """Returns the ids of finished evaluations, each given by its id or the beginning of it.
 
     Raises:
-        ParameterError: several evaluations begin so, or two are of the same beta; the message lists them.
+        ParameterError: several evaluations begin so, and the message lists them; or an evaluation is named twice.
         MissingRunError: there is no such finished evaluation in this experiment.
     """
     runs = find_runs(EVALUATE, {})
-    chosen: dict[str, str] = {}
+    chosen: list[str] = []
     for reference in references:
         matches = [run for run in runs if reference and run.info.run_id.startswith(reference)]
         if len(matches) > 1:
             named = "; ".join(map(describe, matches))
             raise ParameterError(f"evaluations={reference}: several begin so: {named}; give more of the id")
         run_id = matches[0].info.run_id if matches else holder_of(reference)
-        beta = finished_run_tags(run_id, EVALUATE)[Tag.KL_BETA]
-        if beta in chosen:
-            raise ParameterError(f"evaluations: {chosen[beta]} and {run_id} are both of beta {beta}; give one of them")
-        chosen[beta] = run_id
-    return list(chosen.values())
+        finished_run_tags(run_id, EVALUATE)  # refuses any other run
+        if run_id in chosen:
+            raise ParameterError(f"evaluations={reference}: run {run_id} is named twice; name each run once")
+        chosen.append(run_id)
+    return chosen
 
 
 def comparison_summary(comparison_run: str) -> str:
@@ -102,30 +119,57 @@ def comparison_summary(comparison_run: str) -> str:
     return f"{summary(comparison, language)}\n\n{Wording(language)['look']}\n  {ui_command()}"
 
 
-def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language) -> None:
+def _asked(vary: str) -> list[str]:
+    """Returns the fields that a user named as meant to differ; none for ``auto``."""
+    return [] if vary == AUTO else [name.strip() for name in vary.split(",")]
+
+
+def _compare_evaluations(context: Context, evaluations: Sequence[str], language: Language, vary: Sequence[str]) -> None:
     """Compares finished evaluations, given as run ids, and logs the report as ``_log`` does."""
-    resources = context.resources
     by_run = {run_id: read_evaluation(run_id) for run_id in evaluations}
-    results = Results(
-        dataset=resources.dataset,
-        vlm=resources.vlm,
-        sampler=next(iter(by_run.values())).settings.pool_sampler,
+    results = _results(by_run, {run_id: _trained(evaluation) for run_id, evaluation in by_run.items()})
+    records, items = {run_id: read_records(run_id) for run_id in by_run}, _items(context, by_run.values())
+    facts = compare(results, records, seed=context.seed, vary=vary, items=items)
+    _log(facts.model_copy(update={"mlflow_runs": _linked_runs(facts, language)}), language, items)
+
+
+def _results(evaluations: Mapping[str, Evaluation], trained: Mapping[str, Mapping[int, Mapping[str, float]]] = {}) -> Results:
+    """Returns evaluations as results.
+
+    Args:
+        evaluations: by run id.
+        trained: the metrics of all epochs of their trainings, by the same ids.
+    """
+    runs = evaluations.values()
+    return Results(
+        dataset=_common(run.resources.dataset for run in runs),
+        vlm=_common(run.resources.vlm for run in runs),
+        sampler=_common(run.settings.pool_sampler for run in runs),
         unit="percent",
-        runs=tuple(
-            run_of_evaluation(evaluation, commands_of(evaluation), _trained(evaluation)) for evaluation in by_run.values()
-        ),
+        runs=tuple(run_of_evaluation(run, commands_of(run), trained.get(run_id)) for run_id, run in evaluations.items()),
         complete=True,
     )
-    records = {evaluation.kl_beta: read_records(run_id) for run_id, evaluation in by_run.items()}
-    items = Items(*({sample.question_id: sample for sample in split} for split in (resources.val, resources.train)))
-    facts = compare(results, records, seed=context.seed, items=items)
-    _log(facts.model_copy(update={"mlflow_runs": _linked_runs(results.runs, language)}), language, items)
 
 
-def _compare_results(results: Results, file: str, language: Language, seed: int) -> None:
+def _common(values: Iterable[str]) -> str:
+    """Returns the value that all runs share; nothing where they differ."""
+    different = {*values}
+    return different.pop() if len(different) == 1 else ""
+
+
+def _items(context: Context, evaluations: Iterable[Evaluation]) -> Items | None:
+    """Returns the items of the data set, if all evaluations asked about this data set."""
+    resources = context.resources
+    if any(evaluation.inputs.dataset_digest != resources.dataset_digest for evaluation in evaluations):
+        return None
+    return Items(*({sample.question_id: sample for sample in split} for split in (resources.val, resources.train)))
+
+
+def _compare_results(results: Results, file: str, language: Language, seed: int, vary: Sequence[str]) -> None:
     """Compares the runs of a results file, and logs the report as ``_log`` does."""
-    repeat = command(COMPARE, results=str(Path(file).expanduser().resolve()))
-    _log(compare(results, {}, seed=seed).model_copy(update={"command": repeat}), language)
+    asked = {"vary": vary} if vary else {}
+    repeat = command(COMPARE, results=str(Path(file).expanduser().resolve()), **asked)
+    _log(compare(results, {}, seed=seed, vary=vary).model_copy(update={"command": repeat}), language)
 
 
 def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
@@ -140,16 +184,16 @@ def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
         return {}
 
 
-def _linked_runs(runs: Sequence[RunResult], language: Language) -> tuple[LinkedRun, ...]:
-    """Names the training and the evaluation of each beta, with their pages where a tracking server shows them."""
-    words, server = Wording(language), server_address(mlflow.get_tracking_uri())
+def _linked_runs(facts: Comparison, language: Language) -> tuple[LinkedRun, ...]:
+    """Names the training and the evaluation of each run, with their pages where a tracking server shows them."""
+    words, server = Wording.of(facts, language), server_address(mlflow.get_tracking_uri())
     return tuple(
         LinkedRun(
-            name=words.say(key, beta=format_beta(run.kl_beta)),
+            name=words.say(key, run=words.run(run.label, short=True)),
             run_id=run_id,
             url=f"{server}/{run_page(run_id)}" if server else "",
         )
-        for run in runs
+        for run in facts.runs
         for key, run_id in (("run_training", run.training_run), ("run_evaluation", run.run_id))
     )
 

@@ -15,7 +15,7 @@ from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.steps import active_run
 from lever_mlflow.runs.tags import DESCRIPTION, set_description
-from lever_mlflow.settings import Language, format_beta
+from lever_mlflow.settings import Language
 
 __all__ = ["describe_experiment", "show_overview"]
 
@@ -66,9 +66,9 @@ def show_overview(runs: Sequence[str], language: Language) -> None:
 
 def _log_headlines(comparison: Comparison) -> None:
     """Logs the accuracy of each beta's registered epoch, and of the beta that is recommended, in [0, 1]."""
-    accuracies = {row.beta: round(row.accuracy / 100, 6) for row in comparison.ranking if row.accuracy is not None}
-    mlflow.log_metrics({f"accuracy/beta {format_beta(beta)}": value for beta, value in accuracies.items()})
-    chosen = comparison.choice.beta
+    accuracies = {row.run: round(row.accuracy / 100, 6) for row in comparison.ranking if row.accuracy is not None}
+    mlflow.log_metrics({f"accuracy/beta {beta}": value for beta, value in accuracies.items()})
+    chosen = comparison.choice.run
     if chosen in accuracies:
         mlflow.log_metric("accuracy", accuracies[chosen])
 

@@ -15,7 +15,7 @@ def test_a_clear_difference_is_paired_and_named():
     facts = compared(run(0.15, right(40)), run(0.12, right(60)))
     assert facts.comparable
     (row,) = [row for row in facts.differences if row.label == "best"]
-    assert (row.beta, row.reference, row.points, row.kind) == (0.12, 0.15, pytest.approx(20.0), "paired")
+    assert (row.run, row.reference, row.points, row.kind) == ("0.12", "0.15", pytest.approx(20.0), "paired")
     assert row.accuracies == (pytest.approx(60.0), pytest.approx(40.0))
     # 20 of 100 questions differ, each by 100 points: standard error 100 * sqrt(0.2 * 0.8 / 100) = 4
     assert row.interval == (pytest.approx(20 - 1.96 * 4, abs=1.0), pytest.approx(20 + 1.96 * 4, abs=1.0))
@@ -24,13 +24,13 @@ def test_a_clear_difference_is_paired_and_named():
     assert row.significant
     # (1.95996 + 0.84162) ** 2 * (deviation / 20) ** 2 with the unbiased deviation of 20 ones and 80 zeros
     assert row.questions_needed == math.ceil(7.84888 * np.std(np.repeat([100.0, 0.0], [20, 80]), ddof=1) ** 2 / 400)
-    assert (facts.choice.beta, facts.choice.rule) == (0.12, "better")
+    assert (facts.choice.run, facts.choice.rule) == ("0.12", "better")
 
 
 def test_differences_are_minus_the_larger_beta_whatever_the_order():
     facts = compared(run(0.12, right(40)), run(0.15, right(60)))
     assert [row.points for row in facts.differences] == [pytest.approx(-20.0)] * 2
-    assert (facts.choice.beta, facts.choice.rule) == (0.15, "better")
+    assert (facts.choice.run, facts.choice.rule) == ("0.15", "better")
 
 
 @pytest.mark.parametrize(("points", "direction"), [(0.25, "tie"), (-0.25, "tie"), (0.26, "up"), (-0.26, "down")])
@@ -109,7 +109,7 @@ def test_a_cell_that_one_run_lacks_is_missing():
 
 def test_best_epochs_against_baselines_by_hand():
     facts = compared(run(0.12, right(60)), run(0.15, right(60)))
-    random, zero_shot = [row for row in facts.against_baselines if row.beta == 0.12]
+    random, zero_shot = [row for row in facts.against_baselines if row.run == "0.12"]
     assert (random.baseline, random.points, random.accuracies) == ("random", pytest.approx(40.0), (60.0, 20.0))
     assert random.p == pytest.approx(2 / 2**40)
     assert random.p_holm == pytest.approx(4 * 2 / 2**40)  # two betas, two baselines
@@ -125,7 +125,7 @@ def test_the_strongest_baseline_of_each_shot_count_by_hand():
         "checkpoint 1 (old.pt)": {100: {2: 80.0}},
     }
     first, second = compared(run(0.12, right(60), baselines=baselines), run(0.15, right(10))).against_strongest
-    assert (first.beta, first.shots, first.size) == (0.12, 2, 100)
+    assert (first.run, first.shots, first.size) == ("0.12", 2, 100)
     assert (first.baseline, first.accuracies, first.points) == ("zero-shot", (60.0, 30.0), pytest.approx(30.0))
     assert (first.kind, first.p, first.p_holm) == ("paired", pytest.approx(2 / 2**30), pytest.approx(2 * 2 / 2**30))
     assert first.interval[0] == pytest.approx(21.0, abs=1.0)  # 30 of 100 questions differ: 30 +/- 1.96 * 4.6
@@ -169,4 +169,4 @@ def test_statistics_by_hand():
 def test_results_of_the_samples_are_in_the_order_of_betas():
     all_results, records = results(run(0.15, right(1)), run(0.12, right(2)))
     assert [result.kl_beta for result in all_results.runs] == [0.12, 0.15]
-    assert records.keys() == {0.12, 0.15}
+    assert records.keys() == {"evaluation 0.12", "evaluation 0.15"}

@@ -15,7 +15,7 @@ def test_a_confounder_makes_runs_not_comparable_and_the_numbers_stay(change, fie
     assert not facts.comparable
     assert field in facts.confounders
     assert facts.findings[0].rule == "not_comparable"
-    assert (facts.choice.beta, facts.choice.rule) == (None, "not_comparable")
+    assert (facts.choice.run, facts.choice.rule) == (None, "not_comparable")
     assert facts.differences[0].points == pytest.approx(20.0)
 
 

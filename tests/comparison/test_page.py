@@ -160,8 +160,8 @@ def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common()
         for beta, value in ((0.05, 40.0), (0.12, 51.0), (0.3, 60.0))
     ]
     facts = compare(results_of({"unit": "percent", "runs": runs}), {}, seed=0)
-    assert [(row.beta, row.label, row.points, row.primary) for row in facts.differences] == [
-        (0.05, 2, -20.0, True), (0.12, 2, -9.0, True),
+    assert [(row.run, row.label, row.points, row.primary) for row in facts.differences] == [
+        ("0.05", 2, -20.0, True), ("0.12", 2, -9.0, True),
     ]  # fmt: skip
     page = markdown(facts, "en", draw_figures(facts))
     assert "The intervals are a bound instead" in page
@@ -250,8 +250,8 @@ def test_what_is_seen_first():
 
 def test_a_gain_that_is_not_significant_has_no_arrow():
     facts = compared(run(0.12, right(31)), run(0.15, right(10)))  # zero-shot is right on 30 of 100
-    gains = {gain.beta: gain for gain in facts.against_strongest}
-    assert (gains[0.12].significant, gains[0.15].significant) == (False, True)
+    gains = {gain.run: gain for gain in facts.against_strongest}
+    assert (gains["0.12"].significant, gains["0.15"].significant) == (False, True)
     top = markdown(facts, "en").split("**Sections:**")[0]
     assert row(top, "KL_BETA=0.12, epoch 1", "31.00 % +1.00 [0.00, +3.00]")
     assert "10.00 % -20.00 ⬇️ [" in top
@@ -358,8 +358,9 @@ epochs = st.fixed_dictionaries(
     },
 )
 runs = st.fixed_dictionaries(
-    {"kl_beta": st.sampled_from([0, 0.05, 0.12, 0.15]), "epochs": st.lists(epochs, min_size=1, max_size=3)},
+    {"kl_beta": st.sampled_from([None, 0, 0.05, 0.12, 0.15]), "epochs": st.lists(epochs, min_size=1, max_size=3)},
     optional={
+        "label": st.sampled_from(["a", "b $x$", "方案", "{run}"]),
         "config": st.dictionaries(st.text(max_size=6), scalars, max_size=3),
         "rl_data": st.dictionaries(st.sampled_from(["n_queries", "n_positive_queries", "mean_reward", "digest"]), scalars),
         "best_epoch": st.integers(1, 3),

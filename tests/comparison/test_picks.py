@@ -21,7 +21,7 @@ def test_best_epochs_that_pick_the_same_are_called_out_with_the_reason():
 
 def test_examples_are_questions_won_and_then_lost():
     first, second = right(3), right(3)
-    first[5], second[:2] = 1.0, 0.0  # 1000, 1001 and 1005 are won by the beta
+    first[5], second[:2] = 1.0, 0.0  # 1000, 1001 and 1005 are won by the first run
     second[7] = 1.0
     asked = {number: sample(number, f"what is {number}?", "a") for number in (1000, 1005, 1007)}
     items = Items(asked, {10: sample(10, "which?", "b"), 11: sample(11, "who?", "c")})
@@ -33,7 +33,7 @@ def test_examples_are_questions_won_and_then_lost():
         (1007, "what is 1007?", -100.0, {"a": 9, "z": 1}),
     ]
     sides = facts.examples[2].sides
-    assert [(side.beta, side.answer, side.accuracy) for side in sides] == [(0.12, "a", 0.0), (0.15, "a", 100.0)]
+    assert [(side.run, side.answer, side.accuracy) for side in sides] == [("0.12", "a", 0.0), ("0.15", "a", 100.0)]
     assert [[item.question_id for item in side.demonstrations] for side in sides] == [[10, 12], [10, 11]]
     assert [item.question for item in sides[0].demonstrations] == ["which?", ""]  # 12 is not among the items
 
@@ -42,7 +42,7 @@ def test_of_more_than_two_betas_the_pair_that_differs_most_gives_the_examples():
     betas = ((0.05, 55, 70.0), (0.12, 60, 90.0), (0.3, 30, 50.0))
     asked = {1000 + i: sample(1000 + i, "what?", "a") for i in range(100)}
     facts = compared(*(run(beta, right(n), selection=s) for beta, n, s in betas), items=Items(asked, {}))
-    assert {tuple(side.beta for side in row.sides) for row in facts.examples} == {(0.3, 0.12)}
+    assert {tuple(side.run for side in row.sides) for row in facts.examples} == {("0.3", "0.12")}
     assert [row.query.question_id for row in facts.examples] == [1055, 1056, 1057, 1058, 1059]
 
 
@@ -67,7 +67,7 @@ def test_epochs_that_were_not_evaluated_are_in_no_pair():
     result, records = run(0.12, right(40), right(60))
     unevaluated = result.epochs[0].model_copy(update={"epoch": 3, "accuracy": {}})
     facts = compared((result.model_copy(update={"epochs": (*result.epochs, unevaluated)}), records))
-    assert facts.unevaluated == {0.12: [3]}
+    assert facts.unevaluated == {"0.12": [3]}
     assert [pair.epochs for pair in facts.epochs_compared] == [(1, 2)]
     assert facts.missing != ()
     assert {part.epoch for part in facts.missing if "100/2" in part.what} == set()

@@ -65,7 +65,10 @@ def test_null_is_missing(written):
         (lambda c: c.update(unit="fraction"), "unit: 'fraction' should be 'percent'"),
         (lambda c: c.pop("runs"), "runs: missing"),
         (lambda c: c.update(runs=[]), r"runs: \[\] should hold at least one"),
-        (lambda c: c["runs"][0].update(kl_beta=0.12), "runs: should hold each kl_beta once, holds 0.12, 0.12"),
+        (
+            lambda c: c["runs"][0].update(kl_beta=0.12),
+            "runs: two have kl_beta 0.12 and the same config and rl_data; give each a label",
+        ),
         (lambda c: c["runs"][0].update(kl_beta="0.15"), r"runs\[0\].kl_beta: '0.15' should be a valid number"),
         (lambda c: c["runs"][0].update(kl_beta=True), r"runs\[0\].kl_beta: True should be a valid number"),
         (lambda c: c["runs"][0].update(kl_beta=-1), r"runs\[0\].kl_beta: -1 should be greater than or equal to 0"),

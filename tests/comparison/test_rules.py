@@ -18,13 +18,13 @@ def test_a_small_difference_is_no_finding_and_the_larger_beta_is_kept():
     (finding,) = [finding for finding in facts.findings if finding.rule == "no_difference"]
     assert finding.points == pytest.approx(1.0)
     assert finding.questions_needed == math.ceil(7.84888 * 100.0)  # one of 100 differs: deviation 10, difference 1
-    assert (facts.choice.beta, facts.choice.rule) == (0.15, "closest")
+    assert (facts.choice.run, facts.choice.rule) == ("0.15", "closest")
 
 
 def test_a_beta_below_its_baselines_is_said():
     facts = compared(run(0.12, right(0)), run(0.15, right(60)))
-    assert [(finding.beta, finding.rule) for finding in facts.findings if finding.rule.startswith("baseline")] == [
-        (0.12, "baseline_down"), (0.12, "baseline_down"), (0.15, "baseline_up"), (0.15, "baseline_up"),
+    assert [(finding.run, finding.rule) for finding in facts.findings if finding.rule.startswith("baseline")] == [
+        ("0.12", "baseline_down"), ("0.12", "baseline_down"), ("0.15", "baseline_up"), ("0.15", "baseline_up"),
     ]  # fmt: skip
 
 

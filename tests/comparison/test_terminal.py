@@ -63,9 +63,8 @@ def test_without_an_evaluated_epoch_there_is_no_table():
     ]
     facts = compared(*pairs)
     assert summary(facts, "en").splitlines()[-2:] == [
-        "Verdict: Betas 0.12 and 0.15 cannot be compared: no two of them were evaluated on the same number of questions at the "
-        "same number of shots.",
-        "Choice of KL_BETA: None, because there is nothing to compare.",
+        "Verdict: No accuracy is known of betas 0.12 and 0.15; the report shows their training curves.",
+        "Choice of KL_BETA: None, because no accuracy is known.",
     ]
     assert "VQA accuracy" not in summary(facts, "en")
     assert "Statistical summary" not in markdown(facts, "en")

@@ -44,7 +44,7 @@ def epoch(number, accuracy=None, **metrics):
 
 
 def run(beta, *accuracies, sizes=(100,), selection=None, **fields):
-    """One beta's results and records: an epoch per array of accuracies at 2 shots, the first one the best."""
+    """One run's results and records: an epoch per array of accuracies at 2 shots, the first one the best."""
     frames = [policy(f"epoch {i}", values) for i, values in enumerate(accuracies, start=1)]
     frames += [policy("random", right(20), draw=draw) for draw in (0, 1)] + [policy("zero-shot", right(30), shots=0)]
     records = EvaluationRecords(pd.concat(frames, ignore_index=True))
@@ -59,6 +59,7 @@ def run(beta, *accuracies, sizes=(100,), selection=None, **fields):
         "selection_accuracy": dict.fromkeys(range(1, len(epochs) + 1), 50.0 if selection is None else selection),
         "registered": {"name": "m", "version": "7", "alias": f"kl-{beta:g}"},
         "best_digest": f"weights {beta:g}",
+        "run_id": f"evaluation {beta:g}",
     }
     return RunResult(kl_beta=beta, epochs=epochs, best_epoch=1, **{**defaults, **fields}), records
 
@@ -69,10 +70,10 @@ def sample(question_id, question, answer, path=Path("nowhere.png")):
 
 
 def results(*pairs):
-    """Results of runs made by ``run``, as MLflow's are, and their records by beta."""
+    """Results of runs made by ``run``, as MLflow's are, and their records by run id."""
     runs = [result for result, _ in pairs]
     return Results(unit="percent", runs=runs, dataset="mini", vlm="mini", sampler="random", complete=True), {
-        result.kl_beta: records for result, records in pairs
+        result.run_id: records for result, records in pairs
     }
 
 

@@ -260,8 +260,10 @@ def test_evaluations_that_are_not_told_apart(mlflow_store):
         with pytest.raises(ParameterError, match=f"evaluations={shared}: several begin so: ") as error:
             chosen_evaluations([shared])
         assert all(run_id in str(error.value) for run_id in several)
-        with pytest.raises(ParameterError, match=f"evaluations: {run_ids[1]} and {run_ids[2]} are both of beta 0.15"):
-            chosen_evaluations([run_ids[1], run_ids[2]])
+        assert chosen_evaluations(run_ids[1:3]) == run_ids[1:3]  # of one beta
+        twice = f"evaluations={run_ids[1][:20]}: run {run_ids[1]} is named twice; name each run once"
+        with pytest.raises(ParameterError, match=twice):
+            chosen_evaluations([run_ids[1], run_ids[1][:20]])
         with pytest.raises(MissingRunError, match="run 0123456789: "):
             chosen_evaluations(["0123456789"])
 

@@ -1,4 +1,4 @@
-"""Shows how accurate the epochs are, and in what the betas differ."""
+"""Shows how accurate the epochs are, and in what the runs differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from lever_mlflow.comparison.facts import (
 from lever_mlflow.comparison.results import EpochResult
 from lever_mlflow.comparison.sections.overview import unevaluated
 from lever_mlflow.comparison.wording import NOTHING, Wording
-from lever_mlflow.settings import format_beta
 
 __all__ = ["accuracies", "best_differences", "statistics"]
 
@@ -51,7 +50,7 @@ def _accuracies_of(number: int, facts: Comparison, words: Wording) -> list[Block
     for run in facts.runs:
         epoch = run.epoch(number)
         if epoch is not None and epoch.accuracy:
-            title = words.say("accuracy_of", beta=format_beta(run.kl_beta))
+            title = words.say("accuracy_of", run=words.run(run.label))
             blocks += [Heading(4, title), Table(head, _accuracy_rows(epoch, facts, words))]
     return blocks
 
@@ -61,13 +60,13 @@ def _accuracy_rows(epoch: EpochResult, facts: Comparison, words: Wording) -> lis
 
 
 def _differences(cells: Sequence[Difference | MissingCell], facts: Comparison, words: Wording) -> list[Block]:
-    """Returns a table for each beta that is compared with the reference, and a note on its tests if there are any."""
+    """Returns a table for each run that is compared with the reference, and a note on its tests if there are any."""
     blocks: list[Block] = []
-    for beta in dict.fromkeys(cell.beta for cell in cells):
-        rows = [cell for cell in cells if cell.beta == beta]
-        sides = [words.beta(rows[0].reference), words.beta(beta)]
-        head = [words["size"], words["shots"], *sides, *(words[name] for name in _TEST_COLUMNS)]
-        title = words.say("minus", beta=format_beta(beta), reference=format_beta(rows[0].reference))
+    for label in dict.fromkeys(cell.run for cell in cells):
+        rows = [cell for cell in cells if cell.run == label]
+        run, reference = words.run(label), words.run(rows[0].reference)
+        head = [words["size"], words["shots"], reference, run, *(words[name] for name in _TEST_COLUMNS)]
+        title = words.say("minus", run=run, reference=reference)
         blocks += [Heading(5, title), Table(head, [_difference_row(cell, words) for cell in rows])]
         if known(rows):
             blocks.append(Paragraph(_note(rows, facts, words)))
@@ -116,7 +115,7 @@ def _without_repeated_notes(blocks: Sequence[Block]) -> list[Block]:
 
 
 def statistics(facts: Comparison, words: Wording) -> list[Block]:
-    """Summarizes the differences of each pair of betas; figures of all sizes stand above."""
+    """Summarizes the differences of each pair of runs; figures of all sizes stand above."""
     blocks: list[Block] = [
         words.figure("accuracy.png", "heatmap"),
         words.figure("differences.png", "differences"),
@@ -130,7 +129,7 @@ def statistics(facts: Comparison, words: Wording) -> list[Block]:
 def _statistics_of(pair: PairStatistics, words: Wording) -> list[Block]:
     columns = list(pair.by_label.values())
     labels = [words.label(label) for label in pair.by_label]
-    title = words.say("statistics_of", beta=format_beta(pair.beta), reference=format_beta(pair.reference))
+    title = words.say("statistics_of", run=words.run(pair.run), reference=words.run(pair.reference, second=True))
     by_shots = {words.shots(k): [column.by_shots[k] for column in columns] for k in (columns[0].by_shots if columns else ())}
     by_size = {str(n): [column.by_size[n] for column in columns] for n in (columns[0].by_size if columns else ())}
     blocks: list[Block] = [Heading(3, title), Table([words["statistic"], *labels], _statistics_rows(columns, words))]

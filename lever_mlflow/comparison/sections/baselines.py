@@ -1,14 +1,13 @@
-"""Shows how the best epochs compare with baselines, and the betas with each other."""
+"""Shows how the best epochs compare with baselines, and the runs with each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lever_mlflow.comparison.blocks import Block, Paragraph, Table
-from lever_mlflow.comparison.facts import AgainstBaseline, AgainstStrongest, Comparison, RankedBeta
+from lever_mlflow.comparison.facts import AgainstBaseline, AgainstStrongest, Comparison, RankedRun
 from lever_mlflow.comparison.results import Accuracies
 from lever_mlflow.comparison.wording import NOTHING, Wording, policy_label
-from lever_mlflow.settings import format_beta
 
 __all__ = ["baselines", "ranking"]
 
@@ -16,12 +15,14 @@ __all__ = ["baselines", "ranking"]
 def baselines(facts: Comparison, words: Wording) -> list[Block]:
     """Shows the accuracies of baselines beside those of the best epochs, and the differences between them."""
     if not any(run.baselines for run in facts.runs):
+        if not facts.sizes:
+            return []
         return [Paragraph(words["baselines_none"])]
     blocks: list[Block] = [words.figure("baselines.png", "baselines"), _accuracies(facts, words)]
     against = facts.against_baselines
     if against:
         columns = ("policy", "difference", "direction", "interval_holm", "p_holm")
-        head = ["KL_BETA", *(words[name] for name in columns)]
+        head = [words.column(), *(words[name] for name in columns)]
         note = words.say("against_note", size=against[0].size, tests=words.tests(len(against)))
         blocks += [Paragraph(note), Table(head, [_against_row(row, words) for row in against])]
     return [*blocks, *_strongest(facts.against_strongest, words)]
@@ -37,8 +38,8 @@ def _accuracies(facts: Comparison, words: Wording) -> Table:
         policies = {name: cells for name, cells in run.baselines.items() if shown.get(name) != cells}
         shown |= policies
         if run.best and run.best.accuracy:
-            name = words.say("registered_mark", beta=format_beta(run.kl_beta), epoch=run.best_epoch)
-            policies[name] = run.best.accuracy
+            mark = "registered_mark" if run.registered else "run_epoch"
+            policies[words.say(mark, run=words.run(run.label), epoch=run.best.epoch)] = run.best.accuracy
         rows += [
             [policy_label(run, name), str(size), *(words.accuracy(row[k]) if k in row else NOTHING for k in shots)]
             for name, cells in policies.items()
@@ -49,7 +50,7 @@ def _accuracies(facts: Comparison, words: Wording) -> Table:
 
 def _against_row(row: AgainstBaseline, words: Wording) -> list[str]:
     return [
-        format_beta(row.beta),
+        row.run,
         row.baseline,
         words.difference(row.points),
         words.reading(row),
@@ -63,33 +64,33 @@ def _strongest(rows: Sequence[AgainstStrongest], words: Wording) -> list[Block]:
     if not rows:
         return []
     columns = ("shots", "strongest", "best_epoch", "difference", "direction", "interval_holm", "p_holm")
-    head = ["KL_BETA", *(words[name] for name in columns)]
+    head = [words.column(), *(words[name] for name in columns)]
     note = words.say("strongest_note", size=rows[0].size, tests=words.tests(len(rows)))
     return [Paragraph(note), Table(head, [_strongest_row(row, words) for row in rows])]
 
 
 def _strongest_row(row: AgainstStrongest, words: Wording) -> list[str]:
     best, baseline = row.accuracies
-    beta, name, *difference = _against_row(row, words)
-    return [beta, str(row.shots), f"{name}: {words.accuracy(baseline)}", words.accuracy(best), *difference]
+    label, name, *difference = _against_row(row, words)
+    return [label, str(row.shots), f"{name}: {words.accuracy(baseline)}", words.accuracy(best), *difference]
 
 
 def ranking(facts: Comparison, words: Wording) -> list[Block]:
-    """Shows the curve over beta and the ranking, of three betas or more."""
-    if len(facts.ranking) < 3:
+    """Shows the accuracies in order and the ranking, of three runs or more that have accuracies."""
+    if len(facts.ranking) < 3 or not facts.sizes:
         return []
     columns = ("selection", "report_accuracy", "interval", "kl", "model")
-    head = [words["rank"], "KL_BETA", "Epoch", *(words[name] for name in columns)]
+    head = [words["rank"], words.column(), "Epoch", *(words[name] for name in columns)]
     rows = [_ranking_row(rank, row, words) for rank, row in enumerate(facts.ranking, start=1)]
     selected = all(row.selection is not None for row in facts.ranking)
     note = Paragraph(words["selected_by" if selected else "ranked_by_mean"])
-    return [words.figure("beta_curve.png", "beta"), Table(head, rows), note]
+    return [words.figure("beta_curve.png" if facts.by_beta else "ranking.png", "beta"), Table(head, rows), note]
 
 
-def _ranking_row(rank: int, row: RankedBeta, words: Wording) -> list[str]:
+def _ranking_row(rank: int, row: RankedRun, words: Wording) -> list[str]:
     return [
         str(rank),
-        format_beta(row.beta),
+        row.run,
         str(row.epoch),
         words.accuracy_if_stated(row.selection),
         words.accuracy(row.accuracy),

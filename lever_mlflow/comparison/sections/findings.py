@@ -10,6 +10,7 @@ from lever_mlflow.comparison.findings import (
     EqualEpochs,
     FewPositive,
     Finding,
+    IdenticalRuns,
     KlTrend,
     LittleContrast,
     MissingParts,
@@ -20,7 +21,6 @@ from lever_mlflow.comparison.findings import (
 )
 from lever_mlflow.comparison.rules import FEW_POSITIVE, LITTLE_CONTRAST
 from lever_mlflow.comparison.wording import Wording
-from lever_mlflow.settings import format_beta
 
 __all__ = ["findings"]
 
@@ -44,9 +44,13 @@ def _sentence(finding: Finding, words: Wording) -> str:
             values = _of_baseline(finding, words)
         case EqualEpochs():
             epochs = words.epochs(finding.epochs)
-            values = {"kl_beta": format_beta(finding.kl_beta), "epochs": epochs, "cells": str(finding.cells)}
+            values = {"run": words.run(finding.run), "epochs": epochs, "cells": str(finding.cells)}
+        case IdenticalRuns(picks=picks):
+            unknown = words["identical_picks_unknown"]
+            known = unknown if picks is None else words.say("identical_picks", share=words.share(picks))
+            values = {"runs": words.runs(finding.runs), "cells": str(finding.cells), "picks": known}
         case SamePicks():
-            values = {"betas": words.join(finding.betas), "shots": words.shots(*finding.shots)}
+            values = {"runs": words.runs(finding.runs), "shots": words.shots(*finding.shots)}
         case OracleFinding():
             shares = {name: words.share(getattr(finding, name)) for name in ("oracle", "random", "winnable")}
             values = {**shares, "questions": str(finding.questions)}
@@ -59,25 +63,25 @@ def _of_training(
     finding: FewPositive | LittleContrast | SameRewards | KlTrend,
     words: Wording,
 ) -> dict[str, str]:
-    beta = {"kl_beta": format_beta(finding.kl_beta)}
+    run = {"run": words.run(finding.run)}
     match finding:
         case FewPositive(queries=queries, positive=positive):
             rate, few = words.share(positive / queries), words.share(FEW_POSITIVE)
-            return {**beta, "queries": str(queries), "positive": str(positive), "rate": rate, "few": few}
+            return {**run, "queries": str(queries), "positive": str(positive), "rate": rate, "few": few}
         case LittleContrast():
-            return {**beta, "advantage_std": words.value(finding.advantage_std), "little": f"{LITTLE_CONTRAST:g}"}
+            return {**run, "advantage_std": words.value(finding.advantage_std), "little": f"{LITTLE_CONTRAST:g}"}
         case SameRewards():
-            return {**beta, "share": words.share(finding.share)}
+            return {**run, "share": words.share(finding.share)}
         case KlTrend():
             values = " → ".join(map(words.number, finding.values))
-            return {**beta, "values": values, "change": words.change("kl", finding.change)}
+            return {**run, "values": values, "change": words.change("kl", finding.change)}
 
 
 def _of_difference(finding: DifferenceFinding, words: Wording) -> dict[str, str]:
     needed = finding.questions_needed
     return {
-        "beta": format_beta(finding.beta),
-        "reference": format_beta(finding.reference),
+        "run": words.run(finding.run),
+        "reference": words.run(finding.reference),
         "word": words["better" if finding.points > 0 else "worse"],
         "size": str(finding.size),
         "shots": words.shots(finding.shots),
@@ -92,7 +96,7 @@ def _of_difference(finding: DifferenceFinding, words: Wording) -> dict[str, str]
 def _of_baseline(finding: BaselineFinding, words: Wording) -> dict[str, str]:
     signed = finding.rule == "no_baseline_difference"  # the sentences of the others say which way it goes
     return {
-        "beta": format_beta(finding.beta),
+        "run": words.run(finding.run),
         "baseline": finding.baseline,
         "size": str(finding.size),
         "points": words.points(finding.points if signed else abs(finding.points), signed=signed),

@@ -1,4 +1,4 @@
-"""Shows what is to be seen first: origin of the numbers, verdict, choice of beta, and the largest size at a glance."""
+"""Shows what is to be seen first: origin of the numbers, verdict, choice, and the largest size at a glance."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from lever_mlflow.comparison.blocks import Block, Line, Link, Paragraph, SideBySide, Table
 from lever_mlflow.comparison.facts import AgainstStrongest, Comparison, LinkedRun
+from lever_mlflow.comparison.fields import aspect_of
 from lever_mlflow.comparison.results import RunResult
 from lever_mlflow.comparison.sections.conclusion import choice, verdict
 from lever_mlflow.comparison.wording import NOTHING, Wording
-from lever_mlflow.settings import format_beta
 
 __all__ = ["overview", "unevaluated"]
 
@@ -24,7 +24,8 @@ def overview(facts: Comparison, words: Wording) -> list[Block]:
         *([Line(origin)] if origin else []),
         Paragraph(verdict(facts, words), strong=True, label=words["verdict"]),
         Paragraph(choice(facts, words), label=words["choice"]),
-        *_largest_size(facts, words),
+        *_also_differs(facts, words),
+        *(_largest_size(facts, words) if facts.sizes else [words.figure("training_curves.png", "curves")]),
         *unevaluated(facts, words),
     ]
 
@@ -42,35 +43,46 @@ def _run(run: LinkedRun, words: Wording) -> str | Link:
     return Link(run.name, run.url) if run.url else words.say("run_named", name=run.name, run_id=run.run_id[:_SHORT])
 
 
+def _also_differs(facts: Comparison, words: Wording) -> list[Block]:
+    """Says what else the runs are, where a single aspect beside beta tells them apart; nothing elsewhere."""
+    telling = [row for row in facts.fields if row.mark == "confounding" and len(set(row.values)) == len(facts.runs)]
+    if not facts.by_beta or not telling or len(set(map(aspect_of, facts.confounders))) > 1:
+        return []
+    values = words.join(
+        f"{words.value(value)} ({words.run(run.label)})" for value, run in zip(telling[0].values, facts.runs, strict=True)
+    )
+    return [Paragraph(words.say("also_differs", field=aspect_of(telling[0].field), values=values))]
+
+
 def _largest_size(facts: Comparison, words: Wording) -> list[Block]:
     """Shows, at the size that claims rest on, the strongest baselines and what each best epoch gains over them."""
     size = facts.claimed_size
     figure = words.figure("intervals.png", "intervals")
     if not any(size in epoch.accuracy for run in facts.runs for epoch in run.epochs):
         return []
-    gains = {(row.beta, row.shots): row for row in facts.against_strongest if row.size == size}
+    gains = {(row.run, row.shots): row for row in facts.against_strongest if row.size == size}
     head = ["", *(words.shots(k) for k in facts.shots)]
-    rows = [*_strongest_rows(facts, gains, words), *(_beta_row(run, size, gains, facts.shots, words) for run in facts.runs)]
+    rows = [*_strongest_rows(facts, gains, words), *(_run_row(run, size, gains, facts.shots, words) for run in facts.runs)]
     note = words.say("top_gains_note" if gains else "top_note", size=size)
     return [Paragraph(note), SideBySide([Table(head, rows), figure])]
 
 
-def _strongest_rows(facts: Comparison, gains: dict[tuple[float, int], AgainstStrongest], words: Wording) -> list[list[str]]:
+def _strongest_rows(facts: Comparison, gains: dict[tuple[str, int], AgainstStrongest], words: Wording) -> list[list[str]]:
     """Returns a row with the strongest baselines, or a row for each run where they are not the same for all."""
-    rows: dict[float, list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for run in facts.runs:
-        known = [gains.get((run.kl_beta, k)) for k in facts.shots]
+        known = [gains.get((run.label, k)) for k in facts.shots]
         if any(known):
-            rows[run.kl_beta] = [f"{words.accuracy(row.accuracies[1])}\n{row.baseline}" if row else NOTHING for row in known]
+            rows[run.label] = [f"{words.accuracy(row.accuracies[1])}\n{row.baseline}" if row else NOTHING for row in known]
     if len({tuple(row) for row in rows.values()}) == 1:
         return [[words["strongest"], *next(iter(rows.values()))]]
-    return [[words.say("strongest_of", beta=format_beta(beta)), *row] for beta, row in rows.items()]
+    return [[words.say("strongest_of", run=words.run(label)), *row] for label, row in rows.items()]
 
 
-def _beta_row(
+def _run_row(
     run: RunResult,
     size: int,
-    gains: dict[tuple[float, int], AgainstStrongest],
+    gains: dict[tuple[str, int], AgainstStrongest],
     shots: Sequence[int],
     words: Wording,
 ) -> list[str]:
@@ -79,19 +91,21 @@ def _beta_row(
     cells = []
     for k in shots:
         lines = [words.accuracy(epoch.accuracy_at(size, k))]
-        row = gains.get((run.kl_beta, k))
+        row = gains.get((run.label, k))
         if row:
             lines += [f"{words.difference(row.points)} {words.arrow(row)}".rstrip(), words.interval(row.interval)]
         cells.append("\n".join(lines))
-    return [words.beta_epoch(run.kl_beta, epoch.epoch), *cells]
+    return [words.run_epoch(run.label, epoch.epoch), *cells]
 
 
 def unevaluated(facts: Comparison, words: Wording) -> list[Block]:
-    """Says which epochs were trained but not evaluated, once for all betas that share them; nothing where all were."""
-    betas: dict[tuple[int, ...], list[str]] = {}
-    for beta, epochs in facts.unevaluated.items():
-        betas.setdefault(tuple(epochs), []).append(format_beta(beta))
+    """Says which epochs were trained but not evaluated, once for all runs that share them; nothing where all or none were."""
+    if not facts.sizes:
+        return []
+    runs: dict[tuple[int, ...], list[str]] = {}
+    for label, epochs in facts.unevaluated.items():
+        runs.setdefault(tuple(epochs), []).append(label)
     return [
-        Paragraph(words.say("unevaluated", beta=words.say("beta", beta=words.join(names)), epochs=words.epochs(epochs)))
-        for epochs, names in betas.items()
+        Paragraph(words.say("unevaluated", runs=words.runs(labels), epochs=words.epochs(epochs)))
+        for epochs, labels in runs.items()
     ]

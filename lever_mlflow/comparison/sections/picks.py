@@ -9,7 +9,6 @@ from lever_mlflow.comparison.facts import Comparison, EpochPair, Example, Exampl
 from lever_mlflow.comparison.pictures import MOST_DEMONSTRATIONS, demonstration_picture, query_picture
 from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.evaluation.overlap import PickOverlap
-from lever_mlflow.settings import format_beta
 
 __all__ = ["epochs_compared", "examples", "overlap"]
 
@@ -20,7 +19,7 @@ def epochs_compared(facts: Comparison, words: Wording) -> list[Block]:
     """Compares the epochs of each run with each other; pairs that have little in common are only counted."""
     pairs = [pair for pair in facts.epochs_compared if pair.cells]
     shown = [pair for pair in pairs if _alike(pair)]
-    head = ["KL_BETA", *(words[name] for name in ("epochs_pair", "equal_cells", "same_picks", "why"))]
+    head = [words.column(), *(words[name] for name in ("epochs_pair", "equal_cells", "same_picks", "why"))]
     blocks: list[Block] = [Table(head, [_epochs_row(pair, words) for pair in shown])] if shown else []
     others = len(pairs) - len(shown)
     if others:
@@ -35,7 +34,7 @@ def _alike(pair: EpochPair) -> bool:
 def _epochs_row(pair: EpochPair, words: Wording) -> list[str]:
     shares = words.join(f"{words.shots(k)} {words.share(share)}" for k, share in pair.overlap.items())
     return [
-        format_beta(pair.kl_beta),
+        pair.run,
         " / ".join(map(str, pair.epochs)),
         f"{pair.equal}/{pair.cells}",
         shares or words["unknown"],
@@ -56,13 +55,13 @@ def _epochs_explained(pair: EpochPair, words: Wording) -> str:
 
 
 def overlap(facts: Comparison, words: Wording) -> list[Block]:
-    """Shows how far the best epochs of two betas pick the same, and which checkpoints of one beta pick nearly the same."""
+    """Shows how far the best epochs of two runs pick the same, and which checkpoints of one run pick nearly the same."""
     best = list(facts.overlap_of_best)
-    blocks = _overlap_table(words["overlap_best"], "KL_BETA", best, words)
+    blocks = _overlap_table(words["overlap_best"], words.column(), best, words)
     for run in facts.runs:
         shown = [row for row in run.overlap if row.ordered >= _NEARLY_THE_SAME]
         others = [row.ordered for row in run.overlap if row.ordered < _NEARLY_THE_SAME]
-        title = words.say("overlap_of", beta=format_beta(run.kl_beta))
+        title = words.say("overlap_of", run=words.run(run.label))
         blocks += _overlap_table(title, words["policy"], shown, words)
         if others:
             low, high = words.share(min(others)), words.share(max(others))
@@ -91,8 +90,8 @@ def examples(facts: Comparison, words: Wording) -> list[Block]:
     if not facts.examples:
         return []
     first = facts.examples[0]
-    beta, reference = (words.beta(side.beta) for side in first.sides)
-    note = words.say("examples_note", beta=beta, reference=reference, shots=words.shots(first.shots))
+    run, reference = (words.run(side.run) for side in first.sides)
+    note = words.say("examples_note", run=run, reference=reference, shots=words.shots(first.shots))
     return [Paragraph(note), *(_card(example, words) for example in facts.examples)]
 
 
@@ -104,12 +103,12 @@ def _card(example: Example, words: Wording) -> Card:
 
 
 def _side(side: ExampleSide, words: Wording) -> tuple[str, list[Item]]:
-    """Returns the answer of one beta, and the demonstrations that stood before the question."""
-    beta, accuracy = format_beta(side.beta), words.accuracy(side.accuracy)
+    """Returns the answer of one run, and the demonstrations that stood before the question."""
+    run, accuracy = words.run(side.run), words.accuracy(side.accuracy)
     items = [_demonstration(item, words) for item in side.demonstrations[:MOST_DEMONSTRATIONS]]
     more = len(side.demonstrations) - len(items)
     items += [Item("", [words.say("more_demonstrations", count=more)])] if more > 0 else []
-    return words.say("answered", beta=beta, answer=side.answer, accuracy=accuracy), items
+    return words.say("answered", run=run, answer=side.answer, accuracy=accuracy), items
 
 
 def _demonstration(item: ShownItem, words: Wording) -> Item:

@@ -1,4 +1,4 @@
-"""Says what was compared, and whether the runs differ in nothing but beta."""
+"""Says what was compared, and whether the runs differ in nothing but what is meant to differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from lever_mlflow.comparison.blocks import Block, Bullets, Paragraph, Table
 from lever_mlflow.comparison.facts import Comparison
 from lever_mlflow.comparison.results import RunResult
 from lever_mlflow.comparison.wording import Wording
-from lever_mlflow.settings import format_beta
 
 __all__ = ["fairness", "setup", "training_configuration"]
 
@@ -44,7 +43,7 @@ def _compared_model(run: RunResult, words: Wording) -> str:
     others = [epoch.epoch for epoch in run.epochs if not epoch.accuracy]
     return words.say(
         "compared_model",
-        beta=format_beta(run.kl_beta),
+        run=words.run(run.label),
         epochs=words.epochs(evaluated) if evaluated else words["no_epochs"],
         best=best,
         others=words.say("compared_others", epochs=words.epochs(others)) if others else "",
@@ -56,11 +55,11 @@ def fairness(facts: Comparison, words: Wording) -> list[Block]:
     head = [words["parameter"], *(words[title] for title in _DATA_COLUMNS.values()), words["start"]]
     blocks: list[Block] = [Table(head, [_data_row(run, words) for run in facts.runs])]
     if facts.confounders:
-        blocks.append(Paragraph(words["not_comparable_note"], strong=True))
+        blocks.append(Paragraph(words["not_comparable_note" if facts.varied else "undecided_note"], strong=True))
     elif len(facts.runs) > 1:
-        blocks.append(Paragraph(words["comparable"]))
+        blocks.append(Paragraph(words["comparable" if facts.varied else "comparable_nothing"]))
     marked = sorted((field for field in facts.fields if field.mark != "same"), key=lambda field: field.mark)
-    head = [words["field"], *(words.beta(run.kl_beta) for run in facts.runs), words["mark"]]
+    head = [words["field"], *(words.run(run.label) for run in facts.runs), words["mark"]]
     blocks.append(Table(head, [[row.field, *map(words.value, row.values), words[f"mark_{row.mark}"]] for row in marked]))
     unknown = [field.field for field in marked if field.mark == "unknown"]
     return [*blocks, *([Paragraph(words.say("not_stated", fields=words.join(unknown)))] if unknown else [])]
@@ -68,7 +67,7 @@ def fairness(facts: Comparison, words: Wording) -> list[Block]:
 
 def _data_row(run: RunResult, words: Wording) -> list[str]:
     start = ", ".join(_shortened(name, str(run.config[name])) for name in _START_FIELDS if name in run.config)
-    return [words.beta(run.kl_beta), *(_data_cell(run, name, words) for name in _DATA_COLUMNS), start or words["unknown"]]
+    return [words.run(run.label), *(_data_cell(run, name, words) for name in _DATA_COLUMNS), start or words["unknown"]]
 
 
 def _data_cell(run: RunResult, name: str, words: Wording) -> str:
@@ -89,5 +88,5 @@ def training_configuration(facts: Comparison, words: Wording) -> list[Block]:
     """Lists every field of ``config``."""
     names = dict.fromkeys(name for run in facts.runs for name in run.config)
     rows = [[name, *(words.value(run.config.get(name)) for run in facts.runs)] for name in names]
-    head = [words["parameter"], *(words.beta(run.kl_beta) for run in facts.runs)]
+    head = [words["parameter"], *(words.run(run.label) for run in facts.runs)]
     return [Table(head, rows)] if rows else []

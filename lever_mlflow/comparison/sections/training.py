@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from lever_mlflow.comparison.blocks import Block, Heading, Table
+from lever_mlflow.comparison.blocks import Block, Heading, Paragraph, Table
 from lever_mlflow.comparison.curves import CURVES, change, present
 from lever_mlflow.comparison.facts import Comparison, Curves
 from lever_mlflow.comparison.sections.overview import unevaluated
 from lever_mlflow.comparison.wording import Wording
-from lever_mlflow.settings import format_beta
 
 __all__ = ["curves", "trends"]
 
-_FURTHER = ("kl_exact", "expected_reward", "frac_reward_zero_std", "picks_changed")  # shown where they were logged
+_FURTHER = (  # shown where they were logged, here or by the predecessor
+    *("kl_exact", "expected_reward", "frac_reward_zero_std", "picks_changed"),
+    *("kl_loss", "grpo_loss", "mean_ratio", "mean_advantage"),
+)
 
 
 def curves(facts: Comparison, words: Wording) -> list[Block]:
     """Shows the metrics of each run by epoch."""
+    if not _any_metrics(facts):
+        return [Paragraph(words["curves_none"])]
     blocks: list[Block] = [*unevaluated(facts, words), words.figure("training_curves.png", "curves")]
     for run in facts.curves:
         names = [*CURVES, *(name for name in _FURTHER if name in run.values)]
         head = ["Epoch", *(_title(name) if name in CURVES else name for name in names)]
         rows = [[str(epoch), *(words.number(run.values[name][i]) for name in names)] for i, epoch in enumerate(run.epochs)]
-        blocks += [Heading(3, words.say("curves_of", beta=format_beta(run.kl_beta))), Table(head, rows)]
+        blocks += [Heading(3, words.say("curves_of", run=words.run(run.run))), Table(head, rows)]
     return blocks
+
+
+def _any_metrics(facts: Comparison) -> bool:
+    return any(epoch.metrics for run in facts.runs for epoch in run.epochs)
 
 
 def _title(name: str) -> str:
@@ -31,12 +39,14 @@ def _title(name: str) -> str:
 
 
 def trends(facts: Comparison, words: Wording) -> list[Block]:
-    """Reads the metrics of each run from epoch to epoch."""
+    """Reads the metrics of each run from epoch to epoch; nothing where no run has any."""
+    if not _any_metrics(facts):
+        return []
     blocks: list[Block] = []
     for run in facts.curves:
         head = [words["metric"], *(words.say("epoch", epoch=epoch) for epoch in run.epochs), words["trend"]]
         rows = [[name, *_values(run, name, words), _trend(run, name, words)] for name in CURVES]
-        blocks += [Heading(3, words.say("trends_of", beta=format_beta(run.kl_beta))), Table(head, rows)]
+        blocks += [Heading(3, words.say("trends_of", run=words.run(run.run))), Table(head, rows)]
     return blocks
 
 
