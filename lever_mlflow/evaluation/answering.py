@@ -13,7 +13,6 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.vlm.prompt import Prompt, clean_generation
 
@@ -94,4 +93,4 @@ class Answering:
 
 
 def _accuracies(answers: Sequence[str], prompts: Sequence[Prompt]) -> list[float]:
-    return [vqa_accuracy(text, prompt.query.answers) for text, prompt in zip(answers, prompts, strict=True)]
+    return [prompt.query.accuracy(text) for text, prompt in zip(answers, prompts, strict=True)]

@@ -37,6 +37,7 @@ from lever_mlflow.trials.rollout import (
 
 __all__ = [
     "LEFT_OUT",
+    "SCORING",
     "find_rl_data",
     "read_rl_data",
     "record_groups",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 STEP, RL_DATA_FILE = "rollout", "rl_data.json"
+SCORING = "scoring"  # in the meta of RL data: how the answers were scored
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
 
 
@@ -182,6 +184,7 @@ def record_groups(
     meta = {
         **context.identity(),
         **asdict(settings),
+        SCORING: resources.data.scoring,
         "round": round_number,
         "generation": asdict(resources.language_model.profile),
     }

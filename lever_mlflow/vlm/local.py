@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.exceptions import LeverError
 from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import load_pretrained
@@ -113,7 +112,10 @@ class LocalVLM:
 
     def score_key(self, prompt: Prompt) -> str:
         """Returns a digest of all that the score of a prompt depends on."""
-        return hashlib.sha256(json.dumps(["gt_prob", self.key(prompt), sorted(prompt.query.answers)]).encode()).hexdigest()
+        query = prompt.query
+        scored = [] if query.scoring == "raw" else [query.scoring, sorted(query.stemmed_answers)]
+        content = ["gt_prob", self.key(prompt), sorted(query.answers), *scored]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Yields the raw generations of one batch after another as (position in ``prompts``, text), longest prompts first.
@@ -274,7 +276,7 @@ class LocalVLM:
         logprobs_RT = steps_RTV.gather(2, targets_RT[..., None]).squeeze(2) * shown_RT
         probabilities = iter(logprobs_RT.sum(1).double().exp().tolist())
         return [
-            repr(sum(next(probabilities) * vqa_accuracy(text, prompt.query.answers) for text in group))
+            repr(sum(next(probabilities) * prompt.query.accuracy(text) for text in group))
             for prompt, group in zip(batch.prompts, answers, strict=True)
         ]
 

@@ -39,10 +39,25 @@ def test_samples_in_the_order_of_the_questions_file(okvqa_root):
 def test_a_demonstration_shows_the_most_frequent_answer(okvqa_root):
     def divide(content):
         for answer, text in zip(content["annotations"][0]["answers"], "aabbbbcccc", strict=True):
-            answer["answer"] = text
+            answer["raw_answer"] = text
 
     edit(okvqa_root / ANNOTATIONS, divide)
     assert load_split(okvqa_root, "train")[0].answer == "b"  # as often as c, but earlier
+
+
+def test_answers_are_as_the_annotators_wrote_them(okvqa_root):
+    def stem(content):
+        for answer in content["annotations"][0]["answers"]:
+            answer.update(raw_answer="racing", answer="race")
+        for answer in content["annotations"][1]["answers"]:  # a file of one form, such as those of VQAv2
+            del answer["raw_answer"]
+
+    edit(okvqa_root / ANNOTATIONS, stem)
+    first, second, *_ = read_split(okvqa_root, "train", scoring="plain").samples
+    assert (first.answer, first.answers, first.stemmed_answers) == ("racing", ("racing",) * 10, ("race",) * 10)
+    assert (second.answer, second.answers, second.stemmed_answers) == ("thing 1", ("thing 1",) * 10, ())
+    assert (first.accuracy("race"), first.accuracy("racing"), second.accuracy("thing 1")) == (1.0, 0.0, 1.0)
+    assert {sample.scoring for sample in load_split(okvqa_root, "train")} == {"raw"}
 
 
 # Questions 30 and 31 are the fourth and fifth, on image 3.
@@ -66,6 +81,12 @@ def test_a_demonstration_shows_the_most_frequent_answer(okvqa_root):
         (ANNOTATIONS, lambda c: c["annotations"][4].update(answers="yes"), "answers is 'yes', expected list", {30}),
         (ANNOTATIONS, lambda c: c["annotations"][4].update(answers=["yes"] * 10), "answers[0]: answer is None, expected", {30}),
         (ANNOTATIONS, lambda c: c["annotations"][4]["answers"][2].update(answer=7), "answers[2]: answer is 7, expected", {30}),
+        (
+            ANNOTATIONS,
+            lambda c: c["annotations"][4]["answers"][2].update(raw_answer=None),
+            "answers[2]: raw_answer is None, expected text",
+            {30},
+        ),
         (ANNOTATIONS, lambda c: c["annotations"][4].update(image_id=77), "image_id 77 in", {30}),
         (ANNOTATIONS, lambda c: c["annotations"].append(c["annotations"][4]), "1 with a question_id that occurs twice", {30}),
         (
