@@ -1,4 +1,4 @@
-"""Reads samples of a split of OK-VQA from the official question and annotation files and the COCO images.
+"""Reads samples of a split of OK-VQA or VQAv2 from the official question and annotation files and the COCO images.
 
 All items that cannot be used are found at once. Each is counted under the first kind of problem that it has.
 """
@@ -32,10 +32,11 @@ __all__ = [
 ]
 
 ANSWERS_PER_QUESTION = 10
+_VQAV2 = "v2_"  # what the names of the files of VQAv2 begin with
 SplitName = Literal["train", "val"]
 
 E = TypeVar("E")  # what is kept of an entry of a file
-_Share = Callable[[Any], Any]  # returns the first equal value
+_Share = Callable[[Any, Any], Any]  # returns the first value that is equal to both of its equal arguments
 
 _FORM, _TWICE = "of the wrong form", "with a question_id that occurs twice"
 _NO_ANNOTATION, _NO_QUESTION = "without annotation", "annotations without question"
@@ -96,12 +97,30 @@ class SplitFiles(NamedTuple):
         return self.images / f"COCO_{self.images.name}_{image_id:012d}.jpg"
 
 
-def split_files(root: Path, split: SplitName) -> SplitFiles:
-    """Returns the paths of a split's files in ``root``, by their official names."""
+def split_files(root: Path, split: SplitName, prefix: str = "") -> SplitFiles:
+    """Returns the paths of a split's files in ``root``, by their official names, which begin with ``v2_`` in VQAv2."""
     subset = f"{split}2014"
     return SplitFiles(
-        root / f"OpenEnded_mscoco_{subset}_questions.json", root / f"mscoco_{subset}_annotations.json", root / subset
+        questions=root / f"{prefix}OpenEnded_mscoco_{subset}_questions.json",
+        annotations=root / f"{prefix}mscoco_{subset}_annotations.json",
+        images=root / subset,
     )
+
+
+def _files_there(root: Path, split: SplitName) -> SplitFiles:
+    """Returns the paths of a split's files by the names that they have in ``root``; by those of OK-VQA where there are none.
+
+    Raises:
+        DataError: there are files of both data sets.
+    """
+    plain, second = (split_files(root, split, prefix) for prefix in ("", _VQAV2))
+    there = [files for files in (plain, second) if files.questions.exists() or files.annotations.exists()]
+    if len(there) == 2:
+        raise DataError(
+            f"{root}: holds files of OK-VQA and of VQAv2 ({plain.questions.name}, {second.questions.name}); give each data set "
+            "a folder of its own, with links to the images"
+        )
+    return there[0] if there else plain
 
 
 def load_split(root: str | Path, split: SplitName) -> list[Sample]:
@@ -133,8 +152,8 @@ def read_split(
     The answers are those under ``raw_answer``, as the annotators wrote them, or under ``answer`` where an answer has no other.
 
     Args:
-        root: folder of ``OpenEnded_mscoco_{split}2014_questions.json``, ``mscoco_{split}2014_annotations.json`` and the images
-            ``{split}2014/COCO_{split}2014_{image_id:012d}.jpg``.
+        root: folder of ``OpenEnded_mscoco_{split}2014_questions.json``, ``mscoco_{split}2014_annotations.json`` (in VQAv2 with
+            ``v2_`` before them) and the images ``{split}2014/COCO_{split}2014_{image_id:012d}.jpg``.
         split: the split.
         memo_dir: folder in which images that decode are remembered, so that the next reading is quick.
         max_aspect: an image whose longer side is this many times the shorter, or more, is too narrow.
@@ -145,8 +164,8 @@ def read_split(
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such data set folder; give dataset=mini or the folder of the OK-VQA files")
-    files = split_files(root, split)
+        raise DataError(f"{root}: no such data set folder; give dataset=mini or the folder of the official files")
+    files = _files_there(root, split)
     bad: list[BadItem] = []
     n_questions, questions = _entries(files.questions, "questions", _QUESTION, bad)
     _, annotations = _entries(files.annotations, "annotations", _ANNOTATION, bad)
@@ -209,13 +228,15 @@ class _Annotation(NamedTuple):
 
 
 def _question(item: Mapping[str, Any], share: _Share) -> _Question:
-    return _Question(item["image_id"], share(item["question"]))
+    return _Question(item["image_id"], share(item["question"], item["question"]))
 
 
 def _annotation(item: Mapping[str, Any], share: _Share) -> _Annotation:
-    stemmed = tuple(share(answer["answer"]) for answer in item["answers"])
-    written = tuple(share(answer.get("raw_answer", answer["answer"])) for answer in item["answers"])
-    return _Annotation(item["image_id"], share(written), () if stemmed == written else share(stemmed))
+    texts = [answer["answer"] for answer in item["answers"]]
+    stemmed = tuple(map(share, texts, texts))
+    texts = [answer.get("raw_answer", text) for answer, text in zip(item["answers"], stemmed, strict=True)]
+    written = tuple(map(share, texts, texts))
+    return _Annotation(item["image_id"], share(written, written), () if stemmed == written else share(stemmed, stemmed))
 
 
 class _Form(NamedTuple, Generic[E]):
@@ -256,7 +277,7 @@ def _entries(path: Path, key: str, form: _Form[E], bad: list[BadItem]) -> tuple[
         elif question_id in entries:
             twice[question_id] = entries[question_id] = None
         else:
-            entries[question_id] = None if problem else form.keep(item, lambda value: seen.setdefault(value, value))
+            entries[question_id] = None if problem else form.keep(item, seen.setdefault)
             if problem:
                 bad.append(BadItem(_FORM, question_id, f"{path}: {problem}"))
     if position < 0:
@@ -284,12 +305,12 @@ def _wrong_value(name: str, value: Any, kind: type) -> str:
 
 def _wrong_answers(answers: Sequence[Any]) -> str:
     """Returns what is wrong with the first bad one of the annotators' answers; an empty text where nothing is."""
-    for position, answer in enumerate(answers):
-        fields = answer if isinstance(answer, dict) else {}
-        for name in ("answer", "raw_answer"):
-            text = fields.get(name, fields.get("answer"))
-            if not isinstance(text, str):
-                return f"answers[{position}]: {name} is {reprlib.repr(text)}, expected text"
+    for position, item in enumerate(answers):
+        answer = item.get("answer") if isinstance(item, dict) else None
+        written = item.get("raw_answer", answer) if isinstance(item, dict) else None
+        if not (isinstance(answer, str) and isinstance(written, str)):
+            name, text = ("raw_answer", written) if isinstance(answer, str) else ("answer", answer)
+            return f"answers[{position}]: {name} is {reprlib.repr(text)}, expected text"
     return ""
 
 

@@ -178,6 +178,39 @@ def test_a_file_without_its_list(okvqa_root, content):
         read_split(okvqa_root, "train")
 
 
+def rename(root, *names):
+    for name in names:
+        (root / name).rename(root / f"v2_{name}")
+
+
+def test_files_of_vqav2_are_read_by_their_names(okvqa_root):
+    before = load_split(okvqa_root, "train")
+    rename(okvqa_root, QUESTIONS, ANNOTATIONS)
+    assert load_split(okvqa_root, "train") == before
+    edit(okvqa_root / f"v2_{ANNOTATIONS}", lambda c: c["annotations"].pop())
+    with pytest.raises(DataError, match=f"without annotation .*/v2_{ANNOTATIONS}"):
+        load_split(okvqa_root, "train")
+    (okvqa_root / f"v2_{ANNOTATIONS}").unlink()
+    with pytest.raises(DataError, match=f"/v2_{ANNOTATIONS}: no such file; download the official files"):
+        read_split(okvqa_root, "train")
+
+
+def test_files_of_two_data_sets_in_one_folder_are_refused(okvqa_root):
+    rename(okvqa_root, ANNOTATIONS)
+    with pytest.raises(
+        DataError, match=r"okvqa: holds files of OK-VQA and of VQAv2 \(OpenEnded_.*, v2_OpenEnded_.*\); give each"
+    ):
+        read_split(okvqa_root, "train")
+
+
+def test_equal_texts_are_in_memory_once(okvqa_root):
+    edit(okvqa_root / ANNOTATIONS, lambda c: [a.update(answers=c["annotations"][0]["answers"]) for a in c["annotations"]])
+    edit(okvqa_root / QUESTIONS, lambda c: [q.update(question="what is it?") for q in c["questions"]])
+    samples = load_split(okvqa_root, "train")
+    assert len({id(sample.question) for sample in samples}) == len({id(sample.answers) for sample in samples}) == 1
+    assert len({id(sample.image_path) for sample in samples}) == 10
+
+
 def test_truncated_file(okvqa_root):
     path = okvqa_root / QUESTIONS
     path.write_text(path.read_text()[:500])
