@@ -161,7 +161,7 @@ _EN = {
     "comparable": "Only beta differs.",
     "not_stated": "These fields are not stated by every run, so they cannot be compared: {fields}.",
     "not_comparable_note": "The runs differ in more than beta. The numbers below are shown, but they say nothing about beta.",
-    "differences_note": "A difference within {tie} points is a tie. The intervals are of paired differences on the same questions (bootstrap, 10,000 resamples), and p is "
+    "differences_note": "A difference within {tie} points is a tie. The intervals are of paired differences on the same questions (bootstrap over images, 10,000 resamples), and p is "
     "of an exact sign-flip test. Corrected intervals and p are corrected by Holm's method for {tests}. The last column says on about "
     "how many questions a difference of this size would be significant in 80 % of experiments.",
     "bound_note": "There are no records of single questions, so there is no paired interval. The intervals are a bound instead: they "
@@ -408,7 +408,7 @@ _ZH = {
     "comparable": "除 KL_BETA 外配置完全一致。",
     "not_stated": "以下字段并非每次训练都给出，无法比较：{fields}。",
     "not_comparable_note": "各次训练不只 KL_BETA 不同：下面仍列出数字，但不能说明 KL_BETA 的作用。",
-    "differences_note": "{tie} 个百分点以内的差异算持平。区间为相同题目上配对差异的自助法区间（10,000 次重采样），p 来自精确的符号翻转检验；校正后区间和 p 用 Holm 方法对 {tests}做了校正。"
+    "differences_note": "{tie} 个百分点以内的差异算持平。区间为相同题目上配对差异的按图像重采样的自助法区间（10,000 次），p 来自精确的符号翻转检验；校正后区间和 p 用 Holm 方法对 {tests}做了校正。"
     "最后一列：要在 80% 的实验中使这样大的差异显著，大约需要多少道题目。",
     "bound_note": "没有每道题目的记录，因此不存在配对区间。这里的区间是误差上界：把两个正确率看作互相独立的题目的平均，并取 0 到 1 "
     "之间的得分可能有的最大方差；p 来自按此误差的正态检验。校正后区间和 p 用 Holm 方法对 {tests}做了校正。在相同的题目上，真实误差几乎总是更小。",

@@ -69,8 +69,9 @@ class Answering:
                         demonstrations = tuple(self.train[i] for i in picks_QK[position, :k])
                         prompts.append(Prompt(demonstrations, query))
                         ids = [sample.question_id for sample in demonstrations]
-                        rows.append((policy, draw, part, position, query.question_id, k, ids))
-        frame = pd.DataFrame(rows, columns=["policy", "draw", "part", "position", "question_id", "shots", "picks"])
+                        rows.append((policy, draw, part, position, query.question_id, query.image_id, k, ids))
+        columns = ["policy", "draw", "part", "position", "question_id", "image_id", "shots", "picks"]
+        frame = pd.DataFrame(rows, columns=columns)
         answers = self._answers(prompts)
         frame["prompt"] = [self.key(prompt) for prompt in prompts]
         frame["answer"] = answers
