@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lever_mlflow.data.vqa_accuracy import vqa_accuracy
+from lever_mlflow.data.vqa_accuracy import comparable_answer, vqa_accuracy
 from lever_mlflow.settings import Scoring
 
 __all__ = ["Sample"]
@@ -52,3 +52,11 @@ class Sample:
         """
         answers = self.stemmed_answers or self.answers if self.scoring == "plain" else self.answers
         return vqa_accuracy(prediction, answers, stem=self.scoring == "stem")
+
+    def comparable(self, text: str) -> str:
+        """Returns the form in which ``accuracy`` compares answers: those of equal form are equally right.
+
+        Raises:
+            ParameterError: as ``accuracy``.
+        """
+        return comparable_answer(text, stem=self.scoring == "stem")

@@ -22,7 +22,9 @@ from functools import lru_cache
 
 from lever_mlflow.data.stemming import stem_words
 
-__all__ = ["normalize_answer", "vqa_accuracy"]
+__all__ = ["CORRECT_FROM", "comparable_answer", "normalize_answer", "vqa_accuracy"]
+
+CORRECT_FROM = 0.5  # lowest accuracy of a correct answer: at least two annotators gave it
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
@@ -91,14 +93,18 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, stem: bool = False)
     """
     if not answers:
         raise ValueError("vqa_accuracy needs at least one annotator answer; OK-VQA has 10 per question")
-    predicted = _comparable(prediction, stem=stem)
+    predicted = comparable_answer(prediction, stem=stem)
     if not predicted:
         return 0.0
-    matches = [_comparable(answer, stem=stem) == predicted for answer in answers]
+    matches = [comparable_answer(answer, stem=stem) == predicted for answer in answers]
     total = sum(matches)
     return sum(min((total - match) / 3, 1.0) for match in matches) / len(matches)
 
 
-def _comparable(text: str, *, stem: bool) -> str:
-    """Returns the form in which prediction and answers are compared."""
+def comparable_answer(text: str, *, stem: bool) -> str:
+    """Returns the form in which prediction and answers are compared: the normal form, on request with stemmed words.
+
+    Raises:
+        ParameterError: words are to be stemmed, and the library for it is not installed.
+    """
     return stem_words(normalize_answer(text)) if stem else normalize_answer(text)

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
+from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.settings import RewardMode
 from lever_mlflow.trials.rewards import rewards
@@ -65,13 +66,14 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
         data: the RL data.
         trials: the ``trial_table`` of the same data.
         train: the training items that the indices of the data refer to. If every query records its question id, and these
-            ids agree with the training items, the images of pool items are known from the training items. Otherwise they are
-            known from the ``image_id`` of the queries in ``data``.
+            ids agree with the training items, images and answers of pool items are known from the training items. Otherwise
+            images are known from the ``image_id`` of the queries in ``data``, and answers are not known.
 
     Returns:
         Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
         ``pool_size``, ``pool_distinct``, ``query_in_pool``, ``image_in_pool`` (number of pool items that show the query's
-        image, without the query itself), ``unknown_items`` (number of indices beyond ``train``, plus 1 if the query is another
+        image, without the query itself), ``no_answer_in_pool`` (1 if no pool item shows a right answer, 0 if one does or that
+        is not known), ``unknown_items`` (number of indices beyond ``train``, plus 1 if the query is another
         question there), ``positive``, ``reward_mean`` (NaN without trials), ``reward_spread`` (largest minus smallest reward)
         and ``zero_spread``.
     """
@@ -93,6 +95,7 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
             "pool_distinct": [len(set(group.pool)) == len(group.pool) for group in groups],
             "query_in_pool": [group.query_id in group.pool for group in groups],
             "image_in_pool": [_same_image(group.query_id, group.pool, images) for group in groups],
+            "no_answer_in_pool": _no_answer(data, train),
             "unknown_items": [_unknown(group, train) for group in groups],
             "positive": (n_positive > 0).astype(np.int64),
             "reward_mean": figures["reward", "mean"],
@@ -120,9 +123,25 @@ def _marked(indices: np.ndarray, length: int) -> np.ndarray:
 
 def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
     """Returns the image id of every training item for which it is known, by the item's index."""
-    if train and all("question_id" in group.query and not _unknown(group, train) for group in data.groups):
+    if train and _recorded_on(data, train):
         return {sample.index: sample.image_id for sample in train}
     return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
+
+
+def _recorded_on(data: RLData, train: Sequence[Sample]) -> bool:
+    """Says whether the question ids in the data show that they were recorded on these training items."""
+    return all("question_id" in group.query and not _unknown(group, train) for group in data.groups)
+
+
+def _no_answer(data: RLData, train: Sequence[Sample] | None) -> np.ndarray:
+    """Returns 1 for each query in whose pool no item shows a right answer, 0 where one does or that is not known.
+
+    Files of older vintages name only those items of a pool that were tried.
+    """
+    if not train or data.vintage != "pools" or not _recorded_on(data, train):
+        return np.zeros(len(data.groups), dtype=np.int64)
+    queries, pools = [train[group.query_id] for group in data.groups], [group.pool for group in data.groups]
+    return 1 - answers_in_pools(queries, train, pools).astype(np.int64)
 
 
 def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> int:

@@ -53,7 +53,7 @@ from lever_mlflow.pipeline.registration import register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.metrics import DATA, epoch_metrics
+from lever_mlflow.runs.metrics import ANSWER_RATE, DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
@@ -225,6 +225,7 @@ class _Evaluation:
         checkpoints = {START: self._start(), **self.others, **by_policy}
         questions = split_questions(self.context.resources.val, self.settings, self.context.seed)
         report, selection = (question_set(self.context, samples, self.settings) for samples in questions)
+        mlflow.log_metric(ANSWER_RATE, report.answer_rate)
         learned = report.learned(checkpoints)
         baselines = read_baselines(ensure(baselines_step(self.context, self.settings)))
         asked = answering(self.context, self.name)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,7 @@ def test_query_table(load):
         "pool_distinct": True,
         "query_in_pool": False,
         "image_in_pool": 0,
+        "no_answer_in_pool": 0,
         "unknown_items": 0,
         "positive": 1,
         "reward_mean": 0.8,
@@ -113,3 +115,23 @@ def test_another_question_about_the_querys_image_is_found_in_its_pool(samples):
     assert image_column(rl_data(other, clean), samples) == ([0, 0], [2, 0])
     # and where question ids are not recorded, nobody knows whether the items are those of the data set
     assert image_column(rl_data(Group(4, (10, 5), trials)), samples) == ([0], [0])
+
+
+def test_queries_without_a_right_answer_in_their_pool(samples):
+    """All items have answers of their own, except that item 12 has the answer of item 4."""
+    samples = [*samples[:12], replace(samples[12], answers=samples[4].answers), *samples[13:]]
+    trials = (Trial((0, 1), 1.0, 1.0, "beam"),)
+    groups = (
+        Group(4, (10, 12), trials, {"question_id": 104}),
+        Group(6, (10, 12), trials, {"question_id": 106}),
+    )
+
+    def column(data, train):
+        return query_table(data, trial_table(data), train).no_answer_in_pool.tolist()
+
+    assert column(rl_data(*groups), samples) == [0, 1]
+    # not known: without the data set, on another one, where question ids are missing, or where the file holds no pools
+    assert column(rl_data(*groups), None) == [0, 0]
+    assert column(rl_data(replace(groups[0], query={"question_id": 7}), groups[1]), samples) == [0, 0]
+    assert column(rl_data(replace(groups[0], query={}), groups[1]), samples) == [0, 0]
+    assert column(replace(rl_data(*groups), vintage="pointers"), samples) == [0, 0]

@@ -108,6 +108,9 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     before, after = plain.data.metrics, mined.data.metrics
     assert not [name for name in before if "mined" in name]
     assert before["rollout/positive_query_rate"] < 1
+    groups, train = read_rl_data(line, plain.info.run_id).groups, line.resources.train
+    right = [any(train[g.query_id].accuracy(train[i].answer) >= 0.5 for i in g.pool) for g in groups]
+    assert before["pool/answer_rate"] == after["pool/answer_rate"] == sum(right) / 40 == 0.9
     without, with_mining = (metrics["rollout/positive_query_rate"] for metrics in (before, after))
     assert after["rollout/positive_query_rate_before"] == without < with_mining
     assert after["rollout/n_trials"] - before["rollout/n_trials"] == after["rollout/mined_trials"]
