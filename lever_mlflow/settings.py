@@ -49,6 +49,7 @@ __all__ = [
     "RolloutSettings",
     "RoundSettings",
     "ScaleRewards",
+    "Scoring",
     "ServingSettings",
     "SimilarityEvidence",
     "SweepInputs",
@@ -82,6 +83,7 @@ Preset = Literal["default", "predecessor"]
 RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 ScaleRewards = Literal["group", "batch", "none"]
+Scoring = Literal["raw", "stem", "plain"]
 SimilarityEvidence = Literal["better", "not-worse"]
 VlmDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -242,7 +244,7 @@ class ResourceSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Says how a data set is read."""
+    """Says how a data set is read, and how answers to its questions are scored."""
 
     on_bad_item: OnBadItem = option(
         "stop", help="What to do about items of the data set that cannot be used: stop with an error, or skip them."
@@ -255,6 +257,12 @@ class DataSettings:
     )
     hf_splits: tuple[str, str] = option(
         ("train", "validation"), help="Splits of a hub data set for training and for evaluation, separated by a comma."
+    )
+    scoring: Scoring = option(
+        "raw",
+        help="Way in which the VLM's answers are scored against those of the annotators. The way raw compares them with what "
+        "the annotators wrote. The way stem stems the words of both sides first. The way plain takes the annotators' answers "
+        "as the authors of OK-VQA stemmed them, and the VLM's as they are. Runs that score in different ways are never mixed.",
     )
 
 

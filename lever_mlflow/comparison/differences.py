@@ -27,8 +27,15 @@ from lever_mlflow.comparison.facts import (
 from lever_mlflow.comparison.findings import Interval, Kind
 from lever_mlflow.comparison.results import RunResult
 from lever_mlflow.evaluation.policies import epoch_policy
-from lever_mlflow.evaluation.records import EvaluationRecords
-from lever_mlflow.evaluation.statistics import holm, interval, questions_needed, resampled_means, sign_flip_p_value
+from lever_mlflow.evaluation.records import EvaluationRecords, images_of
+from lever_mlflow.evaluation.statistics import (
+    deviation_by_image,
+    holm,
+    interval,
+    questions_needed,
+    resampled_means,
+    sign_flip_p_value,
+)
 from lever_mlflow.evaluation.strongest import strongest
 
 __all__ = ["LEVEL", "TIE", "Pair", "against_baselines", "against_strongest", "differences"]
@@ -55,14 +62,14 @@ class Pair(NamedTuple):
 class _Untested(NamedTuple):
     """Holds a difference of means in points that is not tested yet.
 
-    ``paired_Q`` holds the differences on each question, in [-1, 1]. Where there are no records it is None, and ``deviation`` is
-    the largest standard deviation that the differences may have.
+    ``paired_Q`` holds the differences by question and image, in [-1, 1]. Where there are no records it is None, and
+    ``deviation`` is the largest standard deviation that the differences may have.
     """
 
     points: float
     size: int
     deviation: float
-    paired_Q: np.ndarray | None
+    paired_Q: pd.Series | None
 
     @property
     def direction(self) -> Literal["up", "tie", "down"]:
@@ -199,7 +206,7 @@ def _difference(
     return (first, second), _points(first, second, size, _paired(*by_question))
 
 
-def _points(first: float, second: float, size: int, paired_Q: np.ndarray | None) -> _Untested:
+def _points(first: float, second: float, size: int, paired_Q: pd.Series | None) -> _Untested:
     """Returns the difference of two accuracies in percent, with a bound on its error where no paired differences are known."""
     if paired_Q is not None:
         return _untested(first - second, paired_Q)
@@ -208,15 +215,15 @@ def _points(first: float, second: float, size: int, paired_Q: np.ndarray | None)
     return _Untested(first - second, size, bound, None)
 
 
-def _paired(first: pd.Series | None, second: pd.Series | None) -> np.ndarray | None:
+def _paired(first: pd.Series | None, second: pd.Series | None) -> pd.Series | None:
     """Returns the differences on the same questions in the same order; None where the questions are not the same."""
     if first is None or second is None or not first.index.equals(second.index):
         return None
-    return np.asarray(first.to_numpy() - second.to_numpy())
+    return first - second
 
 
-def _untested(points: float, paired_Q: np.ndarray) -> _Untested:
-    deviation = float(100.0 * paired_Q.std(ddof=1)) if len(paired_Q) > 1 else 0.0
+def _untested(points: float, paired_Q: pd.Series) -> _Untested:
+    deviation = 100.0 * deviation_by_image(paired_Q.to_numpy(), images_of(paired_Q))
     return _Untested(points, len(paired_Q), deviation, paired_Q)
 
 
@@ -224,7 +231,8 @@ def _test(rows: Sequence[_Untested], seed: int) -> list[TestedDifference]:
     """Tests the differences of a family, paired where there are records, else with a bound on their error."""
     p_values = [_p_value(row) for row in rows]
     paired = {i: row.paired_Q for i, row in enumerate(rows) if row.paired_Q is not None}
-    means = dict(zip(paired, resampled_means(list(paired.values()), seed), strict=True))
+    values, images = [row.to_numpy() for row in paired.values()], [images_of(row) for row in paired.values()]
+    means = dict(zip(paired, resampled_means(values, seed, images), strict=True))
     tested = []
     for i, (row, p_value, p_holm, level) in enumerate(zip(rows, p_values, *holm(p_values), strict=True)):
         low, high = corrected = _interval(row, means.get(i), 1.0 - level)
@@ -249,7 +257,7 @@ def _test(rows: Sequence[_Untested], seed: int) -> list[TestedDifference]:
 def _p_value(row: _Untested) -> float:
     """Applies the sign-flip test to paired differences; without them, the normal test to two means of independent answers."""
     if row.paired_Q is not None:
-        return sign_flip_p_value(row.paired_Q)
+        return sign_flip_p_value(row.paired_Q.to_numpy(), images_of(row.paired_Q))
     error = row.deviation / np.sqrt(row.size)
     return float(2.0 * norm.sf(abs(row.points) / error)) if error else 1.0
 

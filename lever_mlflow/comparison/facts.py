@@ -113,7 +113,8 @@ class TestedDifference(_Record):
 
     Attributes:
         direction: ``tie`` within a quarter of a point, however sure.
-        deviation: the standard deviation of the differences per question, in points, or its bound.
+        deviation: the standard deviation of the differences per question, in points, as ``deviation_by_image`` computes it, or
+            its bound.
         kind: ``paired`` where there are records per question, else ``bound``.
         interval, interval_holm: in points, with 95 % confidence and with the corrected confidence.
         p, p_holm: as tested, and corrected.

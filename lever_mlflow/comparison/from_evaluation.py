@@ -110,6 +110,7 @@ def _compared_inputs(inputs: EvaluationInputs) -> dict[str, Scalar]:
         "dataset_digest": inputs.dataset_digest,
         "vlm_digest": inputs.vlm_digest,
         "profile_digest": inputs.profile_digest,
+        "scoring": inputs.scoring,
         "encoder_digest": inputs.encoder_digest,
         "seed": inputs.seed,
         "reward_mode": inputs.reward_mode,

@@ -10,6 +10,7 @@ from lever_mlflow.comparison.differences import LEVEL, Records
 from lever_mlflow.comparison.facts import RankedRun
 from lever_mlflow.comparison.results import RunResult
 from lever_mlflow.evaluation.policies import epoch_policy
+from lever_mlflow.evaluation.records import images_of
 from lever_mlflow.evaluation.statistics import interval, resampled_means
 
 __all__ = ["ranked"]
@@ -52,10 +53,11 @@ def _intervals(runs: Sequence[RunResult], records: Records, size: int, seed: int
     if not size:
         return {}
     means = {
-        run.label: mean_Q.to_numpy()
+        run.label: mean_Q
         for run in runs
         if run.label in records
         and (mean_Q := records[run.label].by_question(epoch_policy(run.best_or_last.epoch), size=size)) is not None
     }
-    ends = [interval(means_R, 1.0 - LEVEL) for means_R in resampled_means(list(means.values()), seed)]
+    values, images = [mean_Q.to_numpy() for mean_Q in means.values()], [images_of(mean_Q) for mean_Q in means.values()]
+    ends = [interval(means_R, 1.0 - LEVEL) for means_R in resampled_means(values, seed, images)]
     return {label: (100.0 * low, 100.0 * high) for label, (low, high) in zip(means, ends, strict=True)}

@@ -192,7 +192,7 @@ _EN = {
     "not_comparable_note": "The runs differ in more than beta. The numbers below are shown, but they say nothing about beta.",
     "not_comparable_note/runs": "The runs differ in more than {varied}. The numbers below are shown, but they say nothing about {varied}.",
     "undecided_note": "The runs differ in several respects. The numbers below are shown, but they do not say which of these a difference comes from.",
-    "differences_note": "A difference within {tie} points is a tie. The intervals are of paired differences on the same questions (bootstrap, 10,000 resamples), and p is "
+    "differences_note": "A difference within {tie} points is a tie. The intervals are of paired differences on the same questions (bootstrap over images, 10,000 resamples), and p is "
     "of an exact sign-flip test. Corrected intervals and p are corrected by Holm's method for {tests}. The last column says on about "
     "how many questions a difference of this size would be significant in 80 % of experiments.",
     "bound_note": "There are no records of single questions, so there is no paired interval. The intervals are a bound instead: they "
@@ -483,7 +483,7 @@ _ZH = {
     "not_comparable_note": "各次训练不只 KL_BETA 不同：下面仍列出数字，但不能说明 KL_BETA 的作用。",
     "not_comparable_note/runs": "各方案不只 {varied} 不同：下面仍列出数字，但不能说明 {varied} 的作用。",
     "undecided_note": "各方案有几处不同：下面仍列出数字，但不能说明差异来自哪一处。",
-    "differences_note": "{tie} 个百分点以内的差异算持平。区间为相同题目上配对差异的自助法区间（10,000 次重采样），p 来自精确的符号翻转检验；校正后区间和 p 用 Holm 方法对 {tests}做了校正。"
+    "differences_note": "{tie} 个百分点以内的差异算持平。区间为相同题目上配对差异的按图像重采样的自助法区间（10,000 次），p 来自精确的符号翻转检验；校正后区间和 p 用 Holm 方法对 {tests}做了校正。"
     "最后一列：要在 80% 的实验中使这样大的差异显著，大约需要多少道题目。",
     "bound_note": "没有每道题目的记录，因此不存在配对区间。这里的区间是误差上界：把两个正确率看作互相独立的题目的平均，并取 0 到 1 "
     "之间的得分可能有的最大方差；p 来自按此误差的正态检验。校正后区间和 p 用 Holm 方法对 {tests}做了校正。在相同的题目上，真实误差几乎总是更小。",

@@ -20,9 +20,10 @@ from lever_mlflow.files.atomic import build_folder
 __all__ = ["ensure_hub_dataset"]
 
 _OPTIONAL = ("question_id", "image_id")
+_ANSWER_FIELDS = ("answer", "raw_answer")
 _COLUMNS = ("question", "answers", "image", *_OPTIONAL)
 _SPLITS: tuple[SplitName, ...] = ("train", "val")
-_VERSION = "1"  # of the form of the files that are written here
+_VERSION = "2"  # of the form of the files that are written here
 
 
 class _Row(NamedTuple):
@@ -36,10 +37,10 @@ class _Row(NamedTuple):
 def ensure_hub_dataset(name: str, columns: Mapping[str, str], splits: Sequence[str], cache_dir: Path) -> Path:
     """Returns the folder of a hub data set in the official layout, below ``cache_dir``; it is written on first use.
 
-    Answers are lists of 10 texts or of 10 objects with an ``answer``. A column of single texts stands for 10 annotators who
-    agree, with whom VQA accuracy is 1 for that answer and 0 for others. Questions are numbered over both splits when there is
-    no column of question ids, or not all ids are whole numbers. Images are numbered likewise; images of equal id, or of equal
-    content where there are no ids, have one number.
+    Answers are lists of 10 texts, or of 10 objects with an ``answer`` and perhaps a ``raw_answer``. A column of single texts
+    stands for 10 annotators who agree, with whom VQA accuracy is 1 for that answer and 0 for others. Questions are numbered
+    over both splits when there is no column of question ids, or not all ids are whole numbers. Images are numbered likewise;
+    images of equal id, or of equal content where there are no ids, have one number.
 
     Args:
         name: hub name, or folder of files that ``datasets.load_dataset`` reads.
@@ -178,9 +179,16 @@ def _answers(value: Any) -> list[dict[str, str | None]] | None:
     """Returns answers in the official form. A value that is no text becomes null, which the reader counts as a bad item."""
     if isinstance(value, str):
         value = [value] * ANSWERS_PER_QUESTION
-    elif isinstance(value, Mapping):  # objects of a Sequence feature arrive as lists, one for each field
-        value = value.get("answer")
+    elif isinstance(value, Mapping) and isinstance(value.get("answer"), list):
+        # objects of a Sequence feature arrive as lists, one for each field
+        written = value.get("raw_answer") or itertools.repeat(None)
+        value = [dict(zip(_ANSWER_FIELDS, texts, strict=True)) for texts in zip(value["answer"], written, strict=False)]
     if not isinstance(value, list):
         return None
-    texts = [item.get("answer") if isinstance(item, Mapping) else item for item in value]
-    return [{"answer": text if isinstance(text, str) else None} for text in texts]
+    return [_answer(item if isinstance(item, Mapping) else {"answer": item}) for item in value]
+
+
+def _answer(item: Mapping[str, Any]) -> dict[str, str | None]:
+    """Returns an answer in the official form, with a ``raw_answer`` where it has one."""
+    fields = [name for name in _ANSWER_FIELDS if name == "answer" or item.get(name) is not None]
+    return {name: text if isinstance(text := item.get(name), str) else None for name in fields}

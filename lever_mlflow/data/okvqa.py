@@ -1,4 +1,4 @@
-"""Reads samples of a split of OK-VQA from the official question and annotation files and the COCO images.
+"""Reads samples of a split of OK-VQA or VQAv2 from the official question and annotation files and the COCO images.
 
 All items that cannot be used are found at once. Each is counted under the first kind of problem that it has.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.images import image_sizes
-from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.files.strict_json import iterate_list
+from lever_mlflow.settings import Scoring
 
 __all__ = [
     "ANSWERS_PER_QUESTION",
@@ -31,7 +32,11 @@ __all__ = [
 ]
 
 ANSWERS_PER_QUESTION = 10
+_VQAV2 = "v2_"  # what the names of the files of VQAv2 begin with
 SplitName = Literal["train", "val"]
+
+E = TypeVar("E")  # what is kept of an entry of a file
+_Share = Callable[[Any, Any], Any]  # returns the first value that is equal to both of its equal arguments
 
 _FORM, _TWICE = "of the wrong form", "with a question_id that occurs twice"
 _NO_ANNOTATION, _NO_QUESTION = "without annotation", "annotations without question"
@@ -92,12 +97,30 @@ class SplitFiles(NamedTuple):
         return self.images / f"COCO_{self.images.name}_{image_id:012d}.jpg"
 
 
-def split_files(root: Path, split: SplitName) -> SplitFiles:
-    """Returns the paths of a split's files in ``root``, by their official names."""
+def split_files(root: Path, split: SplitName, prefix: str = "") -> SplitFiles:
+    """Returns the paths of a split's files in ``root``, by their official names, which begin with ``v2_`` in VQAv2."""
     subset = f"{split}2014"
     return SplitFiles(
-        root / f"OpenEnded_mscoco_{subset}_questions.json", root / f"mscoco_{subset}_annotations.json", root / subset
+        questions=root / f"{prefix}OpenEnded_mscoco_{subset}_questions.json",
+        annotations=root / f"{prefix}mscoco_{subset}_annotations.json",
+        images=root / subset,
     )
+
+
+def _files_there(root: Path, split: SplitName) -> SplitFiles:
+    """Returns the paths of a split's files by the names that they have in ``root``; by those of OK-VQA where there are none.
+
+    Raises:
+        DataError: there are files of both data sets.
+    """
+    plain, second = (split_files(root, split, prefix) for prefix in ("", _VQAV2))
+    there = [files for files in (plain, second) if files.questions.exists() or files.annotations.exists()]
+    if len(there) == 2:
+        raise DataError(
+            f"{root}: holds files of OK-VQA and of VQAv2 ({plain.questions.name}, {second.questions.name}); give each data set "
+            "a folder of its own, with links to the images"
+        )
+    return there[0] if there else plain
 
 
 def load_split(root: str | Path, split: SplitName) -> list[Sample]:
@@ -112,44 +135,56 @@ def load_split(root: str | Path, split: SplitName) -> list[Sample]:
     return content.samples
 
 
-def read_split(root: str | Path, split: SplitName, *, memo_dir: Path | None = None, max_aspect: float = math.inf) -> Split:
+def read_split(
+    root: str | Path,
+    split: SplitName,
+    *,
+    memo_dir: Path | None = None,
+    max_aspect: float = math.inf,
+    scoring: Scoring = "raw",
+) -> Split:
     """Reads one split: its samples in the order of the questions file, numbered without gaps, and the bad items.
 
     Bad items are entries of the wrong form, question ids that occur twice (all their entries), questions without annotation
     or the reverse, image ids that differ, other than 10 answers, images that are missing or do not decode, and images that are
     too narrow.
 
+    The answers are those under ``raw_answer``, as the annotators wrote them, or under ``answer`` where an answer has no other.
+
     Args:
-        root: folder of ``OpenEnded_mscoco_{split}2014_questions.json``, ``mscoco_{split}2014_annotations.json`` and the images
-            ``{split}2014/COCO_{split}2014_{image_id:012d}.jpg``.
+        root: folder of ``OpenEnded_mscoco_{split}2014_questions.json``, ``mscoco_{split}2014_annotations.json`` (in VQAv2 with
+            ``v2_`` before them) and the images ``{split}2014/COCO_{split}2014_{image_id:012d}.jpg``.
         split: the split.
         memo_dir: folder in which images that decode are remembered, so that the next reading is quick.
         max_aspect: an image whose longer side is this many times the shorter, or more, is too narrow.
+        scoring: how answers to the questions are scored.
 
     Raises:
         DataError: the folder or a file is missing, or a file is damaged as a whole.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such data set folder; give dataset=mini or the folder of the OK-VQA files")
-    files = split_files(root, split)
+        raise DataError(f"{root}: no such data set folder; give dataset=mini or the folder of the official files")
+    files = _files_there(root, split)
     bad: list[BadItem] = []
-    n_questions, questions = _entries(files.questions, "questions", {"question_id": int, "image_id": int, "question": str}, bad)
-    _, annotations = _entries(files.annotations, "annotations", {"question_id": int, "image_id": int, "answers": list}, bad)
+    n_questions, questions = _entries(files.questions, "questions", _QUESTION, bad)
+    _, annotations = _entries(files.annotations, "annotations", _ANNOTATION, bad)
     bad += [
         BadItem(_NO_QUESTION, question_id, f"not in {files.questions}")
         for question_id in annotations
         if question_id not in questions
     ]
     pairs = _pairs(files, questions, annotations, bad)
-    bad_images = _bad_images([files.image(question["image_id"]) for question, _ in pairs], memo_dir, max_aspect)
+    paths = {question.image_id: files.image(question.image_id) for _, question, _ in pairs}
+    bad_images = _bad_images(list(paths.values()), memo_dir, max_aspect)
     samples: list[Sample] = []
-    for question, answers in pairs:
-        path = files.image(question["image_id"])
+    for question_id, (image_id, text), answers in pairs:
+        path = paths[image_id]
         if path in bad_images:
-            bad.append(BadItem(bad_images[path][0], question["question_id"], bad_images[path][1]))
-            continue
-        samples.append(Sample(len(samples), question["question_id"], question["image_id"], question["question"], path, answers))
+            bad.append(BadItem(bad_images[path][0], question_id, bad_images[path][1]))
+        else:
+            of_item = (answers.written, answers.stemmed, scoring)
+            samples.append(Sample(len(samples), question_id, image_id, text, path, *of_item))
     return Split(samples, bad, n_questions - len(samples))
 
 
@@ -177,39 +212,78 @@ def _places(items: Sequence[BadItem]) -> str:
     return ", ".join(names) + (", ..." if len(items) > _NAMED else "")
 
 
-def _entries(
-    path: Path, key: str, fields: Mapping[str, type], bad: list[BadItem]
-) -> tuple[int, dict[int, dict[str, Any] | None]]:
-    """Reads the entries of a file, and appends what is wrong with them to ``bad``.
+class _Question(NamedTuple):
+    """Holds what is kept of an entry of the questions file."""
+
+    image_id: int
+    text: str
+
+
+class _Annotation(NamedTuple):
+    """Holds what is kept of an entry of the annotations file; ``stemmed`` is empty where it would equal ``written``."""
+
+    image_id: int
+    written: tuple[str, ...]
+    stemmed: tuple[str, ...]
+
+
+def _question(item: Mapping[str, Any], share: _Share) -> _Question:
+    return _Question(item["image_id"], share(item["question"], item["question"]))
+
+
+def _annotation(item: Mapping[str, Any], share: _Share) -> _Annotation:
+    texts = [answer["answer"] for answer in item["answers"]]
+    stemmed = tuple(map(share, texts, texts))
+    texts = [answer.get("raw_answer", text) for answer, text in zip(item["answers"], stemmed, strict=True)]
+    written = tuple(map(share, texts, texts))
+    return _Annotation(item["image_id"], share(written, written), () if stemmed == written else share(stemmed, stemmed))
+
+
+class _Form(NamedTuple, Generic[E]):
+    """Describes the entries of a file: the types of the fields that an entry must have, and what is kept of one."""
+
+    fields: Mapping[str, type]
+    keep: Callable[[Mapping[str, Any], _Share], E]
+
+
+_QUESTION = _Form({"question_id": int, "image_id": int, "question": str}, _question)
+_ANNOTATION = _Form({"question_id": int, "image_id": int, "answers": list}, _annotation)
+
+
+def _entries(path: Path, key: str, form: _Form[E], bad: list[BadItem]) -> tuple[int, dict[int, E | None]]:
+    """Reads the entries of a file one by one, and appends what is wrong with them to ``bad``.
+
+    Texts that occur often are in memory once.
 
     Args:
         path: the file.
         key: name of the list of entries in it.
-        fields: the types of the fields that an entry must have.
+        form: of an entry.
         bad: is appended to.
 
     Returns:
-        How many entries the file has; and each entry by its question id, None where it is bad.
+        How many entries the file has; and what is kept of each entry by its question id, None where it is bad.
     """
-    missing = f"download the official OK-VQA files into {path.parent}"
-    items = read_object(path, missing=missing, damaged="download it again").get(key)
-    if not isinstance(items, list) or not items:
-        raise DataError(f"{path}: no list {key!r} with entries in it; is it the official file?")
-    entries: dict[int, dict[str, Any] | None] = {}
+    missing = f"download the official files into {path.parent}"
+    entries: dict[int, E | None] = {}
     twice: dict[int, None] = {}
-    for position, item in enumerate(items):
-        problem = _wrong_form(item, fields)
+    seen: dict[Any, Any] = {}
+    position = -1
+    for position, item in enumerate(iterate_list(path, key, missing=missing, damaged="download it again")):
+        problem = _wrong_form(item, form.fields)
         question_id = item.get("question_id") if isinstance(item, dict) else None
         if not isinstance(question_id, int) or _wrong_value("", question_id, int):
             bad.append(BadItem(_FORM, f"{key}[{position}]", f"{path}: {problem}"))
         elif question_id in entries:
             twice[question_id] = entries[question_id] = None
         else:
-            entries[question_id] = None if problem else item
+            entries[question_id] = None if problem else form.keep(item, seen.setdefault)
             if problem:
                 bad.append(BadItem(_FORM, question_id, f"{path}: {problem}"))
+    if position < 0:
+        raise DataError(f"{path}: no list {key!r} with entries in it; is it the official file?")
     bad += [BadItem(_TWICE, question_id, f"in {path}") for question_id in twice]
-    return len(items), entries
+    return position + 1, entries
 
 
 def _wrong_form(item: Any, fields: Mapping[str, type]) -> str:
@@ -231,32 +305,35 @@ def _wrong_value(name: str, value: Any, kind: type) -> str:
 
 def _wrong_answers(answers: Sequence[Any]) -> str:
     """Returns what is wrong with the first bad one of the annotators' answers; an empty text where nothing is."""
-    texts = [item.get("answer") if isinstance(item, dict) else None for item in answers]
-    wrong = [(i, text) for i, text in enumerate(texts) if not isinstance(text, str)]
-    return f"answers[{wrong[0][0]}]: answer is {reprlib.repr(wrong[0][1])}, expected text" if wrong else ""
+    for position, item in enumerate(answers):
+        answer = item.get("answer") if isinstance(item, dict) else None
+        written = item.get("raw_answer", answer) if isinstance(item, dict) else None
+        if not (isinstance(answer, str) and isinstance(written, str)):
+            name, text = ("raw_answer", written) if isinstance(answer, str) else ("answer", answer)
+            return f"answers[{position}]: {name} is {reprlib.repr(text)}, expected text"
+    return ""
 
 
 def _pairs(
     files: SplitFiles,
-    questions: Mapping[int, dict[str, Any] | None],
-    annotations: Mapping[int, dict[str, Any] | None],
+    questions: Mapping[int, _Question | None],
+    annotations: Mapping[int, _Annotation | None],
     bad: list[BadItem],
-) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
-    """Returns each good question with the answers of its annotation; appends the others to ``bad``, unless they are there."""
+) -> list[tuple[int, _Question, _Annotation]]:
+    """Returns each good question with its id and its annotation; appends the others to ``bad``, unless they are there."""
     pairs = []
     for question_id, question in questions.items():
         if question_id not in annotations:
             bad.append(BadItem(_NO_ANNOTATION, question_id, f"not in {files.annotations}"))
         elif question is not None and (annotation := annotations[question_id]) is not None:
-            image_id, annotated_id = question["image_id"], annotation["image_id"]
-            answers = tuple(item["answer"] for item in annotation["answers"])
-            if image_id != annotated_id:
-                detail = f"image_id {annotated_id} in {files.annotations}, but {image_id} in {files.questions.name}"
-                bad.append(BadItem(_OTHER_IMAGE, question_id, detail))
-            elif len(answers) != ANSWERS_PER_QUESTION:
-                bad.append(BadItem(_ANSWERS, question_id, f"{len(answers)} answers in {files.annotations}"))
+            n_answers = len(annotation.written)
+            if question.image_id != annotation.image_id:
+                other = f"image_id {annotation.image_id} in {files.annotations}"
+                bad.append(BadItem(_OTHER_IMAGE, question_id, f"{other}, but {question.image_id} in {files.questions.name}"))
+            elif n_answers != ANSWERS_PER_QUESTION:
+                bad.append(BadItem(_ANSWERS, question_id, f"{n_answers} answers in {files.annotations}"))
             else:
-                pairs.append((question, answers))
+                pairs.append((question_id, question, annotation))
     return pairs
 
 

@@ -1,18 +1,20 @@
-"""Defines an item of a visual question answering data set."""
+"""Defines an item of a visual question answering data set, and how answers to it are scored."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+
+from lever_mlflow.data.vqa_accuracy import comparable_answer, vqa_accuracy
+from lever_mlflow.settings import Scoring
 
 __all__ = ["Sample"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """Holds one OK-VQA item.
+    """Holds one item, such as a question of OK-VQA.
 
     Attributes:
         index: position among the split's usable items; RL data name training items by it.
@@ -20,7 +22,9 @@ class Sample:
         image_id: the data set's own id of the image.
         question: the question's text.
         image_path: the image file.
-        answers: the annotators' raw answers, 10 of them.
+        answers: the answers as the annotators wrote them, 10 of them.
+        stemmed_answers: the same answers as the data set's authors stemmed them; empty where no answer has another form.
+        scoring: how answers to the question are scored.
     """
 
     index: int
@@ -29,8 +33,30 @@ class Sample:
     question: str
     image_path: Path
     answers: tuple[str, ...]
+    stemmed_answers: tuple[str, ...] = ()
+    scoring: Scoring = "raw"
 
-    @cached_property
+    @property
     def answer(self) -> str:
         """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it."""
         return Counter(self.answers).most_common(1)[0][0]
+
+    def accuracy(self, prediction: str) -> float:
+        """Returns the VQA accuracy of a prediction, in [0, 1], in the way that ``scoring`` names.
+
+        ``raw`` compares the prediction with the answers as they were written. ``stem`` stems the words of both first. ``plain``
+        compares the prediction as it is with the answers that the data set's authors stemmed.
+
+        Raises:
+            ParameterError: words are to be stemmed, and the library for it is not installed.
+        """
+        answers = self.stemmed_answers or self.answers if self.scoring == "plain" else self.answers
+        return vqa_accuracy(prediction, answers, stem=self.scoring == "stem")
+
+    def comparable(self, text: str) -> str:
+        """Returns the form in which ``accuracy`` compares answers: those of equal form are equally right.
+
+        Raises:
+            ParameterError: as ``accuracy``.
+        """
+        return comparable_answer(text, stem=self.scoring == "stem")

@@ -3,9 +3,15 @@
 Normalisation and score follow the VQA evaluation code (github.com/GT-Vision-Lab/VQA, ``vqaEval.py``): its punctuation
 rules, number words, articles and contractions, and the mean over annotators of min(matches among the others / 3, 1).
 
-Departures: normalisation is always applied to prediction and answers alike, where the official code skips it when all
-annotators agree on the same string and normalises answers for punctuation only; all periods are stripped, where the
-official code stops after the first 32.
+Departures from that file's newest version:
+
+- Prediction and answers are always normalised. The official code normalises neither where all ten annotators gave the same
+  string, so that "Mars." is wrong there when all ten wrote "mars", and "two" when all ten wrote "2". Otherwise it normalises
+  both as this module does.
+- A prediction of which normalisation leaves nothing is never right. The official code finds it equal to an answer of which
+  nothing is left either.
+- An answer that consists of articles alone, such as the letter "A", keeps them. The official code leaves nothing of it.
+- All periods are stripped, where the official code stops after the first 32.
 """
 
 from __future__ import annotations
@@ -14,7 +20,11 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["normalize_answer", "vqa_accuracy"]
+from lever_mlflow.data.stemming import stem_words
+
+__all__ = ["CORRECT_FROM", "comparable_answer", "normalize_answer", "vqa_accuracy"]
+
+CORRECT_FROM = 0.5  # lowest accuracy of a correct answer: at least two annotators gave it
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
@@ -51,7 +61,10 @@ y'all'dve:y'all'd've youd:you'd youd've:you'd've you'dve:you'd've youll:you'll y
 
 @lru_cache(maxsize=65_536)
 def normalize_answer(text: str) -> str:
-    """Returns a text in the official normal form: lower case, no punctuation or articles, digits for zero to ten."""
+    """Returns a text in the official normal form: lower case, no punctuation or articles, digits for zero to ten.
+
+    Articles stay where there is nothing else.
+    """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     original = text
     has_number_comma = _COMMA_BETWEEN_DIGITS.search(original) is not None
@@ -59,24 +72,39 @@ def normalize_answer(text: str) -> str:
         beside_space = f"{mark} " in original or f" {mark}" in original
         text = text.replace(mark, "" if beside_space or has_number_comma else " ")
     words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", text).lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    kept = [word for word in words if word not in _ARTICLES] or words
+    return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+def vqa_accuracy(prediction: str, answers: Sequence[str], *, stem: bool = False) -> float:
     """Returns the leave-one-out VQA accuracy of a prediction, in [0, 1].
 
-    It is the mean over annotators of min(matches among the other annotators / 3, 1). Both sides are normalised first.
+    It is the mean over annotators of min(matches among the other annotators / 3, 1). Both sides are normalised first. A
+    prediction of which that leaves nothing has accuracy 0.
 
     Args:
         prediction: the answer of a model.
-        answers: the annotators' raw answers.
+        answers: the annotators' answers.
+        stem: whether the words of both sides are stemmed after that.
 
     Raises:
         ValueError: ``answers`` is empty.
+        ParameterError: words are to be stemmed, and the library for it is not installed.
     """
     if not answers:
         raise ValueError("vqa_accuracy needs at least one annotator answer; OK-VQA has 10 per question")
-    predicted = normalize_answer(prediction)
-    matches = [normalize_answer(answer) == predicted for answer in answers]
+    predicted = comparable_answer(prediction, stem=stem)
+    if not predicted:
+        return 0.0
+    matches = [comparable_answer(answer, stem=stem) == predicted for answer in answers]
     total = sum(matches)
     return sum(min((total - match) / 3, 1.0) for match in matches) / len(matches)
+
+
+def comparable_answer(text: str, *, stem: bool) -> str:
+    """Returns the form in which prediction and answers are compared: the normal form, on request with stemmed words.
+
+    Raises:
+        ParameterError: words are to be stemmed, and the library for it is not installed.
+    """
+    return stem_words(normalize_answer(text)) if stem else normalize_answer(text)

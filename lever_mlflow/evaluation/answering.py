@@ -13,7 +13,6 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.vlm.prompt import Prompt, clean_generation
 
@@ -70,8 +69,9 @@ class Answering:
                         demonstrations = tuple(self.train[i] for i in picks_QK[position, :k])
                         prompts.append(Prompt(demonstrations, query))
                         ids = [sample.question_id for sample in demonstrations]
-                        rows.append((policy, draw, part, position, query.question_id, k, ids))
-        frame = pd.DataFrame(rows, columns=["policy", "draw", "part", "position", "question_id", "shots", "picks"])
+                        rows.append((policy, draw, part, position, query.question_id, query.image_id, k, ids))
+        columns = ["policy", "draw", "part", "position", "question_id", "image_id", "shots", "picks"]
+        frame = pd.DataFrame(rows, columns=columns)
         answers = self._answers(prompts)
         frame["prompt"] = [self.key(prompt) for prompt in prompts]
         frame["answer"] = answers
@@ -94,4 +94,4 @@ class Answering:
 
 
 def _accuracies(answers: Sequence[str], prompts: Sequence[Prompt]) -> list[float]:
-    return [vqa_accuracy(text, prompt.query.answers) for text, prompt in zip(answers, prompts, strict=True)]
+    return [prompt.query.accuracy(text) for text, prompt in zip(answers, prompts, strict=True)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from lever_mlflow.data.candidate_pools import candidate_pools, items_by_image, nearest
 from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.overlap import PickOverlap, overlaps, why_identical
 from lever_mlflow.evaluation.policies import (
@@ -53,6 +54,11 @@ class QuestionSet:
         """Returns the candidates of each question as train indices."""
         sampler, size = self.settings.pool_sampler, self.settings.pool_size
         return candidate_pools(self.samples, self.train, sampler, size, self.seed, self.question_features, self.train_features)
+
+    @property
+    def answer_rate(self) -> float:
+        """Returns the share of questions with a candidate that shows a right answer, in [0, 1]."""
+        return float(answers_in_pools(self.samples, self.train, self.pools_QN.tolist()).mean())
 
     def learned(self, selectors: Mapping[str, PointerSelector]) -> dict[str, np.ndarray]:
         """Returns what each selector picks."""

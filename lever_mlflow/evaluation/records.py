@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict
 from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["REPORT", "SELECTION", "AccuracyCell", "EvaluationRecords", "best_epoch"]
+__all__ = ["REPORT", "SELECTION", "AccuracyCell", "EvaluationRecords", "best_epoch", "images_of"]
 
 REPORT, SELECTION = "report", "selection"  # parts of the questions: those that are reported, those that choose the epoch
 COLUMNS = ("policy", "draw", "part", "position", "question_id", "shots", "picks", "prompt", "answer", "accuracy")
+_IMAGE = "image_id"  # a column that records of earlier versions lack, and which follows from the question
 
 
 class AccuracyCell(BaseModel):
@@ -46,12 +47,13 @@ class EvaluationRecords:
     Args:
         frame: the columns ``policy``, ``draw`` (0-based), ``part`` (``report`` or ``selection``), ``position`` (0-based, in the
             seeded order of the questions), ``question_id``, ``shots``, ``picks`` (question ids of the demonstrations in the
-            order of the prompt), ``prompt`` (its digest), ``answer`` and ``accuracy`` (in [0, 1]).
+            order of the prompt), ``prompt`` (its digest), ``answer`` and ``accuracy`` (in [0, 1]). Further ``image_id``;
+            without it, each question counts as one about an image of its own.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = frame
-        self._report = frame[frame["part"] == REPORT]
+        self.frame = frame if _IMAGE in frame else frame.assign(**{_IMAGE: frame["question_id"]})
+        self._report = self.frame[self.frame["part"] == REPORT]
 
     @classmethod
     def joined(cls, parts: Iterable[EvaluationRecords]) -> EvaluationRecords:
@@ -66,7 +68,8 @@ class EvaluationRecords:
             DataError: the file cannot be read, or holds something else.
         """
         try:
-            return cls(pd.read_parquet(path, columns=list(COLUMNS)))
+            frame = pd.read_parquet(path)
+            return cls(frame[[*COLUMNS, *({_IMAGE} & set(frame))]])
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{path}: not the records of an evaluation ({error}); run the evaluate step again with rerun=true"
@@ -78,7 +81,7 @@ class EvaluationRecords:
 
     @property
     def digest(self) -> str:
-        """Returns the SHA-256 over all records, 16 hex characters."""
+        """Returns the SHA-256 over all records without image ids, 16 hex characters."""
         rows = self.frame[list(COLUMNS)].assign(picks=self.frame["picks"].map(lambda picks: ",".join(map(str, picks))))
         return hashlib.sha256(rows.to_json(orient="values", double_precision=12).encode()).hexdigest()[:16]
 
@@ -113,7 +116,7 @@ class EvaluationRecords:
         return {epoch: float(rows[rows["policy"] == epoch_policy(epoch)]["accuracy"].mean()) for epoch in epochs}
 
     def by_question(self, policy: str, *, shots: int | None = None, size: int | None = None) -> pd.Series | None:
-        """Returns the accuracies of a policy by question id in the seeded order, averaged over draws.
+        """Returns the accuracies of a policy by question and image id in the seeded order, averaged over draws.
 
         Args:
             shots: one shot count; without it, the mean over all that the policy was evaluated at.
@@ -122,18 +125,18 @@ class EvaluationRecords:
         Returns:
             Values in [0, 1]; None where the policy did not answer all of these questions.
         """
-        question_ids, columns = self._columns
+        questions, columns = self._columns
         chosen = [column for (name, k), column in columns.items() if name == policy and shots in (None, k)]
-        count = len(question_ids) if size is None else size
-        if not chosen or len(question_ids) < count:
+        count = len(questions) if size is None else size
+        if not chosen or len(questions) < count:
             return None
         mean = np.mean([column[:count] for column in chosen], axis=0)
-        return None if np.isnan(mean).any() else pd.Series(mean, index=question_ids[:count])
+        return None if np.isnan(mean).any() else pd.Series(mean, index=questions[:count])
 
     def by_question_and_shots(self, policy: str) -> pd.Series:
-        """Returns the accuracies of a policy by report question and shot count, averaged over draws."""
+        """Returns the accuracies of a policy by id of report question and image, and shot count, averaged over draws."""
         rows = self._report[self._report["policy"] == policy]
-        return rows.groupby(["question_id", "shots"])["accuracy"].mean()
+        return rows.groupby(["question_id", _IMAGE, "shots"])["accuracy"].mean()
 
     def picks_and_answers(self, policy: str) -> pd.DataFrame:
         """Returns picks of a policy and answers to them: ``question_id``, ``shots``, ``picks``, ``answer``, ``accuracy``."""
@@ -141,13 +144,19 @@ class EvaluationRecords:
         return rows[["question_id", "shots", "picks", "answer", "accuracy"]]
 
     @cached_property
-    def _columns(self) -> tuple[np.ndarray, dict[tuple[str, int], np.ndarray]]:
-        """Returns question ids in the seeded order, and accuracies by policy and shot count; NaN where one is missing."""
+    def _columns(self) -> tuple[pd.MultiIndex, dict[tuple[str, int], np.ndarray]]:
+        """Returns question and image ids in the seeded order, and accuracies by policy and shot count, NaN where none is."""
         table = self._report.pivot_table(
-            index=["position", "question_id"], columns=["policy", "shots"], values="accuracy", aggfunc="mean"
+            index=["position", "question_id", _IMAGE], columns=["policy", "shots"], values="accuracy", aggfunc="mean"
         )
         columns = {(policy, shots): table[policy, shots].to_numpy() for policy, shots in table.columns.to_numpy().tolist()}
-        return table.index.get_level_values("question_id").to_numpy(), columns
+        levels = [table.index.get_level_values(name) for name in ("question_id", _IMAGE)]
+        return pd.MultiIndex.from_arrays(levels), columns
+
+
+def images_of(by_question: pd.Series) -> np.ndarray:
+    """Returns the image id of each question of what ``by_question`` returns, or of differences of such accuracies."""
+    return by_question.index.get_level_values(_IMAGE).to_numpy()
 
 
 def best_epoch(selection_accuracy: dict[int, float]) -> int:

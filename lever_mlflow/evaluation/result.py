@@ -11,7 +11,7 @@ from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.records import AccuracyCell
 from lever_mlflow.files.records import read_record
-from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode, RoundSettings
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode, RoundSettings, Scoring
 from lever_mlflow.vlm.profiles import PromptProfile
 
 __all__ = ["EpochMetrics", "Evaluation", "EvaluationInputs", "RLDataSummary", "Registration", "ResourceNames"]
@@ -25,6 +25,7 @@ class EvaluationInputs(_Record):
     """Describes what an evaluation worked on: digests of data and models, and how the evaluated epochs were trained.
 
     Attributes:
+        profile_digest: of the prompt profile and the way of scoring together.
         seed: of the evaluation: its questions, pools and random draws.
         training_seed: of the GRPO run.
         start: the start checkpoint in words, such as ``rce epoch 4``; ``start_uri`` is where it was read.
@@ -50,6 +51,7 @@ class EvaluationInputs(_Record):
     gate_override: str | None = None
     start_gate_override: str | None = None
     checkpoints: dict[str, str] = {}
+    scoring: Scoring = "raw"
 
     @property
     def overrides(self) -> dict[str, str]:

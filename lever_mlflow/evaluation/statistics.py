@@ -2,6 +2,10 @@
 
 They are those of ``scipy.stats.bootstrap`` and ``scipy.stats.permutation_test``, which tests hold them against, for hundreds
 of comparisons at once: all share their resamples, and signs are counted through instead of drawn.
+
+Questions about one image are not independent. Images are therefore what is drawn, what changes its sign and what errors are
+computed from (the cluster bootstrap; Davison and Hinkley 1997, section 3.8). Where each image has one question, this is the
+same as drawing questions. ``images_Q`` names the image of each question; without it, each question has an image of its own.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
+import pandas as pd
 from scipy.signal import fftconvolve
 from scipy.stats import binom, norm
 
 __all__ = [
     "RESAMPLES",
+    "deviation_by_image",
     "difference_shown",
     "holm",
     "interval",
@@ -29,22 +35,31 @@ _AT_ONCE = 1_000  # resamples in memory
 _GRIDS = np.arange(1, 1001)
 
 
-def resampled_means(values: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Returns the means of 10,000 bootstrap resamples of each array (Efron 1979); arrays of one length share the questions.
+def resampled_means(values: Sequence[np.ndarray], seed: int, images: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+    """Returns the means of 10,000 bootstrap resamples of each array (Efron 1979).
+
+    Arrays whose questions are grouped by image in the same way share their resamples.
 
     Args:
         values: a value per question in each: accuracies, or paired differences of them.
+        images: the image ids of the questions of each array.
     """
+    codes = [_codes(len(values_Q), images[i] if images else None) for i, values_Q in enumerate(values)]
+    alike: dict[bytes, list[int]] = {}
+    for i, codes_Q in enumerate(codes):
+        alike.setdefault(codes_Q.tobytes(), []).append(i)
     means: dict[int, np.ndarray] = {}
-    for n in {len(values_Q) for values_Q in values}:
-        cells = [i for i, values_Q in enumerate(values) if len(values_Q) == n]
-        values_QC = np.stack([values[i] for i in cells], axis=1)
+    for cells in alike.values():
+        codes_Q = codes[cells[0]]
+        sizes_I = np.bincount(codes_Q)
+        sums_IC = np.stack([np.bincount(codes_Q, values[i]) for i in cells], axis=1)
+        n = len(sizes_I)
         rng = np.random.default_rng([seed, n])
         parts = []
         for _ in range(RESAMPLES // _AT_ONCE):
-            drawn_RQ = rng.integers(n, size=(_AT_ONCE, n)) + n * np.arange(_AT_ONCE)[:, None]
-            counts_RQ = np.bincount(drawn_RQ.ravel(), minlength=_AT_ONCE * n).reshape(_AT_ONCE, n)
-            parts.append(counts_RQ @ values_QC / n)
+            drawn_RI = rng.integers(n, size=(_AT_ONCE, n)) + n * np.arange(_AT_ONCE)[:, None]
+            counts_RI = np.bincount(drawn_RI.ravel(), minlength=_AT_ONCE * n).reshape(_AT_ONCE, n)
+            parts.append(counts_RI @ sums_IC / (counts_RI @ sizes_I)[:, None])
         means |= dict(zip(cells, np.concatenate(parts).T, strict=True))
     return [means[i] for i in range(len(values))]
 
@@ -56,30 +71,44 @@ def interval(means_R: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_interval(values_Q: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+def mean_interval(
+    values_Q: np.ndarray, confidence: float, seed: int, images_Q: np.ndarray | None = None
+) -> tuple[float, float]:
     """Returns the percentile bootstrap interval of a mean, from 10,000 resamples."""
-    return interval(resampled_means([values_Q], seed)[0], confidence)
+    return interval(resampled_means([values_Q], seed, None if images_Q is None else [images_Q])[0], confidence)
 
 
-def sign_flip_p_value(differences_Q: np.ndarray) -> float:
+def deviation_by_image(values_Q: np.ndarray, images_Q: np.ndarray | None = None) -> float:
+    """Returns the standard deviation of values of which the standard error of their mean is the part 1 / sqrt(Q).
+
+    Where each image has one question, it is the unbiased standard deviation of the values. It is 0 for a single image.
+    """
+    residuals_I = np.bincount(_codes(len(values_Q), images_Q), values_Q - values_Q.mean())
+    n = len(residuals_I)
+    return float(np.sqrt((residuals_I**2).sum() / (n - 1) * (n / len(values_Q)))) if n > 1 else 0.0
+
+
+def sign_flip_p_value(differences_Q: np.ndarray, images_Q: np.ndarray | None = None) -> float:
     """Tests whether the mean difference is 0 by flipping signs, two-sided and over all patterns of signs (Fisher 1935).
 
-    The sum of n differences of size v under random signs is v * (2 * Binomial(n, 1/2) - n); sums of several sizes are
-    convolved on the grid that they share.
+    All differences of an image change their signs together. The sum of n images whose differences have the sum v under random
+    signs is v * (2 * Binomial(n, 1/2) - n); sums of several sizes are convolved on the grid that they share.
 
     Args:
         differences_Q: in [-1, 1]; multiples of 1/1000, as means of up to 100 VQA accuracies are, or rounded to them.
+        images_Q: the image ids of the questions.
     """
-    values = np.unique(differences_Q)[:, None]
+    differences_I = np.bincount(_codes(len(differences_Q), images_Q), differences_Q)
+    values = np.unique(differences_I)[:, None]
     fits = (np.abs(values * _GRIDS - np.rint(values * _GRIDS)) < 1e-6).all(0)
-    steps_Q = np.rint(differences_Q * _GRIDS[fits.argmax() if fits.any() else -1]).astype(int)
+    steps_I = np.rint(differences_I * _GRIDS[fits.argmax() if fits.any() else -1]).astype(int)
     distribution = np.ones(1)  # of half the sum, from the lowest sum to the highest
-    for size, count in zip(*np.unique(np.abs(steps_Q[steps_Q != 0]), return_counts=True), strict=True):
+    for size, count in zip(*np.unique(np.abs(steps_I[steps_I != 0]), return_counts=True), strict=True):
         of_size = np.zeros(size * count + 1)
         of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
         distribution = np.asarray(fftconvolve(distribution, of_size))
     sums = 2 * np.arange(len(distribution)) - (len(distribution) - 1)
-    return float(np.clip(distribution[np.abs(sums) >= abs(steps_Q.sum())].sum(), 0.0, 1.0))
+    return float(np.clip(distribution[np.abs(sums) >= abs(steps_I.sum())].sum(), 0.0, 1.0))
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -103,7 +132,7 @@ def questions_needed(difference: float, deviation: float, level: float = 0.05, p
     Normal approximation, ((z(1 - level / 2) + z(power)) * deviation / difference) ** 2; Lachin 1981.
 
     Args:
-        deviation: standard deviation of the paired differences, in the unit of ``difference``.
+        deviation: standard deviation of the paired differences, as ``deviation_by_image``, in the unit of ``difference``.
     """
     if difference == 0.0:
         return None
@@ -113,3 +142,8 @@ def questions_needed(difference: float, deviation: float, level: float = 0.05, p
 def difference_shown(questions: int, deviation: float, level: float = 0.05, power: float = 0.8) -> float:
     """Returns the smallest difference of paired means that this many questions show in ``power`` of experiments."""
     return float((norm.ppf(1.0 - level / 2.0) + norm.ppf(power)) * deviation / np.sqrt(questions))
+
+
+def _codes(questions: int, images_Q: np.ndarray | None) -> np.ndarray:
+    """Numbers the image of each question, in the order in which images first occur."""
+    return np.arange(questions) if images_Q is None else pd.factorize(images_Q)[0].astype(np.int64)

@@ -1,16 +1,20 @@
-"""Reads a JSON object from a file strictly: damaged or ambiguous content is an error that names line and column."""
+"""Reads a JSON object from a file strictly: damaged or ambiguous content is an error that names line and column.
+
+A value of the object, or an entry of a list in it, is decoded at a time, so that large files need little memory.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["iterate_object", "read_object"]
+__all__ = ["iterate_list", "iterate_object", "read_object"]
 
 _CHUNK = 1 << 20  # characters
 _LONGEST_TOKEN = 16  # characters by which a number, a literal or an escape can reach beyond the position of an error in it
@@ -33,9 +37,34 @@ def iterate_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged:
         DataError: there is no such file; it is not UTF-8; it is truncated or otherwise not JSON; it holds NaN, infinities,
             duplicate keys or numbers of thousands of digits; it is nested too deeply; or it holds no object.
     """
+    with _reader(path, chunk, missing, damaged) as reader:
+        yield from reader.items()
+
+
+def iterate_list(path: Path, key: str, chunk: int = _CHUNK, /, *, missing: str, damaged: str) -> Iterator[Any]:
+    """Yields the entries of the list that the JSON object in a file has under a key, one by one.
+
+    Nothing is yielded where the object has no such key, or something else than a list under it. All other values of the object
+    are decoded and dropped.
+
+    Args:
+        path: the file.
+        key: the key.
+        chunk, missing, damaged: as of ``iterate_object``.
+
+    Raises:
+        DataError: as ``iterate_object``.
+    """
+    with _reader(path, chunk, missing, damaged) as reader:
+        yield from reader.entries(key)
+
+
+@contextmanager
+def _reader(path: Path, chunk: int, missing: str, damaged: str) -> Iterator[_Reader]:
+    """Opens a file for reading; errors of the block become a DataError that names the file."""
     try:
         with path.open(encoding="utf-8") as file:
-            yield from _Reader(file, f"{path}", damaged, chunk).items()
+            yield _Reader(file, f"{path}", damaged, chunk)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {missing}") from None
     except (OSError, UnicodeError) as error:
@@ -58,6 +87,19 @@ class _Reader:
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yields keys and values, one by one. The file must hold nothing else than the object."""
+        for key in self._keys():
+            yield key, self._value()
+
+    def entries(self, name: str) -> Iterator[Any]:
+        """Yields the entries of the list under a key, one by one."""
+        for key in self._keys():
+            if key == name and self._peek() == "[":
+                yield from self._elements()
+            else:
+                self._value()
+
+    def _keys(self) -> Iterator[str]:
+        """Yields the keys; what is behind the colon must be decoded before the next one is asked for."""
         start = self._peek()
         if start != "{":
             value = self._value()
@@ -74,13 +116,25 @@ class _Reader:
                 keys.add(key)
                 self._expect(":", "Expecting ':' delimiter")
                 self._peek()
-                yield key, self._value()
+                yield key
                 if self._peek() == "}":
                     break
                 self._expect(",", "Expecting ',' delimiter")
         self._at += 1
         if self._peek():
             raise self._broken("Extra data")
+
+    def _elements(self) -> Iterator[Any]:
+        """Yields the elements of the list that starts at ``_at``."""
+        self._at += 1
+        if self._peek() != "]":
+            while True:
+                self._peek()
+                yield self._value()
+                if self._peek() == "]":
+                    break
+                self._expect(",", "Expecting ',' delimiter")
+        self._at += 1
 
     def _value(self) -> Any:
         """Decodes the value that starts at ``_at``, reading on where the window ends within it."""

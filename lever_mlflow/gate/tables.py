@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
+from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.settings import RewardMode
 from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
@@ -66,14 +67,16 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
     Args:
         data: the RL data.
         trials: the ``trial_table`` of the same data.
-        train: the training items with which ``match_items`` has matched the data. They tell which image each item shows;
-            without them, or without a match, only the queries of ``data`` do, where the data record ``image_id``.
+        train: the training items with which ``match_items`` has matched the data. They tell which image and which answer each
+            item shows; without them, or without a match, only the queries of ``data`` tell images, where the data record
+            ``image_id``.
 
     Returns:
         Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
         ``pool_size``, ``pool_distinct``, ``query_in_pool``, ``image_in_pool`` (number of pool items that show the query's
-        image, without the query itself; NaN where none is known to and some images are unknown), ``positive``, ``reward_mean``
-        (NaN without trials), ``reward_spread`` (largest minus smallest reward) and ``zero_spread``.
+        image, without the query itself; NaN where none is known to and some images are unknown), ``no_answer_in_pool`` (1 if no
+        pool item shows a right answer, 0 if one does, NaN where that is not known), ``positive``, ``reward_mean`` (NaN without
+        trials), ``reward_spread`` (largest minus smallest reward) and ``zero_spread``.
     """
     groups = data.groups
     sizes = [len(group.trials) for group in groups]
@@ -93,6 +96,7 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
             "pool_distinct": [len(set(group.pool)) == len(group.pool) for group in groups],
             "query_in_pool": [group.query_id in group.pool for group in groups],
             "image_in_pool": [_same_image(group.query_id, group.pool, images) for group in groups],
+            "no_answer_in_pool": _no_answer(data, train),
             "positive": (n_positive > 0).astype(np.int64),
             "reward_mean": figures["reward", "mean"],
             "reward_spread": spread,
@@ -129,6 +133,17 @@ def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
     if train and data.match:
         return {sample.index: sample.image_id for sample in train}
     return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
+
+
+def _no_answer(data: RLData, train: Sequence[Sample] | None) -> np.ndarray:
+    """Returns 1 for each query in whose pool no item shows a right answer, 0 where one does, NaN where that is not known.
+
+    Files of older vintages name only those items of a pool that were tried.
+    """
+    if not train or data.vintage != "pools" or not data.match:
+        return np.full(len(data.groups), np.nan)
+    queries, pools = [train[group.query_id] for group in data.groups], [group.pool for group in data.groups]
+    return 1.0 - answers_in_pools(queries, train, pools)
 
 
 def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> float:

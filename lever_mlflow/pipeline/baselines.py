@@ -24,6 +24,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import read_record
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
+from lever_mlflow.runs.metrics import ANSWER_RATE
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import set_description
 from lever_mlflow.settings import EvalSettings
@@ -122,9 +123,11 @@ def log_records(records: EvaluationRecords) -> None:
 def _evaluate(context: Context, settings: EvalSettings) -> None:
     """Answers the report questions behind what each baseline picks, and tries every candidate of the first questions alone.
 
-    Logs for each baseline its accuracy on all report questions, as a mean over shots, and the accuracy of the oracle.
+    Logs for each baseline its accuracy on all report questions, as a mean over shots, the accuracy of the oracle, and before
+    the VLM is asked, the share of questions with a right answer in their pool.
     """
     report = question_set(context, split_questions(context.resources.val, settings, context.seed).report, settings)
+    mlflow.log_metric(ANSWER_RATE, report.answer_rate)
     asked = answering(context, STEP)
     records = asked.records(report.samples, REPORT, report.baselines(), settings.shots)
     log_records(records)

@@ -68,7 +68,7 @@ class Context:
         return {
             Tag.DATASET_DIGEST: self.resources.dataset_digest,
             Tag.VLM_DIGEST: model.digest,
-            Tag.PROFILE_DIGEST: model.profile.digest,
+            Tag.PROFILE_DIGEST: self.resources.profile_digest,
             Tag.ENCODER_DIGEST: self.resources.encoder_digest,
             Tag.SEED: self.seed,
         }
@@ -139,7 +139,7 @@ def _log_rate(before: Asked, after: Asked) -> None:
 
 
 def _record_resources(resources: Resources) -> None:
-    """Records how the VLM is run, and how many questions ``on_bad_item=skip`` left out, of which kinds."""
-    record(resources.language_model.recorded)
+    """Records how the VLM is run and scored, and how many questions ``on_bad_item=skip`` left out, of which kinds."""
+    record({**resources.language_model.recorded, Tag.SCORING: resources.data.scoring})
     if resources.skipped_items:
         record({Tag.SKIPPED_ITEMS: resources.skipped_items})

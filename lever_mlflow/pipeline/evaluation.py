@@ -53,7 +53,7 @@ from lever_mlflow.pipeline.registration import register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.metrics import DATA, epoch_metrics
+from lever_mlflow.runs.metrics import ANSWER_RATE, DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
@@ -96,6 +96,7 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
         {
             **{name: value for name, value in tags.items() if name in EvaluationInputs.model_fields},
             "seed": context.seed,
+            "scoring": context.resources.data.scoring,
             "training_seed": tags[Tag.SEED],
             "grpo_run": grpo_run,
             "checkpoints": {policy: selector_digest(selector) for policy, selector in others.items()},
@@ -151,7 +152,7 @@ def evaluate_version_step(context: Context, version: str, like: Evaluation) -> S
         if (expected := getattr(like.inputs, name)) != value:
             raise ParameterError(
                 f"run {like.run_id} evaluated with {name} {expected}, but this has {value}; "
-                "give the dataset, vlm, encoder and seed of that evaluation"
+                "give the dataset, vlm, encoder, scoring and seed of that evaluation"
             )
     reference = f"models:/{context.registered_name}/{version}"
     selector = load_selector(checkpoint_folder(reference))
@@ -224,6 +225,7 @@ class _Evaluation:
         checkpoints = {START: self._start(), **self.others, **by_policy}
         questions = split_questions(self.context.resources.val, self.settings, self.context.seed)
         report, selection = (question_set(self.context, samples, self.settings) for samples in questions)
+        mlflow.log_metric(ANSWER_RATE, report.answer_rate)
         learned = report.learned(checkpoints)
         baselines = read_baselines(ensure(baselines_step(self.context, self.settings)))
         asked = answering(self.context, self.name)
@@ -351,7 +353,7 @@ def _check_same_resources(context: Context, grpo_run: str, tags: Mapping[str, st
         if name != Tag.SEED and tags[name] != str(value):
             raise ParameterError(
                 f"run {grpo_run} was trained with {name} {tags[name]}, but this evaluation has {value}; "
-                "give the dataset, vlm and encoder that it was trained with"
+                "give the dataset, vlm, encoder and scoring that it was trained with"
             )
 
 

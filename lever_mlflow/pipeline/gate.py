@@ -18,7 +18,7 @@ from lever_mlflow.exceptions import DataError, GateError
 from lever_mlflow.gate.report import format_table, report_html, summary
 from lever_mlflow.gate.tables import trial_table
 from lever_mlflow.pipeline.context import Context, make_step
-from lever_mlflow.pipeline.rollout import LEFT_OUT
+from lever_mlflow.pipeline.rollout import LEFT_OUT, SCORING
 from lever_mlflow.runs.artifacts import artifact, read_json
 from lever_mlflow.runs.metrics import finite
 from lever_mlflow.runs.search import describe, find_run
@@ -74,9 +74,10 @@ def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[s
 
     Raises:
         DataError: training items are left out, now or when the data were recorded, they are not the same items, and the data
-            name them by position only. GateError: a critical expectation failed.
+            name them by position only. Or the trials were scored in another way. GateError: a critical expectation failed.
     """
     _check_items(context, data)
+    _check_scoring(context, data)
     mlflow.log_input(rl_dataset(data), context="training")
     mlflow.log_dict(finite(result.metrics), FIGURES_FILE)
     # The verdict comes last: a run that has it has all the rest.
@@ -135,6 +136,16 @@ def _check_items(context: Context, data: RLData) -> None:
         raise DataError(
             f"{data.source}: RL data name training items by position, and were not recorded on the items at hand (of the "
             f"training questions {left_out} are left out, then {recorded} were); mend the data set, or run the rollout step"
+        )
+
+
+def _check_scoring(context: Context, data: RLData) -> None:
+    scoring = context.resources.data.scoring
+    recorded = data.meta.get(SCORING, scoring)
+    if recorded != scoring:
+        raise DataError(
+            f"{data.source}: _meta: scoring is {recorded!r}, but this run has scoring={scoring}; give the scoring with which "
+            "the trials were recorded, or run the rollout step"
         )
 
 

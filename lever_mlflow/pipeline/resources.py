@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from lever_mlflow.data.features import FeatureTable, sample_features
 from lever_mlflow.data.hub_dataset import ensure_hub_dataset
 from lever_mlflow.data.okvqa import Split, SplitName, describe, read_split, tally
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.data.stemming import stem_words
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.cache_dir import CACHE_DIR, default_cache_dir
 from lever_mlflow.files.images import image_digest
@@ -91,7 +92,8 @@ class Resources(ResourceSettings):
         digest = hashlib.sha256()
         for sample in (*self.train, *self.val):
             item = (sample.question_id, sample.image_id, sample.question, sample.answers, image_digest(sample.image_path))
-            digest.update(json.dumps(item).encode())
+            stemmed = (sample.stemmed_answers,) if sample.stemmed_answers else ()
+            digest.update(json.dumps((*item, *stemmed)).encode())
         return digest.hexdigest()[:16]
 
     @property
@@ -121,7 +123,10 @@ class Resources(ResourceSettings):
         remedy = f"; or delete {root}: it is written again" if self.dataset == MINI else ""
         memo_dir = self.cache_dir / "images"
         try:
-            splits = {name: read_split(root, name, memo_dir=memo_dir, max_aspect=max_aspect) for name in _SPLITS}
+            splits = {
+                name: read_split(root, name, memo_dir=memo_dir, max_aspect=max_aspect, scoring=self.data.scoring)
+                for name in _SPLITS
+            }
         except DataError as error:
             raise DataError(f"{error}{remedy}") from None
         bad = {name: split.bad for name, split in splits.items() if split.bad}
@@ -162,6 +167,17 @@ class Resources(ResourceSettings):
         """Returns the VLM, whose weights are loaded when it first has to answer."""
         return self._asker.language_model
 
+    @property
+    def profile_digest(self) -> str:
+        """Names how the VLM is asked and how its answers are scored, 16 hex characters.
+
+        With the default way of scoring it is the digest of the prompt profile.
+        """
+        digest = self.language_model.profile.digest
+        if self.data.scoring == DataSettings.scoring:
+            return digest
+        return hashlib.sha256(json.dumps([digest, self.data.scoring]).encode()).hexdigest()[:16]
+
     def answer(self, prompts: Sequence[Prompt], description: str) -> list[str]:
         """Asks the VLM, as ``Asker.answer``."""
         return self._asker.answer(prompts, description)
@@ -194,10 +210,13 @@ class Resources(ResourceSettings):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.cache_dir}: cannot be the cache folder ({error}); set {CACHE_DIR}") from None
-        if not self.dataset.startswith(HUB) and replace(self.data, on_bad_item="stop") != DataSettings():
+        hub_settings = (self.data.hf_columns, self.data.hf_splits)
+        if not self.dataset.startswith(HUB) and hub_settings != (DataSettings().hf_columns, DataSettings().hf_splits):
             raise ParameterError(
                 f"dataset={self.dataset} takes no hf_columns or hf_splits; give dataset=hf:NAME, or leave them"
             )
+        if self.data.scoring == "stem":
+            stem_words("")
         check_model(self.encoder_folder, "clip")
         check_language_model(self.language_model)
         _ = self.dataset_digest

@@ -13,12 +13,13 @@ from typing import Any, get_type_hints
 import mlflow
 from pydantic import TypeAdapter, ValidationError
 
+from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import first_misfit
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact
-from lever_mlflow.runs.metrics import ROLLOUT
+from lever_mlflow.runs.metrics import ANSWER_RATE, ROLLOUT
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_description
@@ -40,6 +41,7 @@ from lever_mlflow.trials.rollout import (
 __all__ = [
     "LEFT_OUT",
     "RL_DATA_FILE",
+    "SCORING",
     "find_rl_data",
     "read_rl_data",
     "record_groups",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 STEP, RL_DATA_FILE = "rollout", "rl_data.json"
+SCORING = "scoring"  # in the meta of RL data: how the answers were scored
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
 
 
@@ -198,6 +201,7 @@ def record_groups(
     meta = {
         **context.identity(),
         **asdict(settings),
+        SCORING: resources.data.scoring,
         "round": round_number,
         "generation": asdict(resources.language_model.profile),
     }
@@ -206,7 +210,7 @@ def record_groups(
 
 
 def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
-    """Records the trials; logs ``rl_data.json``, its digest and its figures."""
+    """Records the trials; logs ``rl_data.json``, its digest and its figures, those of the pools included."""
     groups, meta = record_groups(context, settings, selector, round_number)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RL_DATA_FILE
@@ -227,6 +231,8 @@ def _record_trials(context: Context, settings: RolloutSettings, selector: Pointe
             "mined_trials": sum(map(is_mined, trials)),
             "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
-    mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()})
+    train, pools = context.resources.train, [group.pool for group in groups]
+    in_pool = answers_in_pools([train[group.query_id] for group in groups], train, pools)
+    mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()} | {ANSWER_RATE: in_pool.mean()})
     positive = f"{100 * figures['positive_query_rate']:.0f} % of queries positive"
     set_description(f"{len(groups):,} queries, {len(trials):,} trials, {positive}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from lever_mlflow.evaluation.policies import RANDOM, SIMILARITY_BASELINES
-from lever_mlflow.evaluation.records import EvaluationRecords
+from lever_mlflow.evaluation.records import EvaluationRecords, images_of
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.evaluation.rounding import decimals, interval_text
 from lever_mlflow.evaluation.statistics import mean_interval, sign_flip_p_value
@@ -162,10 +162,11 @@ def gain(candidate: Evaluated, other: Evaluated) -> Gain:
     if paired.empty or paired.isna().any():
         policies = f"{candidate.policy} and {other.policy}"
         raise DataError(f"records of {policies} do not cover the same questions; run the evaluate step again with rerun=true")
-    differences_Q = paired.groupby("question_id").mean().to_numpy()
-    low, high = mean_interval(differences_Q, 1.0 - LEVEL, candidate.evaluation.inputs.seed)
+    by_question = paired.groupby(["question_id", "image_id"]).mean()
+    differences_Q, images_Q = by_question.to_numpy(), images_of(by_question)
+    low, high = mean_interval(differences_Q, 1.0 - LEVEL, candidate.evaluation.inputs.seed, images_Q)
     points = round(100.0 * float(differences_Q.mean()), _DIGITS) + 0.0  # which makes 0 of -0
-    return Gain(points, 100.0 * low, 100.0 * high, sign_flip_p_value(differences_Q), len(differences_Q))
+    return Gain(points, 100.0 * low, 100.0 * high, sign_flip_p_value(differences_Q, images_Q), len(differences_Q))
 
 
 def metrics(conditions: Iterable[Condition]) -> dict[str, float]:

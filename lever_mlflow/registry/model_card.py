@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeAlias
 
-import numpy as np
+import pandas as pd
 
 from lever_mlflow.evaluation.policies import BASELINES, START, epoch_policy
-from lever_mlflow.evaluation.records import EvaluationRecords
+from lever_mlflow.evaluation.records import EvaluationRecords, images_of
 from lever_mlflow.evaluation.result import Evaluation, ResourceNames
 from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.evaluation.statistics import interval, resampled_means
@@ -27,7 +27,7 @@ _PROMOTION = "## Promotion"
 
 Shots: TypeAlias = int | None  # a shot count; None stands for the mean over all of them
 Estimates: TypeAlias = Mapping[tuple[str, Shots], Estimate]  # by policy and shots
-Values: TypeAlias = Mapping[tuple[str, Shots], np.ndarray]  # accuracies by question in percent, by policy and shots
+Values: TypeAlias = Mapping[tuple[str, Shots], pd.Series]  # accuracies by question in percent, by policy and shots
 
 
 def describe_registered_model(name: str, resources: ResourceNames) -> str:
@@ -69,7 +69,7 @@ def renewed(card: str, description: str) -> str:
     return promoted(card, section.strip()) if heading else card
 
 
-def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tuple[str, Shots], np.ndarray]:
+def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tuple[str, Shots], pd.Series]:
     """Returns accuracies by question in percent: of the best epoch, the start and the baselines, by shot count."""
     size = max(evaluation.settings.sizes)
     baselines = [policy for policy in records.policies if policy in BASELINES]
@@ -78,7 +78,7 @@ def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tup
         for shots in _columns(evaluation):
             by_question = records.by_question(policy, shots=shots, size=size)
             if by_question is not None:
-                values_Q[policy, shots] = 100.0 * by_question.sort_index().to_numpy()
+                values_Q[policy, shots] = 100.0 * by_question.sort_index()
     return values_Q
 
 
@@ -93,9 +93,9 @@ def _leads(evaluation: Evaluation, values_Q: Values) -> dict[Shots, Lead]:
     return {shots: Lead(baseline.policy, gain) for (shots, baseline), gain in zip(baselines.items(), gains, strict=True)}
 
 
-def _estimates(values_Q: Sequence[np.ndarray], seed: int) -> list[Estimate]:
-    """Estimates the mean over questions of each array."""
-    means = resampled_means(values_Q, seed)
+def _estimates(values_Q: Sequence[pd.Series], seed: int) -> list[Estimate]:
+    """Estimates the mean over questions of each series."""
+    means = resampled_means([values.to_numpy() for values in values_Q], seed, [images_of(values) for values in values_Q])
     return [Estimate(float(values.mean()), *interval(means_R, 0.95)) for values, means_R in zip(values_Q, means, strict=True)]
 
 

@@ -12,12 +12,13 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["DATA", "PROGRESS", "ROLLOUT", "ROUNDS", "TRAIN", "VAL", "epoch_metrics", "finite", "system_metrics"]
+__all__ = ["ANSWER_RATE", "DATA", "PROGRESS", "ROLLOUT", "ROUNDS", "TRAIN", "VAL", "epoch_metrics", "finite", "system_metrics"]
 
 # what the names of our metrics begin with; others may log metrics on our runs too, as MLflow does with those of the system
 TRAIN, VAL = "train/", "val/"  # of an epoch of training; their step is the epoch's number
 DATA = "data/"  # of the RL data that the data gate judged; they have no step
 PROGRESS = "progress/"  # of shares of long work that are done; their step is a number of items
+ANSWER_RATE = "pool/answer_rate"  # share of queries or questions with a right answer in their pool; it has no step
 ROLLOUT = "rollout/"  # of the trials that a rollout recorded; they have no step
 ROUNDS = "rounds/"  # of the rounds of GRPO; their step is the round's number
 

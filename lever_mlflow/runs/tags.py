@@ -55,7 +55,8 @@ class Tag(StrEnum):
     IDENTITY = "identity"  # digest of data set, VLM, profile, encoder and seed together
     DATASET_DIGEST = "dataset_digest"
     VLM_DIGEST = "vlm_digest"
-    PROFILE_DIGEST = "profile_digest"
+    PROFILE_DIGEST = "profile_digest"  # of how the VLM is asked and how its answers are scored
+    SCORING = "scoring"
     ENCODER_DIGEST = "encoder_digest"
     SEED = "seed"
     SKIPPED_ITEMS = "skipped_items"  # what on_bad_item=skip left out of the data set, by kind

@@ -131,7 +131,7 @@ class _Reader:
         return total.hexdigest()[:_DIGEST_CHARS]
 
     def read(self, key: str, entry: Any) -> None:
-        """Adds one entry of the file. An error in a query without a pool waits, because such queries may be dropped.
+        """Adds one entry of the file. An error in the trials of a query without a pool waits, as such queries may be dropped.
 
         Raises:
             DataError: it is not a query of one of the vintages; the message names the place.
@@ -142,11 +142,17 @@ class _Reader:
                 raise DataError(f"{self.path}: _meta holds a JSON {kind}, expected an object; correct or remove it")
             self.meta = entry
             return
-        queries = self._without_pool if isinstance(entry, dict) and POOL_IDS not in entry else self._with_pool
+        place = f"{self.path}: query {key[:40]!r}"
+        try:
+            _check_form(key, entry)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        queries = self._with_pool if POOL_IDS in entry else self._without_pool
+        queries.n_trials += len(entry["pointer_candidates"])
         try:
             queries.groups.append(self._group(key, entry, queries))
         except DataError as error:
-            located = DataError(f"{self.path}: query {key[:40]!r}: {error}")
+            located = DataError(f"{place}: {error}")
             if queries is self._with_pool:
                 raise located from None
             queries.error = queries.error or located
@@ -164,14 +170,9 @@ class _Reader:
             raise self._without_pool.error
         return self._without_pool.groups
 
-    def _group(self, key: str, entry: Any, queries: _Queries) -> Group:
+    def _group(self, key: str, entry: Mapping[str, Any], queries: _Queries) -> Group:
         """Returns a query with its usable trials, and counts the others."""
-        records = entry.get("pointer_candidates") if isinstance(entry, dict) else None
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise DataError("pointer_candidates is not a list of trials; run the rollout step again")
-        queries.n_trials += len(records)
-        if not _TRAIN_INDEX.fullmatch(key):
-            raise DataError("the key is not a train index; use the item's position in the questions file")
+        records = entry["pointer_candidates"]
         query = self._query(entry)
         pointers, pool = self._pointers(entry, records)
         if min(pool, default=0) < 0:
@@ -189,11 +190,6 @@ class _Reader:
     def _query(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields that describe the query, or only its ids where the reader drops records."""
         query = entry.get("query", {})
-        if not isinstance(query, dict):
-            raise DataError(f"query is not an object but {shown(query)}; run the rollout step again")
-        for name in _QUERY_IDS:
-            if name in query and type(query[name]) is not int:
-                raise DataError(f"{name} is {shown(query[name])}, expected a whole number")
         return query if self.keep_records else {name: query[name] for name in _QUERY_IDS if name in query}
 
     def _pool_question_ids(self, entry: Mapping[str, Any], pool: Sequence[int]) -> tuple[int, ...] | None:
@@ -266,3 +262,18 @@ class _Reader:
     def _once(self, value: _Value) -> _Value:
         """Returns the stored value that is equal to this one."""
         return self._shared[type(value)].setdefault(value, value)
+
+
+def _check_form(key: str, entry: Any) -> None:
+    """Checks that an entry has the form of a query, whatever its trials hold."""
+    records = entry.get("pointer_candidates") if isinstance(entry, dict) else None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise DataError("pointer_candidates is not a list of trials; run the rollout step again")
+    if not _TRAIN_INDEX.fullmatch(key):
+        raise DataError("the key is not a train index; use the item's position in the questions file")
+    query = entry.get("query", {})
+    if not isinstance(query, dict):
+        raise DataError(f"query is not an object but {shown(query)}; run the rollout step again")
+    for name in _QUERY_IDS:
+        if name in query and type(query[name]) is not int:
+            raise DataError(f"{name} is {shown(query[name])}, expected a whole number")

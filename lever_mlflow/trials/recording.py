@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.data.vqa_accuracy import normalize_answer, vqa_accuracy
+from lever_mlflow.data.vqa_accuracy import CORRECT_FROM, normalize_answer
 from lever_mlflow.trials.generators import PooledQueries, Proposal, RolloutInputs
 from lever_mlflow.trials.rl_data import Trial
 from lever_mlflow.vlm.prompt import Prompt, clean_generation
 
-__all__ = ["CORRECT_FROM", "query_record", "try_out", "with_gt_prob"]
-
-CORRECT_FROM = 0.5  # lowest accuracy of a correct answer: at least two annotators gave it
+__all__ = ["query_record", "try_out", "with_gt_prob"]
 
 
 def try_out(inputs: RolloutInputs, queries: PooledQueries, proposals: Sequence[Sequence[Proposal]]) -> list[list[Trial]]:
@@ -73,7 +71,7 @@ def _prompt(train: Sequence[Sample], query: Sample, pool_N: np.ndarray, pointer:
 
 def _trial(proposal: Proposal, generation: str, query: Sample) -> Trial:
     prediction = clean_generation(generation)
-    accuracy = vqa_accuracy(prediction, query.answers)
+    accuracy = query.accuracy(prediction)
     return Trial(
         pointer=proposal.pointer,
         correct=float(accuracy >= CORRECT_FROM),

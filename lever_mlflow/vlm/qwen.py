@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lever_mlflow.data.vqa_accuracy import vqa_accuracy
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.vlm.local import LocalVLM, model_type, samples_of
 from lever_mlflow.vlm.prompt import Prompt, build_messages, plain_text
@@ -77,7 +76,10 @@ class QwenVLM(LocalVLM):
 
     def score_key(self, prompt: Prompt) -> str:
         """Returns a digest of all that the score of a prompt depends on."""
-        return hashlib.sha256(json.dumps(["gt_prob", self.key(prompt), sorted(prompt.query.answers)]).encode()).hexdigest()
+        query = prompt.query
+        scored = [] if query.scoring == "raw" else [query.scoring, sorted(query.stemmed_answers)]
+        content = ["gt_prob", self.key(prompt), sorted(query.answers), *scored]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Yields how probable right answers are after each prompt, the ``gt_prob``; batches, order and errors as ``generate``.
@@ -181,7 +183,7 @@ class QwenVLM(LocalVLM):
         logprobs_RT = steps_RTV.gather(2, targets_RT[..., None]).squeeze(2) * shown_RT
         probabilities = iter(logprobs_RT.sum(1).double().exp().tolist())
         return [
-            repr(sum(next(probabilities) * vqa_accuracy(text, prompt.query.answers) for text in group))
+            repr(sum(next(probabilities) * prompt.query.accuracy(text) for text in group))
             for prompt, group in zip(batch.prompts, answers, strict=True)
         ]
 

@@ -72,8 +72,8 @@ def test_everything_that_decides_a_run_is_compared_and_in_order(evaluation):
     config = run_of_evaluation(evaluation).config
     inputs = [name for name in config if "." not in name]
     assert inputs == [
-        "dataset", "vlm", "encoder", "dataset_digest", "vlm_digest", "profile_digest", "encoder_digest", "seed", "reward_mode",
-        "start_digest", "start",
+        "dataset", "vlm", "encoder", "dataset_digest", "vlm_digest", "profile_digest", "scoring", "encoder_digest", "seed",
+        "reward_mode", "start_digest", "start",
         "gate", "start_gate_override", "training_seed",
     ]  # fmt: skip
     assert (config["training_seed"], config["start_gate_override"]) == (3, "reward_mean")

@@ -107,15 +107,26 @@ def test_forms_of_answers(write, read, answers, expected):
     assert load_split(root, "train")[0].answers == tuple(expected)
 
 
+def test_what_the_annotators_wrote_is_kept_beside_stems(write, read):
+    objects = [{"answer": "race", "raw_answer": "racing"}] * 9 + [{"answer": "race", "raw_answer": None}]
+    root = read(write(columns(answers=[objects] * 3), columns(100, answers=[objects] * 3)))
+    sample = load_split(root, "train")[0]
+    assert sample.answers == ("racing",) * 9 + ("race",)
+    assert sample.stemmed_answers == ("race",) * 10
+
+
 def test_answers_of_a_sequence_feature(write, read):
     """Objects under ``Sequence`` arrive as an object of lists."""
-    objects = datasets.Sequence({"answer": datasets.Value("string"), "answer_id": datasets.Value("int64")})
+    fields = {"answer": "string", "raw_answer": "string", "answer_id": "int64"}
+    objects = datasets.Sequence({name: datasets.Value(kind) for name, kind in fields.items()})
     features = datasets.Features({"question": datasets.Value("string"), "answers": objects, "image": datasets.Image()})
-    rows = columns(answers=[{"answer": TEN, "answer_id": list(range(10))}] * 3)
+    written = [f"{text}s" for text in TEN]
+    rows = columns(answers=[{"answer": TEN, "raw_answer": written, "answer_id": list(range(10))}] * 3)
     folder = write(columns())
     for split in SPLITS:
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    assert load_split(read(folder), "train")[2].answers == tuple(TEN)
+    sample = load_split(read(folder), "train")[2]
+    assert (sample.answers, sample.stemmed_answers) == (tuple(written), tuple(TEN))
 
 
 def test_other_names_of_columns_and_splits(write, tmp_path):

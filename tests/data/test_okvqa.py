@@ -39,10 +39,25 @@ def test_samples_in_the_order_of_the_questions_file(okvqa_root):
 def test_a_demonstration_shows_the_most_frequent_answer(okvqa_root):
     def divide(content):
         for answer, text in zip(content["annotations"][0]["answers"], "aabbbbcccc", strict=True):
-            answer["answer"] = text
+            answer["raw_answer"] = text
 
     edit(okvqa_root / ANNOTATIONS, divide)
     assert load_split(okvqa_root, "train")[0].answer == "b"  # as often as c, but earlier
+
+
+def test_answers_are_as_the_annotators_wrote_them(okvqa_root):
+    def stem(content):
+        for answer in content["annotations"][0]["answers"]:
+            answer.update(raw_answer="racing", answer="race")
+        for answer in content["annotations"][1]["answers"]:  # a file of one form, such as those of VQAv2
+            del answer["raw_answer"]
+
+    edit(okvqa_root / ANNOTATIONS, stem)
+    first, second, *_ = read_split(okvqa_root, "train", scoring="plain").samples
+    assert (first.answer, first.answers, first.stemmed_answers) == ("racing", ("racing",) * 10, ("race",) * 10)
+    assert (second.answer, second.answers, second.stemmed_answers) == ("thing 1", ("thing 1",) * 10, ())
+    assert (first.accuracy("race"), first.accuracy("racing"), second.accuracy("thing 1")) == (1.0, 0.0, 1.0)
+    assert {sample.scoring for sample in load_split(okvqa_root, "train")} == {"raw"}
 
 
 # Questions 30 and 31 are the fourth and fifth, on image 3.
@@ -66,6 +81,12 @@ def test_a_demonstration_shows_the_most_frequent_answer(okvqa_root):
         (ANNOTATIONS, lambda c: c["annotations"][4].update(answers="yes"), "answers is 'yes', expected list", {30}),
         (ANNOTATIONS, lambda c: c["annotations"][4].update(answers=["yes"] * 10), "answers[0]: answer is None, expected", {30}),
         (ANNOTATIONS, lambda c: c["annotations"][4]["answers"][2].update(answer=7), "answers[2]: answer is 7, expected", {30}),
+        (
+            ANNOTATIONS,
+            lambda c: c["annotations"][4]["answers"][2].update(raw_answer=None),
+            "answers[2]: raw_answer is None, expected text",
+            {30},
+        ),
         (ANNOTATIONS, lambda c: c["annotations"][4].update(image_id=77), "image_id 77 in", {30}),
         (ANNOTATIONS, lambda c: c["annotations"].append(c["annotations"][4]), "1 with a question_id that occurs twice", {30}),
         (
@@ -155,6 +176,39 @@ def test_a_file_without_its_list(okvqa_root, content):
     (okvqa_root / QUESTIONS).write_text(json.dumps(content))
     with pytest.raises(DataError, match=f"{QUESTIONS}: no list 'questions'"):
         read_split(okvqa_root, "train")
+
+
+def rename(root, *names):
+    for name in names:
+        (root / name).rename(root / f"v2_{name}")
+
+
+def test_files_of_vqav2_are_read_by_their_names(okvqa_root):
+    before = load_split(okvqa_root, "train")
+    rename(okvqa_root, QUESTIONS, ANNOTATIONS)
+    assert load_split(okvqa_root, "train") == before
+    edit(okvqa_root / f"v2_{ANNOTATIONS}", lambda c: c["annotations"].pop())
+    with pytest.raises(DataError, match=f"without annotation .*/v2_{ANNOTATIONS}"):
+        load_split(okvqa_root, "train")
+    (okvqa_root / f"v2_{ANNOTATIONS}").unlink()
+    with pytest.raises(DataError, match=f"/v2_{ANNOTATIONS}: no such file; download the official files"):
+        read_split(okvqa_root, "train")
+
+
+def test_files_of_two_data_sets_in_one_folder_are_refused(okvqa_root):
+    rename(okvqa_root, ANNOTATIONS)
+    with pytest.raises(
+        DataError, match=r"okvqa: holds files of OK-VQA and of VQAv2 \(OpenEnded_.*, v2_OpenEnded_.*\); give each"
+    ):
+        read_split(okvqa_root, "train")
+
+
+def test_equal_texts_are_in_memory_once(okvqa_root):
+    edit(okvqa_root / ANNOTATIONS, lambda c: [a.update(answers=c["annotations"][0]["answers"]) for a in c["annotations"]])
+    edit(okvqa_root / QUESTIONS, lambda c: [q.update(question="what is it?") for q in c["questions"]])
+    samples = load_split(okvqa_root, "train")
+    assert len({id(sample.question) for sample in samples}) == len({id(sample.answers) for sample in samples}) == 1
+    assert len({id(sample.image_path) for sample in samples}) == 10
 
 
 def test_truncated_file(okvqa_root):

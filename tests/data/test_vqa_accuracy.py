@@ -17,7 +17,10 @@ from lever_mlflow.data.vqa_accuracy import normalize_answer, vqa_accuracy
         ("coca-cola / pepsi", "coca cola pepsi"),
         ("wi - fi", "wi fi"),
         ("an apple\n", "apple"),
+        ("A", "a"),
+        ("The a.", "the a"),
         ("", ""),
+        ("?!", ""),
     ],
 )
 def test_normal_form(raw, normal):
@@ -37,6 +40,28 @@ def test_leave_one_out_score(matching, score):
 def test_both_sides_are_normalised():
     assert vqa_accuracy("2", ["Two."] * 10) == 1.0
     assert vqa_accuracy("the two", ["2"] * 10) == 1.0
+
+
+def test_all_annotators_agreeing_changes_nothing():
+    assert vqa_accuracy("Mars.", ["mars"] * 10) == vqa_accuracy("mars", ["Mars."] * 10) == 1.0
+
+
+@pytest.mark.parametrize("prediction", ["", " ", "?!"])
+@pytest.mark.parametrize("answer", ["A", "the", "", "?", "mars"])
+def test_nothing_is_never_right(prediction, answer):
+    assert vqa_accuracy(prediction, [answer] * 10) == 0.0
+
+
+def test_an_article_alone_is_an_answer():
+    assert vqa_accuracy("a", ["A"] * 10) == 1.0
+    assert vqa_accuracy("the", ["A"] * 10) == 0.0
+
+
+def test_words_of_both_sides_are_stemmed_after_normalisation():
+    answers = ["racing"] * 2 + ["The races!"] * 2 + ["sailing"] * 6
+    assert vqa_accuracy("race", answers) == 0.0
+    assert vqa_accuracy("race", answers, stem=True) == 1.0  # four of ten match
+    assert vqa_accuracy("", [""] * 10, stem=True) == 0.0
 
 
 def test_no_answers_is_an_error():

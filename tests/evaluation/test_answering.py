@@ -24,6 +24,7 @@ def test_records_and_nested_accuracies(samples):
     a = records[records.policy == "a"]
     assert a[a.shots == 2].picks.tolist() == [[101, 102], [102, 101], [103, 104], [102, 101]]
     assert a[a.shots == 1].accuracy.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert a[a.shots == 1].image_id.tolist() == [5, 5, 6, 6]
     assert a[a.shots == 1].answer.tolist()[0] == "answer 10"
     assert a[a.shots == 2].prompt.tolist()[1] == "[2, 1] for 11"
     assert records[records.policy == "lots"].draw.tolist() == [0] * 8 + [1] * 8

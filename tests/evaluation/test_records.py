@@ -2,16 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lever_mlflow.evaluation.records import EvaluationRecords, best_epoch
+from lever_mlflow.evaluation.records import EvaluationRecords, best_epoch, images_of
 from lever_mlflow.exceptions import DataError
 
 
 def records_of(*rows):
-    """Records from rows of (policy, draw, part, position, question_id, shots, accuracy)."""
+    """Records from rows of (policy, draw, part, position, question_id, shots, accuracy); question 20 is about image 2."""
     columns = ["policy", "draw", "part", "position", "question_id", "shots", "accuracy"]
     frame = pd.DataFrame(rows, columns=columns)
     picks = [[7, 8][:shots] for shots in frame["shots"]]
-    return EvaluationRecords(frame.assign(picks=picks, prompt="p", answer="a"))
+    return EvaluationRecords(frame.assign(picks=picks, prompt="p", answer="a", image_id=frame["question_id"] // 10))
 
 
 @pytest.fixture
@@ -36,24 +36,40 @@ def records():
 
 
 def test_accuracies_by_question_in_the_seeded_order(records):
-    assert records.by_question("a", shots=2).to_dict() == {20: 0.5, 10: 1.0}
-    assert list(records.by_question("a").index) == [20, 10]
-    assert records.by_question("a").to_dict() == {20: 0.75, 10: 0.5}  # mean over shots
-    assert records.by_question("random").to_dict() == {20: 0.5, 10: 0.5}  # mean over draws
-    assert records.by_question("a", size=1).to_dict() == {20: 0.75}
-    assert records.by_question("zero-shot", shots=0).to_dict() == {20: 0.125, 10: 0.375}
+    assert records.by_question("a", shots=2).to_dict() == {(20, 2): 0.5, (10, 1): 1.0}
+    assert list(records.by_question("a").index) == [(20, 2), (10, 1)]
+    assert images_of(records.by_question("a")).tolist() == [2, 1]
+    assert records.by_question("a").to_dict() == {(20, 2): 0.75, (10, 1): 0.5}  # mean over shots
+    assert records.by_question("random").to_dict() == {(20, 2): 0.5, (10, 1): 0.5}  # mean over draws
+    assert records.by_question("a", size=1).to_dict() == {(20, 2): 0.75}
+    assert records.by_question("zero-shot", shots=0).to_dict() == {(20, 2): 0.125, (10, 1): 0.375}
 
 
 def test_what_is_not_whole_is_none(records):
     assert records.by_question("a", shots=3) is None
     assert records.by_question("a", size=3) is None
     assert records.by_question("epoch 1") is None  # answered one of two questions
-    assert records.by_question("epoch 1", size=1).to_dict() == {20: 1.0}
+    assert records.by_question("epoch 1", size=1).to_dict() == {(20, 2): 1.0}
 
 
 def test_accuracies_by_question_and_shots(records):
-    assert records.by_question_and_shots("a").to_dict() == {(10, 1): 0.0, (10, 2): 1.0, (20, 1): 1.0, (20, 2): 0.5}
-    assert records.by_question_and_shots("random").to_dict() == {(10, 1): 0.5, (20, 1): 0.5}
+    assert records.by_question_and_shots("a").to_dict() == {
+        (10, 1, 1): 0.0,
+        (10, 1, 2): 1.0,
+        (20, 2, 1): 1.0,
+        (20, 2, 2): 0.5,
+    }
+    assert records.by_question_and_shots("random").to_dict() == {(10, 1, 1): 0.5, (20, 2, 1): 0.5}
+
+
+def test_records_without_images_count_each_question_as_one_about_an_image_of_its_own(records, tmp_path):
+    path = tmp_path / "records.parquet"
+    records.frame.drop(columns="image_id").to_parquet(path)
+    earlier = EvaluationRecords.read(path)
+    assert images_of(earlier.by_question("a")).tolist() == [20, 10]
+    assert earlier.digest == records.digest
+    records.write(path)
+    assert images_of(EvaluationRecords.read(path).by_question("a")).tolist() == [2, 1]
 
 
 def test_the_table_has_means_and_spreads_between_draws(records):

@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, ttest_1samp
 
 from lever_mlflow.evaluation.statistics import (
+    deviation_by_image,
     difference_shown,
     holm,
     interval,
@@ -91,6 +92,52 @@ def test_p_value_of_right_or_wrong_answers_is_mcnemars():
 @pytest.mark.parametrize(("values", "p_value"), [([], 1.0), ([0.0] * 9, 1.0), ([1.0], 1.0), ([0.3] * 6, 2 / 2**6)])
 def test_p_value_at_the_edges(values, p_value):
     assert sign_flip_p_value(np.array(values)) == pytest.approx(p_value)
+
+
+# Four images with five questions each: on two images all differences are 1, on the others 0. By hand: a resample of 4 images
+# has the mean Binomial(4, 1/2) / 4, which is 0 or 1 in 1 of 16 cases each, so 2.5 % of resamples are not beyond 0 or 1. Drawn
+# one by one, 20 questions have Binomial(20, 1/2) / 20, whose quantiles at 2.5 and 97.5 % are 6 and 14 of 20.
+IMAGES = np.repeat([7, 3, 9, 4], 5)
+ALIKE = np.repeat([1.0, 1.0, 0.0, 0.0], 5)
+
+
+def test_questions_about_one_image_widen_the_interval():
+    assert mean_interval(ALIKE, 0.95, 0) == pytest.approx((0.3, 0.7))
+    assert mean_interval(ALIKE, 0.95, 0, IMAGES) == (0.0, 1.0)
+
+
+def test_images_are_drawn_with_all_their_questions():
+    """By hand, of an image with three questions and one with a single question: both, twice the first, twice the second."""
+    (means,) = resampled_means([np.array([1.0, 1.0, 0.0, 1.0])], 0, [np.array([8, 8, 5, 8])])
+    values, counts = np.unique(means, return_counts=True)
+    assert values == pytest.approx([0.0, 0.75, 1.0])
+    assert counts / len(means) == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+
+
+def test_the_error_by_image():
+    """By hand: the residuals of two images are 1 and -1, so the variance of the mean is 2/1 * 2 / 4**2 = 1/4 = 1**2 / 4."""
+    values, images = np.array([1.0, 0.0, 1.0, 0.0]), np.array([1, 2, 1, 2])
+    assert deviation_by_image(values, images) == pytest.approx(1.0)
+    assert deviation_by_image(values) == values.std(ddof=1)
+    assert deviation_by_image(values, np.ones(4)) == 0.0
+    means = resampled_means([ALIKE], 0, [IMAGES])[0]  # a bootstrap has the divisor I instead of I - 1
+    assert means.std() == pytest.approx(deviation_by_image(ALIKE, IMAGES) / 20**0.5 * (3 / 4) ** 0.5, rel=0.03)
+
+
+def test_the_differences_of_an_image_change_signs_together():
+    differences = np.full(20, 0.2)
+    assert sign_flip_p_value(differences) == pytest.approx(2 / 2**20)
+    assert sign_flip_p_value(differences, IMAGES) == pytest.approx(2 / 2**4)
+    mixed = np.array([0.3, -0.3, 0.6, 0.1, 1.0])  # by hand, the sums of three images are 0.4, -0.3 and 1.6
+    images = np.array([1, 2, 3, 1, 3])
+    assert sign_flip_p_value(mixed, images) == pytest.approx(4 / 8)  # |sum| >= 1.7 with + - +, + + + and their opposites
+
+
+def test_one_question_for_each_image_is_as_if_images_were_not_known():
+    differences, images = answers(200, 6), np.random.default_rng(0).permutation(10_000)[:200]
+    assert np.array_equal(resampled_means([differences], 3, [images])[0], resampled_means([differences], 3)[0])
+    assert sign_flip_p_value(differences, images) == sign_flip_p_value(differences)
+    assert deviation_by_image(differences, images) == differences.std(ddof=1)
 
 
 def test_p_value_of_means_of_three_draws_and_of_values_off_every_grid():

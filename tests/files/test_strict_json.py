@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files.strict_json import iterate_object, read_object
+from lever_mlflow.files.strict_json import iterate_list, iterate_object, read_object
 
 REMEDIES = {"missing": "look for it", "damaged": "copy it again"}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -88,3 +88,29 @@ def test_values_come_one_by_one(path):
     assert next(items) == ("a", 1)
     with pytest.raises(DataError, match="line 1, column 15"):
         next(items)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_entries_of_a_list_come_one_by_one(tmp_path, chunk):
+    path = tmp_path / "file.json"
+    path.write_text('{"info": {"list": [0]}, "list": [ {"a": 1.5}, [2, 3] ,"x"], "empty": [], "other": 7}')
+    assert list(iterate_list(path, "list", chunk, **REMEDIES)) == [{"a": 1.5}, [2, 3], "x"]
+    for key in ("empty", "other", "absent"):
+        assert list(iterate_list(path, key, chunk, **REMEDIES)) == []
+
+
+def test_entries_before_the_damage_are_there(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text('{"list": [1, 22, 3')
+    entries = iterate_list(path, "list", 4, **REMEDIES)
+    assert [next(entries), next(entries)] == [1, 22]
+    with pytest.raises(DataError, match=r"not valid JSON at line 1, column 19 .*; it may be truncated"):
+        list(entries)
+
+
+@pytest.mark.parametrize("text", ['{"list": [1,]}', '{"list": [1 2]}', '{"list": [1], "list": [2]}', '{"list": [1]} x'])
+def test_a_damaged_list_is_an_error(tmp_path, text):
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"file\.json: "):
+        list(iterate_list(path, "list", **REMEDIES))

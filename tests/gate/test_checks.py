@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.gate import DEFAULT_PROJECT_DIR, GateResult, check
 from lever_mlflow.gate.report import format_table, report_html
 from lever_mlflow.gate.suites import DATA_SUITES, DRIFT_SUITES
+from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.trials.rl_data import Group, RLData, Trial, save_rl_data
 
@@ -483,3 +486,14 @@ def test_great_expectations_opens_the_project_itself(tmp_path):
         name: len(json.loads((DEFAULT_PROJECT_DIR / f"gx/expectations/{name}.json").read_text())["expectations"])
         for name in (*DATA_SUITES, *DRIFT_SUITES)
     }
+
+
+@pytest.mark.parametrize(("without", "severities"), [(75, set()), (76, {"no_answer_in_pool_warning"})])
+def test_few_right_answers_in_pools_are_a_warning(without, severities):
+    """Of 100 queries, so many have a pool without an item that shows their answer; the others share the answer of all items."""
+    answers = [f"answer {i}" if i < without else "mars" for i in range(100)] + ["mars"] * 64
+    train = [Sample(i, 100 + i, i, "what?", Path("x.jpg"), (answer,) * 10) for i, answer in enumerate(answers)]
+    groups = [replace(g, pool=tuple(range(100, 164)), query={"question_id": 100 + g.query_id}) for g in mixed(100)]
+    result = check(match_items(data(groups), train), train=train)
+    assert failed(result) == severities
+    assert result.verdict == ("warning" if severities else "pass")

@@ -101,31 +101,44 @@ def expected(raw):
 
 def defects(content):
     """Yields truth values, one per critical rule; raises Refused where the file is not RL data."""
-    vintage = None
+    field = None  # of pointers in queries without a pool
     used, pools, recorded = {}, {}, 0
+    pooled = any(isinstance(entry, dict) and "candidate_pool_ids" in entry for entry in content.values())
     for key, entry in content.items():
         need(re.fullmatch("0|[1-9][0-9]{0,17}", key) and isinstance(entry, dict))
         records, query = entry.get("pointer_candidates"), entry.get("query", {})
         need(isinstance(records, list) and all(isinstance(record, dict) for record in records) and isinstance(query, dict))
         need(all(name not in query or whole([query[name]]) for name in ("question_id", "image_id")))
-        has_pool = "candidate_pool_ids" in entry
-        if vintage is None and (has_pool or records):
-            vintage = "pools" if has_pool else "pointers" if "pointer" in records[0] else "pointer_pos"
-        need(has_pool == (vintage == "pools"))
-        field = "pointer_pos" if vintage == "pointer_pos" else "pointer"
-        need(all(indices(record.get(field)) for record in records))
-        pool = entry.get("candidate_pool_ids", sorted({index for record in records for index in record[field]}))
+        recorded += len(records)
+        if pooled and "candidate_pool_ids" not in entry:
+            continue  # such a query is dropped, and its trials count as not usable
+        if records and not pooled:
+            field = field or ("pointer" if "pointer" in records[0] else "pointer_pos")
+        twice = [
+            "pointer_pos" in record and record.get("pointer", record["pointer_pos"]) != record["pointer_pos"]
+            for record in records
+        ]
+        names = [("pointer_pos", "pointer") if both else ("pointer", "pointer_global") for both in twice]
+        if not pooled:
+            names = [(field, "pointer_pos") for _ in records]
+        need(all(indices(record.get(name)) and record[name] for record, (name, _) in zip(records, names, strict=True)))
+        named = sorted({index for record, (name, _) in zip(records, names, strict=True) for index in record[name]})
+        pool = entry["candidate_pool_ids"] if pooled else named
         need(indices(pool) and all(index >= 0 for index in pool))
-        trials = []
-        for record in records:
-            positions = record[field]
-            if has_pool:
-                need(indices(record.get("pointer_global")))
+        trials, places_of_items = [], {}
+        for record, (name, other), both in zip(records, names, twice, strict=True):
+            positions = record[name]
+            if pooled:
+                need(indices(record.get(other)))
                 if all(0 <= position < len(pool) for position in positions):
-                    need([pool[position] for position in positions] == record["pointer_global"])
+                    need([pool[position] for position in positions] == record[other])
             else:
                 need("pointer_global" not in record)
-                need("pointer_pos" not in record or record.get("pointer", record["pointer_pos"]) == record["pointer_pos"])
+                if both and field == "pointer":
+                    need(indices(record["pointer_pos"]) and len(record["pointer_pos"]) == len(positions))
+                    for place, item in zip(record["pointer_pos"], positions, strict=True):
+                        need(places_of_items.setdefault(place, item) == item)
+                    need(len(set(places_of_items.values())) == len(places_of_items))
                 positions = [pool.index(index) for index in positions]
             failed, mode = record.get("eval_failed", False), record.get("vqa_eval_mode", "vqaEval")
             need(isinstance(failed, bool) and mode in ("vqaEval", "fallback", "error"))
@@ -136,7 +149,6 @@ def defects(content):
             need(isinstance(record.get("gen_method"), str | None))
             trials.append((tuple(positions), correct, accuracy))
         used[int(key)], pools[int(key)] = trials, pool
-        recorded += len(records)
     images = {int(key): entry["query"]["image_id"] for key, entry in content.items() if "image_id" in entry.get("query", {})}
     flat = list(chain.from_iterable(used.values()))
     n_queries, n_trials = len(used), len(flat)

@@ -69,6 +69,7 @@ def test_query_table(load):
         "pool_distinct": True,
         "query_in_pool": False,
         "image_in_pool": pytest.approx(math.nan, nan_ok=True),  # no image is known
+        "no_answer_in_pool": pytest.approx(math.nan, nan_ok=True),  # nor any answer
         "positive": 1,
         "reward_mean": 0.8,
         "reward_spread": 1.6,
@@ -131,3 +132,22 @@ def test_another_question_about_the_querys_image_is_found_in_its_pool(samples):
     assert image_column(rl_data(inside, clean)) == [0, -1]
     # and where question ids are not recorded, the user has said which items the indices mean
     assert image_column(match_items(rl_data(Group(4, (10, 5), trials)), samples), samples) == [1]
+
+
+def test_queries_without_a_right_answer_in_their_pool(samples):
+    """All items have answers of their own, except that item 12 has the answer of item 4."""
+    samples = [*samples[:12], replace(samples[12], answers=samples[4].answers), *samples[13:]]
+    trials = (Trial((0, 1), 1.0, 1.0, "beam"),)
+    groups = (
+        Group(4, (10, 12), trials, {"question_id": 104}),
+        Group(6, (10, 12), trials, {"question_id": 106}),
+    )
+
+    def column(data, train):
+        return query_table(data, trial_table(data), train).no_answer_in_pool.fillna(-1).tolist()
+
+    matched = match_items(rl_data(*groups), samples)
+    assert column(matched, samples) == [0, 1]
+    # not known: without the data set, without a match, or where the file holds no pools; -1 stands for unknown
+    assert column(matched, None) == column(rl_data(*groups), samples) == [-1, -1]
+    assert column(replace(matched, vintage="pointers"), samples) == [-1, -1]

@@ -24,6 +24,7 @@ def policy(name, accuracies, shots=2, draw=0, answers="a"):
             "part": "report",
             "position": range(count),
             "question_id": range(1000, 1000 + count),
+            "image_id": range(1000, 1000 + count),
             "shots": shots,
             "picks": [[10, 11 + (value == 0.0)][:shots] for value in accuracies],
             "prompt": "p",

@@ -6,6 +6,8 @@ import pytest
 from helpers.projects import run_step
 from mlflow import MlflowClient
 
+from lever_mlflow.data.candidate_pools import candidate_pools
+from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.pipeline.baselines import baselines_step, read_baselines
 from lever_mlflow.settings import EvalSettings
@@ -19,6 +21,11 @@ def test_damaged_files_are_named_with_the_run_to_delete(local):
     baselines = read_baselines(run.info.run_id)
     assert baselines.records.by_question("zero-shot").size == 5
     assert baselines.best_single.questions == 2
+    train, questions = line.resources.train, split_questions(line.resources.val, SMALL, seed=0).report
+    features = line.resources.features("val"), line.resources.features("train")
+    pools_QN = candidate_pools(questions, train, SMALL.pool_sampler, SMALL.pool_size, 0, *features)
+    right = [any(query.accuracy(train[i].answer) >= 0.5 for i in pool) for query, pool in zip(questions, pools_QN, strict=True)]
+    assert run.data.metrics["pool/answer_rate"] == sum(right) / 5
     folder = Path(MlflowClient().get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"))
     for name, content in (("records.parquet", b"PAR1"), ("best_single.json", b"")):
         whole = (folder / name).read_bytes()

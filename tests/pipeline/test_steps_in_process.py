@@ -23,12 +23,23 @@ from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_st
 from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import artifacts, steps
 from lever_mlflow.runs.steps import run_settings
+from lever_mlflow.runs.tags import Tag
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
+from lever_mlflow.settings import (
+    DataSettings,
+    EvalSettings,
+    GateSettings,
+    GrpoSettings,
+    RceSettings,
+    RolloutSettings,
+    RoundSettings,
+)
 from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.vlm.prompt import Prompt
 
 ONE_ROUND = RoundSettings(rounds=1)
+WAYS = ("raw", "stem", "plain")
 
 NAME = "lever-selector-mini-mini"
 
@@ -51,6 +62,27 @@ def test_training_runs_the_same_gate_and_takes_a_recorded_verdict(local, bad_rl_
         search_all_experiments=True, filter_string="tags.`lever.step` = 'validate'", output_format="list"
     )
     assert [run.info.status for run in validations] == ["FAILED"]
+
+
+def test_runs_that_score_in_different_ways_never_meet(local, good_rl_data):
+    line = local()
+    scored = {way: replace(line, resources=replace(line.resources, data=DataSettings(scoring=way))) for way in WAYS}
+    assert len({context.same_resources()[Tag.IDENTITY] for context in scored.values()}) == 3
+    assert scored["raw"].identity() == line.identity()
+    assert line.identity()[Tag.PROFILE_DIGEST] == line.resources.language_model.profile.digest
+    prompt = Prompt((), line.resources.train[0])  # an answer is the same however it is scored
+    assert len({c.resources.language_model.key(Prompt((), c.resources.train[0])) for c in scored.values()}) == 1
+    score_keys = {c.resources.language_model.score_key(Prompt((), c.resources.train[0])) for c in scored.values()}
+    assert len(score_keys) == 3
+    assert line.resources.language_model.score_key(prompt) in score_keys
+
+    settings = RolloutSettings(n_queries=2, beam_width=0, samples_per_temperature=0, random_pointers=2)
+    run = run_step(partial(rollout_step, scored["stem"], settings))
+    assert facts(run)["scoring"] == "stem"
+    data = find_rl_data(line, f"runs:/{run.info.run_id}")
+    assert data.meta["scoring"] == "stem"
+    with pytest.raises(DataError, match=r"_meta: scoring is 'stem', but this run has scoring=raw; give the scoring with"):
+        run_step(partial(validate_step, line, data))
 
 
 def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_rl_data):
@@ -76,6 +108,9 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     before, after = plain.data.metrics, mined.data.metrics
     assert not [name for name in before if "mined" in name]
     assert before["rollout/positive_query_rate"] < 1
+    groups, train = read_rl_data(line, plain.info.run_id).groups, line.resources.train
+    right = [any(train[g.query_id].accuracy(train[i].answer) >= 0.5 for i in g.pool) for g in groups]
+    assert before["pool/answer_rate"] == after["pool/answer_rate"] == sum(right) / 40 == 0.9
     without, with_mining = (metrics["rollout/positive_query_rate"] for metrics in (before, after))
     assert after["rollout/positive_query_rate_before"] == without < with_mining
     assert after["rollout/n_trials"] - before["rollout/n_trials"] == after["rollout/mined_trials"]
