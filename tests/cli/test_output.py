@@ -10,7 +10,7 @@ from helpers.projects import ROOT
 
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 
-SIZE = "(format pools): {verdict}; 60 queries, 540 usable trials, 0 dropped trials; {failed} of 64 expectations failed"
+SIZE = "(format pools): {verdict}; 60 queries, 540 usable trials, 0 dropped trials; {failed} of 65 expectations failed"
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_verbose_lists_what_passed(validate, perfect_rl_data, options):
     lines = validate(perfect_rl_data, *options).stderr.splitlines()
     assert lines[:3] == ["validate: running", f"{perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}", ""]
     assert lines[3].split() == ["expectation", "observed", "required", "verdict", "what", "to", "do"]
-    assert [line.split()[-1] for line in lines[5:-2]] == ["pass"] * 43
+    assert [line.split()[-1] for line in lines[5:-2]] == ["pass"] * 44
     assert lines[-2] == "21 further expectations on columns, types and missing values passed."
     assert without_time(lines[-1]) == f"validate: {perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}"
 
@@ -69,7 +69,7 @@ def test_the_gate_lists_what_failed_and_counts_what_passed(validate, bad_rl_data
     assert result.returncode == 1
     lines = result.stderr.splitlines()
     assert lines[:3] == ["validate: running", f"{bad_rl_data} {SIZE.format(verdict='critical', failed=13)}", ""]
-    table = lines[5 : lines.index("51 further expectations passed; verbose=true lists them.")]
+    table = lines[5 : lines.index("52 further expectations passed; verbose=true lists them.")]
     assert [line.split()[0] for line in table] == [
         "reward_mean",
         "reward_stdev",
