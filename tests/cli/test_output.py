@@ -12,7 +12,7 @@ from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 
 SIZE = (
     "(format pools): {verdict}; 60 queries, 540 usable trials, 0 dropped trials; indices are positions in the questions file "
-    "(not checked); {failed} of 66 expectations failed, 2 not checked"
+    "(not checked); {failed} of 67 expectations failed, 2 not checked"
 )
 
 
@@ -65,7 +65,7 @@ def test_verbose_lists_what_passed(validate, perfect_rl_data, options):
     unchecked, passed = lines[5:7], lines[7:-2]
     assert [line.split()[0] for line in unchecked] == ["items_as_recorded", "items_as_recorded_warning"]
     assert [line.split()[-2:] for line in unchecked] == [["not", "checked"]] * 2
-    assert [line.split()[-1] for line in passed] == ["pass"] * 43
+    assert [line.split()[-1] for line in passed] == ["pass"] * 44
     assert lines[-2] == "21 further expectations on columns, types and missing values passed."
     assert without_time(lines[-1]) == f"validate: {perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}"
 
@@ -75,7 +75,7 @@ def test_the_gate_lists_what_failed_and_counts_what_passed(validate, bad_rl_data
     assert result.returncode == 1
     lines = result.stderr.splitlines()
     assert lines[:3] == ["validate: running", f"{bad_rl_data} {SIZE.format(verdict='critical', failed=13)}", ""]
-    table = lines[5 : lines.index("51 further expectations passed; verbose=true lists them.")]
+    table = lines[5 : lines.index("52 further expectations passed; verbose=true lists them.")]
     assert [line.split()[0] for line in table] == [
         "reward_mean",
         "reward_stdev",
