@@ -75,7 +75,15 @@ OnBadData = Literal["stop", "warn"]
 OnBadItem = Literal["stop", "skip"]
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed"]
 Preset = Literal["default", "predecessor"]
-RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
+RewardMode = Literal[
+    "hard_plus_soft",
+    "hard_only",
+    "soft_only",
+    "separated",
+    "separated_gtprob",
+    "hard_plus_gtprob",
+    "hard_plus_gtprob_plus_rel",
+]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 ScaleRewards = Literal["group", "batch", "none"]
 SimilarityEvidence = Literal["better", "not-worse"]
@@ -254,7 +262,17 @@ class ExperimentSettings:
         help="Way in which the scores of a trial become its reward. "
         "The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy. The mode hard_only takes correctness alone, and "
         "soft_only takes VQA accuracy alone. The mode separated adds 2 to the VQA accuracy of a correct answer. The mode "
-        "hard_plus_gtprob adds correctness and the probability of the right answers, which gt_prob=true records.",
+        "hard_plus_gtprob adds correctness and the probability of the right answers, and separated_gtprob adds 2 to this "
+        "probability where the answer is correct. The mode hard_plus_gtprob_plus_rel also adds vqa_rel_score to the reward of "
+        "wrong answers. The last three modes take RL data that were recorded with gt_prob=true.",
+    )
+    reward_weights: Mapping[str, float] = option(
+        {},
+        at_least=0,
+        example="hard=2,soft=0.5",
+        help="Weights of the terms of the reward, as name=value separated by commas, such as hard=2,soft=0.5. "
+        "The names are hard (correctness), soft (VQA accuracy), gtprob (probability of the right answers) and rel "
+        "(vqa_rel_score of wrong answers). A term that is not named has the weight 1, and rel has 0.1.",
     )
     model_name: str = option(
         AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."

@@ -70,27 +70,30 @@ class NumberList(click.ParamType):
 
 
 class Pairs(click.ParamType):
-    """Converts ``none``, or ``name=value`` pairs separated by commas, to a mapping; its user checks the names."""
+    """Converts ``none``, or ``name=value`` pairs separated by commas, to a mapping; its user checks the names.
+
+    Values are converted by ``item`` where there is one, and stay text otherwise.
+    """
 
     name = "pairs"
 
-    def __init__(self, example: str) -> None:
-        self.example = example
+    def __init__(self, example: str, item: click.ParamType | None = None) -> None:
+        self.example, self.item = example, item
 
-    def convert(self, value: Any, param: Param, ctx: Context) -> dict[str, str]:
+    def convert(self, value: Any, param: Param, ctx: Context) -> dict[str, Any]:
         """Returns ``value`` as a mapping; fails with the pair that is wrong."""
         if isinstance(value, dict):
             return value
         if value == NONE:
             return {}
-        pairs: dict[str, str] = {}
+        pairs: dict[str, Any] = {}
         for part in value.split(","):
             name, equals, item = (text.strip() for text in part.partition("="))
             if not (name and equals and item):
                 self.fail(f"{part!r} is not name=value; give for example {self.example}", param, ctx)
             if name in pairs:
                 self.fail(f"{value!r} names {name} twice", param, ctx)
-            pairs[name] = item
+            pairs[name] = self.item.convert(item, param, ctx) if self.item else item
         return pairs
 
 

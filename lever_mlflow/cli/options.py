@@ -104,7 +104,7 @@ def _type(kind: Any, described: Option) -> click.ParamType:
     if origin is tuple:
         return Splits() if arguments == (str, str) else NumberList(arguments[0], described)
     if origin is not None and issubclass(origin, Mapping):
-        return Pairs(described.example)
+        return Pairs(described.example, Number(float, described) if arguments == (str, float) else None)
     if kind is bool:
         return YesNo()
     return Text() if kind is str else Number(kind, described)

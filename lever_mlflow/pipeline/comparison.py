@@ -54,7 +54,7 @@ def compare_step(context: Context, evaluations: Sequence[str], language: Languag
     """Prepares the comparison of evaluated betas, given as run ids: a report, its figures and ``comparison.json``."""
     inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
     execute = partial(_compare_evaluations, context, evaluations, language)
-    options = {"evaluations": ",".join(evaluations), "reward_mode": context.reward_mode, "model_name": context.model_name}
+    options = {"evaluations": ",".join(evaluations), **context.reward.options, "model_name": context.model_name}
     return make_step(context, COMPARE, COMPARE, {"lang": language}, inputs, execute, options)
 
 

@@ -104,7 +104,7 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
     choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
     lookup = {Tag.KL_BETA: job.kl_beta, **context.same_trainings()}
-    options = {"checkpoints": ",".join(checkpoints) or NONE, "reward_mode": context.reward_mode}
+    options = {"checkpoints": ",".join(checkpoints) or NONE, **context.reward.options}
     # no parameter, as the page that compares runs in the UI would begin with it
     config = {**context.shared_options(), EVALUATE: {"grpo_run": grpo_run, **options, **choices}}
     policies = {"learned": 1 + len(others), "candidates": len(candidates_of(grpo_run))}

@@ -192,7 +192,7 @@ class _Rounds:
     def _log_trials(self, number: int, data: RLData) -> None:
         """Logs what the fresh trials of a round say of the policy that they were recorded from."""
         figures = {"positive_query_rate": positive_query_rate(data.groups)}
-        reward = first_choice_reward(data.groups, self.context.reward_mode)
+        reward = first_choice_reward(data.groups, self.context.reward)
         if reward is not None:
             self.rewards.append(reward)
             figures["first_choice_reward"] = reward

@@ -205,7 +205,7 @@ class _Training:
 
     def params(self, epoch: int) -> dict[str, Any]:
         """Returns everything that made an epoch's checkpoint what it is."""
-        context = {"seed": self.context.seed, "reward_mode": self.context.reward_mode, "rl_data_digest": self.data.digest}
+        context = {"seed": self.context.seed, "reward_mode": self.context.reward.label, "rl_data_digest": self.data.digest}
         return {"epoch": self.numbered(epoch), **context, **asdict(self.settings), **(self.origin or {})}
 
     def numbered(self, epoch: int) -> int:
@@ -241,7 +241,7 @@ def _begin(
     context, resources = training.context, training.context.resources
     features_SD = resources.features("train").of(training.fusion)  # now they are on disk, where the others find them
     state = None if interrupted is None else interrupted.state
-    arguments = {**arguments, "seed": context.seed, "reward_mode": context.reward_mode, "state": state}
+    arguments = {**arguments, "seed": context.seed, "reward": context.reward, "state": state}
     processes = distributed.join(resources.torch_device)
     distributed.call_followers(processes, _train_along, train, replace(resources), training.fusion, arguments)
     try:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.random_streams import SeedStream
-from lever_mlflow.settings import GrpoSettings, RceSettings, RewardMode
+from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.objectives import zero_spread
-from lever_mlflow.trials.rl_data import Group, check_items
+from lever_mlflow.trials.rewards import Reward
+from lever_mlflow.trials.rl_data import Group, check_items, check_scores
 
 __all__ = ["GroupBatch", "GroupTable", "split_groups", "split_tables", "tabulate"]
 
@@ -145,7 +146,7 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
 
 
 def split_tables(
-    groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, mode: RewardMode, seed: int
+    groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, reward: Reward, seed: int
 ) -> tuple[GroupTable, GroupTable]:
     """Returns the tables of the training and of the validation queries; only the first is reduced to ``top_k`` trials.
 
@@ -153,28 +154,30 @@ def split_tables(
         DataError: as ``split_groups`` and ``tabulate``.
     """
     train, val = split_groups(groups, settings.val_share, seed)
-    return tabulate(train, features_SD, mode, top_k=settings.top_k), tabulate(val, features_SD, mode)
+    return tabulate(train, features_SD, reward, top_k=settings.top_k), tabulate(val, features_SD, reward)
 
 
-def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, *, top_k: int = 0) -> GroupTable:
+def tabulate(groups: Sequence[Group], features_SD: np.ndarray, reward: Reward, *, top_k: int = 0) -> GroupTable:
     """Puts groups into a table.
 
     Args:
         groups: each with at least one trial.
         features_SD: features of all training items, by train index.
-        mode: how scores become rewards.
+        reward: how scores become rewards.
         top_k: if not 0, only the trials with the k highest rewards of each group are taken, in their order in the group; among
             equal rewards the first trials are taken.
 
     Raises:
         DataError: a query or pool names an item that the features lack, a pointer names a position outside its pool, or
             pointers differ in length.
+        ParameterError: a trial lacks a score that the reward takes.
     """
     K = _shots(groups)
+    check_scores(groups, reward)
     for group in groups:
         check_items(group, len(features_SD))
         _check_positions(group)
-    rewards, pointers = zip(*(_best_trials(group, mode, top_k) for group in groups), strict=True)
+    rewards, pointers = zip(*(_best_trials(group, reward, top_k) for group in groups), strict=True)
     sizes_Q = np.array([len(rewards_G) for rewards_G in rewards])
     pool_sizes_Q = np.array([len(group.pool) for group in groups])
     pools_QN = np.zeros((len(groups), pool_sizes_Q.max()), dtype=np.int64)
@@ -204,8 +207,8 @@ def _check_positions(group: Group) -> None:
         )
 
 
-def _best_trials(group: Group, mode: RewardMode, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+def _best_trials(group: Group, reward: Reward, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rewards and pointers of the trials with the ``top_k`` highest rewards, or of all trials if it is 0."""
-    rewards_G = group.rewards_G(mode)
+    rewards_G = group.rewards_G(reward)
     best = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
     return rewards_G[best], group.pointers_GK[best]

@@ -28,14 +28,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.exceptions import DataError
+from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import iterate_object
-from lever_mlflow.settings import RewardMode
 from lever_mlflow.trials.fields import check_old_names, check_pointer_global, finite_number, shown, whole_numbers
-from lever_mlflow.trials.rewards import rewards
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, missing_score, rewards
 
-__all__ = ["Group", "RLData", "Trial", "check_fits", "check_items", "load_rl_data", "save_rl_data"]
+__all__ = ["Group", "RLData", "Trial", "check_fits", "check_items", "check_scores", "load_rl_data", "save_rl_data"]
 
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # an index has one spelling and fits 64 bits
 _EVAL_MODES = ("vqaEval", "fallback", "error")
@@ -58,6 +57,9 @@ class Trial:
         eval_mode: ``vqa_eval_mode``, the way in which the answer was scored.
         eval_failed: whether the scoring failed; such trials are not read.
         gt_prob: ``vqa_gt_prob``, the probability of the right answers; None where it was not recorded.
+        rel_score: ``vqa_rel_score``, in [-1, 1]; None where it was not recorded. In trials that ``with_gt_prob`` recorded it is
+            the gain of ``gt_prob`` over no demonstration. In the predecessor's files it is the similarity of the answer to
+            the nearest right answer.
         record: all fields of the trial in the file; None where they were dropped on reading.
     """
 
@@ -68,6 +70,7 @@ class Trial:
     eval_mode: str = "vqaEval"
     eval_failed: bool = False
     gt_prob: float | None = None
+    rel_score: float | None = None
     record: Mapping[str, Any] | None = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -92,13 +95,14 @@ class Group:
         """Returns the pointers, int64 [trials, shots]."""
         return np.array([trial.pointer for trial in self.trials], dtype=np.int64)
 
-    def rewards_G(self, mode: RewardMode = "hard_plus_soft") -> np.ndarray:
+    def rewards_G(self, reward: Reward = DEFAULT_REWARD) -> np.ndarray:
         """Returns the rewards, float64 [trials]; errors as ``rewards``."""
         return rewards(
             np.array([trial.correct for trial in self.trials]),
             np.array([trial.accuracy for trial in self.trials]),
-            mode,
+            reward,
             gt_prob=np.array([np.nan if trial.gt_prob is None else trial.gt_prob for trial in self.trials]),
+            rel_score=np.array([np.nan if trial.rel_score is None else trial.rel_score for trial in self.trials]),
         )
 
 
@@ -196,6 +200,21 @@ def check_items(group: Group, n_items: int, source: str = "") -> None:
             f"{file}query {group.query_id}: item {outside[0]} is not among the {n_items} training items; "
             "give the data set on which the RL data were recorded as dataset=FOLDER"
         )
+
+
+def check_scores(groups: Iterable[Group], reward: Reward) -> None:
+    """Checks that all trials have the scores that a reward takes.
+
+    Raises:
+        ParameterError: a trial lacks one; the message names the query, the trial's pointer and the field.
+    """
+    for name in reward.fields:
+        attribute = name.removeprefix("vqa_")
+        for group in groups:
+            for trial in group.trials:
+                if getattr(trial, attribute) is None:
+                    place = f"query {group.query_id}: the trial with pointer {list(trial.pointer)} has no {name}"
+                    raise ParameterError(f"{place}, but {missing_score(reward, name)}")
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:
@@ -342,7 +361,7 @@ class _Reader:
         method = record.get("gen_method")
         if not isinstance(method, str | None):
             raise DataError(f"gen_method is {shown(method)}, expected a name")
-        gt_prob = record.get("vqa_gt_prob")
+        gt_prob, rel_score = record.get("vqa_gt_prob"), record.get("vqa_rel_score")
         return Trial(
             pointer=pointer,
             correct=self._once(finite_number("vqa_correct", record.get("vqa_correct"))),
@@ -350,6 +369,7 @@ class _Reader:
             gen_method=self._once(method or "unknown"),
             eval_mode=self._once(mode),
             gt_prob=None if gt_prob is None else finite_number("vqa_gt_prob", gt_prob),
+            rel_score=None if rel_score is None else finite_number("vqa_rel_score", rel_score),
             record=record if self.keep_records else None,
         )
 

@@ -16,10 +16,11 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import RewardMode, RolloutSettings
+from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.trials.generators import FEATURES, FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
 from lever_mlflow.trials.mining import is_mined, is_positive, mined_trials
 from lever_mlflow.trials.recording import query_record, try_out, with_gt_prob
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group
 from lever_mlflow.vlm.prompt import Prompt
 
@@ -129,10 +130,10 @@ def rollout(
     ]
 
 
-def first_choice_reward(groups: Sequence[Group], mode: RewardMode) -> float | None:
+def first_choice_reward(groups: Sequence[Group], reward: Reward) -> float | None:
     """Returns the mean reward of the pointers that the starting policy found best; None where beam search recorded none."""
     best = [next((i for i, trial in enumerate(group.trials) if trial.gen_method == FIRST_CHOICE), None) for group in groups]
-    rewards = [group.rewards_G(mode)[i] for group, i in zip(groups, best, strict=True) if i is not None]
+    rewards = [group.rewards_G(reward)[i] for group, i in zip(groups, best, strict=True) if i is not None]
     return float(np.mean(rewards)) if rewards else None
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, RLData, Trial, load_rl_data
 
 POOL = [50, 60, 70, 80]
@@ -50,7 +51,7 @@ def test_trial_table(load):
         "pointer_distinct": [True, False, True, True],
         "pointer_in_pool": [True, True, False, False],
     }
-    assert trial_table(data, "hard_only")["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert trial_table(data, Reward("hard_only"))["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_query_table(load):

@@ -66,7 +66,9 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
     }
     assert len(keys) == 3
     assert validate_step(local(), replace(data, digest="0" * 32)).key not in keys
-    assert validate_step(local(reward_mode="hard_only"), data).key not in keys
+    keys |= {validate_step(local(reward_mode=mode), data).key for mode in ("hard_only", "separated")}
+    keys |= {validate_step(local(reward_weights={"hard": weight}), data).key for weight in (1.0, 2.0)}
+    assert len(keys) == 6  # a weight of 1 is the default
 
 
 def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):

@@ -8,6 +8,7 @@ import pytest
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import RceSettings
 from lever_mlflow.training.batches import split_groups, split_tables, tabulate
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, Trial
 
 
@@ -51,16 +52,16 @@ def test_fewer_than_two_queries_with_trials_are_refused(problem):
 def test_top_k_keeps_the_best_trials_in_their_order(problem):
     scores = [0.0, 1.0, 0.3, 1.0, 0.6]
     trials = tuple(Trial((i, i + 1), 0.0, score, "random") for i, score in enumerate(scores))
-    table = tabulate([Group(0, tuple(range(120, 132)), trials)], problem.features_SD, "soft_only", top_k=3)
+    table = tabulate([Group(0, tuple(range(120, 132)), trials)], problem.features_SD, Reward("soft_only"), top_k=3)
     assert table.pointers_QGK.tolist() == [[[1, 2], [3, 4], [4, 5]]]
     np.testing.assert_allclose(table.rewards_QG, [[1.0, 1.0, 0.6]])
-    ties = tabulate([Group(0, tuple(range(120, 132)), trials[:3:2])], problem.features_SD, "hard_only", top_k=1)
+    ties = tabulate([Group(0, tuple(range(120, 132)), trials[:3:2])], problem.features_SD, Reward("hard_only"), top_k=1)
     assert ties.pointers_QGK.tolist() == [[[0, 1]]]
 
 
 def test_validation_queries_keep_all_their_trials(problem):
     settings = RceSettings(top_k=3, val_share=0.2)
-    train, val = split_tables(problem.groups, problem.features_SD, settings, "hard_plus_soft", seed=3)
+    train, val = split_tables(problem.groups, problem.features_SD, settings, Reward(), seed=3)
     train_groups, val_groups = split_groups(problem.groups, 0.2, seed=3)
     assert train.query_ids_Q.tolist() == [group.query_id for group in train_groups]
     assert set(train.sizes_Q.tolist()) == {3}
