@@ -171,8 +171,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, float):
         return format_number(value)
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={as_text(item)}" for name, item in value.items()) or "none"
-    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
+        return ",".join(f"{name}={as_text(item)}" for name, item in value.items()) or NONE
+    return (",".join(map(as_text, value)) or NONE) if isinstance(value, list | tuple) else str(value)
 
 
 def format_beta(kl_beta: float) -> str:
@@ -366,6 +366,16 @@ class RceSettings:
     top_k: int = option(
         0, at_least=0, help="Number of best trials kept of each query; 0 keeps all, as bad trials serve for contrast."
     )
+    filter_gen_methods: tuple[str, ...] = option(
+        (),
+        help="Generation methods whose trials are trained on, such as beam,sample; trials of all others are left out. "
+        "The value none trains on the trials of all methods. Validation queries keep all their trials.",
+    )
+    require_positive_query: bool = option(
+        False,
+        help="Whether only those queries are trained on that have a positive trial among those that filter_gen_methods keeps. "
+        "All validation queries stay.",
+    )
     dropout: float = option(0.0, at_least=0, below=1, help="Dropout rate in the forward pass of training.")
     grad_clip: float = option(1.0, above=0, help="Largest norm of a gradient; larger ones are scaled down to it.")
     val_share: float = option(0.2, above=0, below=1, help="Share of the queries that is held out for validation.")
@@ -427,6 +437,8 @@ class GrpoSettings:
     )
     mask_zero_std_groups: bool = option(False, help="Whether groups whose rewards are all equal are left out of the loss.")
     top_k: int = like(RceSettings, "top_k")
+    filter_gen_methods: tuple[str, ...] = like(RceSettings, "filter_gen_methods")
+    require_positive_query: bool = like(RceSettings, "require_positive_query")
     entropy_coef: float = option(0.0, at_least=0, help="Weight of the policy's entropy as a bonus in the objective.")
     freeze_backbone: bool = option(
         False, predecessor=True, help="Whether only attention layers and norms are trained, and all other weights are frozen."

@@ -9,7 +9,7 @@ import click
 
 from lever_mlflow.settings import AUTO, NONE, Option
 
-__all__ = ["Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
+__all__ = ["Names", "Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
 
 _LARGEST = 1e6  # float32 can still multiply numbers below this without becoming infinite
 Param: TypeAlias = click.Parameter | None
@@ -95,6 +95,23 @@ class Pairs(click.ParamType):
                 self.fail(f"{value!r} names {name} twice", param, ctx)
             pairs[name] = self.item.convert(item, param, ctx) if self.item else item
         return pairs
+
+
+class Names(click.ParamType):
+    """Converts ``none``, or names separated by commas, to a tuple of different names; its user checks them."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: Param, ctx: Context) -> tuple[str, ...]:
+        """Returns ``value`` as a tuple; fails where a name is empty or occurs twice."""
+        if isinstance(value, tuple):
+            return value
+        names = () if value == NONE else tuple(part.strip() for part in str(value).split(","))
+        if not all(names):
+            self.fail(f"{value!r} holds an empty name; give names separated by commas, or none", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names the same twice", param, ctx)
+        return names
 
 
 class Splits(click.ParamType):

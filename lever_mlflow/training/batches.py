@@ -7,7 +7,7 @@ S training items, D feature dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.objectives import zero_spread
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.trials.rl_data import Group, check_items, check_scores
+from lever_mlflow.trials.rl_data import Group, RLData, check_items, check_scores, is_positive
 
-__all__ = ["GroupBatch", "GroupTable", "split_groups", "split_tables", "tabulate"]
+__all__ = ["GroupBatch", "GroupTable", "filtered", "left_by_filters", "split_groups", "split_tables", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,61 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
     return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
 
 
+def filtered(groups: Sequence[Group], settings: RceSettings | GrpoSettings) -> list[Group]:
+    """Returns groups with those trials that ``filter_gen_methods`` keeps, without groups that have none of them.
+
+    With ``require_positive_query``, groups without a positive trial among them are left out too.
+
+    Raises:
+        DataError: no trial is of one of the methods, or no group is left.
+    """
+    methods, positive = settings.filter_gen_methods, settings.require_positive_query
+    present = {trial.gen_method for group in groups for trial in group.trials}
+    for method in methods:
+        if method not in present:
+            raise DataError(
+                f"filter_gen_methods: no trial of the training queries has the gen_method {method!r}; "
+                f"their methods are {', '.join(sorted(present))}"
+            )
+    kept = [replace(group, trials=tuple(t for t in group.trials if t.gen_method in methods or not methods)) for group in groups]
+    kept = [group for group in kept if (is_positive(group.trials) if positive else group.trials)]
+    if not kept:
+        raise DataError(
+            f"require_positive_query=true leaves no training query{' with filter_gen_methods' if methods else ''}; leave the "
+            "filters out, or record trials with mine_positives or search_positives"
+        )
+    return kept
+
+
+def left_by_filters(data: RLData, settings: RceSettings | GrpoSettings, seed: int) -> str:
+    """Says how many queries and trials the filters leave to train on; an empty text where there is no filter.
+
+    Raises:
+        DataError: as ``split_groups`` and ``filtered``; the message names the data.
+    """
+    if not (settings.filter_gen_methods or settings.require_positive_query):
+        return ""
+    try:
+        all_groups, _ = split_groups(data.groups, settings.val_share, seed)
+        groups = filtered(all_groups, settings)
+    except DataError as error:
+        raise DataError(f"{data.source}: {error}") from None
+    trials, all_trials = (sum(len(group.trials) for group in some) for some in (groups, all_groups))
+    return f"{len(groups):,} of {len(all_groups):,} training queries with {trials:,} of {all_trials:,} trials"
+
+
 def split_tables(
     groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, reward: Reward, seed: int
 ) -> tuple[GroupTable, GroupTable]:
-    """Returns the tables of the training and of the validation queries; only the first is reduced to ``top_k`` trials.
+    """Returns the tables of the training and of the validation queries.
+
+    Only the first is filtered and reduced to ``top_k`` trials, so that trainings with other filters are validated alike.
 
     Raises:
-        DataError: as ``split_groups`` and ``tabulate``.
+        DataError: as ``split_groups``, ``filtered`` and ``tabulate``.
     """
     train, val = split_groups(groups, settings.val_share, seed)
+    train = filtered(train, settings)
     return tabulate(train, features_SD, reward, top_k=settings.top_k), tabulate(val, features_SD, reward)
 
 

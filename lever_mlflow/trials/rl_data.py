@@ -34,7 +34,17 @@ from lever_mlflow.files.strict_json import iterate_object
 from lever_mlflow.trials.fields import check_old_names, check_pointer_global, finite_number, shown, whole_numbers
 from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, missing_score, rewards
 
-__all__ = ["Group", "RLData", "Trial", "check_fits", "check_items", "check_scores", "load_rl_data", "save_rl_data"]
+__all__ = [
+    "Group",
+    "RLData",
+    "Trial",
+    "check_fits",
+    "check_items",
+    "check_scores",
+    "is_positive",
+    "load_rl_data",
+    "save_rl_data",
+]
 
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # an index has one spelling and fits 64 bits
 _EVAL_MODES = ("vqaEval", "fallback", "error")
@@ -215,6 +225,11 @@ def check_scores(groups: Iterable[Group], reward: Reward) -> None:
                 if getattr(trial, attribute) is None:
                     place = f"query {group.query_id}: the trial with pointer {list(trial.pointer)} has no {name}"
                     raise ParameterError(f"{place}, but {missing_score(reward, name)}")
+
+
+def is_positive(trials: Iterable[Trial]) -> bool:
+    """Returns whether any of the trials is correct."""
+    return any(trial.correct == 1.0 for trial in trials)
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:

@@ -18,10 +18,10 @@ from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.trials.generators import FEATURES, FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
-from lever_mlflow.trials.mining import is_mined, is_positive, mined_trials
+from lever_mlflow.trials.mining import is_mined, mined_trials
 from lever_mlflow.trials.recording import query_record, try_out, with_gt_prob
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.trials.rl_data import Group
+from lever_mlflow.trials.rl_data import Group, is_positive
 from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = [

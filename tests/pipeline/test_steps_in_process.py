@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers.projects import facts, run_step
 from mlflow import MlflowClient
 
@@ -26,6 +27,7 @@ from lever_mlflow.runs.steps import run_settings
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
+from lever_mlflow.training.batches import split_groups
 from lever_mlflow.trials.rl_data import load_rl_data
 
 ONE_ROUND = RoundSettings(rounds=1)
@@ -91,6 +93,26 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     assert run_settings(mined.info.run_id)["mine_positives"] == 4
 
 
+def test_a_filtered_training_weighs_and_records_what_it_was_trained_on(local, good_rl_data):
+    plain, weighted = local(), local(reward_weights={"hard": 2.0})
+    data = find_rl_data(plain, good_rl_data)
+    filters = RceSettings(epochs=1, filter_gen_methods=("beam",), require_positive_query=True)
+    run = run_step(lambda: rce_step(weighted, data, filters))
+    train, _ = split_groups(data.groups, filters.val_share, 0)
+    positive = sum(group.query_id % 2 for group in train)  # the odd queries of this file
+    assert facts(run)["filtered"] == f"{positive} of 48 training queries with {9 * positive} of 432 trials"
+    assert facts(run)["reward_mode"] == "hard_plus_soft:hard=2"
+    assert run.data.params["filter_gen_methods"] == "beam"
+    metrics = run.data.metrics
+    assert metrics["train/reward_mean"] == pytest.approx(4 * 3 / 9)  # 4 of 9 trials are right, which is 2 + 1
+    config = yaml.safe_load(artifacts.artifact(run.info.run_id, "config.yaml").read_text())
+    assert config["rce"]["reward_weights"] == {"hard": 2.0}
+    assert rce_step(plain, data, filters).key != rce_step(weighted, data, filters).key
+    assert "filtered" not in facts(run_step(lambda: rce_step(plain, data, RceSettings(epochs=1))))
+    with pytest.raises(DataError, match=r"good.json: filter_gen_methods: no trial .* 'sample'; their methods are beam"):
+        rce_step(plain, data, RceSettings(filter_gen_methods=("sample",)))
+
+
 def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good_rl_data):
     line = local()
     data = find_rl_data(line, good_rl_data)
@@ -149,6 +171,10 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     grpo = run_step(
         lambda: grpo_step(line, data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12), ONE_ROUND)
     )
+    path = Path(mlflow.get_run(grpo.info.run_id).info.artifact_uri.removeprefix("file://"), "settings.json")
+    chosen = json.loads(path.read_text())
+    del chosen["require_positive_query"]  # as in the runs of a version that did not have this setting
+    path.write_text(json.dumps(chosen))
     small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
     paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
     run = run_step(lambda: evaluate_step(line, grpo.info.run_id, small, paths))
@@ -164,6 +190,7 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     assert result.best_epoch == 1
     assert result.best_single is None
     assert result.checkpoints == tuple(paths)
+    assert result.training == GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)
     assert set(result.inputs.checkpoints) == {old, same}
     with pytest.raises(ParameterError, match="checkpoints: an empty name between commas"):
         evaluate_step(line, grpo.info.run_id, small, ["a.pt", ""])
