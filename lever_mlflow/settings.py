@@ -332,6 +332,13 @@ class RolloutSettings:
     mine_positives: int = option(
         0, at_least=0, help="Largest number of further trials for a query that has no correct trial yet; 0 mines none."
     )
+    search_positives: int = option(
+        0,
+        at_least=0,
+        help="Largest number of pointers to items of the whole training set that are tried for a query that still has no "
+        "correct trial; 0 searches none. Items that show a right answer of the query are tried first. A demonstration that "
+        "makes the query positive replaces an item of its pool.",
+    )
     gt_prob: bool = option(
         False,
         help="Whether to record for each trial how probable the right answers were. This costs about as much as the answers, "

@@ -32,7 +32,7 @@ from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["check"]
 
-_METHODS = ("beam", "sample", "retrieval", "random")
+_METHODS = ("beam", "sample", "retrieval", "random", "global_search")
 
 
 class _Tables(NamedTuple):

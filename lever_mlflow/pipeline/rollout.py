@@ -25,6 +25,7 @@ from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
+from lever_mlflow.trials.global_search import GLOBAL_SEARCH
 from lever_mlflow.trials.rl_data import Group, RLData, load_rl_data, save_rl_data
 from lever_mlflow.trials.rollout import (
     check_settings,
@@ -205,12 +206,14 @@ def _record_trials(context: Context, settings: RolloutSettings, selector: Pointe
         "positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
         "positive_query_rate": positive_query_rate(groups),
     }
-    if settings.mine_positives:
+    if settings.mine_positives or settings.search_positives:
         figures |= {
             "positive_query_rate_before": positive_query_rate(groups, mined=False),
             "mined_trials": sum(map(is_mined, trials)),
             "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
+    if settings.search_positives:
+        figures["found_trials"] = sum(trial.gen_method == GLOBAL_SEARCH for trial in trials)
     mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()})
     positive = f"{100 * figures['positive_query_rate']:.0f} % of queries positive"
     set_description(f"{len(groups):,} queries, {len(trials):,} trials, {positive}")

@@ -44,7 +44,7 @@ def mined_trials(inputs: RolloutInputs, queries: PooledQueries, trials: Sequence
 
 
 def is_mined(trial: Trial) -> bool:
-    """Returns whether mining added a trial; False where the trial was read without its record."""
+    """Returns whether mining, or the search in the whole training set, added a trial; False where its record was not read."""
     return trial.record is not None and bool(trial.record.get("mined", False))
 
 

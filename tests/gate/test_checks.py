@@ -130,6 +130,7 @@ def test_second_predecessor_file_passes(tmp_path):
             "data/share_sample": 0.3,
             "data/share_retrieval": 0.2,
             "data/share_random": 0.2,
+            "data/share_global_search": 0,
             "data/share_other": 0,
             "data/positive_query_rate": 664 / 800,
             "data/positive_trial_rate": 0.533,

@@ -91,6 +91,15 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     validation = run_step(lambda: validate_step(line, read_rl_data(line, mined.info.run_id)))
     assert validation.data.metrics["data/positive_query_rate"] == after["rollout/positive_query_rate"]
     assert run_settings(mined.info.run_id)["mine_positives"] == 4
+    searched = run_step(partial(rollout_step, line, replace(few, search_positives=2)))
+    after = searched.data.metrics
+    assert after["rollout/positive_query_rate_before"] == without < after["rollout/positive_query_rate"]
+    found = after["rollout/found_trials"]
+    assert found == after["rollout/mined_trials"] == after["rollout/mined_queries"]
+    assert found == round(40 * (after["rollout/positive_query_rate"] - without))
+    validation = run_step(lambda: validate_step(line, read_rl_data(line, searched.info.run_id)))
+    assert validation.data.metrics["data/share_global_search"] == pytest.approx(found / after["rollout/n_trials"])
+    assert validation.data.tags["lever.gate"] == "warning"  # as there are few queries
 
 
 def test_a_filtered_training_weighs_and_records_what_it_was_trained_on(local, good_rl_data):
