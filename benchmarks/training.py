@@ -27,6 +27,7 @@ from lever_mlflow.training.batches import split_groups, tabulate
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
 from lever_mlflow.training.rce import train_rce
+from lever_mlflow.trials.rewards import DEFAULT_REWARD
 from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 POOL_SIZE, POINTERS, SHOTS, DIM, SEED = 64, 12, 2, 512, 0
@@ -143,7 +144,7 @@ def measure_growth(sizes: list[int], features_SD: np.ndarray) -> None:
     for n_queries in sizes:
         data = make_data(n_queries)
         started = time.perf_counter()
-        tabulate(data.groups, features_SD, "hard_plus_soft")
+        tabulate(data.groups, features_SD, DEFAULT_REWARD)
         table_seconds = time.perf_counter() - started
         seconds, _ = project_epoch(data, features_SD, None, 32)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

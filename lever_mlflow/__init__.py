@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lever_mlflow.training.grpo import train_grpo
     from lever_mlflow.training.rce import train_rce
     from lever_mlflow.trials.reading import load_rl_data
+    from lever_mlflow.trials.rewards import Reward
     from lever_mlflow.vlm.prompt import Prompt
 
 # Lets the threads of PyTorch's operations sleep while they wait for each other, unless the user has set the variable. By
@@ -38,6 +39,7 @@ __all__ = [
     "Query",
     "RceSettings",
     "Resources",
+    "Reward",
     "RolloutSettings",
     "ask",
     "check_rl_data",
@@ -61,6 +63,7 @@ _SOURCES = {  # public name -> the module that defines it, and its name there
     "Query": ("lever_mlflow.serving.requests", "Query"),
     "RceSettings": ("lever_mlflow.settings", "RceSettings"),
     "Resources": ("lever_mlflow.pipeline.resources", "Resources"),
+    "Reward": ("lever_mlflow.trials.rewards", "Reward"),
     "RolloutSettings": ("lever_mlflow.settings", "RolloutSettings"),
     "ask": ("lever_mlflow.library", "ask"),
     "check_rl_data": ("lever_mlflow.gate", "check"),

@@ -80,7 +80,15 @@ OnBadData = Literal["stop", "warn"]
 OnBadItem = Literal["stop", "skip"]
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed"]
 Preset = Literal["default", "predecessor"]
-RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
+RewardMode = Literal[
+    "hard_plus_soft",
+    "hard_only",
+    "soft_only",
+    "separated",
+    "separated_gtprob",
+    "hard_plus_gtprob",
+    "hard_plus_gtprob_plus_rel",
+]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 ScaleRewards = Literal["group", "batch", "none"]
 Scoring = Literal["raw", "stem", "plain"]
@@ -170,8 +178,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, float):
         return format_number(value)
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={as_text(item)}" for name, item in value.items()) or "none"
-    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
+        return ",".join(f"{name}={as_text(item)}" for name, item in value.items()) or NONE
+    return (",".join(map(as_text, value)) or NONE) if isinstance(value, list | tuple) else str(value)
 
 
 def format_beta(kl_beta: float) -> str:
@@ -276,7 +284,17 @@ class ExperimentSettings:
         help="Way in which the scores of a trial become its reward. "
         "The mode hard_plus_soft adds correctness (0 or 1) and VQA accuracy. The mode hard_only takes correctness alone, and "
         "soft_only takes VQA accuracy alone. The mode separated adds 2 to the VQA accuracy of a correct answer. The mode "
-        "hard_plus_gtprob adds correctness and the probability of the right answers, which gt_prob=true records.",
+        "hard_plus_gtprob adds correctness and the probability of the right answers, and separated_gtprob adds 2 to this "
+        "probability where the answer is correct. The mode hard_plus_gtprob_plus_rel also adds vqa_rel_score to the reward of "
+        "wrong answers. The last three modes take RL data that were recorded with gt_prob=true.",
+    )
+    reward_weights: Mapping[str, float] = option(
+        {},
+        at_least=0,
+        example="hard=2,soft=0.5",
+        help="Weights of the terms of the reward, as name=value separated by commas, such as hard=2,soft=0.5. "
+        "The names are hard (correctness), soft (VQA accuracy), gtprob (probability of the right answers) and rel "
+        "(vqa_rel_score of wrong answers). A term that is not named has the weight 1, and rel has 0.1.",
     )
     model_name: str = option(
         AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
@@ -351,6 +369,13 @@ class RolloutSettings:
     mine_positives: int = option(
         0, at_least=0, help="Largest number of further trials for a query that has no correct trial yet; 0 mines none."
     )
+    search_positives: int = option(
+        0,
+        at_least=0,
+        help="Largest number of pointers to items of the whole training set that are tried for a query that still has no "
+        "correct trial; 0 searches none. Items that show a right answer of the query are tried first. A demonstration that "
+        "makes the query positive replaces an item of its pool.",
+    )
     gt_prob: bool = option(
         False,
         help="Whether to record for each trial how probable the right answers were. This costs about as much as the answers, "
@@ -384,6 +409,16 @@ class RceSettings:
     )
     top_k: int = option(
         0, at_least=0, help="Number of best trials kept of each query; 0 keeps all, as bad trials serve for contrast."
+    )
+    filter_gen_methods: tuple[str, ...] = option(
+        (),
+        help="Generation methods whose trials are trained on, such as beam,sample; trials of all others are left out. "
+        "The value none trains on the trials of all methods. Validation queries keep all their trials.",
+    )
+    require_positive_query: bool = option(
+        False,
+        help="Whether only those queries are trained on that have a positive trial among those that filter_gen_methods keeps. "
+        "All validation queries stay.",
     )
     dropout: float = option(0.0, at_least=0, below=1, help="Dropout rate in the forward pass of training.")
     grad_clip: float = option(1.0, above=0, help="Largest norm of a gradient; larger ones are scaled down to it.")
@@ -446,6 +481,8 @@ class GrpoSettings:
     )
     mask_zero_std_groups: bool = option(False, help="Whether groups whose rewards are all equal are left out of the loss.")
     top_k: int = like(RceSettings, "top_k")
+    filter_gen_methods: tuple[str, ...] = like(RceSettings, "filter_gen_methods")
+    require_positive_query: bool = like(RceSettings, "require_positive_query")
     entropy_coef: float = option(0.0, at_least=0, help="Weight of the policy's entropy as a bonus in the objective.")
     freeze_backbone: bool = option(
         False, predecessor=True, help="Whether only attention layers and norms are trained, and all other weights are frozen."

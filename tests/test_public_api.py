@@ -16,7 +16,7 @@ from lever_mlflow.pipeline import resources
 from lever_mlflow.selector import checkpoint, network
 from lever_mlflow.serving import requests, retriever
 from lever_mlflow.training import curves, grpo, rce
-from lever_mlflow.trials import reading
+from lever_mlflow.trials import reading, rewards
 from lever_mlflow.vlm import prompt
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ def test_public_names_are_the_documented_objects():
         "Query": requests.Query,
         "RceSettings": settings.RceSettings,
         "Resources": resources.Resources,
+        "Reward": rewards.Reward,
         "RolloutSettings": settings.RolloutSettings,
         "ask": library.ask,
         "check_rl_data": check,

@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 SEED = Part(ExperimentSettings, ("seed",))
-REWARD_MODE = Part(ExperimentSettings, ("reward_mode",))
+REWARD = Part(ExperimentSettings, ("reward_mode", "reward_weights"))
 MODEL_NAME = Part(ExperimentSettings, ("model_name",))
 REGISTERED = Part(ResourceSettings, ("dataset", "vlm", "vlm_model"))  # what the registered model is named after
 KL_BETA = Part(GrpoSettings, ("kl_beta",))
@@ -106,7 +106,7 @@ resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
+@options(REWARD, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
 @with_output
 @in_processes
 def main(**values: Any) -> None:
@@ -151,7 +151,7 @@ def rollout(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, READING, GateSettings, MergeInputs)
+@options(REWARD, READING, GateSettings, MergeInputs)
 @with_output
 @in_processes
 def merge(**values: Any) -> None:
@@ -167,7 +167,7 @@ def merge(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, RlDataSettings, GateSettings, ValidationInputs, MissingStepSettings)
+@options(REWARD, RlDataSettings, GateSettings, ValidationInputs, MissingStepSettings)
 @with_output
 @in_processes
 def validate(**values: Any) -> None:
@@ -191,7 +191,7 @@ def validate(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, RlDataSettings, GateSettings, RceSettings, TrainingInputs)
+@options(REWARD, RlDataSettings, GateSettings, RceSettings, TrainingInputs)
 @with_output
 @in_processes
 def rce(**values: Any) -> None:
@@ -212,7 +212,7 @@ def rce(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, RlDataSettings, GateSettings, GrpoInputs, PresetInputs, RoundSettings, GrpoSettings, TrainingInputs)
+@options(REWARD, RlDataSettings, GateSettings, GrpoInputs, PresetInputs, RoundSettings, GrpoSettings, TrainingInputs)
 @with_output
 @in_processes
 def grpo(**values: Any) -> None:
@@ -239,7 +239,7 @@ def grpo(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
+@options(REWARD, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
 @with_output
 @in_processes
 def evaluate(**values: Any) -> None:
@@ -268,7 +268,7 @@ def evaluate(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, ComparisonInputs, MissingStepSettings)
+@options(REWARD, MODEL_NAME, ComparisonInputs, MissingStepSettings)
 @with_output
 @in_processes
 def compare(**values: Any) -> None:

@@ -26,7 +26,8 @@ __all__ = ["Config", "read_config"]
 
 Config = Mapping[str, Mapping[str, str]]  # the options of each step as a user types them; under "" those at the top
 
-_TAKEN = {"numbers": list, "splits": list, "pairs": dict}  # what an option takes beside text, by the name of its type
+# what an option takes beside text, by the name of its type
+_TAKEN = {"numbers": list, "names": list, "splits": list, "pairs": dict}
 
 
 class _TypedLoader(yaml.BaseLoader):

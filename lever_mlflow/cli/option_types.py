@@ -9,7 +9,7 @@ import click
 
 from lever_mlflow.settings import AUTO, NONE, Option
 
-__all__ = ["Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
+__all__ = ["Names", "Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
 
 _LARGEST = 1e6  # float32 can still multiply numbers below this without becoming infinite
 Param: TypeAlias = click.Parameter | None
@@ -70,28 +70,48 @@ class NumberList(click.ParamType):
 
 
 class Pairs(click.ParamType):
-    """Converts ``none``, or ``name=value`` pairs separated by commas, to a mapping; its user checks the names."""
+    """Converts ``none``, or ``name=value`` pairs separated by commas, to a mapping; its user checks the names.
+
+    Values are converted by ``item`` where there is one, and stay text otherwise.
+    """
 
     name = "pairs"
 
-    def __init__(self, example: str) -> None:
-        self.example = example
+    def __init__(self, example: str, item: click.ParamType | None = None) -> None:
+        self.example, self.item = example, item
 
-    def convert(self, value: Any, param: Param, ctx: Context) -> dict[str, str]:
+    def convert(self, value: Any, param: Param, ctx: Context) -> dict[str, Any]:
         """Returns ``value`` as a mapping; fails with the pair that is wrong."""
         if isinstance(value, dict):
             return value
         if value == NONE:
             return {}
-        pairs: dict[str, str] = {}
+        pairs: dict[str, Any] = {}
         for part in value.split(","):
             name, equals, item = (text.strip() for text in part.partition("="))
             if not (name and equals and item):
                 self.fail(f"{part!r} is not name=value; give for example {self.example}", param, ctx)
             if name in pairs:
                 self.fail(f"{value!r} names {name} twice", param, ctx)
-            pairs[name] = item
+            pairs[name] = self.item.convert(item, param, ctx) if self.item else item
         return pairs
+
+
+class Names(click.ParamType):
+    """Converts ``none``, or names separated by commas, to a tuple of different names; its user checks them."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: Param, ctx: Context) -> tuple[str, ...]:
+        """Returns ``value`` as a tuple; fails where a name is empty or occurs twice."""
+        if isinstance(value, tuple):
+            return value
+        names = () if value == NONE else tuple(part.strip() for part in str(value).split(","))
+        if not all(names):
+            self.fail(f"{value!r} holds an empty name; give names separated by commas, or none", param, ctx)
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} names the same twice", param, ctx)
+        return names
 
 
 class Splits(click.ParamType):

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 
 import click
 
-from lever_mlflow.cli.option_types import Number, NumberList, OrAuto, Pairs, Splits, Text, YesNo
+from lever_mlflow.cli.option_types import Names, Number, NumberList, OrAuto, Pairs, Splits, Text, YesNo
 from lever_mlflow.settings import (
     AUTO,
     GrpoSettings,
@@ -102,9 +102,11 @@ def _type(kind: Any, described: Option) -> click.ParamType:
     if origin is Literal:
         return click.Choice(arguments)
     if origin is tuple:
-        return Splits() if arguments == (str, str) else NumberList(arguments[0], described)
+        if arguments[0] is str:
+            return Splits() if arguments == (str, str) else Names()
+        return NumberList(arguments[0], described)
     if origin is not None and issubclass(origin, Mapping):
-        return Pairs(described.example)
+        return Pairs(described.example, Number(float, described) if arguments == (str, float) else None)
     if kind is bool:
         return YesNo()
     return Text() if kind is str else Number(kind, described)

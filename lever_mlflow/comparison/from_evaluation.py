@@ -11,6 +11,7 @@ from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs
 from lever_mlflow.invocation import command
 from lever_mlflow.settings import as_text
+from lever_mlflow.trials.rewards import Reward
 
 __all__ = ["commands_of", "run_of_evaluation"]
 
@@ -63,7 +64,7 @@ def commands_of(evaluation: Evaluation) -> list[str]:
         **asdict(evaluation.training),
         "init": inputs.start_uri,
         "seed": inputs.training_seed,
-        "reward_mode": inputs.reward_mode,
+        **Reward.of_label(inputs.reward_mode).options,
     }
     checkpoints = {"checkpoints": evaluation.checkpoints} if evaluation.checkpoints else {}
     testing = {

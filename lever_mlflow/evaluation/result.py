@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.overlap import PickOverlap
 from lever_mlflow.evaluation.records import AccuracyCell
+from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.files.records import read_record
-from lever_mlflow.settings import EvalSettings, GrpoSettings, RewardMode, RoundSettings, Scoring
+from lever_mlflow.settings import EvalSettings, GrpoSettings, RoundSettings, Scoring
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.vlm.profiles import PromptProfile
 
 __all__ = ["EpochMetrics", "Evaluation", "EvaluationInputs", "RLDataSummary", "Registration", "ResourceNames"]
+
+
+def _reward_label(text: str) -> str:
+    """Returns the label of a reward as it is; raises ValueError where it names none."""
+    try:
+        return Reward.of_label(text).label
+    except ParameterError as error:
+        raise ValueError(str(error)) from None
 
 
 class _Record(BaseModel):
@@ -27,6 +37,7 @@ class EvaluationInputs(_Record):
     Attributes:
         profile_digest: of the prompt profile and the way of scoring together.
         seed: of the evaluation: its questions, pools and random draws.
+        reward_mode: the label of the reward that the GRPO run was trained with (``Reward.label``).
         training_seed: of the GRPO run.
         start: the start checkpoint in words, such as ``rce epoch 4``; ``start_uri`` is where it was read.
         gate: the data gate's verdict on the RL data.
@@ -40,7 +51,7 @@ class EvaluationInputs(_Record):
     profile_digest: str
     encoder_digest: str
     seed: int
-    reward_mode: RewardMode
+    reward_mode: Annotated[str, AfterValidator(_reward_label)]
     rl_data_digest: str
     start: str
     start_digest: str

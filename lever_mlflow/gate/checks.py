@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.gate import drift
 from lever_mlflow.gate.result import Check, GateResult, Method, metric_name
 from lever_mlflow.gate.running import run_suite
@@ -25,14 +26,13 @@ from lever_mlflow.gate.suites import (
     suite_digest,
 )
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
-from lever_mlflow.settings import EvalSettings, RewardMode
-from lever_mlflow.trials.rewards import rewards
+from lever_mlflow.settings import EvalSettings
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
 from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["check"]
 
-_METHODS = ("beam", "sample", "retrieval", "random")
-_FULL_RANGE = 2.0  # of hard_plus_soft, the mode that the suites' reward thresholds are written for
+_METHODS = ("beam", "sample", "retrieval", "random", "global_search")
 
 
 class _Tables(NamedTuple):
@@ -45,7 +45,7 @@ class _Tables(NamedTuple):
 def check(
     rl_data: RLData,
     *,
-    reward_mode: RewardMode = "hard_plus_soft",
+    reward: Reward = DEFAULT_REWARD,
     shots: int = max(EvalSettings.shots),
     train: Sequence[Sample] | None = None,
     reference: RLData | None = None,
@@ -56,7 +56,7 @@ def check(
 
     Args:
         rl_data: the data to check.
-        reward_mode: how the scores of a trial become its reward.
+        reward: how the scores of a trial become its reward.
         shots: the largest number of demonstrations that evaluation will use; pools must be larger.
         train: the training items with which ``match_items`` has matched the data. With them, pools are searched for other
             questions about the query's image.
@@ -65,30 +65,29 @@ def check(
         project_dir: folder of the Great Expectations project.
 
     Raises:
-        ParameterError: the reward mode is unknown or needs scores that the data lack, a threshold names nothing, or a suite
-            is missing or cannot be used. The message names the file and the expectation.
+        ParameterError: a trial lacks a score that the reward takes, a threshold names nothing, or a suite is missing or
+            cannot be used. The message names the file and the expectation.
     """
     suites = read_suites(project_dir, thresholds)
-    reward_max = float(rewards(np.ones(1), np.ones(1), reward_mode, gt_prob=np.ones(1))[0])
-    data = _tables(rl_data, reward_mode, train)
+    data = _tables(rl_data, reward, train)
     tables = dict(zip(DATA_SUITES, (*data, evaluation_table(rl_data, data.trials)), strict=True))
     parameters: dict[str, Any] = {"min_pool_size": shots + 1}
     if reference is not None:
-        other = _tables(reference, reward_mode)
+        other = _tables(reference, reward)
         pairs = drift.pairs(*data, *other)
         differences = drift.differences(pairs, drift.shared(rl_data, reference))
         tables |= dict(zip(DRIFT_SUITES, (differences, data.trials), strict=True))
-        parameters["reference_rewards"] = drift.reward_partition(other.trials["reward"].to_numpy(), reward_max)
-    checks, gx_results = _run(suites, tables, parameters, reward_max / _FULL_RANGE)
+        parameters["reference_rewards"] = drift.reward_partition(other.trials["reward"].to_numpy(), reward.bounds)
+    checks, gx_results = _run(suites, tables, parameters, reward.bounds)
     result = GateResult(
         source=rl_data.source,
         vintage=rl_data.vintage,
         digest=rl_data.digest,
-        reward_mode=reward_mode,
+        reward_mode=reward.label,
         suite_digest=suite_digest(project_dir, thresholds),
         checks=tuple(checks),
         metrics=_metrics(rl_data, data, tables.get("rl_drift")),
-        histogram=_histogram(data.trials, reward_max),
+        histogram=_histogram(data.trials, reward.bounds),
         positives_per_query=_counts(data.queries["n_positive"]),
         methods=_methods(data.trials),
         items=str(rl_data.match or ""),
@@ -101,23 +100,31 @@ def check(
         result,
         reference=reference.source,
         comparison=_comparison(rl_data.source, reference.source, checks, pairs),
-        reference_histogram=_histogram(other.trials, reward_max),
+        reference_histogram=_histogram(other.trials, reward.bounds),
     )
 
 
-def _tables(data: RLData, reward_mode: RewardMode, train: Sequence[Sample] | None = None) -> _Tables:
-    trials = trial_table(data, reward_mode)
+def _tables(data: RLData, reward: Reward, train: Sequence[Sample] | None = None) -> _Tables:
+    try:
+        trials = trial_table(data, reward)
+    except ParameterError as error:
+        raise ParameterError(f"{data.source}: {error}") from None
     return _Tables(trials, query_table(data, trials, train))
 
 
 def _run(
-    suites: Suites, tables: Mapping[str, pd.DataFrame], parameters: Mapping[str, Any], factor: float
+    suites: Suites, tables: Mapping[str, pd.DataFrame], parameters: Mapping[str, Any], bounds: tuple[float, float]
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Runs a suite over each table. Returns all checks, and Great Expectations' own results by suite."""
+    """Runs a suite over each table. Returns all checks, and Great Expectations' own results by suite.
+
+    ``bounds`` are the smallest and the largest reward, to which the suites' reward thresholds are scaled.
+    """
+    low, high = bounds
+    of_suite = {"rl_drift": (0.0, high - low)}  # a row of differences between rewards
     checks: list[Check] = []
     gx_results: dict[str, Any] = {}
     for name, table in tables.items():
-        expectations = [resolved(expectation, parameters, factor) for expectation in suites[name]]
+        expectations = [resolved(expectation, parameters, of_suite.get(name, bounds)) for expectation in suites[name]]
         suite_checks, gx_results[name] = run_suite(name, expectations, table)
         checks += suite_checks
     return checks, gx_results
@@ -190,7 +197,7 @@ def _mean(values: pd.Series) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-def _histogram(trials: pd.DataFrame, reward_max: float) -> tuple[tuple[float, float, float], ...]:
-    partition = drift.reward_partition(trials["reward"].to_numpy(), reward_max)
+def _histogram(trials: pd.DataFrame, bounds: tuple[float, float]) -> tuple[tuple[float, float, float], ...]:
+    partition = drift.reward_partition(trials["reward"].to_numpy(), bounds)
     edges = partition["bins"]
     return tuple(zip(edges[:-1], edges[1:], partition["weights"], strict=True)) if len(trials) else ()

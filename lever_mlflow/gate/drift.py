@@ -70,14 +70,16 @@ def differences(figures: Mapping[str, Pair], overlap: Mapping[str, float]) -> pd
     return pd.DataFrame([{name: pair.value - pair.reference for name, pair in figures.items()} | dict(overlap)])
 
 
-def reward_partition(rewards: np.ndarray, reward_max: float) -> dict[str, Any]:
+def reward_partition(rewards: np.ndarray, bounds: tuple[float, float]) -> dict[str, Any]:
     """Returns the distribution of rewards as a partition object of Great Expectations.
 
-    A bin is a twentieth of ``reward_max`` wide, and the last one holds ``reward_max`` alone. Without rewards the distribution
-    is uniform, since Great Expectations needs one; the expectations on the other figures fail in that case.
+    ``bounds`` are the smallest and the largest reward. A bin is a twentieth of the range between them wide, and the last one
+    holds the largest reward alone. Without rewards the distribution is uniform, since Great Expectations needs one; the
+    expectations on the other figures fail in that case.
     """
-    values = np.clip(rewards[np.isfinite(rewards)], 0.0, reward_max)
-    edges = np.arange(_BINS + 1) * reward_max / (_BINS - 1)
+    low, high = bounds
+    values = np.clip(rewards[np.isfinite(rewards)], low, high)
+    edges = low + np.arange(_BINS + 1) * (high - low) / (_BINS - 1)
     edges[1:] -= 1e-9  # 0.3 lies in the bin from 0.3 to 0.4, on whichever side of the edge its float may be
     counts, _ = np.histogram(values, bins=edges)
     weights = counts / counts.sum() if counts.any() else np.full(_BINS, 1 / _BINS)

@@ -72,7 +72,8 @@ def _draw_methods(axes: Axes, result: GateResult) -> None:
     bars = axes.bar([m.name for m in methods], [m.reward_mean or 0.0 for m in methods], color=_DATA)
     axes.bar_label(bars, [f"{m.reward_mean:.3g}\n{100 * m.share:.0f} % of trials" for m in methods], padding=2, fontsize=9)
     if result.histogram:
-        axes.set_ylim(0, 1.25 * result.histogram[-1][1])  # the whole range of rewards, so that small ones look small
+        # the whole range of rewards, so that small ones look small
+        axes.set_ylim(min(0.0, 1.25 * result.histogram[0][0]), 1.25 * result.histogram[-1][1])
 
 
 def _draw_spread(axes: Axes, result: GateResult) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "DATA_SUITES",
     "DEFAULT_PROJECT_DIR",
     "DRIFT_SUITES",
+    "FULL_RANGE",
     "SEVERITIES",
     "Severity",
     "Suites",
@@ -35,6 +36,7 @@ Severity = Literal["critical", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # from the worst to the mildest
 DATA_SUITES = ("rl_trials", "rl_queries", "rl_evaluations")
 DRIFT_SUITES = ("rl_drift", "rl_drift_rewards")
+FULL_RANGE = 2.0  # of hard_plus_soft, the mode that the reward thresholds are written for
 _BOUNDS = ("min_value", "max_value", "threshold")
 _DIGEST_CHARS = 32
 
@@ -76,13 +78,15 @@ def suite_digest(project_dir: Path = DEFAULT_PROJECT_DIR, thresholds: Mapping[st
     return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
 
 
-def resolved(expectation: Mapping[str, Any], parameters: Mapping[str, Any], factor: float) -> dict[str, Any]:
+def resolved(
+    expectation: Mapping[str, Any], parameters: Mapping[str, Any], bounds: tuple[float, float] = (0.0, FULL_RANGE)
+) -> dict[str, Any]:
     """Returns an expectation with its parameters filled in and its reward bounds scaled.
 
     Args:
         expectation: an expectation as ``read_suites`` returns it.
         parameters: the values of all ``$PARAMETER`` entries, by name.
-        factor: what bounds on rewards in [0, 2] are multiplied by to fit the range of another reward mode.
+        bounds: the smallest and the largest reward, to which thresholds on rewards in [0, 2] are scaled.
 
     Raises:
         ParameterError: the expectation names an unknown parameter.
@@ -99,7 +103,7 @@ def resolved(expectation: Mapping[str, Any], parameters: Mapping[str, Any], fact
         else:
             kwargs[key] = value
     if expectation["meta"].get("scales_with_reward_mode"):
-        kwargs = {key: _scaled(key, value, factor) for key, value in kwargs.items()}
+        kwargs = {key: _scaled(key, value, bounds) for key, value in kwargs.items()}
     return {**expectation, "kwargs": kwargs}
 
 
@@ -174,11 +178,18 @@ def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float |
         raise ParameterError(f"thresholds: {target}={value}: the value is not a finite number")
 
 
-def _scaled(key: str, value: Any, factor: float) -> Any:
-    """Returns a keyword argument of an expectation with its bounds multiplied by ``factor``; other values stay as they are."""
+def _scaled(key: str, value: Any, bounds: tuple[float, float]) -> Any:
+    """Returns a keyword argument of an expectation with its thresholds scaled to ``bounds``; other values stay as they are."""
     if isinstance(value, int | float):
-        return value * factor if key in _BOUNDS else value
+        return _within(value, bounds) if key in _BOUNDS else value
     if key == "quantile_ranges":
-        ranges = [[None if bound is None else bound * factor for bound in pair] for pair in value["value_ranges"]]
+        ranges = [[None if bound is None else _within(bound, bounds) for bound in pair] for pair in value["value_ranges"]]
         return {**value, "value_ranges": ranges}
     return value
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    """Returns what a reward in [0, 2] is between these bounds; 0 and 2 become exactly the bounds, which rewards may reach."""
+    low, high = bounds
+    share = value / FULL_RANGE
+    return low * (1.0 - share) + high * share

@@ -11,33 +11,34 @@ import pandas as pd
 
 from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.settings import RewardMode
 from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
-from lever_mlflow.trials.rewards import rewards
-from lever_mlflow.trials.rl_data import RLData
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, rewards
+from lever_mlflow.trials.rl_data import RLData, check_scores
 
 __all__ = ["evaluation_table", "query_table", "trial_table"]
 
 
-def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFrame:
+def trial_table(data: RLData, reward: Reward = DEFAULT_REWARD) -> pd.DataFrame:
     """Returns a table with one row per usable trial, in the order of the groups.
 
     Args:
         data: the RL data.
-        mode: the reward mode of the column ``reward``.
+        reward: how scores become the column ``reward``.
 
     Returns:
         Columns ``query_id``, ``shots`` (length of the pointer), ``gen_method``, ``vqa_correct``, ``vqa_acc_score``, ``reward``,
         ``pointer_distinct`` (the pointer has no position twice) and ``pointer_in_pool`` (all its positions are in the pool).
 
     Raises:
-        ParameterError: the mode needs scores that the data lack.
+        ParameterError: a trial lacks a score that the reward takes.
     """
+    check_scores(data.groups, reward)
     trials = [trial for group in data.groups for trial in group.trials]
     n_trials = len(trials)
     correct = np.fromiter((trial.correct for trial in trials), float, n_trials)
     accuracy = np.fromiter((trial.accuracy for trial in trials), float, n_trials)
     gt_prob = np.fromiter((np.nan if trial.gt_prob is None else trial.gt_prob for trial in trials), float, n_trials)
+    rel_score = np.fromiter((np.nan if trial.rel_score is None else trial.rel_score for trial in trials), float, n_trials)
     shots = np.fromiter((len(trial.pointer) for trial in trials), np.int64, n_trials)
     group_sizes = [len(group.trials) for group in data.groups]
     pool_sizes = np.repeat([len(group.pool) for group in data.groups], group_sizes)
@@ -54,7 +55,7 @@ def trial_table(data: RLData, mode: RewardMode = "hard_plus_soft") -> pd.DataFra
             "gen_method": pd.Series([trial.gen_method for trial in trials], dtype=object),
             "vqa_correct": correct,
             "vqa_acc_score": accuracy,
-            "reward": rewards(correct, accuracy, mode, gt_prob=gt_prob),
+            "reward": rewards(correct, accuracy, reward, gt_prob=gt_prob, rel_score=rel_score),
             "pointer_distinct": ~_marked(owners[order][1:][repeated], n_trials),
             "pointer_in_pool": ~_marked(owners[outside], n_trials),
         }

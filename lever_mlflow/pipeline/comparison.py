@@ -63,7 +63,7 @@ def compare_step(context: Context, evaluations: Sequence[str], language: Languag
         named_runs(_results({run_id: read_evaluation(run_id) for run_id in evaluations}), _asked(vary))
     inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
     execute = partial(_compare_evaluations, context, evaluations, language, _asked(vary))
-    options = {"evaluations": ",".join(evaluations), "reward_mode": context.reward_mode, "model_name": context.model_name}
+    options = {"evaluations": ",".join(evaluations), **context.reward.options, "model_name": context.model_name}
     return make_step(context, COMPARE, COMPARE, {"lang": language, "vary": vary}, inputs, execute, options)
 
 

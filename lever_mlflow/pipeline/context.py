@@ -16,6 +16,7 @@ from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
 from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, ResourceSettings, RewardMode, format_beta
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.vlm.asking import Asked
 
 __all__ = ["ANSWERS_PER_SECOND", "Context", "make_step", "of_beta"]
@@ -30,7 +31,7 @@ class Context:
     Attributes:
         resources: data set, VLM and encoder.
         seed: of every random choice.
-        reward_mode: how a trial's scores become its reward.
+        reward_mode, reward_weights: how a trial's scores become its reward; ``reward`` is both together.
         use_fallback: whether trials that only the fallback could score are used.
         item_order: the order in which the indices of RL data count, where the data do not tell it.
         model_name: the registered model that evaluation adds versions to; ``auto`` names it after data set and VLM.
@@ -38,12 +39,13 @@ class Context:
         preset: what steps that have to be run first take their settings from.
 
     Raises:
-        ParameterError: MLflow takes no registered model of that name.
+        ParameterError: MLflow takes no registered model of that name, or the weights do not fit the reward mode.
     """
 
     resources: Resources
     seed: int = 0
     reward_mode: RewardMode = "hard_plus_soft"
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
     use_fallback: bool = False
     item_order: ItemOrder = "auto"
     model_name: str = AUTO
@@ -51,11 +53,17 @@ class Context:
     preset: Preset = "default"
 
     def __post_init__(self) -> None:
-        """Refuses names that MLflow's registry does not take."""
+        """Refuses rewards that there are not, and names that MLflow's registry does not take."""
+        _ = self.reward
         if self.model_name != AUTO and not re.fullmatch(r"[\w .-]+", self.model_name):
             raise ParameterError(
                 f"model_name={self.model_name!r}: registered models are named with letters, digits, spaces, _ . and -"
             )
+
+    @property
+    def reward(self) -> Reward:
+        """Returns how a trial's scores become its reward."""
+        return Reward(self.reward_mode, self.reward_weights)
 
     @property
     def registered_name(self) -> str:
@@ -80,7 +88,7 @@ class Context:
 
     def same_trainings(self) -> dict[str, Any]:
         """Returns the tags that trainings share so that ``auto`` may find one for the other."""
-        return {**self.same_resources(), Tag.REWARD_MODE: self.reward_mode}
+        return {**self.same_resources(), Tag.REWARD_MODE: self.reward.label}
 
     def common(self) -> dict[str, Any]:
         """Returns what a training records of that which all steps share."""
@@ -94,7 +102,7 @@ class Context:
     def options_of_judgement(self) -> dict[str, Any]:
         """Returns the options that all steps behind the data gate take, by name."""
         reading = {"use_fallback": self.use_fallback, "item_order": self.item_order}
-        return {"reward_mode": self.reward_mode, **reading, **asdict(self.gate)}
+        return {**self.reward.options, **reading, **asdict(self.gate)}
 
 
 def of_beta(step: str, kl_beta: float) -> str:

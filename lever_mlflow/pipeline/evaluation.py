@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
+from pydantic import TypeAdapter
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import BestSingle
@@ -75,6 +76,7 @@ __all__ = [
     "read_records",
 ]
 
+S = TypeVar("S")
 EVALUATE = "evaluate"
 RESULT_FILE, ANSWERS_PAGE = "evaluation.json", "answers.html"
 _GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
@@ -105,7 +107,7 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
     choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
     lookup = {Tag.KL_BETA: job.kl_beta, **context.same_trainings()}
-    options = {"checkpoints": ",".join(checkpoints) or NONE, "reward_mode": context.reward_mode}
+    options = {"checkpoints": ",".join(checkpoints) or NONE, **context.reward.options}
     # no parameter, as the page that compares runs in the UI would begin with it
     config = {**context.shared_options(), EVALUATE: {"grpo_run": grpo_run, **options, **choices}}
     policies = {"learned": 1 + len(others), "candidates": len(candidates_of(grpo_run))}
@@ -279,8 +281,8 @@ class _Evaluation:
             run_id=active_run().info.run_id,
             git_commit=mlflow.get_run(grpo_run).data.tags.get(_GIT_COMMIT, "unknown"),
             settings=self.settings,
-            training=GrpoSettings(**{name: chosen[name] for name in asdict(GrpoSettings())}),
-            rounds=RoundSettings(**{name: chosen[name] for name in asdict(RoundSettings())}),
+            training=_recorded(GrpoSettings, chosen),
+            rounds=_recorded(RoundSettings, chosen),
             inputs=self.inputs,
             rl_data=_rl_data_summary(grpo_run),
             resources=ResourceNames(dataset=resources.dataset, vlm=resources.vlm, encoder=resources.encoder),
@@ -364,6 +366,12 @@ def _input_tags(inputs: EvaluationInputs) -> dict[str, Any]:
         content = json.dumps(inputs.checkpoints, sort_keys=True)
         tags[Tag.CHECKPOINTS] = hashlib.sha256(content.encode()).hexdigest()[:32]
     return tags
+
+
+def _recorded(kind: type[S], chosen: Mapping[str, Any]) -> S:
+    """Returns settings of a class as a run recorded them in JSON; settings that are newer than the run have their defaults."""
+    names = {setting.name for setting in fields(kind)}  # type: ignore[arg-type]
+    return TypeAdapter(kind).validate_python({name: value for name, value in chosen.items() if name in names})
 
 
 def _rl_data_summary(grpo_run: str) -> RLDataSummary:

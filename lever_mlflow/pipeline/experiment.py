@@ -142,7 +142,7 @@ def _runs_of_beta(context: Context, experiment: Experiment, data: RLData, start:
 
 def _config(context: Context, experiment: Experiment) -> dict[str, Any]:
     """Returns the content of a configuration file that repeats the experiment."""
-    judgement = {"reward_mode": context.reward_mode, "thresholds": context.gate.thresholds}
+    judgement = {**context.reward.options, "thresholds": context.gate.thresholds}
     grpo = {name: value for name, value in asdict(experiment.grpo).items() if name != "kl_beta"}
     return {
         **context.shared_options(),

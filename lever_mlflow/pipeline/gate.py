@@ -43,7 +43,7 @@ def validate_step(context: Context, data: RLData, reference: RLData | None = Non
         Tag.DATASET_DIGEST: context.identity()[Tag.DATASET_DIGEST],
         **({} if reference is None else {Tag.REFERENCE_DIGEST: reference.digest}),
     }
-    choices = {"reward_mode": context.reward_mode, "thresholds": settings.thresholds, "max_shots": settings.max_shots}
+    choices = {**context.reward.options, "thresholds": settings.thresholds, "max_shots": settings.max_shots}
     options = {"rl_data": data.origin, **context.options_of_judgement(), "reference": reference.origin if reference else NONE}
     return make_step(context, STEP, STEP, choices, inputs, partial(_check_data, context, data, reference), options)
 
@@ -108,7 +108,7 @@ def _check_data(context: Context, data: RLData, reference: RLData | None) -> Non
     settings = context.gate
     result = gate.check(
         data,
-        reward_mode=context.reward_mode,
+        reward=context.reward,
         shots=settings.max_shots,
         train=context.resources.train,
         reference=reference,

@@ -34,12 +34,15 @@ from lever_mlflow.settings import (
     AUTO,
     NONE,
     GrpoSettings,
+    RolloutSettings,
     RoundSettings,
     format_beta,
     preset_of,
 )
+from lever_mlflow.training.batches import left_by_filters
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.loop import no_longer_rising
+from lever_mlflow.trials.generators import gen_methods
 from lever_mlflow.trials.rl_data import RLData
 from lever_mlflow.trials.rollout import first_choice_reward, most_prompts, positive_query_rate
 
@@ -64,10 +67,16 @@ def grpo_step(
         settings: of the optimisation in each round.
         rounds: how many rounds there are, and what they share.
         resume: as for ``interrupted_training``, for the first round that has not finished; or the run of the interrupted step.
+
+    Raises:
+        DataError, ParameterError: a later round cannot be recorded as the data were, or the filters would leave nothing.
     """
+    left_by_filters(data, settings, context.seed)
     prompts = 0
     if rounds.rounds > 1:  # a value that later rounds cannot use is reported before the first one
-        prompts = (rounds.rounds - 1) * most_prompts(recorded_settings(data))
+        recorded = recorded_settings(data)
+        _check_later_rounds(settings, recorded)
+        prompts = (rounds.rounds - 1) * most_prompts(recorded)
     policy = start_of_grpo(context, start)
     inputs = {**training_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **policy.tags}
     values = {**asdict(settings), **asdict(rounds)}
@@ -191,7 +200,7 @@ class _Rounds:
     def _log_trials(self, number: int, data: RLData) -> None:
         """Logs what the fresh trials of a round say of the policy that they were recorded from."""
         figures = {"positive_query_rate": positive_query_rate(data.groups)}
-        reward = first_choice_reward(data.groups, self.context.reward_mode)
+        reward = first_choice_reward(data.groups, self.context.reward)
         if reward is not None:
             self.rewards.append(reward)
             figures["first_choice_reward"] = reward
@@ -232,6 +241,17 @@ class _Rounds:
         record({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
         remove_tags(Tag.PROCESS)
         set_description(description)
+
+
+def _check_later_rounds(settings: GrpoSettings, recorded: RolloutSettings) -> None:
+    """Checks that the trials of later rounds, which are recorded with these settings, have the methods that are trained on."""
+    methods = gen_methods(recorded)
+    for method in settings.filter_gen_methods:
+        if method not in methods:
+            raise ParameterError(
+                f"filter_gen_methods: later rounds record trials of {', '.join(methods)}, and none of {method}; leave it out, "
+                "or give rounds=1"
+            )
 
 
 def _resumed(step: Step, resume: str) -> str:

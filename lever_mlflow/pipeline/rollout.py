@@ -26,6 +26,7 @@ from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
+from lever_mlflow.trials.global_search import GLOBAL_SEARCH
 from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.trials.rl_data import Group, RLData, save_rl_data
@@ -225,12 +226,14 @@ def _record_trials(context: Context, settings: RolloutSettings, selector: Pointe
         "positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
         "positive_query_rate": positive_query_rate(groups),
     }
-    if settings.mine_positives:
+    if settings.mine_positives or settings.search_positives:
         figures |= {
             "positive_query_rate_before": positive_query_rate(groups, mined=False),
             "mined_trials": sum(map(is_mined, trials)),
             "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
         }
+    if settings.search_positives:
+        figures["found_trials"] = sum(trial.gen_method == GLOBAL_SEARCH for trial in trials)
     train, pools = context.resources.train, [group.pool for group in groups]
     in_pool = answers_in_pools([train[group.query_id] for group in groups], train, pools)
     mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()} | {ANSWER_RATE: in_pool.mean()})

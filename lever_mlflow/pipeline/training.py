@@ -36,7 +36,7 @@ from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_sele
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_checkpoint
 from lever_mlflow.settings import AUTO, Fusion, GrpoSettings, RceSettings, format_beta
-from lever_mlflow.training.batches import split_groups
+from lever_mlflow.training.batches import left_by_filters, split_groups
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
 from lever_mlflow.training.grpo import train_grpo
@@ -69,7 +69,11 @@ def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str 
     """Prepares the training of a new selector by reward-weighted cross-entropy.
 
     ``interrupted_training`` describes the values of ``resume``.
+
+    Raises:
+        DataError: as ``left_by_filters``.
     """
+    left_by_filters(data, settings, context.seed)
 
     def execute() -> None:
         training = _Training(context, RCE, data, settings, settings.fusion)
@@ -205,7 +209,7 @@ class _Training:
 
     def params(self, epoch: int) -> dict[str, Any]:
         """Returns everything that made an epoch's checkpoint what it is."""
-        context = {"seed": self.context.seed, "reward_mode": self.context.reward_mode, "rl_data_digest": self.data.digest}
+        context = {"seed": self.context.seed, "reward_mode": self.context.reward.label, "rl_data_digest": self.data.digest}
         return {"epoch": self.numbered(epoch), **context, **asdict(self.settings), **(self.origin or {})}
 
     def numbered(self, epoch: int) -> int:
@@ -225,6 +229,10 @@ def _train(
     context, data = training.context, training.data
     let_through = pass_gate(context, data, find_verdict(context, data))
     training = replace(training, override={**(training.override or {}), **let_through})
+    left = left_by_filters(data, training.settings, context.seed)
+    if left:
+        log.info("%s: the filters leave %s", training.title, left)
+        record({Tag.FILTERED: left})
     interrupted = interrupted_training(step, resume)
     arguments = {"data": data, "settings": training.settings, **({} if start is None else {"start": start})}
     epochs = _begin(training, train, interrupted, arguments)
@@ -240,7 +248,7 @@ def _begin(
     context, resources = training.context, training.context.resources
     features_SD = resources.features("train").of(training.fusion)  # now they are on disk, where the others find them
     state = None if interrupted is None else interrupted.state
-    arguments = {**arguments, "seed": context.seed, "reward_mode": context.reward_mode, "state": state}
+    arguments = {**arguments, "seed": context.seed, "reward": context.reward, "state": state}
     processes = distributed.join(resources.torch_device)
     distributed.call_followers(processes, _train_along, train, replace(resources), training.fusion, arguments)
     try:

@@ -84,6 +84,7 @@ class Tag(StrEnum):
     BEST_EPOCH = "best_epoch"
     BEST_MODEL = "best_model"
     DIAGNOSIS = "diagnosis"
+    FILTERED = "filtered"  # how many queries and trials the filters left to train on
     STATE_EPOCH = "state_epoch"  # the last epoch that training can go on from
     RESUMED_FROM = "resumed_from"
     THREADS = "threads"  # of torch, on which the last digits of a training on a CPU depend

@@ -7,7 +7,7 @@ S training items, D feature dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.random_streams import SeedStream
-from lever_mlflow.settings import GrpoSettings, RceSettings, RewardMode
+from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.objectives import zero_spread
-from lever_mlflow.trials.rl_data import Group, check_items
+from lever_mlflow.trials.rewards import Reward
+from lever_mlflow.trials.rl_data import Group, RLData, check_items, check_scores, is_positive
 
-__all__ = ["GroupBatch", "GroupTable", "split_groups", "split_tables", "tabulate"]
+__all__ = ["GroupBatch", "GroupTable", "filtered", "left_by_filters", "split_groups", "split_tables", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -144,37 +145,85 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
     return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
 
 
-def split_tables(
-    groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, mode: RewardMode, seed: int
-) -> tuple[GroupTable, GroupTable]:
-    """Returns the tables of the training and of the validation queries; only the first is reduced to ``top_k`` trials.
+def filtered(groups: Sequence[Group], settings: RceSettings | GrpoSettings) -> list[Group]:
+    """Returns groups with those trials that ``filter_gen_methods`` keeps, without groups that have none of them.
+
+    With ``require_positive_query``, groups without a positive trial among them are left out too.
 
     Raises:
-        DataError: as ``split_groups`` and ``tabulate``.
+        DataError: no trial is of one of the methods, or no group is left.
+    """
+    methods, positive = settings.filter_gen_methods, settings.require_positive_query
+    present = {trial.gen_method for group in groups for trial in group.trials}
+    for method in methods:
+        if method not in present:
+            raise DataError(
+                f"filter_gen_methods: no trial of the training queries has the gen_method {method!r}; "
+                f"their methods are {', '.join(sorted(present))}"
+            )
+    kept = [replace(group, trials=tuple(t for t in group.trials if t.gen_method in methods or not methods)) for group in groups]
+    kept = [group for group in kept if (is_positive(group.trials) if positive else group.trials)]
+    if not kept:
+        raise DataError(
+            f"require_positive_query=true leaves no training query{' with filter_gen_methods' if methods else ''}; leave the "
+            "filters out, or record trials with mine_positives or search_positives"
+        )
+    return kept
+
+
+def left_by_filters(data: RLData, settings: RceSettings | GrpoSettings, seed: int) -> str:
+    """Says how many queries and trials the filters leave to train on; an empty text where there is no filter.
+
+    Raises:
+        DataError: as ``split_groups`` and ``filtered``; the message names the data.
+    """
+    if not (settings.filter_gen_methods or settings.require_positive_query):
+        return ""
+    try:
+        all_groups, _ = split_groups(data.groups, settings.val_share, seed)
+        groups = filtered(all_groups, settings)
+    except DataError as error:
+        raise DataError(f"{data.source}: {error}") from None
+    trials, all_trials = (sum(len(group.trials) for group in some) for some in (groups, all_groups))
+    return f"{len(groups):,} of {len(all_groups):,} training queries with {trials:,} of {all_trials:,} trials"
+
+
+def split_tables(
+    groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, reward: Reward, seed: int
+) -> tuple[GroupTable, GroupTable]:
+    """Returns the tables of the training and of the validation queries.
+
+    Only the first is filtered and reduced to ``top_k`` trials, so that trainings with other filters are validated alike.
+
+    Raises:
+        DataError: as ``split_groups``, ``filtered`` and ``tabulate``.
     """
     train, val = split_groups(groups, settings.val_share, seed)
-    return tabulate(train, features_SD, mode, top_k=settings.top_k), tabulate(val, features_SD, mode)
+    train = filtered(train, settings)
+    return tabulate(train, features_SD, reward, top_k=settings.top_k), tabulate(val, features_SD, reward)
 
 
-def tabulate(groups: Sequence[Group], features_SD: np.ndarray, mode: RewardMode, *, top_k: int = 0) -> GroupTable:
+def tabulate(groups: Sequence[Group], features_SD: np.ndarray, reward: Reward, *, top_k: int = 0) -> GroupTable:
     """Puts groups into a table.
 
     Args:
         groups: each with at least one trial.
         features_SD: features of all training items, by train index.
-        mode: how scores become rewards.
+        reward: how scores become rewards.
         top_k: if not 0, only the trials with the k highest rewards of each group are taken, in their order in the group; among
             equal rewards the first trials are taken.
 
     Raises:
         DataError: a query or pool names an item that the features lack, a pointer names a position outside its pool, or
             pointers differ in length.
+        ParameterError: a trial lacks a score that the reward takes.
     """
     K = _shots(groups)
+    check_scores(groups, reward)
     for group in groups:
         check_items(group, len(features_SD))
         _check_positions(group)
-    rewards, pointers = zip(*(_best_trials(group, mode, top_k) for group in groups), strict=True)
+    rewards, pointers = zip(*(_best_trials(group, reward, top_k) for group in groups), strict=True)
     sizes_Q = np.array([len(rewards_G) for rewards_G in rewards])
     pool_sizes_Q = np.array([len(group.pool) for group in groups])
     pools_QN = np.zeros((len(groups), pool_sizes_Q.max()), dtype=np.int64)
@@ -204,8 +253,8 @@ def _check_positions(group: Group) -> None:
         )
 
 
-def _best_trials(group: Group, mode: RewardMode, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+def _best_trials(group: Group, reward: Reward, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rewards and pointers of the trials with the ``top_k`` highest rewards, or of all trials if it is 0."""
-    rewards_G = group.rewards_G(mode)
+    rewards_G = group.rewards_G(reward)
     best = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
     return rewards_G[best], group.pointers_GK[best]

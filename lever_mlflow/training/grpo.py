@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
-from lever_mlflow.settings import GrpoSettings, RewardMode, format_beta
+from lever_mlflow.settings import GrpoSettings, format_beta
 from lever_mlflow.training.batches import GroupBatch, GroupTable, split_tables
 from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import (
@@ -31,6 +31,7 @@ from lever_mlflow.training.objectives import (
     zero_spread,
 )
 from lever_mlflow.training.validation import exact_kl, picks_changed, validate_selector
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
 from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["GrpoObjective", "train_grpo"]
@@ -43,7 +44,7 @@ def train_grpo(  # noqa: PLR0913 - what a training takes, and the reference
     settings: GrpoSettings,
     *,
     seed: int,
-    reward_mode: RewardMode = "hard_plus_soft",
+    reward: Reward = DEFAULT_REWARD,
     device: str = "cpu",
     state: TrainingState | None = None,
     reference: PointerSelector | None = None,
@@ -59,17 +60,18 @@ def train_grpo(  # noqa: PLR0913 - what a training takes, and the reference
         features_SD: features of the training items, of the fusion that ``start`` takes.
         settings: of the training.
         seed: decides the split and the order of queries.
-        reward_mode: how scores become rewards.
+        reward: how scores become rewards.
         device: ``cpu`` or ``cuda``.
         state: of an earlier run with the same arguments, after whose last epoch training goes on.
         reference: the selector that KL is measured from; ``start`` if None.
 
     Raises:
         DataError: the data do not fit the features, or too few queries have trials.
+        ParameterError: a trial lacks a score that the reward takes.
         LeverError: the loss is not finite.
         CheckpointError: ``state`` is of another selector.
     """
-    train_table, val_table = split_tables(data.groups, features_SD, settings, reward_mode, seed)
+    train_table, val_table = split_tables(data.groups, features_SD, settings, reward, seed)
     old = _frozen(start, device)
     policy = copy.deepcopy(start).to(device).eval()
     if settings.freeze_backbone:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lever_mlflow.selector.network import PointerSelector, pointer_logprobs
-from lever_mlflow.settings import RceSettings, RewardMode
+from lever_mlflow.settings import RceSettings
 from lever_mlflow.training.batches import GroupBatch, GroupTable, split_tables
 from lever_mlflow.training.loop import Epoch, Metrics, StepOutput, TrainingState, train_epochs
 from lever_mlflow.training.objectives import rce_loss, rce_temperature
 from lever_mlflow.training.validation import validate_selector
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
 from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["RceObjective", "train_rce"]
@@ -29,7 +30,7 @@ def train_rce(
     settings: RceSettings,
     *,
     seed: int,
-    reward_mode: RewardMode = "hard_plus_soft",
+    reward: Reward = DEFAULT_REWARD,
     device: str = "cpu",
     state: TrainingState | None = None,
 ) -> Iterator[Epoch]:
@@ -42,16 +43,17 @@ def train_rce(
         features_SD: features of the training items, of the fusion that the settings name.
         settings: of the training and of the selector's shape.
         seed: decides the split, the initial weights, the order of queries and dropout.
-        reward_mode: how scores become rewards.
+        reward: how scores become rewards.
         device: ``cpu`` or ``cuda``.
         state: of an earlier run with the same arguments, after whose last epoch training goes on.
 
     Raises:
         DataError: the data do not fit the features, or too few queries have trials.
+        ParameterError: a trial lacks a score that the reward takes.
         LeverError: the loss is not finite.
         CheckpointError: ``state`` is of another selector.
     """
-    train_table, val_table = split_tables(data.groups, features_SD, settings, reward_mode, seed)
+    train_table, val_table = split_tables(data.groups, features_SD, settings, reward, seed)
     torch.manual_seed(seed)
     selector = PointerSelector(
         feature_dim=features_SD.shape[1],

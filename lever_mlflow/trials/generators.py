@@ -28,11 +28,13 @@ __all__ = [
     "FEATURES",
     "FIRST_CHOICE",
     "GENERATORS",
+    "METHODS",
     "Generator",
     "PooledQueries",
     "Proposal",
     "QueryBatch",
     "RolloutInputs",
+    "gen_methods",
     "propose",
     "query_batches",
     "random_pointers",
@@ -144,6 +146,19 @@ GENERATORS: Mapping[str, Generator] = {
     "retrieval_per_feature": similar_pointers,
     "random_pointers": uniform_pointers,
 }
+
+
+METHODS: Mapping[str, str] = {  # the gen_method of each generator's pointers
+    "beam_width": FIRST_CHOICE,
+    "samples_per_temperature": "sample",
+    "retrieval_per_feature": "retrieval",
+    "random_pointers": "random",
+}
+
+
+def gen_methods(settings: RolloutSettings) -> list[str]:
+    """Returns the ``gen_method`` of each generator that is on."""
+    return [method for setting, method in METHODS.items() if getattr(settings, setting)]
 
 
 def propose(inputs: RolloutInputs, queries: PooledQueries) -> list[list[Proposal]]:

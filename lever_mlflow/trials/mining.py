@@ -16,9 +16,9 @@ from lever_mlflow.trials.generators import (
     without_repeats,
 )
 from lever_mlflow.trials.recording import try_out
-from lever_mlflow.trials.rl_data import Trial
+from lever_mlflow.trials.rl_data import Trial, is_positive
 
-__all__ = ["MINING_TEMPERATURE", "is_mined", "is_positive", "mined_trials"]
+__all__ = ["MINING_TEMPERATURE", "is_mined", "mined_trials"]
 
 MINING_TEMPERATURE = 2.0  # higher than in an ordinary rollout, whose pointers were tried already
 
@@ -44,13 +44,8 @@ def mined_trials(inputs: RolloutInputs, queries: PooledQueries, trials: Sequence
 
 
 def is_mined(trial: Trial) -> bool:
-    """Returns whether mining added a trial; False where the trial was read without its record."""
+    """Returns whether mining, or the search in the whole training set, added a trial; False where its record was not read."""
     return trial.record is not None and bool(trial.record.get("mined", False))
-
-
-def is_positive(trials: Iterable[Trial]) -> bool:
-    """Returns whether any of the trials is correct."""
-    return any(trial.correct == 1.0 for trial in trials)
 
 
 def _further_proposals(

@@ -243,7 +243,7 @@ class _Reader:
         else:
             self._fallback_used |= mode == "fallback"
         scored = not failed and mode != "error"
-        gt_prob = record.get("vqa_gt_prob")
+        gt_prob, rel_score = record.get("vqa_gt_prob"), record.get("vqa_rel_score")
         return Trial(
             pointer=pointer,
             correct=self._once(finite_number("vqa_correct", record.get("vqa_correct") if scored else 0)),
@@ -252,6 +252,7 @@ class _Reader:
             eval_mode=self._once(mode),
             eval_failed=failed,
             gt_prob=None if gt_prob is None else finite_number("vqa_gt_prob", gt_prob),
+            rel_score=None if rel_score is None else finite_number("vqa_rel_score", rel_score),
             record=record if self.keep_records else None,
         )
 

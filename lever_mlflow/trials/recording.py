@@ -82,4 +82,5 @@ def _trial(proposal: Proposal, generation: str, query: Sample) -> Trial:
 
 
 def _with_score(trial: Trial, gt_prob: float, baseline: float) -> Trial:
-    return replace(trial, gt_prob=gt_prob, record={**(trial.record or {}), "vqa_rel_score": gt_prob - baseline})
+    gain = gt_prob - baseline
+    return replace(trial, gt_prob=gt_prob, rel_score=gain, record={**(trial.record or {}), "vqa_rel_score": gain})

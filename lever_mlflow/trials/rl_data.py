@@ -10,12 +10,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lever_mlflow.exceptions import DataError
+from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.atomic import whole_file
-from lever_mlflow.settings import RewardMode
-from lever_mlflow.trials.rewards import rewards
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, missing_score, rewards
 
-__all__ = ["POOL_IDS", "POOL_QUESTION_IDS", "Group", "ItemMatch", "RLData", "Trial", "check_items", "save_rl_data"]
+__all__ = [
+    "POOL_IDS",
+    "POOL_QUESTION_IDS",
+    "Group",
+    "ItemMatch",
+    "RLData",
+    "Trial",
+    "check_items",
+    "check_scores",
+    "is_positive",
+    "save_rl_data",
+]
 
 POOL_IDS, POOL_QUESTION_IDS = "candidate_pool_ids", "candidate_question_ids"  # fields of a query in a file
 
@@ -32,6 +42,9 @@ class Trial:
         eval_mode: ``vqa_eval_mode``, the way in which the answer was scored.
         eval_failed: whether the scoring failed.
         gt_prob: ``vqa_gt_prob``, the probability of the right answers; None where it was not recorded.
+        rel_score: ``vqa_rel_score``, in [-1, 1]; None where it was not recorded. In trials that ``with_gt_prob`` recorded it is
+            the gain of ``gt_prob`` over no demonstration. In the predecessor's files it is the similarity of the answer to
+            the nearest right answer.
         record: all fields of the trial in the file; None where they were dropped on reading.
     """
 
@@ -42,6 +55,7 @@ class Trial:
     eval_mode: str = "vqaEval"
     eval_failed: bool = False
     gt_prob: float | None = None
+    rel_score: float | None = None
     record: Mapping[str, Any] | None = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -73,13 +87,14 @@ class Group:
         """Returns the pointers, int64 [trials, shots]."""
         return np.array([trial.pointer for trial in self.trials], dtype=np.int64)
 
-    def rewards_G(self, mode: RewardMode = "hard_plus_soft") -> np.ndarray:
+    def rewards_G(self, reward: Reward = DEFAULT_REWARD) -> np.ndarray:
         """Returns the rewards, float64 [trials]; errors as ``rewards``."""
         return rewards(
             np.array([trial.correct for trial in self.trials]),
             np.array([trial.accuracy for trial in self.trials]),
-            mode,
+            reward,
             gt_prob=np.array([np.nan if trial.gt_prob is None else trial.gt_prob for trial in self.trials]),
+            rel_score=np.array([np.nan if trial.rel_score is None else trial.rel_score for trial in self.trials]),
         )
 
 
@@ -156,6 +171,26 @@ def check_items(group: Group, n_items: int, source: str = "") -> None:
             f"{file}query {group.query_id}: item {outside[0]} is not among the {n_items} training items; "
             "give the data set on which the RL data were recorded as dataset=FOLDER"
         )
+
+
+def check_scores(groups: Iterable[Group], reward: Reward) -> None:
+    """Checks that all trials have the scores that a reward takes.
+
+    Raises:
+        ParameterError: a trial lacks one; the message names the query, the trial's pointer and the field.
+    """
+    for name in reward.fields:
+        attribute = name.removeprefix("vqa_")
+        for group in groups:
+            for trial in group.trials:
+                if getattr(trial, attribute) is None:
+                    place = f"query {group.query_id}: the trial with pointer {list(trial.pointer)} has no {name}"
+                    raise ParameterError(f"{place}, but {missing_score(reward, name)}")
+
+
+def is_positive(trials: Iterable[Trial]) -> bool:
+    """Returns whether any of the trials is correct."""
+    return any(trial.correct == 1.0 for trial in trials)
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:

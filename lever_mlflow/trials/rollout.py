@@ -1,7 +1,7 @@
 """Records trials of a starting policy as RL data: draws a pool for each query, tries pointers of it, and scores the answers.
 
 Which pointers are tried is decided in ``generators``, how a trial is recorded in ``recording``, and what is tried in addition
-for queries without a correct trial in ``mining``.
+for queries without a correct trial in ``mining`` and ``global_search``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.selector.network import PointerSelector
-from lever_mlflow.settings import RewardMode, RolloutSettings
+from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.trials.generators import FEATURES, FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
-from lever_mlflow.trials.mining import is_mined, is_positive, mined_trials
+from lever_mlflow.trials.global_search import searched_trials
+from lever_mlflow.trials.mining import is_mined, mined_trials
 from lever_mlflow.trials.recording import query_record, try_out, with_gt_prob
-from lever_mlflow.trials.rl_data import Group
+from lever_mlflow.trials.rewards import Reward
+from lever_mlflow.trials.rl_data import Group, is_positive
 from lever_mlflow.vlm.prompt import Prompt
 
 __all__ = [
@@ -59,6 +61,7 @@ def most_prompts(settings: RolloutSettings) -> int:
         + len(FEATURES) * settings.retrieval_per_feature
         + settings.random_pointers
         + settings.mine_positives
+        + settings.search_positives
     )
     return settings.n_queries * pointers * (2 if settings.gt_prob else 1)
 
@@ -105,8 +108,9 @@ def rollout(
         train: the training items.
         features: features of ``train``, in its order.
         selector: the policy that beam search and sampling draw from.
-        answer: returns the raw generations for prompts, in their order; called once, and once more in each round of mining.
-        settings: pools, generators and mining.
+        answer: returns the raw generations for prompts, in their order; called once, and once more in each round of mining and
+            of the search for positive trials.
+        settings: pools, generators, mining and search.
         seed: seed of all random draws.
         score: returns the probability of the right answers after each prompt, in order; needed for ``gt_prob``.
 
@@ -121,18 +125,20 @@ def rollout(
     trials = try_out(inputs, pooled, propose(inputs, pooled))
     if settings.mine_positives:
         trials = mined_trials(inputs, pooled, trials)
+    if settings.search_positives:
+        pooled, trials = searched_trials(inputs, pooled, trials)
     if settings.gt_prob:
         trials = with_gt_prob(inputs, pooled, trials)
     return [
         Group(query.index, tuple(pool), tuple(recorded), query_record(query), tuple(train[item].question_id for item in pool))
-        for query, pool, recorded in zip(queries, pools_QN.tolist(), trials, strict=True)
+        for query, pool, recorded in zip(queries, pooled.pools_QN.tolist(), trials, strict=True)
     ]
 
 
-def first_choice_reward(groups: Sequence[Group], mode: RewardMode) -> float | None:
+def first_choice_reward(groups: Sequence[Group], reward: Reward) -> float | None:
     """Returns the mean reward of the pointers that the starting policy found best; None where beam search recorded none."""
     best = [next((i for i, trial in enumerate(group.trials) if trial.gen_method == FIRST_CHOICE), None) for group in groups]
-    rewards = [group.rewards_G(mode)[i] for group, i in zip(groups, best, strict=True) if i is not None]
+    rewards = [group.rewards_G(reward)[i] for group, i in zip(groups, best, strict=True) if i is not None]
     return float(np.mean(rewards)) if rewards else None
 
 

@@ -20,7 +20,9 @@ class Cake:
     candles: bool = option(False, help="Whether candles stand on the cake.")
     sizes: tuple[int, ...] = option((20, 26), at_least=5, ascending=True, help="Sizes of the tins in centimetres.")
     weights: tuple[float, ...] = option((1.0, 1.3), at_least=0, least_items=2, help="Weights of the two halves.")
+    guests: tuple[str, ...] = option((), help="Names of the guests who get a piece.")
     halves: tuple[str, str] = option(("left", "right"), help="Names of the two halves.")
+    shares: Mapping[str, float] = option({}, at_least=0, example="egg=0.5", help="Shares of the cake's parts by name.")
     extras: Mapping[str, str] = option({}, example="nuts=few", help="Extras of the cake by name.")
     baker: str = option("auto", help="Name of the baker of the cake.")
     warm: bool = option(False, short="w", help="Whether the cake is still warm.")
@@ -43,9 +45,11 @@ def test_defaults():
 
 def test_values_have_the_types_of_the_fields():
     typed = ["--layers=3", "--sugar=0.5", "--icing=none", "--candles=true", "--sizes=26, 20", "--weights=2,1"]
-    values = parsed(*typed, "--halves=a , b", "--extras=nuts=few,rum = no", "--baker=ann")
-    assert Cake(**values) == Cake(3, 0.5, "none", True, (20, 26), (2.0, 1.0), ("a", "b"), {"nuts": "few", "rum": "no"}, "ann")
-    assert parsed("--extras=none", "--sugar=auto") == parsed()
+    typed += ["--guests=bo, cy"]
+    values = parsed(*typed, "--halves=a , b", "--shares=egg=0.5", "--extras=nuts=few,rum = no", "--baker=ann")
+    named = ("a", "b"), {"egg": 0.5}, {"nuts": "few", "rum": "no"}, "ann"
+    assert Cake(**values) == Cake(3, 0.5, "none", True, (20, 26), (2.0, 1.0), ("bo", "cy"), *named)
+    assert parsed("--extras=none", "--sugar=auto", "--guests=none") == parsed()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,10 @@ def test_a_short_flag_needs_no_value(arguments, warm):
         ("--weights=1", "'1': at least 2 numbers are needed"),
         ("--weights=1,1e6", "'1e6' is not a number of at least 0 and below 1e+06"),
         ("--weights=1,-1", "'-1' is not a number of at least 0 and below 1e+06"),
+        ("--guests=bo,", "'bo,' holds an empty name; give names separated by commas, or none"),
+        ("--guests=bo,bo", "'bo,bo' names the same twice"),
         ("--halves=left", "'left' is not two names, such as train,validation"),
+        ("--shares=egg=-1", "'-1' is not a number of at least 0 and below 1e+06"),
         ("--extras=nuts", "'nuts' is not name=value; give for example nuts=few"),
         ("--extras=nuts=1,nuts=2", "'nuts=1,nuts=2' names nuts twice"),
         ("--baker= ", "nothing is given; leave the option out for its default"),
@@ -126,6 +133,7 @@ def test_parts_take_some_settings_under_a_prefix():
         ((1.0, 1.3), "1,1.3"),
         (("train", "validation"), "train,validation"),
         ({}, "none"),
+        ((), "none"),
         ("auto", "auto"),
     ],
 )

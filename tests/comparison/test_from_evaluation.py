@@ -95,3 +95,10 @@ def test_commands_name_what_was_used(evaluation):
         "mlflow run . --env-manager local -e evaluate -P kl_beta=0.12 -P grpo_run=g1 -P seed=0 -P sizes=5,10 -P shots=1,2 "
     )
     assert test.endswith(" -P checkpoints=old.pt")
+
+
+def test_weights_of_the_reward_are_compared_and_named(evaluation):
+    inputs = evaluation.inputs.model_copy(update={"reward_mode": "separated:hard=2,soft=0.5"})
+    weighted = evaluation.model_copy(update={"inputs": inputs})
+    assert run_of_evaluation(weighted).config["reward_mode"] == "separated:hard=2,soft=0.5"
+    assert commands_of(weighted)[0].endswith(" -P reward_mode=separated -P reward_weights=hard=2,soft=0.5")

@@ -32,7 +32,7 @@ def evaluation():
         inputs=EvaluationInputs(
             **{name: f"{name} 1" for name in DIGESTS},
             seed=0,
-            reward_mode="hard_plus_soft",
+            reward_mode="hard_plus_soft:hard=2",
             start="rce epoch 4",
             start_uri="models:/m-1",
             training_seed=3,
@@ -88,6 +88,8 @@ def test_overrides_are_those_that_there_are(evaluation):
     [
         (lambda content: content.pop("best_epoch"), "best_epoch: Field required"),
         (lambda content: content["inputs"].pop("gate"), "inputs.gate: Field required"),
+        (lambda content: content["inputs"].update(reward_mode="soft"), "inputs.reward_mode: .*'soft' is not one of hard_plus_"),
+        (lambda content: content["inputs"].update(reward_mode="hard_only:hard=x"), "inputs.reward_mode: "),
         (lambda content: content.update(odd=1), "odd: Extra inputs are not permitted"),
         (lambda content: content["settings"].update(pool_size="many"), "settings.pool_size: Input should be a valid integer"),
     ],

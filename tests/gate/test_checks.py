@@ -15,10 +15,12 @@ import pytest
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.gate import DEFAULT_PROJECT_DIR, GateResult, check
+from lever_mlflow.gate.figures import figures_png
 from lever_mlflow.gate.report import format_table, report_html
 from lever_mlflow.gate.suites import DATA_SUITES, DRIFT_SUITES
 from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, RLData, Trial, save_rl_data
 
 POOL = tuple(range(10_000, 10_064))
@@ -38,6 +40,14 @@ def data(groups):
 def mixed(n_queries):
     """Half of the queries have 4 of 10 trials right; the rest none."""
     return [group(i, ([1.0] * 4 if i % 2 else [0.0] * 4) + [0.0] * 6) for i in range(n_queries)]
+
+
+def scored(groups):
+    """Right answers have the probability 0.75, and wrong ones 0.25 with a vqa_rel_score of -0.5."""
+    return [
+        replace(g, trials=tuple(replace(t, gt_prob=0.25 + 0.5 * t.correct, rel_score=t.correct - 0.5) for t in g.trials))
+        for g in groups
+    ]
 
 
 def first_file():
@@ -124,6 +134,7 @@ def test_second_predecessor_file_passes(tmp_path):
             "data/share_sample": 0.3,
             "data/share_retrieval": 0.2,
             "data/share_random": 0.2,
+            "data/share_global_search": 0,
             "data/share_other": 0,
             "data/positive_query_rate": 664 / 800,
             "data/positive_trial_rate": 0.533,
@@ -285,15 +296,42 @@ def test_an_empty_table_is_stopped(groups):
 
 
 @pytest.mark.parametrize(
-    ("mode", "mean", "bounds"),
-    # 4 of 10 right with accuracy 1.0 in half of the queries: 0.2 of the largest reward
-    [("hard_only", 0.2, "0.02 to 0.98"), ("separated", 0.6, "0.06 to 2.94")],
+    ("reward", "mean", "bounds"),
+    [
+        # 4 of 10 right with accuracy 1.0 in half of the queries: 0.2 of the largest reward
+        (Reward("hard_only"), 0.2, "0.02 to 0.98"),
+        (Reward("separated"), 0.6, "0.06 to 2.94"),
+        (Reward("hard_plus_soft", {"hard": 2.0, "soft": 3.0}), 1.0, "0.1 to 4.9"),
+        (Reward("separated_gtprob"), 0.2 * 2.75 + 0.8 * 0.25, "0.06 to 2.94"),
+        # right: 1 + 0.75; wrong: 0.25 - 1 * 0.5; from -1 to 2, so that 0.04 becomes -1 + 0.02 * 3
+        (Reward("hard_plus_gtprob_plus_rel", {"rel": 1.0}), 0.2 * 1.75 - 0.8 * 0.25, "-0.94 to 1.94"),
+    ],
 )
-def test_reward_thresholds_follow_the_mode(mode, mean, bounds):
-    result = check(data(mixed(60)), reward_mode=mode)
+def test_reward_thresholds_follow_mode_and_weights(reward, mean, bounds):
+    result = check(data(scored(mixed(60))), reward=reward)
     assert failed(result) == set()
+    assert result.reward_mode == reward.label
     assert result.metrics["data/reward_mean"] == pytest.approx(mean)
     assert next(c for c in result.checks if c.name == "reward_mean").required == bounds
+
+
+def test_negative_rewards_are_in_range_and_in_the_histogram():
+    reward = Reward("hard_plus_gtprob_plus_rel", {"rel": 1.0})
+    result = check(data(scored(mixed(60))), reward=reward, reference=data(scored(mixed(60))))
+    assert failed(result) == set()
+    assert next(c for c in result.checks if c.name == "reward_range").required == "-1 to 2"
+    assert next(c for c in result.checks if c.name == "drift_reward_mean").required == "-0.3 to 0.3"  # a tenth of the range
+    bins = {round(low, 2): share for low, _, share in result.histogram if share}
+    assert bins == pytest.approx({-0.25: 0.8, 1.7: 0.2})  # a twentieth of the range is 0.15
+    assert b"PNG" in figures_png(result)[:8]
+    low, beyond = scored(mixed(60)), replace(mixed(1)[0].trials[0], gt_prob=0.0, rel_score=-1.5)
+    low[0] = replace(low[0], trials=(beyond, *low[0].trials[1:]))
+    assert "reward_range" in failed(check(data(low), reward=reward), "critical")
+
+
+def test_trials_without_the_scores_of_a_mode_are_refused_by_name():
+    with pytest.raises(ParameterError, match=r"^rl.json: query 0: the trial with pointer \[.*\] has no vqa_gt_prob, but "):
+        check(data(mixed(12)), reward=Reward("hard_plus_gtprob"))
 
 
 def test_an_edited_threshold_counts_and_changes_the_suite_digest(project):
@@ -370,11 +408,9 @@ def test_a_damaged_or_emptied_suite_lets_nothing_pass(project, tmp_path, text):
         check(data(mixed(12)), project_dir=checks)
 
 
-def test_missing_project_and_unknown_mode_are_refused(tmp_path):
+def test_a_missing_project_is_refused(tmp_path):
     with pytest.raises(ParameterError, match=r"rl_trials.json: this suite of the data gate does not exist"):
         check(data(mixed(12)), project_dir=tmp_path)
-    with pytest.raises(ParameterError, match="reward_mode='soft' is not one of"):
-        check(data(mixed(12)), reward_mode="soft")
 
 
 def test_table_and_page_show_the_failed_first_and_escape_text():

@@ -103,7 +103,7 @@ def test_an_empty_side_is_never_comparable():
 
 
 def test_partition_of_rewards():
-    assert [i for i, w in enumerate(reward_partition(np.array([math.nextafter(0.3, 0)]), 2.0)["weights"]) if w] == [3]
-    partition = reward_partition(np.array([0.0, 0.05, 1.3 + 0.3, 2.0, math.nan]), 2.0)
+    assert [i for i, w in enumerate(reward_partition(np.array([math.nextafter(0.3, 0)]), (0.0, 2.0))["weights"]) if w] == [3]
+    partition = reward_partition(np.array([0.0, 0.05, 1.3 + 0.3, 2.0, math.nan]), (0.0, 2.0))
     assert partition["bins"] == pytest.approx([i / 10 for i in range(22)])
     assert [(i, w) for i, w in enumerate(partition["weights"]) if w] == [(0, 0.5), (16, 0.25), (20, 0.25)]

@@ -61,9 +61,11 @@ def test_a_threshold_that_changes_nothing_is_refused(target, value, message):
 
 def test_parameters_get_their_values_and_reward_bounds_their_scale():
     pool_size = named({}, "pool_size")
-    assert resolved(pool_size, {"min_pool_size": 9}, 0.5)["kwargs"]["min_value"] == 9
+    assert resolved(pool_size, {"min_pool_size": 9}, (0.0, 1.0))["kwargs"]["min_value"] == 9
     with pytest.raises(ParameterError, match="pool_size: unknown parameter 'min_pool_size'; use one of shots"):
-        resolved(pool_size, {"shots": 1}, 1.0)
-    quantiles = resolved(named({}, "reward_quantiles_warning"), {}, 0.5)["kwargs"]["quantile_ranges"]
-    assert quantiles == {"quantiles": [0.1, 0.9], "value_ranges": [[0, 0.5], [0.5, 1.0]]}
-    assert resolved(named({}, "reward_stdev"), {}, 0.5)["kwargs"]["min_value"] == 0.1  # the same floor in every mode
+        resolved(pool_size, {"shots": 1})
+    quantiles = resolved(named({}, "reward_quantiles_warning"), {}, (-1.0, 2.0))["kwargs"]["quantile_ranges"]
+    assert quantiles == {"quantiles": [0.1, 0.9], "value_ranges": [[-1.0, 0.5], [0.5, 2.0]]}
+    ends = resolved(named({}, "reward_range"), {}, (-0.3, 2.1))["kwargs"]
+    assert (ends["min_value"], ends["max_value"]) == (-0.3, 2.1)  # exactly, so that a trial with this reward is inside
+    assert resolved(named({}, "reward_stdev"), {}, (0.0, 1.0))["kwargs"]["min_value"] == 0.1  # the same floor in every mode

@@ -9,6 +9,7 @@ import pytest
 from lever_mlflow.gate.tables import evaluation_table, query_table, trial_table
 from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 POOL = [50, 60, 70, 80]
@@ -53,7 +54,7 @@ def test_trial_table(load):
         "pointer_distinct": [True, False, True, True],
         "pointer_in_pool": [True, True, False, False],
     }
-    assert trial_table(data, "hard_only")["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert trial_table(data, Reward("hard_only"))["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_query_table(load):

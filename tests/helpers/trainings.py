@@ -13,6 +13,7 @@ from lever_mlflow.training.batches import tabulate
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.loop import TrainingState
 from lever_mlflow.training.rce import train_rce
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, RLData
 
 QUICK = {"lr": 1e-3, "batch_size": 8}
@@ -31,7 +32,7 @@ class Problem(NamedTuple):
 
     def table(self, groups):
         """Returns some groups as a table."""
-        return tabulate(groups, self.features_SD, "hard_plus_soft")
+        return tabulate(groups, self.features_SD, Reward())
 
     def batch(self, groups):
         """Returns some groups as one batch."""

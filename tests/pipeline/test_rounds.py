@@ -98,6 +98,20 @@ def test_one_round_is_a_plain_training(local, start, twelve_queries):
     assert digests(run) == {1: selector_digest(epoch.selector)}
 
 
+def test_methods_that_later_rounds_do_not_record_are_refused_before_the_first(local, start, twelve_queries):
+    line = local(gate=few())
+    data = read_rl_data(line, twelve_queries)
+    odd = tuple(replace(g, trials=tuple(replace(t, gen_method="aug_swap") for t in g.trials)) for g in data.groups[:6])
+    data = replace(data, groups=(*odd, *data.groups[6:]))
+    settings = replace(QUICK, filter_gen_methods=("beam", "aug_swap"))
+    with pytest.raises(ParameterError, match="later rounds record trials of beam, sample, retrieval, random, and none of aug"):
+        grpo_step(line, data, start, settings, RoundSettings(rounds=2))
+    single = grpo_step(line, data, start, settings, RoundSettings(rounds=1))
+    assert single.settings["filter_gen_methods"] == ("beam", "aug_swap")
+    rounds = grpo_step(line, data, start, replace(QUICK, filter_gen_methods=("beam",)), RoundSettings(rounds=2))
+    assert rounds.settings["filter_gen_methods"] == ("beam",)
+
+
 @pytest.mark.slow
 def test_one_round_offers_all_its_epochs(local, start, twelve_queries):
     line = local(gate=few())

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers.projects import facts, run_step
 from mlflow import MlflowClient
 
@@ -35,6 +36,7 @@ from lever_mlflow.settings import (
     RolloutSettings,
     RoundSettings,
 )
+from lever_mlflow.training.batches import split_groups
 from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.vlm.prompt import Prompt
 
@@ -98,7 +100,9 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
     }
     assert len(keys) == 3
     assert validate_step(local(), replace(data, digest="0" * 32)).key not in keys
-    assert validate_step(local(reward_mode="hard_only"), data).key not in keys
+    keys |= {validate_step(local(reward_mode=mode), data).key for mode in ("hard_only", "separated")}
+    keys |= {validate_step(local(reward_weights={"hard": weight}), data).key for weight in (1.0, 2.0)}
+    assert len(keys) == 6  # a weight of 1 is the default
 
 
 def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
@@ -122,6 +126,35 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     validation = run_step(lambda: validate_step(line, read_rl_data(line, mined.info.run_id)))
     assert validation.data.metrics["data/positive_query_rate"] == after["rollout/positive_query_rate"]
     assert run_settings(mined.info.run_id)["mine_positives"] == 4
+    searched = run_step(partial(rollout_step, line, replace(few, search_positives=2)))
+    after = searched.data.metrics
+    assert after["rollout/positive_query_rate_before"] == without < after["rollout/positive_query_rate"]
+    found = after["rollout/found_trials"]
+    assert found == after["rollout/mined_trials"] == after["rollout/mined_queries"]
+    assert found == round(40 * (after["rollout/positive_query_rate"] - without))
+    validation = run_step(lambda: validate_step(line, read_rl_data(line, searched.info.run_id)))
+    assert validation.data.metrics["data/share_global_search"] == pytest.approx(found / after["rollout/n_trials"])
+    assert validation.data.tags["lever.gate"] == "warning"  # as there are few queries
+
+
+def test_a_filtered_training_weighs_and_records_what_it_was_trained_on(local, good_rl_data):
+    plain, weighted = local(), local(reward_weights={"hard": 2.0})
+    data = find_rl_data(plain, good_rl_data)
+    filters = RceSettings(epochs=1, filter_gen_methods=("beam",), require_positive_query=True)
+    run = run_step(lambda: rce_step(weighted, data, filters))
+    train, _ = split_groups(data.groups, filters.val_share, 0)
+    positive = sum(group.query_id % 2 for group in train)  # the odd queries of this file
+    assert facts(run)["filtered"] == f"{positive} of 48 training queries with {9 * positive} of 432 trials"
+    assert facts(run)["reward_mode"] == "hard_plus_soft:hard=2"
+    assert run.data.params["filter_gen_methods"] == "beam"
+    metrics = run.data.metrics
+    assert metrics["train/reward_mean"] == pytest.approx(4 * 3 / 9)  # 4 of 9 trials are right, which is 2 + 1
+    config = yaml.safe_load(artifacts.artifact(run.info.run_id, "config.yaml").read_text())
+    assert config["rce"]["reward_weights"] == {"hard": 2.0}
+    assert rce_step(plain, data, filters).key != rce_step(weighted, data, filters).key
+    assert "filtered" not in facts(run_step(lambda: rce_step(plain, data, RceSettings(epochs=1))))
+    with pytest.raises(DataError, match=r"good.json: filter_gen_methods: no trial .* 'sample'; their methods are beam"):
+        rce_step(plain, data, RceSettings(filter_gen_methods=("sample",)))
 
 
 def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good_rl_data):
@@ -182,6 +215,10 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     grpo = run_step(
         lambda: grpo_step(line, data, str(tmp_path / "same"), GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12), ONE_ROUND)
     )
+    path = Path(mlflow.get_run(grpo.info.run_id).info.artifact_uri.removeprefix("file://"), "settings.json")
+    chosen = json.loads(path.read_text())
+    del chosen["require_positive_query"]  # as in the runs of a version that did not have this setting
+    path.write_text(json.dumps(chosen))
     small = EvalSettings(sizes=(9,), shots=(2,), n_selection=3, n_oracle=0)
     paths = [str(tmp_path / "old.pt"), str(tmp_path / "same")]
     run = run_step(lambda: evaluate_step(line, grpo.info.run_id, small, paths))
@@ -197,6 +234,7 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
     assert result.best_epoch == 1
     assert result.best_single is None
     assert result.checkpoints == tuple(paths)
+    assert result.training == GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)
     assert set(result.inputs.checkpoints) == {old, same}
     with pytest.raises(ParameterError, match="checkpoints: an empty name between commas"):
         evaluate_step(line, grpo.info.run_id, small, ["a.pt", ""])

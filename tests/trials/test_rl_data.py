@@ -9,6 +9,7 @@ import pytest
 
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.trials.reading import load_rl_data
+from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, Trial, check_items, save_rl_data
 
 POOL = [50, 60, 70, 80]
@@ -57,9 +58,9 @@ def test_newest_vintage(load, tmp_path):
     assert group.trials[0] == Trial((2, 0), 1.0, 0.6, "beam", "vqaEval", False, 0.25)
     np.testing.assert_array_equal(group.pointers_GK, [[2, 0], [1, 3]])
     np.testing.assert_allclose(group.rewards_G(), [1.6, 0.0])
-    np.testing.assert_allclose(group.rewards_G("separated"), [2.6, 0.0])
+    np.testing.assert_allclose(group.rewards_G(Reward("separated")), [2.6, 0.0])
     with pytest.raises(ParameterError, match="needs vqa_gt_prob on every trial"):
-        group.rewards_G("hard_plus_gtprob")
+        group.rewards_G(Reward("hard_plus_gtprob"))
 
 
 @pytest.mark.parametrize(("field", "vintage"), [("pointer", "pointers"), ("pointer_pos", "pointer_pos")])
