@@ -450,7 +450,8 @@ class GrpoInputs:
 
     init: str = option(
         AUTO,
-        help="Start checkpoint: a folder, a .pt or .ckpt file, a model URI, or auto for the best epoch of the newest RCE run.",
+        help="Start checkpoint: a folder, a .pt, .ckpt or .safetensors file, a model URI, or auto for the best epoch of the "
+        "newest RCE run.",
     )
 
 
@@ -499,7 +500,8 @@ class EvaluationInputs:
     grpo_run: str = option(AUTO, help="GRPO run to evaluate: a run id, or auto for the newest one with this kl_beta.")
     checkpoints: str = option(
         NONE,
-        help="Further checkpoints to evaluate, separated by commas: folders, .pt or .ckpt files, model URIs; none adds none.",
+        help="Further checkpoints to evaluate, separated by commas: folders, .pt, .ckpt or .safetensors files, or model URIs; "
+        "none adds none.",
     )
 
 
