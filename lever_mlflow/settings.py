@@ -73,7 +73,7 @@ LrScheduler = Literal["constant", "linear", "cosine"]
 NormalizeRewards = Literal["z-score", "rank", "none"]
 OnBadData = Literal["stop", "warn"]
 OnBadItem = Literal["stop", "skip"]
-PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed"]
+PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed", "fixed"]
 Preset = Literal["default", "predecessor"]
 RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
@@ -291,7 +291,8 @@ class RolloutSettings:
         predecessor="random",
         help="Way in which the candidates of a pool are drawn from the training items. The similarity samplers take the "
         "nearest of all training items, by the feature of the image, of the text or of both. The sampler mixed takes a quarter "
-        "of the candidates by image similarity, a quarter by text similarity and the rest at random.",
+        "of the candidates by image similarity, a quarter by text similarity and the rest at random. The sampler fixed takes the first "
+        "training items, the same for all queries.",
     )
     beam_width: int = option(5, at_least=0, help="Number of pointers per query from beam search; 0 turns beam search off.")
     temperatures: tuple[float, ...] = option(

@@ -56,7 +56,7 @@ def test_features_of_a_query_are_those_of_evaluation(retriever, small):
     np.testing.assert_allclose(alone.fused_SD[0], expected.fused_SD[5], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity", "fused-similarity"])
+@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity", "fused-similarity", "fixed"])
 def test_picks_are_those_of_evaluation_where_pools_depend_on_features_alone(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler))
     expected, _ = evaluation_picks(small, retriever.selector, sampler)
@@ -91,7 +91,7 @@ def test_a_query_has_a_pool_of_its_own_in_any_request(retriever, make_retriever,
     ]
 
 
-@pytest.mark.parametrize("sampler", ["random", "image-similarity", "fused-similarity", "mixed"])
+@pytest.mark.parametrize("sampler", ["random", "image-similarity", "fused-similarity", "mixed", "fixed"])
 def test_no_candidate_is_about_the_own_image(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler, pool_size=38))  # all others
     sample, content = small.train[7], io.BytesIO()
