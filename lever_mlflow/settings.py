@@ -291,8 +291,8 @@ class RolloutSettings:
         predecessor="random",
         help="Way in which the candidates of a pool are drawn from the training items. The similarity samplers take the "
         "nearest of all training items, by the feature of the image, of the text or of both. The sampler mixed takes a quarter "
-        "of the candidates by image similarity, a quarter by text similarity and the rest at random. The sampler fixed takes the first "
-        "training items, the same for all queries.",
+        "of the candidates by image similarity, a quarter by text similarity and the rest at random. The sampler "
+        "fixed takes the first training items, the same for all queries.",
     )
     beam_width: int = option(5, at_least=0, help="Number of pointers per query from beam search; 0 turns beam search off.")
     temperatures: tuple[float, ...] = option(
