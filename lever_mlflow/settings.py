@@ -40,6 +40,7 @@ __all__ = [
     "PresetInputs",
     "PromotionSettings",
     "RceSettings",
+    "Register",
     "ResourceSettings",
     "RewardMode",
     "RlDataSettings",
@@ -75,6 +76,7 @@ OnBadData = Literal["stop", "warn"]
 OnBadItem = Literal["stop", "skip"]
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed", "fixed"]
 Preset = Literal["default", "predecessor"]
+Register = Literal["auto", "always", "never"]
 RewardMode = Literal["hard_plus_soft", "hard_only", "soft_only", "separated", "hard_plus_gtprob"]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 ScaleRewards = Literal["group", "batch", "none"]
@@ -258,6 +260,11 @@ class ExperimentSettings:
     )
     model_name: str = option(
         AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
+    )
+    register: Register = option(
+        "auto",
+        help="Whether an evaluation registers its best epoch. With auto it does so if no objection of the data gate was "
+        "overridden, the trials had contrast and training changed the picks.",
     )
 
 

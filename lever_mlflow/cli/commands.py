@@ -74,6 +74,7 @@ __all__ = [
 SEED = Part(ExperimentSettings, ("seed",))
 REWARD_MODE = Part(ExperimentSettings, ("reward_mode",))
 MODEL_NAME = Part(ExperimentSettings, ("model_name",))
+REGISTRATION = Part(ExperimentSettings, ("model_name", "register"))
 REGISTERED = Part(ResourceSettings, ("dataset", "vlm", "vlm_model"))  # what the registered model is named after
 KL_BETA = Part(GrpoSettings, ("kl_beta",))
 PLAN = Part(CommandSettings, ("plan",))
@@ -103,7 +104,9 @@ resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
+@options(
+    REWARD_MODE, REGISTRATION, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE
+)
 @with_output
 @in_processes
 def main(**values: Any) -> None:
@@ -220,7 +223,7 @@ def grpo(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD_MODE, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
+@options(REWARD_MODE, REGISTRATION, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
 @with_output
 @in_processes
 def evaluate(**values: Any) -> None:

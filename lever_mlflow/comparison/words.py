@@ -142,6 +142,7 @@ _EN = {
     "why": "Explanation",
     "policy": "Policy",
     "registered_mark": "KL_BETA={beta} epoch {epoch} (registered)",
+    "best_mark": "KL_BETA={beta} epoch {epoch} (best, not registered)",
     "rank": "Rank",
     "selection": "Selection accuracy",
     "report_accuracy": "Accuracy (mean over shots)",
@@ -253,6 +254,7 @@ _EN = {
     "terminal_beta": "beta {beta}",
     "terminal_epoch": "beta {beta} epoch {epoch}",
     "terminal_registered": "* beta {beta}: epoch {epoch}, chosen on selection questions, is {name} version {version}, alias {alias}",
+    "terminal_not_registered": "* beta {beta}: epoch {epoch}, chosen on selection questions, is not registered",
     "terminal_oracle": "oracle: {oracle} with the best single demonstration of each pool, {random} with a random one (on the first "
     "{questions} questions)\n"
     "        which demonstration is picked matters for {winnable} % of these questions; for the others, all candidates are equally good",
@@ -390,6 +392,7 @@ _ZH = {
     "why": "说明",
     "policy": "策略",
     "registered_mark": "KL_BETA={beta} Epoch {epoch}（已注册）",
+    "best_mark": "KL_BETA={beta} Epoch {epoch}（最佳，未注册）",
     "rank": "名次",
     "selection": "选择集正确率",
     "report_accuracy": "正确率（各 Shot 平均）",
@@ -480,6 +483,7 @@ _ZH = {
     "terminal_beta": "KL_BETA={beta}",
     "terminal_epoch": "KL_BETA={beta} Epoch {epoch}",
     "terminal_registered": "* KL_BETA={beta}：按选择集选出的 Epoch {epoch} 是 {name} 版本 {version}，别名 {alias}",
+    "terminal_not_registered": "* KL_BETA={beta}：按选择集选出的 Epoch {epoch} 未注册",
     "terminal_oracle": "oracle：用候选池中最好的单个示例为 {oracle}，随机一个示例平均为 {random}（前 {questions} 道题目）\n"
     "        在 {winnable}% 的题目上，选哪个示例会影响答案的好坏；在其余题目上，所有候选示例的效果相同",
     "figure_curves": "各 Epoch 的训练指标，每个 KL_BETA 一条线。",

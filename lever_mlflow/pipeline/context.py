@@ -15,7 +15,7 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
-from lever_mlflow.settings import AUTO, GateSettings, Preset, ResourceSettings, RewardMode, format_beta
+from lever_mlflow.settings import AUTO, GateSettings, Preset, Register, ResourceSettings, RewardMode, format_beta
 from lever_mlflow.vlm.asking import Asked
 
 __all__ = ["ANSWERS_PER_SECOND", "Context", "make_step", "of_beta"]
@@ -33,6 +33,7 @@ class Context:
         reward_mode: how a trial's scores become its reward.
         use_fallback: whether trials that only the fallback could score are used.
         model_name: the registered model that evaluation adds versions to; ``auto`` names it after data set and VLM.
+        register: whether an evaluation registers its best epoch.
         gate: how RL data are judged, and what happens to bad ones.
         preset: what steps that have to be run first take their settings from.
 
@@ -45,6 +46,7 @@ class Context:
     reward_mode: RewardMode = "hard_plus_soft"
     use_fallback: bool = False
     model_name: str = AUTO
+    register: Register = "auto"
     gate: GateSettings = field(default_factory=GateSettings)
     preset: Preset = "default"
 

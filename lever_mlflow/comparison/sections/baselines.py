@@ -37,7 +37,8 @@ def _accuracies(facts: Comparison, words: Wording) -> Table:
         policies = {name: cells for name, cells in run.baselines.items() if shown.get(name) != cells}
         shown |= policies
         if run.best and run.best.accuracy:
-            name = words.say("registered_mark", beta=format_beta(run.kl_beta), epoch=run.best_epoch)
+            mark = "registered_mark" if run.registered else "best_mark"
+            name = words.say(mark, beta=format_beta(run.kl_beta), epoch=run.best_epoch)
             policies[name] = run.best.accuracy
         rows += [
             [policy_label(run, name), str(size), *(words.accuracy(row[k]) if k in row else NOTHING for k in shots)]
