@@ -34,6 +34,7 @@ __all__ = [
     "OnBadData",
     "OnBadItem",
     "Option",
+    "Order",
     "OutputSettings",
     "PoolSampler",
     "Preset",
@@ -74,6 +75,7 @@ LrScheduler = Literal["constant", "linear", "cosine"]
 NormalizeRewards = Literal["z-score", "rank", "none"]
 OnBadData = Literal["stop", "warn"]
 OnBadItem = Literal["stop", "skip"]
+Order = Literal["similar-first", "similar-last"]
 PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed", "fixed"]
 Preset = Literal["default", "predecessor"]
 Register = Literal["auto", "always", "never"]
@@ -493,6 +495,11 @@ class EvalSettings:
     )
     pool_size: int = like(RolloutSettings, "pool_size")
     pool_sampler: PoolSampler = like(RolloutSettings, "pool_sampler")
+    order: Order = option(
+        "similar-first",
+        help="Order of the demonstrations in the prompt. With similar-first the most similar one, or the one that a selector "
+        "picked first, stands first; with similar-last it stands last, next to the question.",
+    )
     random_draws: int = option(3, at_least=1, help="Number of draws that the random baseline is the mean of.")
     n_oracle: int = option(
         50,

@@ -86,7 +86,7 @@ JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
 ROUNDS = Part(RoundSettings)
-QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler"))
+QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler", "order"))
 
 # what the whole experiment takes from the sections of a configuration file
 SECTIONS = {

@@ -230,7 +230,7 @@ class _Evaluation:
         report, selection = (question_set(self.context, samples, self.settings) for samples in questions)
         learned = report.learned(checkpoints)
         baselines = read_baselines(ensure(baselines_step(self.context, self.settings)))
-        asked = answering(self.context, self.name)
+        asked = answering(self.context, self.name, self.settings.order)
         records = EvaluationRecords.joined(
             [
                 baselines.records,
@@ -350,7 +350,7 @@ def _evaluate_version(context: Context, selector: PointerSelector, settings: Eva
     """Evaluates a registered version on the report questions, and logs the records."""
     samples = split_questions(context.resources.val, settings, context.seed).report
     picks = question_set(context, samples, settings).learned({CHAMPION: selector})
-    records = answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots)
+    records = answering(context, "evaluate champion", settings.order).records(samples, REPORT, picks, settings.shots)
     log_records(records)
     set_description(f"{decimals(100 * records.frame['accuracy'].mean())} % on {len(samples):,} questions, as a mean over shots")
 

@@ -71,6 +71,7 @@ def _retriever_settings(context: Context, evaluation: Evaluation) -> RetrieverSe
         pool_sampler=evaluation.settings.pool_sampler,
         pool_size=evaluation.settings.pool_size,
         seed=evaluation.inputs.seed,
+        order=evaluation.settings.order,
     )
 
 

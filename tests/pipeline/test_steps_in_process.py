@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from lever_mlflow.comparison.from_evaluation import run_of_evaluation
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
+from lever_mlflow.pipeline.baselines import baselines_step
 from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step
 from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation, read_evaluation
 from lever_mlflow.pipeline.gate import rl_data_figures, validate_step
@@ -68,6 +69,12 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
     assert len(keys) == 3
     assert validate_step(local(), replace(data, digest="0" * 32)).key not in keys
     assert validate_step(local(reward_mode="hard_only"), data).key not in keys
+
+
+def test_evaluations_and_baselines_of_another_order_are_other_steps(local):
+    keys = {baselines_step(local(), EvalSettings(order=order)).key for order in ("similar-first", "similar-last")}
+    assert len(keys) == 2
+    assert baselines_step(local(), EvalSettings()).key in keys
 
 
 def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
