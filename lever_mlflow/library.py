@@ -17,7 +17,7 @@ from lever_mlflow.pipeline.rollout import record_groups
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.retriever import Retriever, RetrieverSettings, load_retriever, save_retriever
-from lever_mlflow.settings import EvalSettings, PoolSampler, RolloutSettings
+from lever_mlflow.settings import EvalSettings, Order, PoolSampler, RolloutSettings
 from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.trials.rl_data import RLData, save_rl_data
 from lever_mlflow.vlm.prompt import Prompt, clean_generation
@@ -75,6 +75,7 @@ def make_retriever(
     pool_sampler: PoolSampler = EvalSettings.pool_sampler,
     pool_size: int = EvalSettings.pool_size,
     seed: int = 0,
+    order: Order = EvalSettings.order,
 ) -> Retriever:
     """Writes the retriever of a selector into a folder, as it is registered, and loads it from there.
 
@@ -87,6 +88,7 @@ def make_retriever(
         pool_sampler: the way in which the candidates of a question are drawn.
         pool_size: number of candidates of a question.
         seed: seed of candidates that are drawn at random.
+        order: whether the first pick stands first in the prompt, or last.
 
     Raises:
         DataError: data set or encoder cannot be used.
@@ -103,6 +105,7 @@ def make_retriever(
         pool_sampler=pool_sampler,
         pool_size=pool_size,
         seed=seed,
+        order=order,
     )
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = Path(temporary) / "checkpoint"

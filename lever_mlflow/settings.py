@@ -36,12 +36,14 @@ __all__ = [
     "OnBadData",
     "OnBadItem",
     "Option",
+    "Order",
     "OutputSettings",
     "PoolSampler",
     "Preset",
     "PresetInputs",
     "PromotionSettings",
     "RceSettings",
+    "Register",
     "ResourceSettings",
     "RewardMode",
     "RlDataSettings",
@@ -78,8 +80,10 @@ LrScheduler = Literal["constant", "linear", "cosine"]
 NormalizeRewards = Literal["z-score", "rank", "none"]
 OnBadData = Literal["stop", "warn"]
 OnBadItem = Literal["stop", "skip"]
-PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed"]
+Order = Literal["similar-first", "similar-last"]
+PoolSampler = Literal["random", "image-similarity", "text-similarity", "fused-similarity", "mixed", "fixed"]
 Preset = Literal["default", "predecessor"]
+Register = Literal["auto", "always", "never"]
 RewardMode = Literal[
     "hard_plus_soft",
     "hard_only",
@@ -299,6 +303,11 @@ class ExperimentSettings:
     model_name: str = option(
         AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
     )
+    register: Register = option(
+        "auto",
+        help="Whether an evaluation registers its best epoch. With auto it does so if no objection of the data gate was "
+        "overridden, the trials had contrast and training changed the picks.",
+    )
 
 
 @dataclass(frozen=True)
@@ -346,7 +355,8 @@ class RolloutSettings:
         predecessor="random",
         help="Way in which the candidates of a pool are drawn from the training items. The similarity samplers take the "
         "nearest of all training items, by the feature of the image, of the text or of both. The sampler mixed takes a quarter "
-        "of the candidates by image similarity, a quarter by text similarity and the rest at random.",
+        "of the candidates by image similarity, a quarter by text similarity and the rest at random. The sampler "
+        "fixed takes the first training items, the same for all queries.",
     )
     beam_width: int = option(5, at_least=0, help="Number of pointers per query from beam search; 0 turns beam search off.")
     temperatures: tuple[float, ...] = option(
@@ -524,7 +534,8 @@ class GrpoInputs:
 
     init: str = option(
         AUTO,
-        help="Start checkpoint: a folder, a .pt or .ckpt file, a model URI, or auto for the best epoch of the newest RCE run.",
+        help="Start checkpoint: a folder, a .pt, .ckpt or .safetensors file, a model URI, or auto for the best epoch of the "
+        "newest RCE run.",
     )
 
 
@@ -558,6 +569,11 @@ class EvalSettings:
     )
     pool_size: int = like(RolloutSettings, "pool_size")
     pool_sampler: PoolSampler = like(RolloutSettings, "pool_sampler")
+    order: Order = option(
+        "similar-first",
+        help="Order of the demonstrations in the prompt. With similar-first the most similar one, or the one that a selector "
+        "picked first, stands first; with similar-last it stands last, next to the question.",
+    )
     random_draws: int = option(3, at_least=1, help="Number of draws that the random baseline is the mean of.")
     n_oracle: int = option(
         50,
@@ -573,7 +589,8 @@ class EvaluationInputs:
     grpo_run: str = option(AUTO, help="GRPO run to evaluate: a run id, or auto for the newest one with this kl_beta.")
     checkpoints: str = option(
         NONE,
-        help="Further checkpoints to evaluate, separated by commas: folders, .pt or .ckpt files, model URIs; none adds none.",
+        help="Further checkpoints to evaluate, separated by commas: folders, .pt, .ckpt or .safetensors files, or model URIs; "
+        "none adds none.",
     )
 
 

@@ -76,6 +76,7 @@ __all__ = [
 SEED = Part(ExperimentSettings, ("seed",))
 REWARD = Part(ExperimentSettings, ("reward_mode", "reward_weights"))
 MODEL_NAME = Part(ExperimentSettings, ("model_name",))
+REGISTRATION = Part(ExperimentSettings, ("model_name", "register"))
 REGISTERED = Part(ResourceSettings, ("dataset", "vlm", "vlm_model"))  # what the registered model is named after
 KL_BETA = Part(GrpoSettings, ("kl_beta",))
 READING = Part(RlDataSettings, ("use_fallback", "item_order"))
@@ -88,7 +89,7 @@ JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
 ROUNDS = Part(RoundSettings)
-QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler"))
+QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler", "order"))
 
 # what the whole experiment takes from the sections of a configuration file
 SECTIONS = {
@@ -106,7 +107,7 @@ resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings
 
 @step_command()
 @resource_options
-@options(REWARD, MODEL_NAME, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
+@options(REWARD, REGISTRATION, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
 @with_output
 @in_processes
 def main(**values: Any) -> None:
@@ -239,7 +240,7 @@ def grpo(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(REWARD, MODEL_NAME, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
+@options(REWARD, REGISTRATION, KL_BETA, EvaluationInputs, PresetInputs, EvalSettings)
 @with_output
 @in_processes
 def evaluate(**values: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lever_mlflow.comparison.results import EpochResult, RegisteredModel, RunResult, Scalar
 from lever_mlflow.evaluation.policies import epoch_policy
-from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs
+from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs, Registration
 from lever_mlflow.invocation import command
 from lever_mlflow.settings import as_text
 from lever_mlflow.trials.rewards import Reward
@@ -44,7 +44,7 @@ def run_of_evaluation(
         best_epoch=evaluation.best_epoch,
         selection_accuracy={epoch: 100.0 * value for epoch, value in evaluation.selection_accuracy.items()},
         best_digest=registration.checkpoint_digest,
-        registered=RegisteredModel(name=registration.name, version=registration.version, alias=registration.alias),
+        registered=_registered(registration),
         overlap=evaluation.overlap,
         best_single=evaluation.best_single,
         profile=", ".join(f"{name}={value!r}" for name, value in asdict(evaluation.profile).items()),
@@ -75,6 +75,12 @@ def commands_of(evaluation: Evaluation) -> list[str]:
         **checkpoints,
     }
     return [command("grpo", **training), command("evaluate", **testing)]
+
+
+def _registered(registration: Registration) -> RegisteredModel | None:
+    if registration.refusal:
+        return None
+    return RegisteredModel(name=registration.name, version=registration.version, alias=registration.alias)
 
 
 def _epoch(number: int, metrics: Mapping[str, float], accuracy: Mapping[int, Mapping[int, float]]) -> EpochResult:

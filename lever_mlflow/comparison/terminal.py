@@ -88,11 +88,16 @@ def _oracle(runs: Sequence[RunResult], words: Wording) -> list[str]:
 
 
 def _registered(runs: Sequence[RunResult], words: Wording) -> list[str]:
-    """Writes a line per registered version."""
+    """Writes a line for each best epoch: the version that it is, or that it is not registered."""
     return [
-        words.say("terminal_registered", run=words.run(run.label, short=True), epoch=run.best_epoch, **dict(run.registered))
+        words.say(
+            "terminal_registered" if run.registered else "terminal_not_registered",
+            run=words.run(run.label, short=True),
+            epoch=run.best_epoch,
+            **dict(run.registered or {}),
+        )
         for run in runs
-        if run.registered and run.best_epoch is not None
+        if run.best_epoch is not None
     ]
 
 

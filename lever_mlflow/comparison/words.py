@@ -169,6 +169,7 @@ _EN = {
     "why": "Explanation",
     "policy": "Policy",
     "registered_mark": "{run} epoch {epoch} (registered)",
+    "best_mark": "{run} epoch {epoch} (best, not registered)",
     "rank": "Rank",
     "selection": "Selection accuracy",
     "report_accuracy": "Accuracy (mean over shots)",
@@ -299,6 +300,7 @@ _EN = {
     "terminal_epoch": "{run} epoch {epoch}",
     "terminal_registered": "* {run}: epoch {epoch}, chosen on selection questions, is {name} version {version}, alias {alias}",
     "terminal_registered/runs": "* {run}: epoch {epoch}, chosen on selection questions, is {name} version {version}",
+    "terminal_not_registered": "* {run}: epoch {epoch}, chosen on selection questions, is not registered",
     "terminal_oracle": "oracle: {oracle} with the best single demonstration of each pool, {random} with a random one (on the first "
     "{questions} questions)\n"
     "        which demonstration is picked matters for {winnable} % of these questions; for the others, all candidates are equally good",
@@ -461,6 +463,7 @@ _ZH = {
     "why": "说明",
     "policy": "策略",
     "registered_mark": "{run} Epoch {epoch}（已注册）",
+    "best_mark": "{run} Epoch {epoch}（最佳，未注册）",
     "rank": "名次",
     "selection": "选择集正确率",
     "report_accuracy": "正确率（各 Shot 平均）",
@@ -569,6 +572,7 @@ _ZH = {
     "terminal_epoch": "{run} Epoch {epoch}",
     "terminal_registered": "* {run}：按选择集选出的 Epoch {epoch} 是 {name} 版本 {version}，别名 {alias}",
     "terminal_registered/runs": "* {run}：按选择集选出的 Epoch {epoch} 是 {name} 版本 {version}",
+    "terminal_not_registered": "* {run}：按选择集选出的 Epoch {epoch} 未注册",
     "terminal_oracle": "oracle：用候选池中最好的单个示例为 {oracle}，随机一个示例平均为 {random}（前 {questions} 道题目）\n"
     "        在 {winnable}% 的题目上，选哪个示例会影响答案的好坏；在其余题目上，所有候选示例的效果相同",
     "figure_curves": "各 Epoch 的训练指标，每个 {noun} 一条线。",

@@ -1,7 +1,8 @@
 """Draws candidate pools, the training items from which the demonstrations of a query are picked, and searches by similarity.
 
 All samplers but ``fused-similarity`` are the predecessor's, with two departures: no pool holds an item about the query's own
-image, which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's parts overlapped.
+image, which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's parts overlapped. By
+``fixed`` the predecessor drew the pools of its evaluations, not those of its trials.
 
 Shapes: Q queries, N candidates of a pool, S items, D feature dimensions, K nearest items. A search handles B queries and C
 items at a time.
@@ -77,7 +78,9 @@ def candidate_pools(
     * ``image-similarity``, ``text-similarity``, ``fused-similarity``: the nearest of all eligible items by this feature, most
       similar first, earlier items among equals, whatever the seed;
     * ``mixed``: first the random part, then a quarter of the pool (rounded down) by image, then a quarter by text, most
-      similar first; items that are in the pool already are passed over for the next most similar.
+      similar first; items that are in the pool already are passed over for the next most similar;
+    * ``fixed``: the first training items, in their order, whatever query and seed; where some of them are about the query's
+      image, the next ones take their place.
 
     Args:
         queries: the queries.
@@ -103,6 +106,8 @@ def candidate_pools(
     same_image = [by_image.get(query.image_id, none) for query in queries]
     for query, excluded in zip(queries, same_image, strict=True):
         _check_eligible(query, size, len(train) - len(excluded))
+    if sampler == "fixed":
+        return np.stack([_first(size, excluded) for excluded in same_image])
     rows = [query.index for query in queries]
 
     def nearest_by(feature: str) -> np.ndarray:
@@ -254,6 +259,12 @@ def _check_eligible(query: Sample, size: int, eligible: int) -> None:
             f"pool_size={size}, but only {eligible} training items are eligible for question {query.question_id}; "
             "choose a smaller pool"
         )
+
+
+def _first(size: int, excluded: np.ndarray) -> np.ndarray:
+    """Returns the first ``size`` indices that are not excluded, int64 [N]."""
+    indices = np.arange(size + len(excluded), dtype=np.int64)
+    return indices[~np.isin(indices, excluded)][:size]
 
 
 def _mixed(drawn: np.ndarray, by_image: np.ndarray, by_text: np.ndarray, quarter: int) -> np.ndarray:

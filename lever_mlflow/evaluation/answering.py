@@ -13,7 +13,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.evaluation.policies import in_prompt_order
 from lever_mlflow.evaluation.records import EvaluationRecords
+from lever_mlflow.settings import Order
 from lever_mlflow.vlm.prompt import Prompt, clean_generation
 
 __all__ = ["Answering", "BestSingle"]
@@ -45,28 +47,31 @@ class Answering:
         train: the training items, whose indices the picks are.
         answer: returns the raw generations for prompts, in their order; it removes duplicates itself.
         key: names a prompt by all that its answer depends on.
+        order: whether the first pick stands first in the prompt, or last.
     """
 
     train: Sequence[Sample]
     answer: Callable[[Sequence[Prompt]], list[str]]
     key: Callable[[Prompt], str]
+    order: Order = "similar-first"
 
     def records(
         self, questions: Sequence[Sample], part: str, picks: Mapping[str, np.ndarray], shots: Sequence[int]
     ) -> EvaluationRecords:
-        """Makes one record per policy, draw, shot count and question.
+        """Makes one record per policy, draw, shot count and question; it names the demonstrations in the order of the prompt.
 
         Args:
             part: ``report`` or ``selection``.
-            picks: policy name -> train indices [Q, K], or [draws, Q, K] of a policy that draws lots; K is at least the largest
-                shot count. A policy without demonstrations (zero-shot) has [Q, 0], and is evaluated once at 0 shots.
+            picks: policy name -> train indices [Q, K], or [draws, Q, K] of a policy that draws lots, the first pick first; K is
+                at least the largest shot count. A policy without demonstrations (zero-shot) has [Q, 0], and is evaluated once
+                at 0 shots.
         """
         rows, prompts = [], []
         for policy, indices in picks.items():
             for draw, picks_QK in enumerate(indices if indices.ndim == 3 else indices[None]):
                 for k in shots if picks_QK.shape[1] else (0,):
                     for position, query in enumerate(questions):
-                        demonstrations = tuple(self.train[i] for i in picks_QK[position, :k])
+                        demonstrations = tuple(self.train[i] for i in in_prompt_order(picks_QK[position, :k], self.order))
                         prompts.append(Prompt(demonstrations, query))
                         ids = [sample.question_id for sample in demonstrations]
                         rows.append((policy, draw, part, position, query.question_id, query.image_id, k, ids))

@@ -12,6 +12,7 @@ from lever_mlflow.data.candidate_pools import top_k
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.random_streams import QueryStream
 from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.settings import Order
 
 __all__ = [
     "BASELINES",
@@ -25,6 +26,7 @@ __all__ = [
     "epoch_policy",
     "first_logits",
     "greedy_picks",
+    "in_prompt_order",
     "is_baseline",
     "metric_name",
     "random_picks",
@@ -107,6 +109,11 @@ def first_logits(selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np
         encoding = selector.encode(query_BD, torch.from_numpy(train_SD[pools_QN[start : start + _BATCH]]))
         rows.append(selector.pick_logits(encoding, torch.empty(len(query_BD), 1, 0, dtype=torch.long))[:, 0].numpy())
     return np.concatenate(rows)
+
+
+def in_prompt_order(picks_QK: np.ndarray, order: Order) -> np.ndarray:
+    """Puts picks, of which the first or most similar one stands first, in the order of the prompt; the last axis is K."""
+    return picks_QK[..., ::-1] if order == "similar-last" else picks_QK
 
 
 def similarity_picks(queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray, shots: int) -> np.ndarray:

@@ -96,12 +96,13 @@ class EpochMetrics(_Record):
 
 
 class Registration(_Record):
-    """Describes the registered version of the best epoch.
+    """Describes the version that holds the best epoch, or says why none was registered.
 
     Attributes:
         name, alias: of the registered model, and of the version in it.
         model_id: of the logged checkpoint of the best epoch; ``checkpoint_digest`` is that of its weights.
         tags, description: what the version says of itself; made from the rest of the evaluation.
+        refusal: why it is not registered, and how it would be, as a sentence; empty where it is.
         version: its number; empty before it is registered.
     """
 
@@ -111,6 +112,7 @@ class Registration(_Record):
     checkpoint_digest: str
     tags: dict[str, str] = {}
     description: str = ""
+    refusal: str = ""
     version: str = ""
 
 

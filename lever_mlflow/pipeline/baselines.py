@@ -27,7 +27,7 @@ from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.metrics import ANSWER_RATE
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import set_description
-from lever_mlflow.settings import EvalSettings
+from lever_mlflow.settings import EvalSettings, Order
 
 __all__ = [
     "Baselines",
@@ -105,11 +105,11 @@ def question_set(context: Context, samples: Sequence[Sample], settings: EvalSett
     return QuestionSet(samples, resources.train, *features, settings, context.seed)
 
 
-def answering(context: Context, description: str) -> Answering:
+def answering(context: Context, description: str, order: Order) -> Answering:
     """Returns what answers questions with the experiment's VLM; ``description`` labels the progress bar."""
     resources = context.resources
     answer = partial(resources.answer, description=description)
-    return Answering(resources.train, answer, resources.language_model.key)
+    return Answering(resources.train, answer, resources.language_model.key, order)
 
 
 def log_records(records: EvaluationRecords) -> None:
@@ -128,7 +128,7 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     """
     report = question_set(context, split_questions(context.resources.val, settings, context.seed).report, settings)
     mlflow.log_metric(ANSWER_RATE, report.answer_rate)
-    asked = answering(context, STEP)
+    asked = answering(context, STEP, settings.order)
     records = asked.records(report.samples, REPORT, report.baselines(), settings.shots)
     log_records(records)
     size = max(settings.sizes)

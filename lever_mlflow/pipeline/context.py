@@ -15,7 +15,7 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
-from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, ResourceSettings, RewardMode, format_beta
+from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, Register, ResourceSettings, RewardMode, format_beta
 from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.vlm.asking import Asked
 
@@ -35,6 +35,7 @@ class Context:
         use_fallback: whether trials that only the fallback could score are used.
         item_order: the order in which the indices of RL data count, where the data do not tell it.
         model_name: the registered model that evaluation adds versions to; ``auto`` names it after data set and VLM.
+        register: whether an evaluation registers its best epoch.
         gate: how RL data are judged, and what happens to bad ones.
         preset: what steps that have to be run first take their settings from.
 
@@ -49,6 +50,7 @@ class Context:
     use_fallback: bool = False
     item_order: ItemOrder = "auto"
     model_name: str = AUTO
+    register: Register = "auto"
     gate: GateSettings = field(default_factory=GateSettings)
     preset: Preset = "default"
 

@@ -1,9 +1,10 @@
-"""Defines the evaluation step: it compares a beta's epochs with the baselines, and registers the best epoch."""
+"""Defines the evaluation step: it compares a beta's epochs with the baselines, and registers the best epoch if it may."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -50,7 +51,7 @@ from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import rl_data_figures
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
-from lever_mlflow.pipeline.registration import register_best
+from lever_mlflow.pipeline.registration import refusal, register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact
@@ -81,6 +82,8 @@ EVALUATE = "evaluate"
 RESULT_FILE, ANSWERS_PAGE = "evaluation.json", "answers.html"
 _GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own tag
 
+log = logging.getLogger(__name__)
+
 
 def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, checkpoints: Sequence[str] = ()) -> Step:
     """Prepares the evaluation of every epoch of one GRPO run beside the baselines, and the registration of the best.
@@ -105,7 +108,8 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
         }
     )
     job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
-    choices = {**asdict(settings), "model_name": context.registered_name, "kl_beta": job.kl_beta}
+    registering = {"model_name": context.registered_name, "register": context.register}
+    choices = {**asdict(settings), **registering, "kl_beta": job.kl_beta}
     lookup = {Tag.KL_BETA: job.kl_beta, **context.same_trainings()}
     options = {"checkpoints": ",".join(checkpoints) or NONE, **context.reward.options}
     # no parameter, as the page that compares runs in the UI would begin with it
@@ -180,7 +184,7 @@ def find_evaluation(context: Context, kl_beta: float) -> str:
 
 
 def ensure_evaluated(context: Context, grpo_run: str, settings: EvalSettings) -> str:
-    """Returns the id of an evaluation of this GRPO run, reused or new, whose best epoch is behind its beta's alias."""
+    """Returns the id of an evaluation of this GRPO run, reused or new; its best epoch is registered, unless it says why not."""
     run_id = ensure(evaluate_step(context, grpo_run, settings))
     if active_plan() is None:
         register_best(context, read_evaluation(run_id))
@@ -220,7 +224,7 @@ class _Evaluation:
         return of_beta(EVALUATE, self.kl_beta)
 
     def run(self) -> None:
-        """Evaluates the epochs, logs everything, and registers the best epoch."""
+        """Evaluates the epochs, logs everything, and registers the best epoch or says why not."""
         models = candidates_of(self.inputs.grpo_run)
         epochs = {epoch: load_selector(checkpoint_folder(f"models:/{model_id}")) for epoch, model_id in models.items()}
         by_policy = {epoch_policy(epoch): selector for epoch, selector in epochs.items()}
@@ -230,7 +234,7 @@ class _Evaluation:
         mlflow.log_metric(ANSWER_RATE, report.answer_rate)
         learned = report.learned(checkpoints)
         baselines = read_baselines(ensure(baselines_step(self.context, self.settings)))
-        asked = answering(self.context, self.name)
+        asked = answering(self.context, self.name, self.settings.order)
         records = EvaluationRecords.joined(
             [
                 baselines.records,
@@ -251,6 +255,7 @@ class _Evaluation:
             checkpoint_digest=selector_digest(epochs[best]),
         )
         evaluation = self._result(best, selection_accuracy, table, overlap, baselines.best_single, registration)
+        evaluation = evaluation.with_registration(refusal=refusal(self.context, evaluation))
         tags, card = describe_version(evaluation, records)
         self._register_and_log(evaluation.with_registration(tags=tags, description=card), records)
 
@@ -333,10 +338,14 @@ class _Evaluation:
 
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
-        name = self.context.registered_name
+        registered = f"{self.context.registered_name} version {version}"
+        outcome = f"It is {registered}." if version else evaluation.registration.refusal
         summary, _, card = evaluation.registration.description.partition("\n")
-        set_description(f"{summary} It is {name} version {version}.\n{card}")
-        record({Tag.REGISTERED: f"{name} version {version}"})
+        set_description(f"{summary} {outcome}\n{card}")
+        if version:
+            record({Tag.REGISTERED: registered})
+        else:
+            log.warning("%s: %s", self.name, outcome)
         mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
         log_records(records)
 
@@ -345,7 +354,7 @@ def _evaluate_version(context: Context, selector: PointerSelector, settings: Eva
     """Evaluates a registered version on the report questions, and logs the records."""
     samples = split_questions(context.resources.val, settings, context.seed).report
     picks = question_set(context, samples, settings).learned({CHAMPION: selector})
-    records = answering(context, "evaluate champion").records(samples, REPORT, picks, settings.shots)
+    records = answering(context, "evaluate champion", settings.order).records(samples, REPORT, picks, settings.shots)
     log_records(records)
     set_description(f"{decimals(100 * records.frame['accuracy'].mean())} % on {len(samples):,} questions, as a mean over shots")
 

@@ -151,6 +151,7 @@ def _config(context: Context, experiment: Experiment) -> dict[str, Any]:
             **judgement,
             "on_bad_data": context.gate.on_bad_data,
             "model_name": context.model_name,
+            "register": context.register,
         },
         "rollout": asdict(experiment.rollout),
         "rce": asdict(experiment.rce),

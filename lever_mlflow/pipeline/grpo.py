@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import mlflow
@@ -41,12 +42,13 @@ from lever_mlflow.settings import (
 )
 from lever_mlflow.training.batches import left_by_filters
 from lever_mlflow.training.curves import training_curves
+from lever_mlflow.training.diagnosis import taught_nothing
 from lever_mlflow.training.loop import no_longer_rising
 from lever_mlflow.trials.generators import gen_methods
 from lever_mlflow.trials.rl_data import RLData
 from lever_mlflow.trials.rollout import first_choice_reward, most_prompts, positive_query_rate
 
-__all__ = ["GRPO", "candidates_of", "find_grpo", "grpo_step"]
+__all__ = ["GRPO", "candidates_of", "find_grpo", "grpo_step", "why_nothing_was_learnt"]
 
 GRPO = "grpo"
 ROUNDS_FILE, LAST_EPOCHS = "rounds.json", "last_epochs"  # the numbers of the last epochs of the rounds
@@ -122,6 +124,13 @@ def candidates_of(run_id: str) -> dict[int, str]:
     """
     ends, models = read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS], checkpoints_of(run_id)
     return {epoch: model_id for epoch, model_id in models.items() if epoch in ends or len(ends) == 1}
+
+
+def why_nothing_was_learnt(run_id: str, epoch: int) -> str:
+    """Says why the rounds of a finished GRPO run taught its policy nothing up to an epoch; empty where one of them did."""
+    metrics, ends = epoch_metrics(run_id), read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS]
+    reasons = [taught_nothing(metrics[end]) for before, end in pairwise([0, *ends]) if before < epoch]
+    return reasons[-1] if all(reasons) else ""
 
 
 @dataclass

@@ -25,9 +25,10 @@ selector learns to choose them from recorded trials, and this experiment compare
 
 **Where to begin.** A run called `betas ...` is a whole experiment: its description says what came out and links to the report.
 Its child runs are the steps: `rollout` records trials, `validate` checks them, `rce` trains the start checkpoint,
-`grpo beta ...` optimises it in rounds, `evaluate beta ...` measures and registers the best epoch, `compare` writes the report.
+`grpo beta ...` optimises it in rounds, `evaluate beta ...` measures its epochs and registers the best one, unless its
+description says why not, and `compare` writes the report.
 
-**How to compare betas.** Sort the `evaluate` runs by the metric `accuracy`: the VQA accuracy of the registered epoch as a mean
+**How to compare betas.** Sort the `evaluate` runs by the metric `accuracy`: the VQA accuracy of the best epoch as a mean
 over numbers of demonstrations (`accuracy/shots1` and so on for each number). Whether a difference is more than chance is in the
 report, not in the ranking. Trainings log `train/...` and `val/...` with the epoch as step.
 
@@ -65,7 +66,7 @@ def show_overview(runs: Sequence[str], language: Language) -> None:
 
 
 def _log_headlines(comparison: Comparison) -> None:
-    """Logs the accuracy of each beta's registered epoch, and of the beta that is recommended, in [0, 1]."""
+    """Logs the accuracy of each beta's best epoch, and of the beta that is recommended, in [0, 1]."""
     accuracies = {row.run: round(row.accuracy / 100, 6) for row in comparison.ranking if row.accuracy is not None}
     mlflow.log_metrics({f"accuracy/beta {beta}": value for beta, value in accuracies.items()})
     chosen = comparison.choice.run

@@ -1,26 +1,56 @@
-"""Registers an evaluation's best epoch as a retriever that can be served; a part of the evaluation step."""
+"""Registers an evaluation's best epoch as a retriever that can be served, or says why not; a part of the evaluation step."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.grpo import why_nothing_was_learnt
 from lever_mlflow.registry.model_card import describe_registered_model
 from lever_mlflow.registry.versions import beta_alias, describe_model, holds, register
 from lever_mlflow.runs.tags import Tag
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_retriever
 from lever_mlflow.serving.retriever import RetrieverSettings, load_retriever, save_retriever
+from lever_mlflow.settings import EvalSettings
 
-__all__ = ["register_best"]
+__all__ = ["refusal", "register_best"]
+
+
+def refusal(context: Context, evaluation: Evaluation) -> str:
+    """Says in a sentence why a best epoch is not registered, and which command registers it; empty where it is registered."""
+    if context.register == "always":
+        return ""
+    if context.register == "never":
+        return "Not registered, as register=never was given."
+    inputs = evaluation.inputs
+    overridden = f"the data gate was overridden ({'; '.join(dict.fromkeys(inputs.overrides.values()))})"
+    reason = overridden if inputs.overrides else why_nothing_was_learnt(inputs.grpo_run, evaluation.best_epoch)
+    return f"Not registered, because {reason}; `{_registering(evaluation)}` registers it all the same." if reason else ""
+
+
+def _registering(evaluation: Evaluation) -> str:
+    """Returns the command that evaluates in the same way and registers the best epoch in any case."""
+    default = asdict(EvalSettings())
+    chosen = {name: value for name, value in asdict(evaluation.settings).items() if value != default[name]}
+    further = {"checkpoints": evaluation.checkpoints} if evaluation.checkpoints else {}
+    named = {"kl_beta": evaluation.kl_beta, "grpo_run": evaluation.inputs.grpo_run}
+    return command("evaluate", **named, **chosen, **further, register="always")
 
 
 def register_best(context: Context, evaluation: Evaluation) -> str:
-    """Puts the retriever of an evaluation's best epoch behind its beta's alias, and returns the version.
+    """Puts the retriever of an evaluation's best epoch behind its beta's alias, unless the evaluation says why not.
 
     The retriever is logged in the active run, unless a version holds it already.
+
+    Returns:
+        The version; an empty text where none is registered.
     """
+    if evaluation.registration.refusal:
+        return ""
     registration, settings = evaluation.registration, _retriever_settings(context, evaluation)
     model_id, name = registration.model_id, context.registered_name
     if not holds(name, settings.digest):
@@ -41,6 +71,7 @@ def _retriever_settings(context: Context, evaluation: Evaluation) -> RetrieverSe
         pool_sampler=evaluation.settings.pool_sampler,
         pool_size=evaluation.settings.pool_size,
         seed=evaluation.inputs.seed,
+        order=evaluation.settings.order,
     )
 
 

@@ -39,7 +39,7 @@ _DIGITS = 9  # of a gain in points; below them, differences that cancel out leav
 _NOT_BETTER, _IS_NEEDED = "not significantly better", f"p < {LEVEL:g} and an interval above 0 are needed"
 ConditionName = Literal["gate", "random", "similarity", "champion"]
 _SAME_INPUTS = ("dataset_digest", "vlm_digest", "profile_digest", "encoder_digest", "seed")
-_SAME_SETTINGS = ("pool_size", "pool_sampler")
+_SAME_SETTINGS = ("pool_size", "pool_sampler", "order")
 
 
 class Evaluated(NamedTuple):

@@ -1,11 +1,12 @@
-"""Saves selectors as folders of safetensors and JSON, and loads them, also from ``.pt`` and Lightning ``.ckpt`` files."""
+"""Saves selectors as folders of safetensors and JSON, and loads them, also from single files of other programs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,21 @@ from torch import Tensor
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
 from lever_mlflow.files.atomic import write_folder
+from lever_mlflow.selector.lever_plus import foreign_selector
 from lever_mlflow.selector.network import PointerSelector
 
 __all__ = ["CONFIG_FILE", "load_selector", "read_meta", "save_selector", "selector_digest"]
 
 CONFIG_FILE = "selector.json"
 _WEIGHTS_FILE = "selector.safetensors"
-_LIGHTNING_PREFIX = "lever_lm.pointer_selector."
+_STATE_DICTS = ("model_state_dict", "state_dict")  # the keys of files that hold more than weights
+_ANCHOR = "input_proj.weight"  # every selector has it, so it shows the prefix that wrappers have put before all names
 _OLD_PREFIXES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
+_HYPERPARAMETERS = ("model_config", "hyper_parameters")  # the keys under which files of other programs describe the network
+_HEADS = ("num_heads", "n_heads")
+_SHOWN_NAMES = 5  # of weights in a message
+
+log = logging.getLogger(__name__)
 
 
 def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[str, Any]) -> None:
@@ -52,22 +60,27 @@ def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[s
 
 
 def load_selector(path: str | Path) -> PointerSelector:
-    """Loads a selector from a checkpoint folder, a ``.pt`` or a Lightning ``.ckpt`` file, in evaluation mode on the CPU.
+    """Loads a selector from a checkpoint folder or a single file, in evaluation mode on the CPU.
 
-    Files are read without executing pickled code. A ``.pt`` file holds ``{"model_state_dict": ...}``. A ``.ckpt`` file holds a
-    ``state_dict``, of which the entries under ``lever_lm.pointer_selector.`` are used. The older prefixes ``cross_attn.`` and
-    ``attn_norm.`` stand for layer 0.
+    A file is a ``.safetensors`` file, or one of ``torch.save`` such as ``.pt`` and Lightning's ``.ckpt``, which is read without
+    executing pickled code. It holds named weights, or such weights under ``model_state_dict`` or ``state_dict``. Where wrappers
+    put a prefix before the names (``module.``, ``lever_lm.pointer_selector.`` and others), the weights with the prefix of
+    ``input_proj.weight`` are used. The older prefixes ``cross_attn.`` and ``attn_norm.`` stand for layer 0. Weights do not tell
+    the number of heads. It is ``num_heads`` or ``n_heads`` under ``model_config`` or ``hyper_parameters`` of the file, else 1,
+    which the log then says.
 
     Raises:
         CheckpointError: missing, damaged, holding code or non-finite weights, or not the weights of a selector.
     """
     path = Path(path)
+    if path.name == _WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        path = path.parent  # the weights of a checkpoint folder, whose description states the heads
     if path.is_dir():
         weights, config, digest = _read_folder(path)
     elif path.is_file():
-        weights, config, digest = _read_file(path), {}, None
+        (weights, config), digest = _read_file(path), None
     else:
-        raise CheckpointError(f"{path}: no such checkpoint; give a checkpoint folder, a .pt or a .ckpt file")
+        raise CheckpointError(f"{path}: no such checkpoint; give a checkpoint folder, a .pt, .ckpt or .safetensors file")
     config = {**_infer_config(path, weights), **config}
     try:
         selector = PointerSelector(**config)
@@ -128,23 +141,53 @@ class _Inert:
         pass
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """Reads the selector's weights, by their present names, from a ``.pt`` or ``.ckpt`` file."""
-    content = _unpickle(path)
-    if not isinstance(content, dict) or not ({"model_state_dict", "state_dict"} & content.keys()):
-        raise CheckpointError(f"{path}: neither model_state_dict nor state_dict in it; is it a selector checkpoint?")
-    weights = content["model_state_dict" if "model_state_dict" in content else "state_dict"]
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the selector's weights, by their present names, and the number of its heads from a single file."""
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__} instead of named weights; save the selector's state dict"
+        )
+    weights = next((content[key] for key in _STATE_DICTS if key in content), content)
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
     ):
         raise CheckpointError(f"{path}: its state dict holds something else than named tensors; save the selector's again")
-    if any(name.startswith(_LIGHTNING_PREFIX) for name in weights):
-        weights = {
-            name.removeprefix(_LIGHTNING_PREFIX): tensor
-            for name, tensor in weights.items()
-            if name.startswith(_LIGHTNING_PREFIX)
-        }
-    return {_current_name(name): tensor for name, tensor in weights.items()}
+    weights = {_current_name(name): tensor for name, tensor in _without_prefix(path, weights).items()}
+    return weights, {"n_heads": _heads(path, content)}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not readable weights ({error}); copy the file again") from None
+
+
+def _without_prefix(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights of the only selector, without the prefix that wrappers have put before their names."""
+    prefixes = [name.removesuffix(_ANCHOR) for name in weights if f".{name}".endswith(f".{_ANCHOR}")]
+    if not prefixes:
+        raise CheckpointError(f"{path}: no weights {_ANCHOR}, so no selector; its entries are {_some(weights)}")
+    if len(prefixes) > 1:
+        raise CheckpointError(f"{path}: holds several selectors, under {_some(prefixes)}; save the state dict of one of them")
+    return {name.removeprefix(prefixes[0]): tensor for name, tensor in weights.items() if name.startswith(prefixes[0])}
+
+
+def _heads(path: Path, content: Mapping[str, Any]) -> int:
+    """Returns the number of attention heads that a file states among its hyperparameters, or 1, as Lever-Plus has."""
+    stated = [content[group] for group in _HYPERPARAMETERS if isinstance(content.get(group), dict)]
+    heads = [group[name] for group in stated for name in _HEADS if isinstance(group.get(name), int)]
+    if not heads:
+        log.info("%s: does not state the number of attention heads of its selector; 1 is assumed", path)
+    return heads[0] if heads else 1
+
+
+def _some(names: Iterable[str]) -> str:
+    """Lists the first names in alphabetical order, and says how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN_NAMES} more" if len(ordered) > _SHOWN_NAMES else ""
+    return ", ".join(ordered[:_SHOWN_NAMES]) + more
 
 
 def _unpickle(path: Path) -> Any:
@@ -172,17 +215,16 @@ def _current_name(name: str) -> str:
 def _infer_config(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Returns the sizes of a selector with these weights, without the number of heads, which they do not tell."""
     try:
-        hidden_dim, feature_dim = weights["input_proj.weight"].shape
-    except (KeyError, AttributeError, ValueError):
-        raise CheckpointError(
-            f"{path}: no weights input_proj.weight; its entries are {', '.join(sorted(weights)[:8])}"
-        ) from None
+        hidden_dim, feature_dim = weights[_ANCHOR].shape
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{path}: no matrix {_ANCHOR}; its entries are {_some(weights)}") from None
     layers = {name.split(".")[1] for name in weights if name.startswith("cross_attn_layers.")}
     return {
         "feature_dim": feature_dim,
         "hidden_dim": hidden_dim,
         "n_layers": len(layers),
         "state_update": "state_proj.weight" in weights,
+        "query_update_gate": "query_update_gate.weight" in weights,
     }
 
 
@@ -190,8 +232,15 @@ def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, 
     """Loads weights into a selector; names, shapes and types must fit, and all values be finite."""
     expected = selector.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if unexpected and (foreign := foreign_selector(unexpected)) is not None:
+        raise CheckpointError(
+            f"{path}: {foreign}; this package has no such network. Train a new selector with rce, where state_update=true lets "
+            "later picks depend on earlier ones, or give a checkpoint of Lever-Plus's V2, V3 or V4-1"
+        )
     if missing or unexpected:
-        raise CheckpointError(f"{path}: does not fit the selector; missing {missing}, unexpected {unexpected}")
+        differences = {"missing": missing, "unexpected": unexpected}
+        listed = "; ".join(f"{word} {_some(names)}" for word, names in differences.items() if names)
+        raise CheckpointError(f"{path}: its weights are not those of a selector ({listed}); give the checkpoint of one")
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"

@@ -3,7 +3,9 @@
 A pointer is an ordered tuple of K different positions in a pool. A query and its pool are encoded once, and all pointers are
 scored from the same encoding. Without ``state_update`` the picks of earlier shots change nothing but the mask of positions that
 were picked. With it, each pick moves the query's hidden state: h_q + W_s (sum of h of the picks before), a departure from the
-predecessor.
+predecessor. With ``query_update_gate``, each pick n moves the query's unit vector: z_q becomes normalise(g z_q + (1 - g) z_n),
+where g = sigmoid(W_g [z_q; z_n] + b_g) has a value for each dimension. The predecessor's later checkpoints have this gate
+(``lever_lm/models/v2/pointer_selector_v2.py`` of Lever-Plus, under the name V4-1).
 
 Shapes: B queries, N candidates of a pool, G pointers of a group, P partial pointers of k picks, K shots, C samples, W beams,
 D feature dimensions, H hidden dimensions.
@@ -66,6 +68,7 @@ class PointerSelector(nn.Module):
         dropout: applied to hidden states and attention while the module is in training mode.
         state_update: whether each pick moves the query's state by W_s, which starts at 0 and so at first changes nothing.
         fusion: features that the selector takes: ``mean`` of image and text, or ``concat``, both in a row of twice the length.
+        query_update_gate: whether each pick moves the query's unit vector by a learned gate, as the module's docstring says.
 
     Raises:
         ParameterError: ``n_heads`` does not divide ``hidden_dim``.
@@ -80,6 +83,7 @@ class PointerSelector(nn.Module):
         dropout: float = 0.0,
         state_update: bool = False,
         fusion: Fusion = "mean",
+        query_update_gate: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % n_heads:
@@ -93,6 +97,7 @@ class PointerSelector(nn.Module):
             "dropout": dropout,
             "state_update": state_update,
             "fusion": fusion,
+            "query_update_gate": query_update_gate,
         }
         self.input_proj = nn.Linear(feature_dim, hidden_dim, bias=False)
         self.cross_attn_layers = nn.ModuleList(
@@ -109,6 +114,7 @@ class PointerSelector(nn.Module):
         self.state_proj = nn.Linear(hidden_dim, hidden_dim, bias=False) if state_update else None
         if self.state_proj is not None:
             nn.init.zeros_(self.state_proj.weight)
+        self.query_update_gate = nn.Linear(2 * hidden_dim, hidden_dim) if query_update_gate else None
 
     def freeze_backbone(self) -> None:
         """Freezes input_proj, query_proj and cand_proj: 263,680 parameters (50.1 %) stay trainable at default sizes."""
@@ -151,12 +157,23 @@ class PointerSelector(nn.Module):
             moved_BNH = self.state_proj(encoding.hidden_BNH)
             chosen_BNP = F.one_hot(before_BPk, moved_BNH.shape[1]).sum(2).to(moved_BNH.dtype).transpose(1, 2)
             hidden_B1H = hidden_B1H + chosen_BNP.transpose(1, 2) @ moved_BNH
-        z_BPH = F.normalize(self.query_proj(hidden_B1H), dim=-1)
+        z_BPH = self._gated(F.normalize(self.query_proj(hidden_B1H), dim=-1), encoding.z_BNH, before_BPk)
         logits_BPN = z_BPH @ encoding.z_BNH.transpose(1, 2) / _LOGIT_TEMPERATURE
         if encoding.padding_BN is not None:
             logits_BPN = logits_BPN.masked_fill(encoding.padding_BN[:, None], -torch.inf)
         logits_BPN = logits_BPN.expand(-1, before_BPk.shape[1], -1)
         return logits_BPN.scatter(2, before_BPk, _PICKED_LOGIT)
+
+    def _gated(self, z_BPH: Tensor, z_BNH: Tensor, before_BPk: Tensor) -> Tensor:
+        """Moves the unit vectors of the queries by the gate for one pick after the other; without a gate they stay."""
+        if self.query_update_gate is None:
+            return z_BPH
+        z_BPH = z_BPH.expand(-1, before_BPk.shape[1], -1)
+        for picks_BP in before_BPk.unbind(2):
+            chosen_BPH = F.one_hot(picks_BP, z_BNH.shape[1]).to(z_BNH.dtype) @ z_BNH
+            gate_BPH = torch.sigmoid(self.query_update_gate(torch.cat([z_BPH, chosen_BPH], dim=-1)))
+            z_BPH = F.normalize(gate_BPH * z_BPH + (1 - gate_BPH) * chosen_BPH, dim=-1)
+        return z_BPH
 
     def step_logprobs(
         self, query_BD: Tensor, candidates_BND: Tensor, pointers_BGK: Tensor, pool_mask_BN: Tensor | None = None
@@ -227,8 +244,8 @@ class PointerSelector(nn.Module):
         encoding = self.encode(query_BD, candidates_BND)
         _check_shots(shots, encoding)
         pointers_BCK = _no_picks(encoding).expand(-1, count, -1)
-        # multinomial without replacement draws in order from the renormalised rest: without state update, the policy's law
-        draws = 1 if self.state_proj is not None else shots
+        # multinomial without replacement draws in order from the renormalised rest: the policy's law where picks move nothing
+        draws = shots if self.state_proj is None and self.query_update_gate is None else 1
         for _ in range(0, shots, draws):
             logits_BCN = self.pick_logits(encoding, pointers_BCK).scatter(2, pointers_BCK, -torch.inf)
             probs_BCN = (logits_BCN / temperature).softmax(-1)

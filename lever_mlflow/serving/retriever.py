@@ -25,6 +25,7 @@ from lever_mlflow import mini
 from lever_mlflow.data.candidate_pools import candidate_pools, nearest
 from lever_mlflow.data.features import Encoder, FeatureTable, fused_features, shared_encoder
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.evaluation.policies import in_prompt_order
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.images import decode_image, fit_image, png_data_url
 from lever_mlflow.files.model_folders import model_folder
@@ -33,7 +34,7 @@ from lever_mlflow.selector.checkpoint import load_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
 from lever_mlflow.serving.requests import Query
-from lever_mlflow.settings import PoolSampler, ServingSettings
+from lever_mlflow.settings import Order, PoolSampler, ServingSettings
 from lever_mlflow.vlm.profiles import PromptProfile
 from lever_mlflow.vlm.prompt import build_messages, with_image_urls
 
@@ -59,6 +60,7 @@ class RetrieverSettings:
         encoder_digest: digest of the encoder's folder.
         profile: texts and image sizes of prompts.
         pool_sampler, pool_size, seed: the way in which candidates are drawn.
+        order: whether the first pick stands first in the prompt, or last.
     """
 
     checkpoint_digest: str
@@ -69,11 +71,17 @@ class RetrieverSettings:
     pool_sampler: PoolSampler
     pool_size: int
     seed: int
+    order: Order = "similar-first"
 
     @property
     def digest(self) -> str:
-        """Returns a digest of the settings, 32 hex characters, in which the encoder counts by its content, not its place."""
+        """Returns a digest of the settings, 32 hex characters, in which the encoder counts by its content, not its place.
+
+        The order counts where it is not the default, so that retrievers from before there was a choice keep their digest.
+        """
         content = asdict(replace(self, encoder=""))
+        if self.order == RetrieverSettings.order:
+            del content["order"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -110,9 +118,10 @@ class Retriever:
             raise ParameterError(f"shots={shots} with a pool of {most} candidates; choose 1 to {most}")
         features = self.features(queries)
         picks_QK, logprobs_Q = self.pick(features, self.candidates(queries, features), shots)
+        ordered_QK = in_prompt_order(picks_QK, self.settings.order)
         return [
             Retrieval(tuple(self.pool.samples[i] for i in picks), float(logprob))
-            for picks, logprob in zip(picks_QK.tolist(), logprobs_Q, strict=True)
+            for picks, logprob in zip(ordered_QK.tolist(), logprobs_Q, strict=True)
         ]
 
     def features(self, queries: Sequence[Query]) -> FeatureTable:

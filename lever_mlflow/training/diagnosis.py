@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "taught_nothing"]
 
 _NO_SIGNAL_FROM = 0.95  # share of groups with equal rewards: at most one group in twenty teaches anything
 _DIVERGED_FROM = 1.0  # exact KL in nats: a pointer of the start is e times less probable under the policy, in geometric mean
 _LEAST_GAIN = 1e-3  # of expected reward, in units of the reward
+_FLAT, _CHANGED = "train/frac_reward_zero_std", "val/picks_changed"
 
 
 def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch: int) -> str:
@@ -27,13 +28,13 @@ def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch:
         best_epoch: number of the best epoch, from 1.
     """
     last, best = history[-1], history[best_epoch - 1]
-    flat = last["train/frac_reward_zero_std"]
-    if flat >= _NO_SIGNAL_FROM:
+    if _no_signal(last):
+        flat = last[_FLAT]
         return f"no signal: {flat:.0%} of groups have equal rewards (rule: {_NO_SIGNAL_FROM:.0%} or more)"
     if last.get("val/kl_exact", 0.0) >= _DIVERGED_FROM:
         return f"diverging: KL {last['val/kl_exact']:.1f} from the start (rule: {_DIVERGED_FROM:g} or more)"
-    changed = last.get("val/picks_changed")
-    if changed == 0:
+    changed = last.get(_CHANGED)
+    if _did_not_move(last):
         return f"policy did not move: 0 of {n_validation} queries changed their picks (rule: none)"
     start_reward, best_reward = last["val/expected_reward_start"], best["val/expected_reward"]
     picks = "" if changed is None else f"; {round(changed * n_validation)} of {n_validation} queries changed their picks"
@@ -41,3 +42,25 @@ def diagnose(history: Sequence[dict[str, float]], n_validation: int, best_epoch:
     if best_reward - start_reward >= _LEAST_GAIN:
         return f"learning: {facts} (rule: a gain of {_LEAST_GAIN:g} or more)"
     return f"not learning: {facts} (rule: a gain below {_LEAST_GAIN:g})"
+
+
+def taught_nothing(last: Mapping[str, float]) -> str:
+    """Says why a training taught its policy nothing, by the rules ``no signal`` and ``policy did not move``.
+
+    Args:
+        last: the metrics of the training's last epoch.
+
+    Returns:
+        The reason, or an empty text where neither rule holds.
+    """
+    if _no_signal(last):
+        return f"the training found no signal, as {last[_FLAT]:.0%} of its groups have equal rewards"
+    return "the training changed no picks on its validation queries" if _did_not_move(last) else ""
+
+
+def _no_signal(last: Mapping[str, float]) -> bool:
+    return last.get(_FLAT, 0.0) >= _NO_SIGNAL_FROM
+
+
+def _did_not_move(last: Mapping[str, float]) -> bool:
+    return last.get(_CHANGED) == 0

@@ -80,6 +80,7 @@ def test_everything_that_decides_a_run_is_compared_and_in_order(evaluation):
     assert (config["training.kl_beta"], config["training.epochs"]) == (0.12, 1)
     assert [name for name in config if name.startswith("evaluation.")] == [
         "evaluation.sizes", "evaluation.shots", "evaluation.n_selection", "evaluation.pool_size", "evaluation.pool_sampler",
+        "evaluation.order",
     ]  # fmt: skip
     assert config["evaluation.sizes"] == "5,10"
 

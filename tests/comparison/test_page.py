@@ -154,6 +154,20 @@ def test_more_than_two_betas_get_a_curve_a_ranking_and_tests_against_the_best():
     assert page.index("Accuracy of KL_BETA=0.05 minus accuracy of KL_BETA=0.12") < page.index("Accuracy of KL_BETA=0.3 minus")
 
 
+def test_only_what_is_registered_is_called_so():
+    facts = compared(run(0.12, right(40), registered=None), run(0.15, right(60)))
+    for language, best, registered, line in (
+        ("en", "KL_BETA=0.12 epoch 1 (best, not registered)", "KL_BETA=0.15 epoch 1 (registered)", "is not registered"),
+        ("zh", "KL_BETA=0.12 Epoch 1（最佳，未注册）", "KL_BETA=0.15 Epoch 1（已注册）", "未注册"),
+    ):
+        page = markdown(facts, language, draw_figures(facts))
+        assert best in page
+        assert registered in page
+        first, second = (shown for shown in summary(facts, language).splitlines() if shown.startswith("* "))
+        assert first.endswith(line)
+        assert "7" in second
+
+
 def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common():
     runs = [
         {"kl_beta": beta, "epochs": [{"epoch": e, "accuracy": {"200": {"1": value - 1 + e}}} for e in (1, 2)]}

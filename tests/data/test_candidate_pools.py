@@ -123,6 +123,16 @@ def test_a_mixed_pool_is_half_random_a_quarter_by_image_a_quarter_by_text(sample
         assert pool == expected
 
 
+def test_a_fixed_pool_has_the_first_items_without_those_about_the_own_image(samples, features):
+    pools_QN = candidate_pools(samples, samples, "fixed", 5, 0, features, features)
+    for query, pool in zip(samples, pools_QN.tolist(), strict=True):
+        others = [index for index in range(30) if samples[index].image_id != query.image_id]
+        assert pool == others[:5]
+    assert pools_QN[0].tolist() == [2, 3, 4, 5, 6]  # items 0 and 1 are of the query's image
+    assert pools_QN[29].tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(pools_QN, candidate_pools(samples, samples, "fixed", 5, 9, features, features))
+
+
 def test_top_k_best_first_and_earlier_among_equals():
     candidates = np.array([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
     assert top_k(np.array([1.0, 0.0]), candidates, 3).tolist() == [1, 3, 2]

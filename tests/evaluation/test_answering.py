@@ -59,3 +59,15 @@ def test_best_single_demonstration(samples):
         "random": pytest.approx(2 / 12),
         "winnable": pytest.approx(2 / 3),
     }
+
+
+def test_with_similar_last_the_first_pick_stands_next_to_the_question(samples):
+    picks = {"a": np.array([[1, 2, 3], [4, 5, 6]]), "lots": np.array([[[1, 2, 3], [4, 5, 6]]])}
+    answering = Answering(samples, oracle, prompt_name, "similar-last")
+    records = answering.records(samples[10:12], "report", picks, (1, 2, 3)).frame
+    for policy in picks:
+        of_policy = records[records.policy == policy]
+        assert of_policy.prompt.tolist() == [
+            "[1] for 10", "[4] for 11", "[2, 1] for 10", "[5, 4] for 11", "[3, 2, 1] for 10", "[6, 5, 4] for 11",
+        ]  # fmt: skip
+        assert of_policy.picks.tolist()[2:4] == [[102, 101], [105, 104]]

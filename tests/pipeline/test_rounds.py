@@ -17,7 +17,7 @@ import entrypoints.grpo
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.pipeline import grpo
 from lever_mlflow.pipeline.context import Context
-from lever_mlflow.pipeline.grpo import candidates_of, grpo_step
+from lever_mlflow.pipeline.grpo import candidates_of, grpo_step, why_nothing_was_learnt
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data, recorded_settings
 from lever_mlflow.pipeline.training import checkpoints_of
@@ -274,3 +274,23 @@ def test_a_kill_in_the_second_round_loses_nothing(local, mlflow_store, cache_dir
         for epoch in epochs.values():
             del epoch["train/seconds"]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize(
+    ("ends", "epoch", "reason"),
+    [
+        ([2, 4, 6], 2, "the training found no signal, as 97% of its groups have equal rewards"),
+        ([2, 4, 6], 4, "the training changed no picks on its validation queries"),
+        ([2, 4, 6], 6, ""),  # the third round changed picks
+        ([6], 1, ""),  # a single round is judged by its last epoch
+    ],
+)
+def test_rounds_taught_nothing_if_none_of_those_before_an_epoch_did(mlflow_store, ends, epoch, reason):
+    """The first two epochs have no contrast, the next two change no picks, and the last one does."""
+    flat, changed = (0.97, 0.97, 0.5, 0.5, 0.5, 0.5), (0.1, 0.1, 0.2, 0.0, 0.0, 0.1)
+    with mlflow.start_run() as run:
+        for step, values in enumerate(zip(flat, changed, strict=True), start=1):
+            names = ("train/frac_reward_zero_std", "val/picks_changed")
+            mlflow.log_metrics(dict(zip(names, values, strict=True)), step=step)
+        mlflow.log_dict({"last_epochs": ends}, "rounds.json")
+    assert why_nothing_was_learnt(run.info.run_id, epoch) == reason

@@ -15,7 +15,9 @@ import yaml
 from helpers.projects import facts, run_step
 from mlflow import MlflowClient
 
+from lever_mlflow.comparison.from_evaluation import run_of_evaluation
 from lever_mlflow.exceptions import CheckpointError, DataError, GateError, MissingRunError, ParameterError
+from lever_mlflow.pipeline.baselines import baselines_step
 from lever_mlflow.pipeline.comparison import chosen_evaluations, compare_results_step
 from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation, read_evaluation
 from lever_mlflow.pipeline.gate import rl_data_figures, validate_step
@@ -103,6 +105,12 @@ def test_other_data_thresholds_or_shots_need_a_verdict_of_their_own(local, bad_r
     keys |= {validate_step(local(reward_mode=mode), data).key for mode in ("hard_only", "separated")}
     keys |= {validate_step(local(reward_weights={"hard": weight}), data).key for weight in (1.0, 2.0)}
     assert len(keys) == 6  # a weight of 1 is the default
+
+
+def test_evaluations_and_baselines_of_another_order_are_other_steps(local):
+    keys = {baselines_step(local(), EvalSettings(order=order)).key for order in ("similar-first", "similar-last")}
+    assert len(keys) == 2
+    assert baselines_step(local(), EvalSettings()).key in keys
 
 
 def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
@@ -260,7 +268,7 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
     start = facts(rce)["best_model"]
     grpo = run_step(lambda: grpo_step(line, data, f"models:/{start}", GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
-    evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
+    evaluation = run_step(lambda: evaluate_step(replace(line, register="always"), grpo.info.run_id, small))
     model = mlflow.get_logged_model(facts(grpo)["best_model"])
     version = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
     reason = rce.data.tags["lever.gate_override"]
@@ -272,6 +280,51 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
     assert mlflow.get_logged_model(start).tags["lever.gate_override"] == reason
     assert (model.tags["lever.gate_override"], model.tags["lever.start_gate_override"]) == (reason, reason)
     assert (version.tags["gate_override"], version.tags["start_gate_override"]) == (reason, reason)
+
+
+def test_nothing_is_registered_from_overridden_data_unless_that_is_asked(local, bad_rl_data, caplog):
+    line = local(gate=GateSettings(on_bad_data="warn"))
+    data = find_rl_data(line, bad_rl_data)
+    save_selector("start", PointerSelector(), {})
+    grpo = run_step(lambda: grpo_step(line, data, "start", GrpoSettings(kl_beta=0.12, epochs=1), ONE_ROUND))
+    small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
+    evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
+    overridden = grpo.data.tags["lever.gate_override"]
+    says = (
+        f"Not registered, because the data gate was overridden ({overridden}); `mlflow run . --env-manager local -e evaluate "
+        f"-P kl_beta=0.12 -P grpo_run={grpo.info.run_id} -P sizes=5 -P shots=1 -P n_selection=3 -P register=always` registers "
+        "it all the same."
+    )
+    assert f"evaluate beta 0.12: {says}" in caplog.messages
+    assert evaluation.data.tags["mlflow.note.content"].splitlines()[0].endswith(f"the strongest baseline. {says}")
+    assert "mlflow models serve" not in evaluation.data.tags["mlflow.note.content"]
+    assert "lever.registered" not in evaluation.data.tags
+    result = read_evaluation(evaluation.info.run_id)
+    assert (result.registration.refusal, result.registration.version) == (says, "")
+    assert run_of_evaluation(result).registered is None
+    with steps.project_run("test"):
+        assert find_evaluation(line, 0.12) == evaluation.info.run_id
+    assert not MlflowClient().search_registered_models()
+    forced = run_step(lambda: evaluate_step(replace(line, register="always"), grpo.info.run_id, small))
+    assert forced.data.tags["lever.registered"] == f"{NAME} version 1"
+    assert read_evaluation(forced.info.run_id).registration.refusal == ""
+    with steps.project_run("test"):
+        assert find_evaluation(line, 0.12) == forced.info.run_id
+
+
+def test_nothing_is_registered_from_a_training_that_changed_no_picks(local, good_rl_data):
+    line = local()
+    data = find_rl_data(line, good_rl_data)
+    save_selector("start", PointerSelector(), {})
+    still = GrpoSettings(kl_beta=0.12, epochs=1, lr=1e-12)
+    grpo = run_step(lambda: grpo_step(line, data, "start", still, ONE_ROUND))
+    small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
+    evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
+    reason = "Not registered, because the training changed no picks on its validation queries; `mlflow run "
+    assert read_evaluation(evaluation.info.run_id).registration.refusal.startswith(reason)
+    never = run_step(lambda: evaluate_step(replace(line, register="never"), grpo.info.run_id, small))
+    assert read_evaluation(never.info.run_id).registration.refusal == "Not registered, as register=never was given."
+    assert not MlflowClient().search_registered_models()
 
 
 def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_data):

@@ -198,5 +198,6 @@ def test_what_an_evaluation_covers():
         evaluation_of(6, vlm_digest="other"),
         evaluation_of(6, settings={"pool_size": 9}),
         evaluation_of(6, settings={"pool_sampler": "mixed"}),
+        evaluation_of(6, settings={"order": "similar-last"}),
     ]
     assert not any(covers(whole._replace(evaluation=other), fewer) for other in others)

@@ -1,10 +1,12 @@
 import json
+import logging
 import pickle
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
@@ -112,8 +114,101 @@ def test_missing_and_unexpected_names_are_listed(selector, tmp_path):
     state = selector.state_dict()
     state["surplus"] = state.pop("cand_proj.weight")
     torch.save({"model_state_dict": state}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"missing \['cand_proj.weight'\], unexpected \['surplus'\]"):
+    with pytest.raises(CheckpointError, match=r"x\.pt: .*\(missing cand_proj\.weight; unexpected surplus\); give"):
         load_selector(tmp_path / "x.pt")
+
+
+def test_only_the_first_of_many_names_are_shown(selector, tmp_path):
+    torch.save({**selector.state_dict(), **{f"head.{n}": torch.zeros(1) for n in range(7)}}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"\(unexpected head\.0, head\.1, head\.2, head\.3, head\.4 and 2 more\)"):
+        load_selector(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module.lever_lm.pointer_selector."])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_bare_weights_under_a_wrapper(selector, tmp_path, prefix, suffix):
+    state = {prefix + name: tensor for name, tensor in selector.state_dict().items()}
+    (torch.save if suffix == ".pt" else save_file)(state, tmp_path / f"x{suffix}")
+    assert_same(selector, load_selector(tmp_path / f"x{suffix}"))
+
+
+def test_two_selectors_in_a_file_are_refused(selector, tmp_path):
+    state = {f"{part}.{name}": tensor for part in ("policy", "reference") for name, tensor in selector.state_dict().items()}
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"several selectors, under policy\., reference\.; save the state dict of one"):
+        load_selector(tmp_path / "x.pt")
+
+
+def test_no_selector_in_a_file(tmp_path):
+    torch.save({"linear.weight": torch.zeros(2, 2)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"no weights input_proj\.weight, so no selector; its entries are linear\.weight"):
+        load_selector(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(("group", "name"), [("model_config", "num_heads"), ("hyper_parameters", "n_heads")])
+def test_layers_are_counted_and_stated_heads_are_used(tmp_path, caplog, group, name):
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=24, hidden_dim=16, n_layers=3, n_heads=4).eval()
+    content = {"model_state_dict": selector.state_dict(), group: {name: 4, "dropout": 0.5}}
+    torch.save(content, tmp_path / "x.pt")
+    caplog.set_level(logging.INFO)
+    loaded = load_selector(tmp_path / "x.pt")
+    assert (loaded.config["n_layers"], loaded.config["n_heads"]) == (3, 4)
+    assert_same(selector, loaded)
+    assert not caplog.messages
+
+
+def test_one_head_is_assumed_and_said_so(selector, tmp_path, caplog):
+    torch.save(selector.state_dict(), tmp_path / "x.pt")
+    caplog.set_level(logging.INFO)
+    assert load_selector(tmp_path / "x.pt").config["n_heads"] == 1
+    assert caplog.messages == [
+        f"{tmp_path / 'x.pt'}: does not state the number of attention heads of its selector; 1 is assumed"
+    ]
+
+
+def test_the_weights_file_of_a_checkpoint_folder_stands_for_the_folder(tmp_path):
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=24, hidden_dim=16, n_heads=4).eval()
+    save_selector(tmp_path / "c", selector, {})
+    assert_same(selector, load_selector(tmp_path / "c" / "selector.safetensors"))
+
+
+def test_a_gated_selector_of_lever_plus_is_loaded(tmp_path):
+    torch.manual_seed(0)
+    selector = PointerSelector(feature_dim=24, hidden_dim=16, query_update_gate=True).eval()
+    torch.save({"epoch": 8, "phase": "grpo", "model_state_dict": selector.state_dict(), "kl_beta": 0.12}, tmp_path / "x.pt")
+    assert_same(selector, load_selector(tmp_path / "x.pt"))
+    save_selector(tmp_path / "c", load_selector(tmp_path / "x.pt"), {})
+    assert_same(selector, load_selector(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["decoder_gru.weight_ih", "step_emb.weight"], r"V4-2 .*\(decoder_gru\.weight_ih, step_emb\.weight\)"),
+        (["decoder_gru.weight_ih", "div_lambda"], r"V4-3 .*earlier picks \(div_lambda\)"),
+        (
+            ["decoder_gru.weight_ih", "cand_encoder.layers.0.norm1.bias", "div_lambda"],
+            r"V4-4 .*\(cand_encoder\.layers\.0\.norm1\.bias\)",
+        ),
+        (["attn_Wq.weight", "attn_Wc.weight", "attn_v.weight"], r"V4-5 .*\(attn_Wc\.weight, attn_Wq\.weight, attn_v\.weight\)"),
+        (["topic_prototypes", "cover_lambda"], "V4-6"),
+        (["dpp_proj.weight", "dpp_lambda"], "V4-7"),
+        (["slot_emb.weight", "slot_cand_norm.bias"], r"V4-8 .*\(slot_emb\.weight\)"),
+        (["refine_mlp.0.weight", "decoder_gru.bias_hh"], "V4-9"),
+        (["stop_token", "step_emb.weight"], "V4-10"),
+    ],
+)
+def test_later_selectors_of_lever_plus_are_named_in_one_line(selector, tmp_path, names, message):
+    state = {f"lever_lm.pointer_selector.{n}": t for n, t in selector.state_dict().items()}
+    torch.save(
+        {"state_dict": {**state, **{f"lever_lm.pointer_selector.{n}": torch.zeros(1) for n in names}}}, tmp_path / "x.ckpt"
+    )
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path / 'x.ckpt'}: a selector {message}") as error:
+        load_selector(tmp_path / "x.ckpt")
+    assert "this package has no such network. Train a new selector with rce" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_nan_weights_are_refused(selector, tmp_path):

@@ -16,11 +16,6 @@ def make_selector(**choices):
     return selector.eval()
 
 
-def make_moving():
-    """A selector whose state moves with each pick."""
-    return make_selector(state_update=True)
-
-
 def make_inputs():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 24, generator=generator), torch.randn(2, 7, 24, generator=generator)
@@ -32,8 +27,9 @@ def selector():
 
 
 @pytest.fixture
-def moving():
-    return make_moving()
+def moving(request):
+    """A selector in which each pick moves the query."""
+    return make_selector(**getattr(request, "param", {"state_update": True}))
 
 
 @pytest.fixture
@@ -60,6 +56,29 @@ def test_logprobs_agree_with_numpy(selector, inputs):
                 expected += masked[pick] - np.log(np.exp(masked).sum())
                 masked[pick] = -100.0
             assert logprobs_BG[b, g] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_gate_moves_the_query_with_each_pick_as_in_lever_plus(inputs):
+    selector = make_selector(query_update_gate=True)
+    candidates_ND = inputs[1][0].double().numpy()
+    weights = {name: tensor.double().numpy() for name, tensor in selector.state_dict().items()}
+    unit_NH = candidates_ND @ weights["input_proj.weight"].T @ weights["cand_proj.weight"].T
+    unit_NH /= np.linalg.norm(unit_NH, axis=1, keepdims=True)
+    hidden_H = selector.encode(*inputs).hidden_BH[0].detach().double().numpy()
+    state_H = weights["query_proj.weight"] @ hidden_H
+    state_H /= np.linalg.norm(state_H)
+    picked, expected = [], 0.0
+    for pick in (3, 0, 5):
+        logits_N = unit_NH @ state_H / 0.1
+        logits_N[picked] = -100.0
+        expected += logits_N[pick] - np.log(np.exp(logits_N).sum())
+        both = np.concatenate([state_H, unit_NH[pick]])
+        gate_H = 1 / (1 + np.exp(-(weights["query_update_gate.weight"] @ both + weights["query_update_gate.bias"])))
+        state_H = gate_H * state_H + (1 - gate_H) * unit_NH[pick]
+        state_H /= np.linalg.norm(state_H)
+        picked.append(pick)
+    pointers_BGK = torch.tensor([[[3, 0, 5]], [[6, 2, 1]]])
+    assert selector.logprobs(*inputs, pointers_BGK)[0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_greedy_takes_the_largest_logit_not_yet_picked(selector, inputs):
@@ -166,7 +185,8 @@ def test_state_update_starts_where_it_changes_nothing(inputs):
     assert torch.equal(moving.greedy(*inputs, 4), plain.greedy(*inputs, 4))
 
 
-def test_with_state_update_search_and_sampling_follow_the_policy(moving, inputs):
+@pytest.mark.parametrize("moving", [{"state_update": True}, {"query_update_gate": True}], indirect=True)
+def test_where_picks_move_the_query_search_and_sampling_follow_the_policy(moving, inputs):
     every = torch.tensor([[[i, j] for i in range(7) for j in range(7) if i != j]] * 2)
     logprobs_BG = moving.logprobs(*inputs, every)
     best = logprobs_BG.argsort(dim=1, descending=True)[:, :5]

@@ -1,11 +1,12 @@
 """The retriever: what it picks is what evaluation picks, and what it is made of comes back whole."""
 
 import base64
+import hashlib
 import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_features_of_a_query_are_those_of_evaluation(retriever, small):
     np.testing.assert_allclose(alone.fused_SD[0], expected.fused_SD[5], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity", "fused-similarity"])
+@pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity", "fused-similarity", "fixed"])
 def test_picks_are_those_of_evaluation_where_pools_depend_on_features_alone(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler))
     expected, _ = evaluation_picks(small, retriever.selector, sampler)
@@ -91,7 +92,7 @@ def test_a_query_has_a_pool_of_its_own_in_any_request(retriever, make_retriever,
     ]
 
 
-@pytest.mark.parametrize("sampler", ["random", "image-similarity", "fused-similarity", "mixed"])
+@pytest.mark.parametrize("sampler", ["random", "image-similarity", "fused-similarity", "mixed", "fixed"])
 def test_no_candidate_is_about_the_own_image(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler, pool_size=38))  # all others
     sample, content = small.train[7], io.BytesIO()
@@ -189,10 +190,11 @@ def test_the_digest_covers_all_but_where_the_encoder_is(retriever):
         "pool_sampler": "mixed",
         "pool_size": 13,
         "seed": 1,
+        "order": "similar-last",
     }
     assert {field.name for field in fields(RetrieverSettings)} == {*others, "encoder"}
     digests = {replace(settings, **{name: value}).digest for name, value in others.items()}
-    assert len({settings.digest, *digests}) == 8
+    assert len({settings.digest, *digests}) == 9
     assert replace(settings, encoder="elsewhere").digest == settings.digest
 
 
@@ -210,3 +212,19 @@ def test_items_and_features_that_do_not_belong_together(make_retriever):
     (folder / "pool" / "pool.json").write_text(json.dumps({**content, "items": content["items"][:39]}))
     with pytest.raises(DataError, match="39 items, but features of 40"):
         load_retriever(folder)
+
+
+def test_demonstrations_are_served_in_the_order_of_the_evaluation(make_retriever, retriever, small):
+    reversed_retriever = load_retriever(make_retriever(order="similar-last"))
+    queries = asked(small.val[:5])
+    first, last = (served.retrieve(queries, 3) for served in (retriever, reversed_retriever))
+    assert ids(last) == [picks[::-1] for picks in ids(first)]
+    assert [item.logprob for item in last] == [item.logprob for item in first]
+
+
+def test_the_default_order_leaves_the_digest_of_a_retriever_as_it_was(retriever):
+    """The digest is that of all settings but the encoder's place, from before there was an order."""
+    content = {**asdict(retriever.settings), "encoder": ""}
+    assert content.pop("order") == "similar-first"
+    assert retriever.settings.digest == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    assert replace(retriever.settings, order="similar-last").digest != retriever.settings.digest

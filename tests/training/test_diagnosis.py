@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lever_mlflow.training.curves import training_curves
-from lever_mlflow.training.diagnosis import diagnose
+from lever_mlflow.training.diagnosis import diagnose, taught_nothing
 
 GRPO = {
     "val/expected_reward": 1.21,
@@ -35,6 +35,20 @@ GRPO = {
 )
 def test_rules_of_grpo(changes, beginning):
     assert diagnose([{**GRPO, **changes}], 160, 1).startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"val/picks_changed": 0.0}, "the training changed no picks on its validation queries"),
+        ({"train/frac_reward_zero_std": 0.95}, "the training found no signal, as 95% of its groups have equal rewards"),
+        ({"train/frac_reward_zero_std": 0.94}, ""),
+        ({"val/kl_exact": 4.1, "val/expected_reward": 0.1}, ""),  # it moved, if to no good
+    ],
+)
+def test_what_taught_nothing(changes, reason):
+    assert taught_nothing({**GRPO, **changes}) == reason
 
 
 def test_rce_is_measured_from_the_untrained_selector():

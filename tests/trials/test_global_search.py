@@ -67,7 +67,7 @@ def record(items, features, vlm, queries=(0,), seed=0, **changes):
 def test_right_answers_are_those_that_would_count_as_correct(items):
     # leave-one-out: scarlet has 3 of 10, which is (3 * 2/3 + 7 * 1) / 10 = 0.9; pink has 1 of 10, which is 9 * 1/3 / 10 = 0.3
     assert right_answers(items[0]) == {"red", "scarlet"}
-    assert right_answers(replace(items[0], answers=("the",) * 10)) == set()
+    assert right_answers(replace(items[0], answers=(" ",) * 10)) == set()  # an empty answer is never right
 
 
 def test_items_with_a_right_answer_come_first_then_the_nearest(items, features):
