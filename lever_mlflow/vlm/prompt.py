@@ -20,6 +20,7 @@ from lever_mlflow.vlm.profiles import MINI_PROFILE, PROFILES, PromptProfile
 __all__ = ["Prompt", "build_messages", "clean_generation", "plain_text", "prompt_key", "with_image_urls"]
 
 _CONTROL_TOKEN = re.compile(r"<(?=[^<>\s]{1,80}>)|\[(?=/?[A-Z][A-Z_]{1,30}\])")
+_LABEL = re.compile(r"\b(?:Question|Short answer|Answer):")
 _COUNTS = {0: "no solved example", 1: "1 solved example"}
 
 
@@ -86,5 +87,10 @@ def prompt_key(prompt: Prompt, profile: PromptProfile, model_digest: str, image_
 
 
 def clean_generation(text: str) -> str:
-    """Returns the answer in a raw generation: cut at the first "Question", "Answer" or "Short", then at the first ", "."""
-    return re.split(r"Question|Answer|Short", text, maxsplit=1)[0].split(", ", 1)[0].strip()
+    """Returns the answer in a raw generation: its first line, cut where a label of the prompt begins, then at the first ", ".
+
+    In the prompt, each label stands at the beginning of a line or ends in a colon. The words themselves may be part of an
+    answer, such as "American Shorthair".
+    """
+    line = text.strip().split("\n", 1)[0]
+    return _LABEL.split(line, maxsplit=1)[0].split(", ", 1)[0].strip()
