@@ -97,7 +97,7 @@ def _registered(runs: Sequence[RunResult], words: Wording) -> list[str]:
             **dict(run.registered or {}),
         )
         for run in runs
-        if run.best_epoch is not None
+        if run.best_epoch is not None and (run.registered or run.run_id)  # runs of a results file are registered nowhere
     ]
 
 

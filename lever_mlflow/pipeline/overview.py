@@ -66,12 +66,17 @@ def show_overview(runs: Sequence[str], language: Language) -> None:
 
 
 def _log_headlines(comparison: Comparison) -> None:
-    """Logs the accuracy of each beta's best epoch, and of the beta that is recommended, in [0, 1]."""
+    """Logs the accuracy of each beta's best epoch, and of the beta that is recommended, in [0, 1].
+
+    Where none is recommended because all betas have the same accuracy, that accuracy is logged.
+    """
     accuracies = {row.run: round(row.accuracy / 100, 6) for row in comparison.ranking if row.accuracy is not None}
     mlflow.log_metrics({f"accuracy/beta {beta}": value for beta, value in accuracies.items()})
     chosen = comparison.choice.run
     if chosen in accuracies:
         mlflow.log_metric("accuracy", accuracies[chosen])
+    elif len(equal := set(accuracies.values())) == 1:
+        mlflow.log_metric("accuracy", equal.pop())
 
 
 def _is_child(run_id: str, parent: str) -> bool:

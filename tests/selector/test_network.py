@@ -16,6 +16,11 @@ def make_selector(**choices):
     return selector.eval()
 
 
+def make_moving(**choices):
+    """A selector in which each pick moves the query."""
+    return make_selector(**(choices or {"state_update": True}))
+
+
 def make_inputs():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 24, generator=generator), torch.randn(2, 7, 24, generator=generator)
@@ -28,8 +33,7 @@ def selector():
 
 @pytest.fixture
 def moving(request):
-    """A selector in which each pick moves the query."""
-    return make_selector(**getattr(request, "param", {"state_update": True}))
+    return make_moving(**getattr(request, "param", {}))
 
 
 @pytest.fixture

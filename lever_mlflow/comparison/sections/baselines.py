@@ -38,7 +38,7 @@ def _accuracies(facts: Comparison, words: Wording) -> Table:
         policies = {name: cells for name, cells in run.baselines.items() if shown.get(name) != cells}
         shown |= policies
         if run.best and run.best.accuracy:
-            mark = "registered_mark" if run.registered else "best_mark"
+            mark = "registered_mark" if run.registered else "best_mark" if run.run_id else "run_epoch"
             policies[words.say(mark, run=words.run(run.label), epoch=run.best.epoch)] = run.best.accuracy
         rows += [
             [policy_label(run, name), str(size), *(words.accuracy(row[k]) if k in row else NOTHING for k in shots)]
