@@ -68,7 +68,7 @@ def find_version(name: str, kl_beta: float) -> ModelVersion:
         MissingRunError: there is no such registered model, or no version for this beta; the message lists the others.
     """
     beta, alias = format_beta(kl_beta), beta_alias(kl_beta)
-    remedy = f"run `{command('evaluate', kl_beta=kl_beta)}` first"
+    remedy = f"run `{command('evaluate', kl_beta=kl_beta)}` first, which says so where it registers nothing"
     aliases = registered_model(name, remedy).aliases
     if alias not in aliases:
         others = ", ".join(sorted(other for other in aliases if other.startswith(_ALIAS))) or "none"
