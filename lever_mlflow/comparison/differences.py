@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from lever_mlflow.comparison.facts import (
     BEST,
@@ -259,7 +259,7 @@ def _p_value(row: _Untested) -> float:
     if row.paired_Q is not None:
         return sign_flip_p_value(row.paired_Q.to_numpy(), images_of(row.paired_Q))
     error = row.deviation / np.sqrt(row.size)
-    return float(2.0 * norm.sf(abs(row.points) / error)) if error else 1.0
+    return float(2.0 * ndtr(-abs(row.points) / error)) if error else 1.0
 
 
 def _interval(row: _Untested, means_R: np.ndarray | None, confidence: float) -> Interval:
@@ -267,5 +267,5 @@ def _interval(row: _Untested, means_R: np.ndarray | None, confidence: float) -> 
     if means_R is not None:
         low, high = interval(means_R, confidence)
         return 100.0 * low, 100.0 * high
-    reach = float(norm.isf((1.0 - confidence) / 2.0)) * row.deviation / float(np.sqrt(row.size))
+    reach = float(-ndtri((1.0 - confidence) / 2.0)) * row.deviation / float(np.sqrt(row.size))
     return row.points - reach, row.points + reach

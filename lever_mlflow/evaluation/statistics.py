@@ -15,8 +15,7 @@ from math import ceil
 
 import numpy as np
 import pandas as pd
-from scipy.signal import fftconvolve
-from scipy.stats import binom, norm
+from scipy.special import ndtri
 
 __all__ = [
     "RESAMPLES",
@@ -98,6 +97,9 @@ def sign_flip_p_value(differences_Q: np.ndarray, images_Q: np.ndarray | None = N
         differences_Q: in [-1, 1]; multiples of 1/1000, as means of up to 100 VQA accuracies are, or rounded to them.
         images_Q: the image ids of the questions.
     """
+    from scipy.signal import fftconvolve  # imported here, as these two take a second that most commands can save
+    from scipy.stats import binom
+
     differences_I = np.bincount(_codes(len(differences_Q), images_Q), differences_Q)
     values = np.unique(differences_I)[:, None]
     fits = (np.abs(values * _GRIDS - np.rint(values * _GRIDS)) < 1e-6).all(0)
@@ -136,12 +138,12 @@ def questions_needed(difference: float, deviation: float, level: float = 0.05, p
     """
     if difference == 0.0:
         return None
-    return max(2, ceil(((norm.ppf(1.0 - level / 2.0) + norm.ppf(power)) * deviation / difference) ** 2))
+    return max(2, ceil(((ndtri(1.0 - level / 2.0) + ndtri(power)) * deviation / difference) ** 2))
 
 
 def difference_shown(questions: int, deviation: float, level: float = 0.05, power: float = 0.8) -> float:
     """Returns the smallest difference of paired means that this many questions show in ``power`` of experiments."""
-    return float((norm.ppf(1.0 - level / 2.0) + norm.ppf(power)) * deviation / np.sqrt(questions))
+    return float((ndtri(1.0 - level / 2.0) + ndtri(power)) * deviation / np.sqrt(questions))
 
 
 def _codes(questions: int, images_Q: np.ndarray | None) -> np.ndarray:

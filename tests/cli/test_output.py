@@ -57,7 +57,14 @@ def test_the_gate_says_one_line_when_all_is_well(validate, perfect_rl_data):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("options", [("-v",), ("--verbose", "true"), ("-v", "--max_shots=4")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-v",),
+        pytest.param(("--verbose", "true"), marks=pytest.mark.slow),
+        pytest.param(("-v", "--max_shots=4"), marks=pytest.mark.slow),
+    ],
+)
 def test_verbose_lists_what_passed(validate, perfect_rl_data, options):
     lines = validate(perfect_rl_data, *options).stderr.splitlines()
     assert lines[:3] == ["validate: running", f"{perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}", ""]

@@ -60,6 +60,7 @@ def test_every_setting_is_an_option_with_its_default():
         assert default == ("auto" if name in preset_names(RolloutSettings) else value)
 
 
+@pytest.mark.slow
 def test_every_option_changes_what_is_tried(recorded):
     changes = {
         "n_queries": 7,

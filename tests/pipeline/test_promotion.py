@@ -499,6 +499,7 @@ def test_a_run_that_was_opened_for_something_else_is_left_alone(local, register,
     assert (after.info.run_name, after.data.tags) == (run.info.run_name, run.data.tags)
 
 
+@pytest.mark.slow
 def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_rl_data, tmp_path, caplog):
     """Real parts: two betas, evaluated on other numbers of questions; only the champion's answers are asked for."""
     caplog.set_level("INFO", logger="lever_mlflow")

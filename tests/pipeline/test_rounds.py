@@ -68,6 +68,7 @@ def digests(run):
     return {epoch: mlflow.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
 
 
+@pytest.mark.slow
 def test_rl_data_of_a_file_are_those_of_the_first_round(local, start, twelve_queries):
     line = local(gate=few())
     data = read_rl_data(line, twelve_queries)

@@ -165,6 +165,7 @@ def test_a_filtered_training_weighs_and_records_what_it_was_trained_on(local, go
         rce_step(plain, data, RceSettings(filter_gen_methods=("sample",)))
 
 
+@pytest.mark.slow
 def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good_rl_data):
     line = local()
     data = find_rl_data(line, good_rl_data)

@@ -93,6 +93,7 @@ def test_images_are_decoded_as_they_are_stored(root):
     assert np.array_equal(grey[..., 0], grey[..., 2])
 
 
+@pytest.mark.slow
 def test_rollout_to_evaluation_with_bad_items_left_out(root, mlflow_store, cache_dir, caplog):
     whole = line(root, cache_dir)
     digest = whole.resources.dataset_digest

@@ -110,7 +110,7 @@ def _train_tokenizer() -> Qwen2Tokenizer:
     return Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
-        unk_token=None,  # type: ignore[arg-type]
+        unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(_SPECIAL_TOKENS),
