@@ -34,7 +34,7 @@ from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.vlm.profiles import PROFILES
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.qwen import QwenVLM
-from lever_mlflow.vlm.server import ServerVLM, is_server
+from lever_mlflow.vlm.server import ServerVLM
 
 NAME = "lever/mini-vlm"
 
@@ -117,7 +117,7 @@ def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
     before = served.answered
     first = run()
     n_prompts = served.answered - before
-    assert 5 * 5 <= n_prompts <= first.data.metrics["rollout/n_trials"]
+    assert 5 * 5 <= n_prompts <= first.data.metrics["rollout/n_trials"] + 1  # one prompt is tried before the work
     second = run()
     assert served.answered - before == n_prompts
     assert second.data.tags["lever.rl_data_digest"] == first.data.tags["lever.rl_data_digest"]
