@@ -78,7 +78,10 @@ def server_address(vlm: str) -> ServerAddress:
             f"vlm: the URL holds a password or key, which runs would record; a key goes into {API_KEY}; {GIVE_URL}"
         )
     root, path = f"{parts.scheme}://{_netloc(parts)}", _base_path(parts.path)
-    paths = ("/v1", "") if not path else (path,) if _VERSIONED.search(path) else (path, f"{path}/v1")
+    if path in ("", "/v1"):
+        paths: tuple[str, ...] = ("/v1", "")
+    else:
+        paths = (path,) if _VERSIONED.search(path) else (path, f"{path}/v1")
     shown = f"{root}{paths[0]}" + (f"?{urlencode(query)}" if query else "")
     deployment = _DEPLOYMENT.search(path)
     return ServerAddress(shown, tuple(root + p for p in paths), query, unquote(deployment[1]) if deployment else "")

@@ -7,7 +7,7 @@ import re
 __all__ = ["advice", "refused_parameter"]
 
 # What servers say of too many images: vLLM ("At most 1 image(s) may be provided in one prompt", older "in one request" and
-# "You set image=1 (or defaulted to 1) in `--limit-mm-per-prompt`"), SGLang ("Image count 2 exceeds limit 1 per request"), others.
+# "You set image=1 (or defaulted to 1) in `--limit-mm-per-prompt`"), and SGLang ("Image count 2 exceeds limit 1 per request").
 _TOO_MANY_IMAGES = re.compile(
     r"at most \d+ image|image count \d+ exceeds|limit[-_]mm|too many images|(?:multiple|multi)[- ]images?"
     r"|(?:maximum|max|only|more than) (?:of )?\w+ images?\b",
