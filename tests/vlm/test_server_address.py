@@ -1,8 +1,12 @@
 """Addresses of servers as people paste them."""
 
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 from helpers.vlm_servers import texts
 
+from lever_mlflow.cli.commands import COMMANDS
 from lever_mlflow.exceptions import ParameterError, ServerError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.vlm.prompt import Prompt
@@ -100,6 +104,15 @@ def test_addresses_that_cannot_be_used(pasted, start):
         assert "secret" not in message
         assert "sec/ret" not in message
         assert "\n" not in message
+
+
+def test_a_password_in_the_address_reaches_no_store(mlflow_store, cache_dir, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("LEVER_MLFLOW_CACHE", str(cache_dir))
+    for options in ([], ["--plan", "true"]):
+        result = CliRunner().invoke(COMMANDS["rollout"], ["--vlm", "http://me:hidden@127.0.0.1:1/v1", *options])
+        assert str(result.exception).startswith("vlm: the URL holds a password or key")
+        assert "hidden" not in result.output + caplog.text + capsys.readouterr().err
+    assert b"hidden" not in Path(mlflow_store.removeprefix("sqlite:///")).read_bytes()
 
 
 @pytest.mark.parametrize(

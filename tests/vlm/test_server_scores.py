@@ -16,6 +16,11 @@ from lever_mlflow import mini
 from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.mini.dataset import ensure_dataset
+from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.pipeline.rollout import record_groups
+from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.vlm.profiles import PROFILES
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.qwen import QwenVLM
@@ -82,6 +87,23 @@ def test_scores_are_those_of_the_local_model(script, prompts, scoring):
     assert min(scores) < 0.1
     # five requests for what stands around an answer, and one for each different answer
     assert scoring.requests - before == 5 + sum(len(set(prompt.query.answers)) for prompt in prompts)
+
+
+def test_a_rollout_records_scores_of_a_server(script, scoring, mlflow_store, cache_dir):
+    """The scores of its trials are those that the local model gives."""
+
+    def chat(body, number):
+        return scoring(body, number) if "prompt_logprobs" in body else completion("yes")
+
+    settings = RolloutSettings(n_queries=2, gt_prob=True, random_pointers=0, retrieval_per_feature=0, temperatures=(1.0,))
+    options = {"cache_dir": cache_dir, "cache": "off", "profile": "mini"}
+    recorded = [
+        record_groups(Context(resources), settings, initial_selector(Context(resources), RANDOM_INIT))[0]
+        for resources in (Resources(vlm=script(chat).url, **options), Resources(**options))
+    ]
+    served, local = [[trial.gt_prob for group in groups for trial in group.trials] for groups in recorded]
+    assert len(served) > 8
+    np.testing.assert_allclose(served, local, rtol=1e-4, atol=1e-7)
 
 
 def test_keys_of_scores_and_answers_differ(script, prompts):
