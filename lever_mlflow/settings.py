@@ -236,6 +236,13 @@ class ResourceSettings:
     vlm_model: str = option(
         AUTO, help="Name of the model on the server that vlm gives the URL of; auto takes the only model that it has."
     )
+    vlm_timeout: int = option(300, at_least=1, help="Longest time in seconds that an answer of a VLM server may take.")
+    max_poor_answers: float = option(
+        0.8,
+        at_least=0,
+        help="Largest share of the answers of a VLM server that may be empty, refused, cut at the limit of tokens or nothing "
+        "but reasoning. Above it the run ends, as soon as there are 20 answers; 1 never ends it.",
+    )
     encoder: str = option("mini", help="CLIP model for features: mini (the embedded one), a folder or a hub name.")
     device: Device = option(AUTO, help="Device that the models run on; auto takes a GPU when there is one.")
     profile: str = option(
@@ -388,8 +395,9 @@ class RolloutSettings:
     )
     gt_prob: bool = option(
         False,
-        help="Whether to record for each trial how probable the right answers were. This costs about as much as the answers, "
-        "and takes a VLM that is not on a server.",
+        help="Whether to record for each trial how probable the right answers were. With a local Qwen-VL, which it takes, this "
+        "costs about as much as the answers. A server that tells the log probabilities of prompts, as vLLM does, is asked once "
+        "for each different right answer.",
     )
 
 

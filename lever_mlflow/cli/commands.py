@@ -260,6 +260,7 @@ def evaluate(**values: Any) -> None:
     def prepare(context: Context) -> Step:
         if values["grpo_run"] == AUTO:
             read_checkpoints(context, checkpoints)  # report a wrong one before a training begins
+        context.resources.try_longest_prompt(max(settings.shots))
         grpo_run = find_grpo(context, values["grpo_run"], values["kl_beta"])
         ensure(baselines_step(context, settings))
         return evaluate_step(context, grpo_run, settings, checkpoints)

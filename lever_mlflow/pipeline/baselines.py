@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
 
@@ -56,7 +56,8 @@ def baselines_step(context: Context, settings: EvalSettings) -> Step:
     """Prepares the evaluation of the baselines, which all evaluations with these settings share."""
     inputs = {**context.identity(), **context.same_resources()}
     execute = partial(_evaluate, context, settings)
-    return make_step(context, STEP, STEP, asdict(settings), inputs, execute, prompts=most_prompts(settings))
+    needs: dict[str, Any] = {"shots": max(settings.shots), "prompts": most_prompts(settings)}
+    return make_step(context, STEP, STEP, asdict(settings), inputs, execute, **needs)
 
 
 def most_prompts(settings: EvalSettings) -> int:

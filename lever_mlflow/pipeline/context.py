@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,9 @@ from lever_mlflow.vlm.asking import Asked
 __all__ = ["ANSWERS_PER_SECOND", "Context", "make_step", "of_beta"]
 
 ANSWERS_PER_SECOND = "vlm/answers_per_second"  # metric of runs that asked the VLM
+POOR_ANSWERS = "vlm/answers_"  # metrics of runs that a server gave answers to that were no use, followed by their kind
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def make_step(
     inputs: Mapping[str, Any],
     execute: Callable[[], None],
     options: Mapping[str, Any] | None = None,
+    *,
+    shots: int | None = None,
     **details: Any,
 ) -> Step:
     """Makes a step that works on the context's resources.
@@ -127,25 +133,36 @@ def make_step(
     Args:
         step, name, settings, inputs, execute: as the attributes of ``Step``.
         options: further options of the command that runs the step, as a user types them; None where no command runs it.
+        shots: most demonstrations of a prompt of the step, with which a server is tried now; None where it asks no VLM.
         details: further attributes of ``Step``.
+
+    Raises:
+        DataError, ServerError: as ``Resources.try_longest_prompt``.
     """
+    if shots is not None:
+        context.resources.try_longest_prompt(shots)
     shared = context.shared_options()
 
     def run() -> None:
         asked = context.resources.asked
         _record_resources(context.resources)
         execute()
-        _log_rate(asked, context.resources.asked)
+        _log_asked(name, asked, context.resources.asked)
 
     config = {} if options is None else {**shared, step: {**options, **settings}}
     return Step(step, name, settings, inputs, run, {**shared, **(options or {})}, **{"config": config, **details})
 
 
-def _log_rate(before: Asked, after: Asked) -> None:
-    """Logs how many answers the VLM gave anew meanwhile, and how many in a second."""
+def _log_asked(name: str, before: Asked, after: Asked) -> None:
+    """Logs how many answers the VLM gave anew meanwhile, how many in a second, and how many were no use."""
     answers, seconds = after.answers - before.answers, after.seconds - before.seconds
     if answers:
         mlflow.log_metrics({"vlm/answers": answers, ANSWERS_PER_SECOND: answers / seconds})
+    poor = {kind: more for kind, number in after.poor.items() if (more := number - before.poor.get(kind, 0))}
+    if poor:
+        mlflow.log_metrics({f"{POOR_ANSWERS}{kind}": number for kind, number in poor.items()})
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(poor.items()))
+        log.warning("%s: of %s replies of the VLM's server: %s", name, f"{answers + poor.get('failed', 0):,}", counts)
 
 
 def _record_resources(resources: Resources) -> None:

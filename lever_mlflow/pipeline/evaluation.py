@@ -115,9 +115,9 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     # no parameter, as the page that compares runs in the UI would begin with it
     config = {**context.shared_options(), EVALUATE: {"grpo_run": grpo_run, **options, **choices}}
     policies = {"learned": 1 + len(others), "candidates": len(candidates_of(grpo_run))}
-    prompts = prompts_of_policies(settings, **policies)
+    needs: dict[str, Any] = {"shots": max(settings.shots), "prompts": prompts_of_policies(settings, **policies)}
     facts = {**lookup, **_input_tags(inputs)}
-    return make_step(context, EVALUATE, job.name, choices, facts, job.run, options, config=config, prompts=prompts)
+    return make_step(context, EVALUATE, job.name, choices, facts, job.run, options, config=config, **needs)
 
 
 def prompts_of_policies(settings: EvalSettings, learned: int, candidates: int) -> int:
@@ -164,8 +164,9 @@ def evaluate_version_step(context: Context, version: str, like: Evaluation) -> S
     selector = load_selector(checkpoint_folder(reference))
     execute = partial(_evaluate_version, context, selector, like.settings)
     inputs = {**identity, Tag.CHECKPOINT_DIGEST: selector_digest(selector)}
-    name, prompts = f"evaluate version {version}", prompts_of_policies(like.settings, learned=1, candidates=0)
-    return make_step(context, "evaluate-version", name, asdict(like.settings), inputs, execute, prompts=prompts)
+    name, shots = f"evaluate version {version}", max(like.settings.shots)
+    needs: dict[str, Any] = {"shots": shots, "prompts": prompts_of_policies(like.settings, learned=1, candidates=0)}
+    return make_step(context, "evaluate-version", name, asdict(like.settings), inputs, execute, **needs)
 
 
 def find_evaluation(context: Context, kl_beta: float) -> str:
@@ -178,6 +179,7 @@ def find_evaluation(context: Context, kl_beta: float) -> str:
         return run_id
     absent(f"evaluation of beta {format_beta(kl_beta)}")
     settings = preset_of(EvalSettings, context.preset)
+    context.resources.try_longest_prompt(max(settings.shots))  # before a training begins
     grpo_run = find_grpo(context, AUTO, kl_beta)
     ensure(baselines_step(context, settings))
     return ensure_evaluated(context, grpo_run, settings)

@@ -81,6 +81,7 @@ def experiment_step(context: Context, experiment: Experiment) -> Step:
         context.common(),
         execute,
         config=_config(context, experiment),
+        shots=max(experiment.rollout.shots, *experiment.evaluation.shots),
         repeatable=False,
     )
 

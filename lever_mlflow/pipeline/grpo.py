@@ -74,11 +74,11 @@ def grpo_step(
         DataError, ParameterError: a later round cannot be recorded as the data were, or the filters would leave nothing.
     """
     left_by_filters(data, settings, context.seed)
-    prompts = 0
+    prompts, shots = 0, None
     if rounds.rounds > 1:  # a value that later rounds cannot use is reported before the first one
         recorded = recorded_settings(data)
         _check_later_rounds(settings, recorded)
-        prompts = (rounds.rounds - 1) * most_prompts(recorded)
+        prompts, shots = (rounds.rounds - 1) * most_prompts(recorded), recorded.shots
     policy = start_of_grpo(context, start)
     inputs = {**training_inputs(context, data), Tag.KL_BETA: settings.kl_beta, **policy.tags}
     values = {**asdict(settings), **asdict(rounds)}
@@ -88,7 +88,7 @@ def grpo_step(
 
     name = of_beta(GRPO, settings.kl_beta)
     options = {"rl_data": data.origin, **context.options_of_judgement(), "init": policy.tags[Tag.START_URI], "resume": resume}
-    step = make_step(context, GRPO, name, values, inputs, execute, options, prompts=prompts)
+    step = make_step(context, GRPO, name, values, inputs, execute, options, shots=shots, prompts=prompts)
     return step
 
 

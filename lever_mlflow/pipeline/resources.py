@@ -26,11 +26,13 @@ from lever_mlflow.files.cache_dir import CACHE_DIR, default_cache_dir
 from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
 from lever_mlflow.mini.dataset import ensure_dataset
+from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.settings import AUTO, DataSettings, ResourceSettings
 from lever_mlflow.vlm.asking import Asked, Asker, AskerSettings
 from lever_mlflow.vlm.language_model import LanguageModel, VlmName, check_language_model
 from lever_mlflow.vlm.prompt import Prompt
-from lever_mlflow.vlm.server import ServerVLM, is_server
+from lever_mlflow.vlm.server import ServerVLM
+from lever_mlflow.vlm.server_address import is_server, server_address
 
 __all__ = ["Resources"]
 
@@ -49,15 +51,17 @@ class Resources(ResourceSettings):
         data: how the data set is read.
 
     Raises:
-        ParameterError: a model on a server is named, but the VLM is not the URL of one.
+        ParameterError: a model on a server is named, but the VLM is not the URL of one; or a server's URL cannot be used.
     """
 
     cache_dir: Path = field(default_factory=default_cache_dir)
     data: DataSettings = field(default_factory=DataSettings)
 
     def __post_init__(self) -> None:
-        """Refuses the name of a model on a server where there is no server."""
-        if self.vlm_model != AUTO and not is_server(self.vlm):
+        """Brings the address of a server into its one form, and refuses the name of a model on a server where there is none."""
+        if is_server(self.vlm):
+            object.__setattr__(self, "vlm", server_address(self.vlm).url)
+        elif self.vlm_model != AUTO:
             raise ParameterError(f"vlm_model={self.vlm_model}: vlm={self.vlm} is not the URL of a server; leave vlm_model=auto")
 
     @cached_property
@@ -186,6 +190,24 @@ class Resources(ResourceSettings):
         """Asks the VLM how probable right answers are, as ``Asker.score``."""
         return self._asker.score(prompts, description)
 
+    def try_longest_prompt(self, shots: int) -> None:
+        """Asks a server for the answer to one prompt of so many demonstrations, unless it is known or a longer one was tried.
+
+        So a server whose limits are too small for the prompts of the work is found out before the work begins. A local VLM, and
+        any VLM while a plan is made, is asked nothing.
+
+        Raises:
+            DataError, ServerError: as ``answer``; the message says what to set on the server.
+        """
+        if is_server(self.vlm) and shots > self._tried_shots and active_plan() is None:
+            object.__setattr__(self, "_tried_shots", shots)
+            self.answer([Prompt(tuple(self.train[:shots]), self.val[0])], "longest prompt")
+
+    @cached_property
+    def _tried_shots(self) -> int:
+        """Returns the most demonstrations of a prompt that was tried; -1 before the first."""
+        return -1
+
     @property
     def asked(self) -> Asked:
         """Returns how much the VLM has answered in this process, and how long that took."""
@@ -195,7 +217,8 @@ class Resources(ResourceSettings):
     def _asker(self) -> Asker:
         name = str(mini.VLM_PATH) if self.vlm == MINI else self.vlm
         profile = MINI if self.vlm == MINI and self.profile == AUTO else self.profile
-        vlm = VlmName(name, self.vlm_model, profile, self.torch_device, self.batch_tokens, self.vlm_dtype)
+        local = (self.torch_device, self.batch_tokens, self.vlm_dtype)
+        vlm = VlmName(name, self.vlm_model, profile, *local, self.vlm_timeout, self.max_poor_answers)
         return Asker(AskerSettings(vlm, self.cache_dir, self.cache))
 
     # all of them

@@ -75,7 +75,8 @@ def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM
     name = STEP if round_number == 1 else f"{STEP} round {round_number}"
     execute = partial(_record_trials, context, settings, selector, round_number)
     options = {"init": init} if round_number == 1 else None  # no command records the trials of a later round
-    return make_step(context, STEP, name, asdict(settings), inputs, execute, options, prompts=most_prompts(settings))
+    needs: dict[str, Any] = {"shots": settings.shots, "prompts": most_prompts(settings)}
+    return make_step(context, STEP, name, asdict(settings), inputs, execute, options, **needs)
 
 
 def find_rl_data(context: Context, reference: str) -> RLData:

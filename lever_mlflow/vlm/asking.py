@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
 from lever_mlflow.vlm.language_model import LanguageModel, VlmName, open_language_model
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.qwen import QwenVLM
+from lever_mlflow.vlm.server import ServerVLM
 
 __all__ = ["Asked", "Asker", "AskerSettings"]
 
@@ -43,10 +45,15 @@ class AskerSettings:
 
 
 class Asked(NamedTuple):
-    """Holds how many answers and scores a VLM gave that were not known yet, and how many seconds that took."""
+    """Holds how many answers and scores a VLM gave that were not known yet, and how many seconds that took.
+
+    ``poor`` counts those among the answers that the leading process received from a server that are cut or without text, and
+    the replies that failed, by kind (``ServerVLM.counts``).
+    """
 
     answers: int = 0
     seconds: float = 0.0
+    poor: Mapping[str, int] = MappingProxyType({})
 
 
 class Asker:
@@ -82,13 +89,9 @@ class Asker:
         Arguments and costs are those of ``answer``.
 
         Raises:
-            ParameterError: the VLM is on a server or of another family than Qwen-VL, and does not tell probabilities.
+            ParameterError: the VLM does not tell probabilities, as a local one of another family than Qwen-VL, or most servers.
         """
-        if not isinstance(self.language_model, QwenVLM):
-            raise ParameterError(
-                f"gt_prob: {self.settings.vlm.name} does not tell how probable answers are; "
-                "use a local Qwen-VL or gt_prob=false"
-            )
+        self._scoring_model.check_scores()
         return [float(text) for text in self._ask("score", prompts, description)]
 
     def answer_share(self, request: _Request, prompts: Sequence[Prompt]) -> None:
@@ -112,8 +115,16 @@ class Asker:
         return answers.texts
 
     def _key(self, request: _Request, prompt: Prompt) -> str:
-        model = self.language_model
-        return model.score_key(prompt) if request == "score" and isinstance(model, QwenVLM) else model.key(prompt)
+        return self._scoring_model.score_key(prompt) if request == "score" else self.language_model.key(prompt)
+
+    @property
+    def _scoring_model(self) -> QwenVLM | ServerVLM:
+        """Returns the VLM; raises ParameterError where its kind does not tell how probable answers are."""
+        if isinstance(self.language_model, QwenVLM | ServerVLM):
+            return self.language_model
+        raise ParameterError(
+            f"gt_prob: {self.settings.vlm.name} does not tell how probable answers are; use a local Qwen-VL or gt_prob=false"
+        )
 
     def _answer_cache(self) -> AnswerCache:
         """Opens the answer cache of this machine, one per machine as SQLite does not belong on a network share."""
@@ -129,7 +140,11 @@ class Asker:
         distributed.call_followers(processes, _follow, self.settings, request, prompts)
         yield from self._share(request, prompts)
         yield distributed.collect(processes, [])
-        self.asked = Asked(self.asked.answers + len(prompts), self.asked.seconds + time.perf_counter() - started)
+        seconds = self.asked.seconds + time.perf_counter() - started
+        model = self.language_model
+        self.asked = Asked(
+            self.asked.answers + len(prompts), seconds, model.counts if isinstance(model, ServerVLM) else self.asked.poor
+        )
 
     def _share(self, request: _Request, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Answers this process's part of the prompts; yields batches of (position in ``prompts``, text)."""

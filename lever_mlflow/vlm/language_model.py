@@ -7,12 +7,13 @@ from pathlib import Path
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.files.model_folders import folder_digest, model_folder
-from lever_mlflow.settings import AUTO, VlmDtype
+from lever_mlflow.settings import AUTO, ResourceSettings, VlmDtype
 from lever_mlflow.vlm.generic import GenericVLM
 from lever_mlflow.vlm.local import LocalVLM, model_type
 from lever_mlflow.vlm.profiles import GENERIC_PROFILE, QWEN_PROFILE, SERVER_PROFILE, find_profile
 from lever_mlflow.vlm.qwen import FAMILIES, QwenVLM
-from lever_mlflow.vlm.server import ServerVLM, is_server
+from lever_mlflow.vlm.server import ServerVLM
+from lever_mlflow.vlm.server_address import is_server
 
 __all__ = ["LanguageModel", "VlmName", "check_language_model", "open_language_model"]
 
@@ -26,11 +27,12 @@ class VlmName:
     """Names a VLM and how it is run, in a form that can be sent to another process.
 
     Attributes:
-        name: folder or hub name of a model, or the URL of an OpenAI-compatible server.
+        name: folder or hub name of a model, or the address of an OpenAI-compatible server.
         served_name: the model's name on that server; ``auto`` is the only one that it has.
         profile: name or file of a prompt profile; ``auto`` is that of the family.
         device: ``cpu`` or ``cuda``, for a local model.
         batch_tokens, dtype: as for ``LocalVLM``.
+        timeout, max_poor_answers: as for ``ServerVLM``.
     """
 
     name: str
@@ -39,6 +41,8 @@ class VlmName:
     device: str = "cpu"
     batch_tokens: int = 0
     dtype: VlmDtype = "auto"
+    timeout: float = ResourceSettings.vlm_timeout
+    max_poor_answers: float = ResourceSettings.max_poor_answers
 
 
 def open_language_model(vlm: VlmName, digest_dir: Path) -> LanguageModel:
@@ -58,7 +62,7 @@ def open_language_model(vlm: VlmName, digest_dir: Path) -> LanguageModel:
             raise ParameterError(
                 f"profile={vlm.profile}: num_beams is {profile.num_beams}, but servers have no beam search; set it to 1"
             )
-        return ServerVLM(vlm.name, vlm.served_name, profile)
+        return ServerVLM(vlm.name, vlm.served_name, profile, timeout=vlm.timeout, max_poor_answers=vlm.max_poor_answers)
     folder = model_folder(vlm.name)
     family = model_type(folder)
     profile = find_profile(_PROFILES.get(family, GENERIC_PROFILE) if vlm.profile == AUTO else vlm.profile)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,24 @@ from lever_mlflow.vlm.threads import in_threads
 __all__ = ["BATCH_TOKENS", "LoadedModel", "LocalVLM", "model_type", "samples_of", "token_batches"]
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 32_768}
+
+# Settings in a model's own generation_config.json that change answers without sampling, beside those of the profile.
+_STEERING = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "early_stopping",
+    "guidance_scale",
+    "stop_strings",
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +88,22 @@ class LocalVLM(ABC):
     @property
     def recorded(self) -> dict[str, Any]:
         """Returns what runs log of the model beside its name and digests."""
-        return {"vlm_dtype": self.dtype, "vlm_batch_tokens": self.batch_tokens}
+        own = self.own_generation
+        steered = {"vlm_generation_config": json.dumps(own, sort_keys=True)} if own else {}
+        return {"vlm_dtype": self.dtype, "vlm_batch_tokens": self.batch_tokens, **steered}
+
+    @property
+    def own_generation(self) -> dict[str, Any]:
+        """Returns the settings of the model's ``generation_config.json`` that change answers, such as a repetition penalty.
+
+        They hold beside those of the profile, and the file is part of the model's digest.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        path = self.folder / "generation_config.json"
+        settings = read_object(path, missing="", damaged="copy the model again") if path.is_file() else {}
+        return {name: settings[name] for name in _STEERING if settings.get(name) not in (None, False)}
 
     @property
     @abstractmethod
@@ -134,9 +168,10 @@ class LocalVLM(ABC):
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Returns the arguments of ``generate`` that the profile asks for."""
+        """Returns the arguments of ``generate`` that the profile asks for, and what batches rely on: one answer, as tokens."""
         beams, penalty = self.profile.num_beams, self.profile.length_penalty
         settings = {"do_sample": False, "num_beams": beams, "max_new_tokens": self.profile.max_new_tokens}
+        settings |= {"num_return_sequences": 1, "return_dict_in_generate": False}
         return settings if beams == 1 else {**settings, "length_penalty": penalty}
 
     @property

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.vlm.profiles import MINI_PROFILE, PROFILES, PromptProfile
 
-__all__ = ["Prompt", "build_messages", "clean_generation", "plain_text", "prompt_key", "with_image_urls"]
+__all__ = ["Prompt", "build_messages", "clean_generation", "plain_text", "prompt_key", "score_key", "with_image_urls"]
 
 _CONTROL_TOKEN = re.compile(r"<(?=[^<>\s]{1,80}>)|\[(?=/?[A-Z][A-Z_]{1,30}\])")
 _LABEL = re.compile(r"\b(?:Question|Short answer|Answer):")
@@ -84,6 +84,13 @@ def prompt_key(prompt: Prompt, profile: PromptProfile, model_digest: str, image_
         for part in message["content"]
     ]
     return hashlib.sha256(json.dumps([model_digest, profile.digest, parts]).encode()).hexdigest()
+
+
+def score_key(prompt: Prompt, key: str) -> str:
+    """Returns a digest of all that the score of a prompt depends on, by the prompt's own key (SHA-256, hexadecimal)."""
+    query = prompt.query
+    scored = [] if query.scoring == "raw" else [query.scoring, sorted(query.stemmed_answers)]
+    return hashlib.sha256(json.dumps(["gt_prob", key, sorted(query.answers), *scored]).encode()).hexdigest()
 
 
 def clean_generation(text: str) -> str:

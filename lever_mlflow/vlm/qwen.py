@@ -9,8 +9,6 @@ vocabulary, I images.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ import numpy as np
 
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.vlm.local import LocalVLM, model_type, samples_of
-from lever_mlflow.vlm.prompt import Prompt, build_messages, plain_text
+from lever_mlflow.vlm.prompt import Prompt, build_messages, plain_text, score_key
 from lever_mlflow.vlm.threads import copies
 from lever_mlflow.vlm.vision_cache import ImageFeatures, VisionCache, encoder_output, visual_tokens
 
@@ -74,12 +72,12 @@ class QwenVLM(LocalVLM):
         """Returns the features of the images that the model has seen."""
         return VisionCache(*self.loaded, self.profile, self._token_side)
 
+    def check_scores(self) -> None:
+        """Accepts that answers are scored, which this VLM can do."""
+
     def score_key(self, prompt: Prompt) -> str:
         """Returns a digest of all that the score of a prompt depends on."""
-        query = prompt.query
-        scored = [] if query.scoring == "raw" else [query.scoring, sorted(query.stemmed_answers)]
-        content = ["gt_prob", self.key(prompt), sorted(query.answers), *scored]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return score_key(prompt, self.key(prompt))
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Yields how probable right answers are after each prompt, the ``gt_prob``; batches, order and errors as ``generate``.

@@ -1,7 +1,7 @@
 """Asks a frozen VLM on a server that is compatible with OpenAI's interface, with many requests at a time.
 
 The interface has no beam search, so answers are greedy. It does not tell anything about weights: the model is known by the name
-that the server gives it.
+that the server gives it. How requests are sent is in ``server_requests``, and how replies are read in ``server_replies``.
 """
 
 from __future__ import annotations
@@ -9,36 +9,34 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from lever_mlflow.exceptions import ParameterError, ServerError
 from lever_mlflow.files.images import TOKEN_SIDE, fitted_image, image_digest, png_data_url
-from lever_mlflow.settings import AUTO
+from lever_mlflow.settings import AUTO, ResourceSettings
 from lever_mlflow.vlm.profiles import PROFILES, SERVER_PROFILE, PromptProfile
-from lever_mlflow.vlm.prompt import Prompt, build_messages, prompt_key, with_image_urls
+from lever_mlflow.vlm.prompt import Prompt, build_messages, plain_text, prompt_key, score_key, with_image_urls
+from lever_mlflow.vlm.server_address import API_KEY, server_address
+from lever_mlflow.vlm.server_replies import ServedAnswer, Tally, read_answer
+from lever_mlflow.vlm.server_requests import NO_KEY, Connection, Message, RefusedRequest
+from lever_mlflow.vlm.server_scores import AnswerFrame, NoScores, PromptTokens, find_frame, read_prompt_tokens
 
-if TYPE_CHECKING:
-    from openai import APIError, AsyncOpenAI
+__all__ = ["ServerVLM"]
 
-__all__ = ["ServerVLM", "is_server"]
+T = TypeVar("T")
 
-_API_KEY = "OPENAI_API_KEY"  # environment variable
-_NO_KEY = "none"  # the client requires a key, and servers without keys take any
 _LISTED = 20  # most names that an error message lists
-_CHECK_RETRIES = 2  # few, so that a wrong URL is reported soon
-_GIVE_URL = "give the URL of an OpenAI-compatible server, such as vlm=http://127.0.0.1:8000/v1"
+_LONG_WAIT = 30.0  # seconds without any answer after which the log says what is waited for
 
-
-def is_server(vlm: str) -> bool:
-    """Returns whether the name of a VLM is the URL of a server."""
-    return vlm.lower().startswith(("http://", "https://"))
+log = logging.getLogger(__name__)
 
 
 class ServerVLM:
@@ -47,11 +45,13 @@ class ServerVLM:
     The key is read from the environment variable ``OPENAI_API_KEY``; servers without keys need none.
 
     Args:
-        url: the base URL, which usually ends in ``/v1``.
+        url: the address, in any form that ``server_address`` takes.
         name: the model's name on the server, or ``auto`` for the only model that it has.
         profile: texts, image sizes and generation settings; its number of beams must be 1.
         concurrency: most requests at a time.
-        retries: how often a request is repeated, after growing pauses, when it fails with status 429 or 5xx or cannot connect.
+        retries: how often a request is repeated, after growing pauses, when it fails in a way that may pass.
+        timeout: longest time for an answer, in seconds.
+        max_poor_answers: largest share of answers that may be cut or without text.
 
     Raises:
         ParameterError: the URL or the key cannot be used.
@@ -64,13 +64,17 @@ class ServerVLM:
         profile: PromptProfile = PROFILES[SERVER_PROFILE],
         concurrency: int = 16,
         retries: int = 6,
+        timeout: float = ResourceSettings.vlm_timeout,
+        max_poor_answers: float = ResourceSettings.max_poor_answers,
     ) -> None:
-        _check_url(url)
-        self.url, self.name, self.concurrency, self.retries = url.rstrip("/"), name, concurrency, retries
-        self.profile = profile
-        self._api_key = os.environ.get(_API_KEY, "").strip() or _NO_KEY
-        if not (self._api_key.isascii() and self._api_key.isprintable()):
-            raise ParameterError(f"{_API_KEY}: holds characters that cannot be part of a key; set it again")
+        self._address = server_address(url)
+        self.url, self.name, self.concurrency, self.profile = self._address.url, name, concurrency, profile
+        self.max_poor_answers = max_poor_answers
+        api_key = os.environ.get(API_KEY, "").strip() or NO_KEY
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ParameterError(f"{API_KEY}: holds characters that cannot be part of a key; set it again")
+        self._connection = Connection(self._address, api_key, timeout, retries, profile.max_new_tokens)
+        self._tally = Tally()
         self._data_url = lru_cache(maxsize=64)(self._encoded_image)
 
     @cached_property
@@ -81,7 +85,8 @@ class ServerVLM:
             ServerError: the server cannot be reached, or is not compatible with OpenAI's interface.
             ParameterError: the server has no such model, or several and none is named.
         """
-        return _choose(asyncio.run(self._models()), self.name, self.url)
+        known = self._address.deployment if self.name == AUTO else self.name
+        return _choose(asyncio.run(self._connection.models(known)), known or AUTO, self.url)
 
     @property
     def model(self) -> str:
@@ -109,31 +114,77 @@ class ServerVLM:
         """Asks the server for its model; errors as ``card``."""
         _ = self.card
 
+    def check_scores(self) -> None:
+        """Finds out whether the server tells how probable given answers are.
+
+        Raises:
+            ParameterError: it does not. ServerError: it cannot be reached.
+        """
+        _ = self._frame
+
     @property
     def recorded(self) -> dict[str, Any]:
         """Returns what runs log of the model beside its name and digests."""
-        return {"vlm_served": self.model}
+        changed = {"vlm_request": ", ".join(self._connection.options)} if self._connection.adapted else {}
+        return {"vlm_served": self.model, **changed}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts the answers that this process received by kind, beside those with text, and the replies that failed."""
+        poor = {str(kind): number for kind, number in self._tally.counts.items() if kind != "text"}
+        return poor | ({"failed": self._connection.failures} if self._connection.failures else {})
 
     def key(self, prompt: Prompt) -> str:
         """Returns a digest of all that can be known of what the answer to a prompt depends on."""
         return prompt_key(prompt, self.profile, self.digest, image_digest)
 
+    def score_key(self, prompt: Prompt) -> str:
+        """Returns a digest of all that can be known of what the score of a prompt depends on."""
+        return score_key(prompt, self.key(prompt))
+
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
-        """Yields answers as they come, in lists of (position in ``prompts``, text). A reply without text is an empty answer.
+        """Yields answers as they come, in lists of (position in ``prompts``, text).
+
+        Answers without text come last, and cut ones not among the first: where there are too many of them, they are not given,
+        so that no cache keeps them.
 
         Raises:
-            ServerError: a request fails in spite of all retries; answers that arrived with the failure are yielded first.
+            ServerError: a request fails in spite of all repetitions, or too many answers are cut or without text; answers that
+                arrived with the failure are yielded first.
             DataError: an image does not decode.
         """
+        held: list[tuple[int, ServedAnswer]] = []
+        for answers in self._each(prompts, self._answer):
+            self._tally.counts.update(answer.kind for _, answer in answers)
+            self._check_answers()
+            held += answers
+            released = ("text", "cut") if self._tally.telling else ("text",)
+            if ready := [(position, answer.text) for position, answer in held if answer.kind in released]:
+                yield ready
+            held = [item for item in held if item[1].kind not in released]
+        if held:
+            yield [(position, answer.text) for position, answer in held]
+
+    def score(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
+        """Yields how probable right answers are after each prompt, the ``gt_prob`` of ``QwenVLM.score``, as they come.
+
+        Raises:
+            ParameterError, ServerError: as ``check_scores``. DataError: an image does not decode.
+        """
+        _ = self._frame  # asked for now, as that takes an event loop of its own
+        yield from self._each(prompts, self._gt_prob)
+
+    def _each(self, prompts: Sequence[Prompt], work: Callable[[Any, Prompt], Awaitable[T]]) -> Iterator[list[tuple[int, T]]]:
+        """Yields (position, result) of work on prompts, which sends requests, as the results come."""
         _ = self.card  # asked for now, as that takes an event loop of its own
         waiting = enumerate(prompts)
-        running: dict[asyncio.Task[str], int] = {}
+        running: dict[asyncio.Task[T], int] = {}
         with asyncio.Runner() as runner:
-            client = self._client(self.retries)
+            client = self._connection.client()
             try:
-                while done := runner.run(self._finished(client, waiting, running)):
-                    if answers := [(running[task], task.result()) for task in done if not task.exception()]:
-                        yield answers
+                while done := runner.run(self._finished(client, work, waiting, running)):
+                    if results := [(running[task], task.result()) for task in done if not task.exception()]:
+                        yield results
                     for task in done:
                         running.pop(task)
                         task.result()  # raises the error of a request that failed
@@ -141,62 +192,77 @@ class ServerVLM:
                 runner.run(_stop(client, running))
 
     async def _finished(
-        self, client: AsyncOpenAI, waiting: Iterator[tuple[int, Prompt]], running: dict[asyncio.Task[str], int]
-    ) -> set[asyncio.Task[str]]:
+        self,
+        client: Any,
+        work: Callable[[Any, Prompt], Awaitable[T]],
+        waiting: Iterator[tuple[int, Prompt]],
+        running: dict[asyncio.Task[T], int],
+    ) -> set[asyncio.Task[T]]:
         """Starts as many requests as are allowed, waits until some are done, and returns those; none when nothing is left."""
         for position, prompt in islice(waiting, self.concurrency - len(running)):
-            running[asyncio.create_task(self._answer(client, prompt))] = position
-        if not running:
-            return set()
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        return done
+            running[asyncio.ensure_future(work(client, prompt))] = position
+        begun = time.monotonic()
+        while running:
+            done, _ = await asyncio.wait(running, timeout=_LONG_WAIT, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return done
+            waited = time.monotonic() - begun
+            log.warning(
+                "%s: no answer for %.0f s, %d requests are waiting; an answer may take %g s (vlm_timeout)",
+                *(self.url, waited, len(running), self._connection.seconds),
+            )
+        return set()
 
-    async def _answer(self, client: AsyncOpenAI, prompt: Prompt) -> str:
-        """Sends one request and returns the answer in the reply."""
-        messages: Any = await asyncio.to_thread(self._messages, prompt)
-        limit = self.profile.max_new_tokens
-        create = client.chat.completions.with_raw_response.create
-        reply = await self._reply(create(model=self.model, messages=messages, temperature=0, max_tokens=limit))
-        match reply:
-            case {"choices": [{"message": {"content": str(text)}}, *_]}:
-                return text
-            case {"choices": [{"message": {**message}}, *_]} if message.get("content") is None:  # a refusal
-                return ""
-        raise self._foreign(reply)
+    async def _answer(self, client: Any, prompt: Prompt) -> ServedAnswer:
+        """Sends one prompt and returns the answer in the reply."""
+        messages = await asyncio.to_thread(self._messages, prompt)
+        return await self._connection.chat(client, self.model, messages, read_answer)
 
-    async def _models(self) -> list[dict[str, Any]]:
-        """Returns the descriptions of all models on the server."""
-        client = self._client(_CHECK_RETRIES)
+    async def _gt_prob(self, client: Any, prompt: Prompt) -> str:
+        """Sends a prompt with each right answer, and returns its ``gt_prob`` as text."""
+        messages = await asyncio.to_thread(self._messages, prompt)
+        total = 0.0
+        for answer in dict.fromkeys(prompt.query.answers):
+            turn = {"role": "assistant", "content": f" {plain_text(answer)}"}  # as in the demonstrations, a space comes first
+            probability = await self._prompt_tokens(client, [*messages, turn], False, self._frame.read_probability)
+            total += probability * prompt.query.accuracy(answer)
+        return repr(total)
+
+    @cached_property
+    def _frame(self) -> AnswerFrame:
+        """Finds out how the server's chat template frames an answer; errors as ``check_scores``."""
+        _ = self.card
         try:
-            reply = await self._reply(client.models.with_raw_response.list())
+            return asyncio.run(self._found_frame())
+        except (NoScores, RefusedRequest) as reason:
+            raise ParameterError(
+                f"gt_prob: {self.url} does not tell how probable answers are ({reason}); "
+                "use vLLM, a local Qwen-VL or gt_prob=false"
+            ) from None
+
+    async def _found_frame(self) -> AnswerFrame:
+        client = self._connection.client()
+
+        async def tokens_of(messages: list[Message], opened: bool) -> PromptTokens:
+            return await self._prompt_tokens(client, messages, opened, read_prompt_tokens)
+
+        try:
+            return await find_frame(tokens_of)
         finally:
             await client.close()
-        match reply:
-            case {"data": [*cards]} if all(isinstance(card, dict) and isinstance(card.get("id"), str) for card in cards):
-                return cards
-        raise self._foreign(reply)
 
-    async def _reply(self, request: Any) -> Any:
-        """Awaits a request and returns the JSON of the reply, which the client by itself would not check."""
-        from openai import APIError
+    async def _prompt_tokens(self, client: Any, messages: list[Message], opened: bool, read: Callable[[Any], T]) -> T:
+        """Sends a conversation for the log probabilities of its own tokens, with the model's turn opened at its end or not."""
+        extra = {"prompt_logprobs": 0, "add_generation_prompt": opened, "continue_final_message": False}
+        return await self._connection.chat(client, self.model, messages, read, new_tokens=1, extra_body=extra)
 
-        try:
-            text = (await request).text
-        except APIError as error:
-            raise ServerError(f"{self.url}: {_explained(error)}") from None
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise self._foreign(text) from None
-
-    def _foreign(self, reply: Any) -> ServerError:
-        text = reply if isinstance(reply, str) else json.dumps(reply)
-        return ServerError(f"{self.url}: does not speak the OpenAI protocol (it answered {_brief(text)!r}); {_GIVE_URL}")
-
-    def _client(self, retries: int) -> AsyncOpenAI:
-        from openai import AsyncOpenAI
-
-        return AsyncOpenAI(base_url=self.url, api_key=self._api_key, max_retries=retries)
+    def _check_answers(self) -> None:
+        """Raises ServerError where too many of the answers are cut or without text."""
+        if self._tally.telling and self._tally.poor_share > self.max_poor_answers:
+            raise ServerError(
+                f"{self.url}: {self._tally.words}; {self._tally.remedy}. "
+                f"A larger max_poor_answers than {self.max_poor_answers:g} lets the run go on"
+            )
 
     def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         """Returns the prompt as chat messages of OpenAI's interface, images as data URLs."""
@@ -207,25 +273,12 @@ class ServerVLM:
         return png_data_url(fitted_image(path, self.profile.min_pixels, self.profile.max_pixels))
 
 
-async def _stop(client: AsyncOpenAI, running: dict[asyncio.Task[str], int]) -> None:
+async def _stop(client: Any, running: dict[asyncio.Task[Any], int]) -> None:
     """Cancels the requests that are running, and closes the client."""
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     await client.close()
-
-
-def _check_url(url: str) -> None:
-    """Raises ParameterError for a text that is no base URL, or holds secrets, as the URL is recorded with each run."""
-    try:
-        parts = urlsplit(url)
-        usable = bool(is_server(url) and parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ParameterError(f"vlm={url}: not a URL; {_GIVE_URL}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ParameterError(f"vlm: the URL holds more than host, port and path; a key goes into {_API_KEY}; {_GIVE_URL}")
 
 
 def _choose(cards: list[dict[str, Any]], name: str, url: str) -> dict[str, Any]:
@@ -240,35 +293,3 @@ def _choose(cards: list[dict[str, Any]], name: str, url: str) -> dict[str, Any]:
     if card is None:
         raise ParameterError(f"vlm_model={name}: {url} has no such model, only {listed}")
     return card
-
-
-def _explained(error: APIError) -> str:
-    """Returns why a request failed, and what to do about it."""
-    from openai import APIStatusError, APITimeoutError
-
-    if not isinstance(error, APIStatusError):
-        cause = "no answer in time" if isinstance(error, APITimeoutError) else _brief(str(error.__cause__ or error))
-        return f"cannot be reached ({cause}); start the server, or {_GIVE_URL}"
-    status = error.status_code
-    if status in (401, 403):  # the server's message is not shown, as it may hold the key
-        return f"status {status}, the key is refused; set {_API_KEY} to one that it takes"
-    reason = f"status {status}: {_brief(_message(error))}"
-    if status == 404:
-        return f"{reason}; {_GIVE_URL}"
-    if status == 429 or status >= 500:
-        return f"{reason}; look at the server's log and start again: answers so far are kept"
-    return f"{reason}; the server does not take the request: look at its limits on length and images, or use fewer shots"
-
-
-def _message(error: Any) -> str:
-    """Returns the server's message in a refusal, or the whole text where there is none."""
-    match error.body:
-        case {"message": str(message)} | {"detail": str(message)}:
-            return message
-    return str(error.response.text)
-
-
-def _brief(text: str) -> str:
-    """Returns a text in one line of at most 200 characters and dots."""
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:200]}..."
