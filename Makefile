@@ -15,10 +15,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint notebook ui clean
+.PHONY: help demo test test-slow test-floors lint notebook ui clean
 
 help: ## Prints this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: export MLFLOW_LOGGING_LEVEL ?= WARNING
 demo: $(INSTALLED) ## Runs the whole experiment on the embedded default; ARGS="-P name=value ..." sets its parameters.
@@ -29,6 +29,13 @@ test: lint ## Runs lint, then all tests but the slow ones.
 
 test-slow: $(INSTALLED) ## Runs the slow tests: killed trainings, servers that go away, several processes.
 	pytest -m slow
+
+# A dependency's own dependencies are the newest, as in an environment that grew over time.
+test-floors: ## Runs the tests against the lowest versions that pyproject.toml allows, in the environment .venv-floors.
+	$(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install --quiet uv
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python --resolution lowest-direct --editable ".[dev]"
+	PATH="$(CURDIR)/.venv-floors/bin:$$PATH" pytest -m "not slow"
 
 lint: $(INSTALLED) ## Checks style, format, types, which package imports which, Dockerfile and workflows.
 	ruff check .
@@ -55,4 +62,4 @@ $(INSTALLED): pyproject.toml setup.py conda.yaml
 	touch $@
 
 clean: ## Removes the environment, builds and the tools' caches; runs and results stay.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-floors build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
