@@ -106,9 +106,8 @@ def make_tokenizer() -> Any:
     Raises:
         click.ClickException: the package with the ranks is not installed.
     """
-    from transformers import Qwen2Tokenizer
+    from transformers import AddedToken, Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
-    from transformers.tokenization_utils_base import AddedToken
 
     class Converter(TikTokenConverter):
         """Makes merges of ranks that it reads without the tiktoken library."""
@@ -135,15 +134,14 @@ def configuration(size: Size) -> Any:
     from transformers import Qwen2_5_VLConfig
 
     less_text, less_vision = LESS[size]
-    ids = {
-        f"{name}_token_id": ADDED_TOKENS[f"<|{token}|>"]
-        for name, token in (
-            *(("vision_start", "vision_start"), ("vision_end", "vision_end")),
-            *(("image", "image_pad"), ("video", "video_pad")),
-        )
-    }
     return Qwen2_5_VLConfig(
-        text_config={**TEXT, **less_text}, vision_config={**VISION, **less_vision}, tie_word_embeddings=True, **ids
+        text_config={**TEXT, **less_text},
+        vision_config={**VISION, **less_vision},
+        tie_word_embeddings=True,
+        vision_start_token_id=ADDED_TOKENS["<|vision_start|>"],
+        vision_end_token_id=ADDED_TOKENS["<|vision_end|>"],
+        image_token_id=ADDED_TOKENS["<|image_pad|>"],
+        video_token_id=ADDED_TOKENS["<|video_pad|>"],
     )
 
 

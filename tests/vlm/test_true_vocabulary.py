@@ -80,7 +80,8 @@ def test_the_model_has_as_many_weights_as_the_official_one():
 
 
 def test_a_prompt_has_the_tokens_that_are_counted_by_hand(vlm, samples):
-    # <|im_start|> system \n, 14 of the system text, <|im_end|> \n, <|im_start|> user \n; <|im_end|> \n <|im_start|> assistant \n
+    # <|im_start|> system \n, 14 of the system text, <|im_end|> \n, <|im_start|> user \n;
+    # behind the query <|im_end|> \n <|im_start|> assistant \n
     frame = 3 + 14 + 2 + 3 + 5
     image = 17 * 23  # 640x480 pixels are resized to 644x476, and a token has 28x28
     query = 1 + image + 1 + 9  # Question : What is it ? Short answer :, between the tokens around the image
