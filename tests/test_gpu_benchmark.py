@@ -64,9 +64,29 @@ def test_a_choice_that_cannot_be_run_is_one_line(monkeypatch):
     assert "Invalid value for --parts: speed; the parts are generation, records, processes, training" in result.output
 
 
+def test_a_part_that_fails_does_not_cost_the_others(monkeypatch):
+    def broken(choices, folder):
+        yield gpu.Figure("records", "first", "1")
+        raise ValueError("no such kernel\nand a second line")
+
+    def whole(choices, folder):
+        yield gpu.Figure("training", "all", "2", "at least 1", True)
+
+    monkeypatch.setattr(gpu, "PARTS", {"records": broken, "training": whole})
+    result = CliRunner().invoke(gpu.main, ["--device", "cpu", "--parts", "records,training"])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-3:] == [
+        "| records | first | 1 |  |  |",
+        "| records | failed | ValueError: no such kernel |  | no |",
+        "| training | all | 2 | at least 1 | yes |",
+    ]
+
+
 @pytest.mark.slow
 def test_an_epoch_is_timed_on_both_sides(tmp_path):
-    rows = list(gpu.training(CHOICES, tmp_path))
+    figures = list(gpu.training(CHOICES, tmp_path))
+    assert [(figure.target, figure.reached) for figure in figures if figure.target] == 2 * [("at most 1e-04", True)]
+    rows = [figure for figure in figures if not figure.target]
     sides = ["plain, batch 1", "this project, batch 1", "this project, batch 8", "this project, batch 32"]
     assert [row.what.split(":")[0] for row in rows] == [f"{kind}, {side}" for kind in ("RCE", "GRPO") for side in sides]
     assert rows[0].value.endswith("1.0 times as fast")
