@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 TORCH ?= pypi
 TORCH_INDEX_cpu := https://download.pytorch.org/whl/cpu
 $(if $(filter pypi cpu,$(TORCH)),,$(error TORCH=$(TORCH): give TORCH=pypi or TORCH=cpu))
-# Parameters of the demo's main job, such as ARGS="-P kl_betas=0.05,0.12,0.5"
+# Parameters of the demo's main job, such as ARGS="-P kl_betas=0.05,0.12,0.5", or of the benchmark of a GPU
 ARGS ?=
 
 # Nothing here reports to third parties.
@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-floors lint notebook ui clean
+.PHONY: help demo test test-slow test-floors lint gpu notebook ui clean
 
 help: ## Prints this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ lint: $(INSTALLED) ## Checks style, format, types, which package imports which, 
 	lint-imports --no-logo --no-cache
 	hadolint Dockerfile
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+gpu: $(INSTALLED) ## Measures speed, memory and records on a GPU against their targets; ARGS="--parts records" takes a part.
+	python -m benchmarks.gpu $(ARGS)
 
 notebook: $(INSTALLED) ## Executes docs/quickstart.ipynb and stores it with its outputs.
 	python docs/run_notebook.py

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -26,7 +27,7 @@ from lever_mlflow.evaluation.overlap import overlaps
 from lever_mlflow.evaluation.policies import greedy_picks
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.files.images import fitted_image
-from lever_mlflow.files.model_folders import load_pretrained
+from lever_mlflow.files.model_folders import load_pretrained, load_processor
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.vlm.local import token_batches
@@ -40,14 +41,19 @@ NOISE = 0.0015  # added to the weights of each policy, chosen for the share of p
 
 
 class PlainVLM:
-    """Answers the library's own way, batch by batch: processor, then ``generate``; nothing is kept between batches."""
+    """Answers the library's own way, batch by batch: processor, then ``generate``; nothing is kept between batches.
 
-    def __init__(self, profile: PromptProfile, folder: Path = mini.VLM_PATH, device: str = "cpu") -> None:
+    Args:
+        profile: as for ``QwenVLM``.
+        folder: the model's folder.
+        model: the model of that folder, if it has been loaded; on the CPU in float32 otherwise.
+    """
+
+    def __init__(self, profile: PromptProfile, folder: Path = mini.VLM_PATH, model: Any = None) -> None:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        self.profile = profile
-        model, self.processor = load_pretrained(Qwen2_5_VLForConditionalGeneration, folder, padding_side="left")
-        self.model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+        self.profile, self.processor = profile, load_processor(folder, padding_side="left")
+        self.model = load_pretrained(Qwen2_5_VLForConditionalGeneration, folder)[0].eval() if model is None else model
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
         """Returns the raw generations of one batch."""

@@ -5,7 +5,7 @@ sides train the same selector from the same weights, on the same queries in the 
 take the same optimiser steps, and the mean losses must agree to 1e-5. There are 640 queries with pools of 64 and 12 pointers
 of 2 shots, and 512 feature dimensions.
 
-    python -m benchmarks.training [--queries 640] [--growth 10000,30000,100000]
+    python -m benchmarks.training [--queries 640] [--growth 10000,30000,100000] [--device cuda]
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -35,6 +38,17 @@ ITEMS = 9009
 VAL_SHARE = 1e-6  # one validation query, so that nearly all of an epoch is training
 RCE = RceSettings(epochs=1, val_share=VAL_SHARE)
 GRPO = replace(preset_of(GrpoSettings, "predecessor"), epochs=1, val_share=VAL_SHARE)
+
+
+class EpochTime(NamedTuple):
+    """Holds how long an epoch took: the training, the side, its batch size, seconds, times as fast as plain, the mean loss."""
+
+    training: str
+    side: str
+    batch: int
+    seconds: float
+    times: float
+    loss: float
 
 
 def make_data(n_queries: int) -> RLData:
@@ -64,11 +78,12 @@ def plain_logprob(
 ) -> torch.Tensor:
     """Returns the log-prob of one pointer, from an encoder pass for it alone."""
     encoding = selector.encode(query_D[None], candidates_ND[None])
-    logits_N = selector.pick_logits(encoding, torch.empty(1, 1, 0, dtype=torch.long))[0, 0]
-    total = torch.zeros(())
+    device = query_D.device
+    logits_N = selector.pick_logits(encoding, torch.empty(1, 1, 0, dtype=torch.long, device=device))[0, 0]
+    total = torch.zeros((), device=device)
     for pick in pointer:
         total = total + F.log_softmax(logits_N, dim=-1)[pick]
-        logits_N = logits_N.index_fill(0, torch.tensor([pick]), -100.0)
+        logits_N = logits_N.index_fill(0, torch.tensor([pick], device=device), -100.0)
     return total
 
 
@@ -76,9 +91,10 @@ def plain_loss(
     selector: PointerSelector, start: PointerSelector | None, group: Group, features_SD: np.ndarray, progress: float
 ) -> torch.Tensor:
     """Returns the loss of one group: GRPO's against ``start``, or RCE's where there is none."""
-    query_D = torch.from_numpy(np.array(features_SD[group.query_id]))
-    candidates_ND = torch.from_numpy(features_SD[list(group.pool)])
-    rewards_BG = torch.tensor([[trial.correct + trial.accuracy for trial in group.trials]])
+    device = next(selector.parameters()).device
+    query_D = torch.from_numpy(np.array(features_SD[group.query_id])).to(device)
+    candidates_ND = torch.from_numpy(features_SD[list(group.pool)]).to(device)
+    rewards_BG = torch.tensor([[trial.correct + trial.accuracy for trial in group.trials]], device=device)
     logprobs_G = [plain_logprob(selector, query_D, candidates_ND, list(trial.pointer)) for trial in group.trials]
     logprobs_BG = torch.stack(logprobs_G)[None]
     if start is None:
@@ -90,10 +106,10 @@ def plain_loss(
     return grpo_loss(logprobs_BG, torch.stack(start_G)[None], advantages_BG, GRPO.kl_beta, GRPO.epsilon).loss
 
 
-def plain_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector | None) -> tuple[float, list[float]]:
+def plain_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector | None, device: str) -> tuple[float, list[float]]:
     """Trains one epoch the plain way; returns its seconds and the loss of each step."""
     torch.manual_seed(SEED)
-    selector = PointerSelector(feature_dim=DIM)
+    selector = PointerSelector(feature_dim=DIM).to(device)
     if start is not None:
         selector.load_state_dict(start.state_dict())
         selector.freeze_backbone()
@@ -113,31 +129,48 @@ def plain_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector | 
     return time.perf_counter() - started, losses
 
 
-def project_epoch(data: RLData, features_SD: np.ndarray, start: PointerSelector | None, batch_size: int) -> tuple[float, float]:
+def project_epoch(
+    data: RLData, features_SD: np.ndarray, start: PointerSelector | None, batch_size: int, device: str
+) -> tuple[float, float]:
     """Trains one epoch as this project does; returns its seconds and its mean loss."""
     if start is None:
-        epoch = next(train_rce(data, features_SD, replace(RCE, batch_size=batch_size), seed=SEED))
+        epoch = next(train_rce(data, features_SD, replace(RCE, batch_size=batch_size), seed=SEED, device=device))
     else:
-        epoch = next(train_grpo(start, data, features_SD, replace(GRPO, batch_size=batch_size), seed=SEED))
+        epoch = next(train_grpo(start, data, features_SD, replace(GRPO, batch_size=batch_size), seed=SEED, device=device))
     return epoch.metrics["train/seconds"], epoch.metrics["train/loss"]
 
 
-def compare_with_plain(data: RLData, features_SD: np.ndarray) -> None:
-    """Prints how long an epoch takes the plain way and in this project, after checking that the losses agree."""
+def compare_with_plain(data: RLData, features_SD: np.ndarray, device: str) -> Iterator[EpochTime]:
+    """Yields how long an epoch takes the plain way and in this project, and its mean loss."""
     torch.manual_seed(SEED)
-    print(f"{torch.get_num_threads()} threads\n")
-    print("| training | side | batch | seconds | times as fast | mean loss |\n|---|---|---|---|---|---|")
-    for kind, start in (("RCE", None), ("GRPO", PointerSelector(feature_dim=DIM).eval())):
-        plain_seconds, plain_losses = plain_epoch(data, features_SD, start)
-        print(f"| {kind} | plain | 1 | {plain_seconds:.2f} | 1 | {np.mean(plain_losses):.6f} |")
+    for kind, start in (("RCE", None), ("GRPO", PointerSelector(feature_dim=DIM).eval().to(device))):
+        plain_seconds, plain_losses = plain_epoch(data, features_SD, start, device)
+        yield EpochTime(kind, "plain", 1, plain_seconds, 1.0, float(np.mean(plain_losses)))
         for batch_size in (1, 8, 32):
-            seconds, loss = project_epoch(data, features_SD, start, batch_size)
-            print(f"| {kind} | this project | {batch_size} | {seconds:.2f} | {plain_seconds / seconds:.1f} | {loss:.6f} |")
-            if batch_size == 1:
-                assert abs(loss - np.mean(plain_losses)) <= 1e-5, f"losses differ: {loss} and {np.mean(plain_losses)}"
+            seconds, loss = project_epoch(data, features_SD, start, batch_size, device)
+            yield EpochTime(kind, "this project", batch_size, seconds, plain_seconds / seconds, loss)
 
 
-def measure_growth(sizes: list[int], features_SD: np.ndarray) -> None:
+def difference_of_losses(plain: EpochTime, ours: EpochTime) -> float:
+    """Returns the difference of the mean losses of both sides of one training at batch 1, where they take the same steps."""
+    assert (plain.training, plain.side, ours.batch) == (ours.training, "plain", 1)
+    return abs(plain.loss - ours.loss)
+
+
+def print_comparison(data: RLData, features_SD: np.ndarray, device: str) -> None:
+    """Prints the table of ``compare_with_plain``, and checks that the losses agree."""
+    print(f"{device}, {torch.get_num_threads()} threads\n")
+    print("| training | side | batch | seconds | times as fast | mean loss |\n|---|---|---|---|---|---|")
+    rows = []
+    for row in compare_with_plain(data, features_SD, device):
+        rows.append(row)
+        training, side, batch, seconds, times, loss = row
+        print(f"| {training} | {side} | {batch} | {seconds:.2f} | {times:.1f} | {loss:.6f} |", flush=True)
+    for plain, ours in pairwise(rows):
+        assert ours.batch > 1 or ours.side == "plain" or difference_of_losses(plain, ours) <= 1e-5, f"losses differ: {ours}"
+
+
+def measure_growth(sizes: list[int], features_SD: np.ndarray, device: str) -> None:
     """Prints the time of an RCE epoch, and the peak memory of this process, at growing numbers of queries."""
     print("\n| queries | table, s | epoch at batch 32, s | per 1,000 queries, s | peak memory, GB |")
     print("|---|---|---|---|---|")
@@ -146,7 +179,7 @@ def measure_growth(sizes: list[int], features_SD: np.ndarray) -> None:
         started = time.perf_counter()
         tabulate(data.groups, features_SD, DEFAULT_REWARD)
         table_seconds = time.perf_counter() - started
-        seconds, _ = project_epoch(data, features_SD, None, 32)
+        seconds, _ = project_epoch(data, features_SD, None, 32, device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"| {n_queries:,} | {table_seconds:.1f} | {seconds:.1f} | {1000 * seconds / n_queries:.2f} | {peak:.2f} |")
 
@@ -154,13 +187,14 @@ def measure_growth(sizes: list[int], features_SD: np.ndarray) -> None:
 @click.command()
 @click.option("--queries", default=640, show_default=True, help="Number of training queries of the comparison.")
 @click.option("--growth", default="10000,30000,100000", show_default=True, help="Numbers of queries; leave empty to skip this.")
-def main(queries: int, growth: str) -> None:
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def main(queries: int, growth: str, device: str) -> None:
     """Compares an epoch with the plain way, and measures how time and memory grow."""
     with tempfile.TemporaryDirectory() as folder:
         features_SD = make_features(Path(folder))
-        compare_with_plain(make_data(queries + 1), features_SD)
+        print_comparison(make_data(queries + 1), features_SD, device)
         if growth:
-            measure_growth([int(size) for size in growth.split(",")], features_SD)
+            measure_growth([int(size) for size in growth.split(",")], features_SD, device)
 
 
 if __name__ == "__main__":

@@ -89,12 +89,19 @@ def has_chat_template(folder: Path) -> bool:
     return any("chat_template" in read_object(path, missing="", damaged="copy the model again") for path in present)
 
 
-def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -> tuple[Any, Any]:
-    """Loads a transformers model in float32 and its processor from a local folder; safetensors only, no remote code.
+def load_pretrained(
+    model_class: Any, folder: Path, *, dtype: str = "float32", device: str = "cpu", **processor_settings: Any
+) -> tuple[Any, Any]:
+    """Loads a transformers model and its processor from a local folder; safetensors only, no remote code.
+
+    Weights become their type while they are read, and go to the device one by one. To load in float32 and convert the model
+    afterwards would take more memory, and would round its rotary frequencies, which are no weights and stay float32.
 
     Args:
         model_class: the transformers class of the model.
         folder: as written by ``save_pretrained``.
+        dtype: type of the weights, such as ``float32`` or ``bfloat16``.
+        device: ``cpu`` or ``cuda``.
         processor_settings: further arguments of the processor's ``from_pretrained``.
 
     Raises:
@@ -102,8 +109,9 @@ def load_pretrained(model_class: Any, folder: Path, **processor_settings: Any) -
     """
     import torch
 
+    settings = {"dtype": getattr(torch, dtype), "device_map": device, "use_safetensors": True}
     with _readable(folder, model_class.__name__), _without_bars():
-        model, info = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        model, info = model_class.from_pretrained(folder, **settings, output_loading_info=True)
     processor = load_processor(folder, **processor_settings)
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
@@ -130,11 +138,16 @@ def load_processor(folder: Path, **settings: Any) -> Any:
 @contextmanager
 def _readable(folder: Path, kind: str) -> Iterator[None]:
     """Turns the errors of transformers about a model folder into one of ours."""
+    import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"{folder}: the device's memory does not hold the {kind}; give a smaller model, or free the device of other work"
+        ) from None
     except ImportError as error:  # some families need a further package, which the message names
         raise DataError(f"{folder}: {' '.join(str(error).split())}") from None
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:

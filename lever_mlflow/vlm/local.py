@@ -127,11 +127,10 @@ class LocalVLM(ABC):
         Raises:
             DataError: the folder is not a readable model.
         """
-        import torch
         from transformers import AutoModelForImageTextToText
 
-        model, processor = load_pretrained(AutoModelForImageTextToText, self.folder)
-        return LoadedModel(model.to(self.device, getattr(torch, self.dtype)).eval(), processor)
+        model, processor = load_pretrained(AutoModelForImageTextToText, self.folder, dtype=self.dtype, device=self.device)
+        return LoadedModel(model.eval(), processor)
 
     def key(self, prompt: Prompt) -> str:
         """Returns a digest of all that the answer to a prompt depends on."""

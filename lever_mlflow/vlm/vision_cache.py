@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from lever_mlflow.vlm.profiles import PromptProfile
 __all__ = ["ImageFeatures", "VisionCache", "encoder_output", "visual_tokens"]
 
 _BATCH = 16
+_PROCESSES = "LOCAL_WORLD_SIZE"  # environment variable in which torch.distributed's launchers count the processes of a machine
 
 
 class ImageFeatures(NamedTuple):
@@ -49,7 +51,8 @@ class VisionCache:
         processor: the model's processor.
         profile: gives the bounds of image sizes.
         token_side: side in pixels of the square that becomes one visual token.
-        max_bytes: limit for all features together; by default half of the memory that is free now.
+        max_bytes: limit for all features together; by default half of the memory that is free now, or this process's part of
+            it where several were launched together.
 
     Attributes:
         encoded: how many images the vision tower has encoded.
@@ -59,7 +62,8 @@ class VisionCache:
         self, model: Any, processor: Any, profile: PromptProfile, token_side: int, max_bytes: int | None = None
     ) -> None:
         self.model, self.processor, self.profile, self.token_side = model, processor, profile, token_side
-        limit = psutil.virtual_memory().available // 2 if max_bytes is None else max_bytes
+        processes = int(os.environ.get(_PROCESSES, "1"))
+        limit = psutil.virtual_memory().available // (2 * processes) if max_bytes is None else max_bytes
         self._features: LRUCache[str, ImageFeatures] = LRUCache(limit, getsizeof=lambda item: item.nbytes)
         self.encoded = 0
 

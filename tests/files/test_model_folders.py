@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+import torch
+from transformers import CLIPModel, Qwen2_5_VLForConditionalGeneration
 
 from lever_mlflow import mini
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
+from lever_mlflow.files.model_folders import check_model, folder_digest, load_pretrained, model_folder
 
 
 @pytest.fixture
@@ -60,3 +62,24 @@ def test_the_digest_is_of_names_and_contents_and_is_remembered(clip, tmp_path):
     for memo in memos:
         memo.write_text("")  # as a crash might leave it
     assert len(folder_digest(clip, tmp_path / "memo")) == 16
+
+
+def test_half_weights_have_rotary_frequencies_of_full_precision():
+    half, _ = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH, dtype="bfloat16")
+    full, _ = load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    frequencies = half.model.language_model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, 10_000.0 ** (-torch.arange(0, 32, 2) / 32))  # as RoPE defines them, 32 per head
+    assert torch.equal(frequencies, full.model.language_model.rotary_emb.inv_freq)
+    for ours, theirs in zip(half.parameters(), full.parameters(), strict=True):
+        assert torch.equal(ours, theirs.bfloat16())
+
+
+def test_a_model_that_the_device_does_not_hold_is_not_called_damaged(monkeypatch):
+    def full(*_, **settings):
+        assert settings["device_map"] == "cuda"
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 594.00 MiB")
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", full)
+    with pytest.raises(DataError, match="clip: the device's memory does not hold the CLIPModel; give a smaller model, or free"):
+        load_pretrained(CLIPModel, mini.CLIP_PATH, device="cuda")

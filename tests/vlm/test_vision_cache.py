@@ -1,5 +1,8 @@
 """Images as the VLM sees them: how many tokens they take, and that each is encoded once in bounded memory."""
 
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -46,6 +49,13 @@ def test_each_image_is_encoded_once_within_bounded_memory(paths, loaded):
         assert torch.equal(cached[0], repeated[0])
         torch.testing.assert_close(cached[0], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(recomputed[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_processes_that_were_launched_together_share_half_of_the_memory(loaded, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=800))
+    assert VisionCache(*loaded, PROFILES["mini"], 28)._features.maxsize == 400
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert VisionCache(*loaded, PROFILES["mini"], 28)._features.maxsize == 50
 
 
 def test_the_least_recently_used_image_is_dropped(paths, loaded):
