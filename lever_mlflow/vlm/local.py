@@ -83,7 +83,9 @@ class LocalVLM(ABC):
         self.folder, self.profile, self.device = folder, profile, device
         self.batch_tokens = batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         self.dtype = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == AUTO else dtype
-        self.digest = f"{digest}-{self.dtype}"  # answers of different precision are different answers
+        # Answers of different precision are different answers. So are those that caches may hold from the time when models of
+        # half precision had rounded rotary frequencies.
+        self.digest = f"{digest}-{self.dtype}" if self.dtype == "float32" else f"{digest}-{self.dtype}-rotary-float32"
 
     @property
     def recorded(self) -> dict[str, Any]:
