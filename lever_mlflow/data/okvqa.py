@@ -16,6 +16,7 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.images import image_sizes
 from lever_mlflow.files.strict_json import iterate_list
+from lever_mlflow.files.text import looked_for
 from lever_mlflow.settings import Scoring
 
 __all__ = [
@@ -164,7 +165,9 @@ def read_split(
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such data set folder; give dataset=mini or the folder of the official files")
+        raise DataError(
+            f"{root}: no such data set folder{looked_for(root)}; give dataset=mini or the folder of the official files"
+        )
     files = _files_there(root, split)
     bad: list[BadItem] = []
     n_questions, questions = _entries(files.questions, "questions", _QUESTION, bad)

@@ -12,6 +12,7 @@ from typing import Any
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.files.text import looked_for
 
 __all__ = [
     "check_model",
@@ -46,10 +47,14 @@ def model_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_PATTERNS))
     except HFValidationError:
-        raise DataError(f"{name}: no such folder, and not a hub name like Qwen/Qwen2.5-VL-3B-Instruct") from None
+        raise DataError(
+            f"{name}: no such folder{looked_for(path)}, and not a hub name like Qwen/Qwen2.5-VL-3B-Instruct"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"{name}: no such folder, and the hub did not give it ({reason}); download it to a folder") from None
+        raise DataError(
+            f"{name}: no such folder{looked_for(path)}, and the hub did not give it ({reason}); download it to a folder"
+        ) from None
 
 
 def check_model(folder: Path, model_type: str) -> None:
