@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.colours import ColourError
 from lever_mlflow.files.images import image_sizes
 from lever_mlflow.files.strict_json import iterate_list
 from lever_mlflow.files.text import looked_for
@@ -43,7 +44,7 @@ _FORM, _TWICE = "of the wrong form", "with a question_id that occurs twice"
 _NO_ANNOTATION, _NO_QUESTION = "without annotation", "annotations without question"
 _OTHER_IMAGE, _ANSWERS = "with another image_id in the annotations", f"without {ANSWERS_PER_QUESTION} answers"
 _MISSING, _DAMAGED = "with a missing image", "with an image that does not decode"
-_NARROW = "with an image too narrow for the VLM"
+_COLOURS, _NARROW = "with an image whose numbers are no colours", "with an image too narrow for the VLM"
 _REMEDIES = {
     _FORM: "download the file again",
     _TWICE: "remove one",
@@ -53,6 +54,7 @@ _REMEDIES = {
     _ANSWERS: "repair or remove the questions",
     _MISSING: "copy the images there",
     _DAMAGED: "copy the images again",
+    _COLOURS: "convert the images",
     _NARROW: "crop or replace the images",
 }
 _NAMED = 3  # most items of each kind that a message names
@@ -348,7 +350,9 @@ def _bad_images(paths: Sequence[Path], memo_dir: Path | None, max_aspect: float)
     name = hashlib.sha256(str(paths[0].parent.resolve()).encode()).hexdigest()[:32]
     memo = memo_dir / f"{name}.json" if memo_dir else None
     for path, size in image_sizes([path for path in paths if path not in bad], memo).items():
-        if isinstance(size, DataError):
+        if isinstance(size, ColourError):
+            bad[path] = (_COLOURS, str(size))
+        elif isinstance(size, DataError):
             bad[path] = (_DAMAGED, str(size).removesuffix("; copy it again"))
         elif max(size) >= max_aspect * min(size):
             limit = f"the longer side must be below {max_aspect:g} times the shorter"
