@@ -265,7 +265,8 @@ class DataSettings:
         {},
         example="image_id=coco_id",
         help="Columns of a hub data set that have other names than expected, such as answers=labels,image_id=coco_id. "
-        "The expected names are question, answers, image, question_id and image_id; none means that no column differs.",
+        "The expected names are question, answers, image, question_id and image_id; none means that no column differs. "
+        "With question_id=none or image_id=none there is no such column, and rows or images are numbered.",
     )
     hf_splits: tuple[str, str] = option(
         ("train", "validation"), help="Splits of a hub data set for training and for evaluation, separated by a comma."

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from lever_mlflow.data.item_rules import is_visible
 from lever_mlflow.data.vqa_accuracy import comparable_answer, vqa_accuracy
 from lever_mlflow.settings import Scoring
 
@@ -38,8 +39,13 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it."""
-        return Counter(self.answers).most_common(1)[0][0]
+        """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it.
+
+        Empty answers do not count, unless there are no others.
+        """
+        return Counter(filter(is_visible, self.answers) if any(map(is_visible, self.answers)) else self.answers).most_common(1)[
+            0
+        ][0]
 
     def accuracy(self, prediction: str) -> float:
         """Returns the VQA accuracy of a prediction, in [0, 1], in the way that ``scoring`` names.

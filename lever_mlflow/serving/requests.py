@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
+from lever_mlflow.data.item_rules import text_problem
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.images import decode_image, header_size
 from lever_mlflow.settings import ServingSettings
@@ -112,18 +113,10 @@ def _read(name: str, row: Row, feature_dim: int, limits: ServingSettings) -> Que
 
 def _question(name: str, question: Any, limits: ServingSettings) -> str:
     """Checks a question and returns it."""
-    if not isinstance(question, str):
-        raise ParameterError(f"{name}: question is of type {type(question).__name__}; give text")
-    if len(question) > limits.max_question_characters:
-        most = limits.max_question_characters
-        raise ParameterError(f"{name}: question has {len(question)} characters, at most {most} are taken; shorten it")
-    if not question.strip():
-        raise ParameterError(f"{name}: question is empty; ask something")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise ParameterError(f"{name}: question holds half of a surrogate pair; send valid Unicode") from None
-    return question
+    problem = text_problem(question, limits.max_question_characters)
+    if problem:
+        raise ParameterError(f"{name}: question {problem}")
+    return str(question)
 
 
 def _image(name: str, image: Any, limits: ServingSettings) -> bytes:
