@@ -1,8 +1,8 @@
 """Draws candidate pools, the training items from which the demonstrations of a query are picked, and searches by similarity.
 
 All samplers but ``fused-similarity`` are the predecessor's, with two departures: no pool holds an item about the query's own
-image, which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's parts overlapped. By
-``fixed`` the predecessor drew the pools of its evaluations, not those of its trials.
+picture (``Sample.picture``), which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's
+parts overlapped. By ``fixed`` the predecessor drew the pools of its evaluations, not those of its trials.
 
 Shapes: Q queries, N candidates of a pool, S items, D feature dimensions, K nearest items. A search handles B queries and C
 items at a time.
@@ -23,7 +23,7 @@ from lever_mlflow.settings import PoolSampler
 
 __all__ = ["Block", "ItemsByImage", "candidate_pools", "check_pool_size", "items_by_image", "nearest", "random_pool", "top_k"]
 
-ItemsByImage = Mapping[int, np.ndarray]  # image id -> indices of the training items about this image, int64, ascending
+ItemsByImage = Mapping[int, np.ndarray]  # picture -> indices of the training items about it, int64, ascending
 
 
 class Block(NamedTuple):
@@ -53,11 +53,11 @@ def check_pool_size(pool_size: int, shots: int) -> None:
 
 
 def items_by_image(train: Sequence[Sample]) -> ItemsByImage:
-    """Returns the indices of the training items about each image."""
+    """Returns the indices of the training items about each picture."""
     by_image: defaultdict[int, list[int]] = defaultdict(list)
     for index, sample in enumerate(train):
-        by_image[sample.image_id].append(index)
-    return {image_id: np.array(indices, dtype=np.int64) for image_id, indices in by_image.items()}
+        by_image[sample.picture].append(index)
+    return {picture: np.array(indices, dtype=np.int64) for picture, indices in by_image.items()}
 
 
 def candidate_pools(
@@ -103,7 +103,7 @@ def candidate_pools(
     if by_image is None:
         by_image = items_by_image(train)
     none = np.empty(0, dtype=np.int64)
-    same_image = [by_image.get(query.image_id, none) for query in queries]
+    same_image = [by_image.get(query.picture, none) for query in queries]
     for query, excluded in zip(queries, same_image, strict=True):
         _check_eligible(query, size, len(train) - len(excluded))
     if sampler == "fixed":
@@ -136,9 +136,9 @@ def random_pool(train: Sequence[Sample], query: Sample, size: int, seed: int) ->
     rng = np.random.default_rng([seed, query.question_id])
     # Drawing more than needed and dropping the query's own image is the same law as drawing from the eligible items.
     order = rng.permutation(len(train)) if size * 2 > len(train) else rng.choice(len(train), size * 2, replace=False)
-    eligible = [index for index in order.tolist() if train[index].image_id != query.image_id]
+    eligible = [index for index in order.tolist() if train[index].picture != query.picture]
     if len(eligible) < size:
-        eligible = [index for index in rng.permutation(len(train)).tolist() if train[index].image_id != query.image_id]
+        eligible = [index for index in rng.permutation(len(train)).tolist() if train[index].picture != query.picture]
     _check_eligible(query, size, len(eligible))
     return np.array(eligible[:size], dtype=np.int64)
 

@@ -26,6 +26,7 @@ class Sample:
         answers: the answers as the annotators wrote them, 10 of them.
         stemmed_answers: the same answers as the data set's authors stemmed them; empty where no answer has another form.
         scoring: how answers to the question are scored.
+        picture_id: number of the picture that the image shows, where it is not ``image_id``.
     """
 
     index: int
@@ -36,6 +37,12 @@ class Sample:
     answers: tuple[str, ...]
     stemmed_answers: tuple[str, ...] = ()
     scoring: Scoring = "raw"
+    picture_id: int | None = None
+
+    @property
+    def picture(self) -> int:
+        """Returns the number of the picture: items with the same number show the same one, whatever their image ids are."""
+        return self.image_id if self.picture_id is None else self.picture_id
 
     @property
     def answer(self) -> str:

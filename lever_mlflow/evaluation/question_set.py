@@ -95,9 +95,9 @@ class QuestionSet:
         return overlap.model_copy(update={"reason": reason})
 
     def _items_of_the_same_image(self) -> list[np.ndarray]:
-        """Returns the training items about the image of each question, int64."""
+        """Returns the training items about the picture of each question, int64."""
         by_image, none = items_by_image(self.train), np.empty(0, dtype=np.int64)
-        return [by_image.get(sample.image_id, none) for sample in self.samples]
+        return [by_image.get(sample.picture, none) for sample in self.samples]
 
     @property
     def _most(self) -> int:

@@ -19,6 +19,7 @@ from lever_mlflow import mini
 from lever_mlflow.data.features import FeatureTable, sample_features
 from lever_mlflow.data.hub_dataset import ensure_hub_dataset
 from lever_mlflow.data.okvqa import Split, SplitName, describe, read_split, tally
+from lever_mlflow.data.pictures import with_pictures
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.data.stemming import stem_words
 from lever_mlflow.exceptions import DataError, ParameterError
@@ -140,7 +141,8 @@ class Resources(ResourceSettings):
             log.warning("%s: %d %s questions are left out: %s", self.dataset, splits[name].left_out, name, tally(items))
             if not splits[name].samples:
                 raise DataError(f"{self.dataset}: no {name} item can be used. {name}: {describe(items)}")
-        return splits
+        numbered = with_pictures([split.samples for split in splits.values()])
+        return {name: split._replace(samples=samples) for (name, split), samples in zip(splits.items(), numbered, strict=True)}
 
     # the encoder
 

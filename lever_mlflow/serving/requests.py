@@ -66,6 +66,11 @@ class Query:
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
         return int.from_bytes(digest.digest()[:8]) >> 1
 
+    @cached_property
+    def image_digest(self) -> str:
+        """Returns the SHA-256 of the image file, hexadecimal; where there is none, that of no bytes."""
+        return hashlib.sha256(self.image).hexdigest()
+
     def decoded(self) -> Image.Image:
         """Decodes the image to RGB.
 

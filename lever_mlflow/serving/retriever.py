@@ -142,16 +142,16 @@ class Retriever:
     def candidates(self, queries: Sequence[Query], features: FeatureTable) -> np.ndarray:
         """Draws the candidate pool of each query as evaluation does; returns indices into the pool's samples, int64 [Q, N].
 
-        Where evaluation draws by the question's id, an id of the query's content is used. Items about the query's own image are
-        recognised by their features.
+        Where evaluation draws by the question's id, an id of the query's content is used. Items about the query's own picture
+        are recognised by the image file, or by their features.
         """
         settings, pool = self.settings, self.pool
         nearest_Q = nearest(features.image_SD, pool.features.image_SD, 1, [np.empty(0, dtype=np.int64)] * len(queries))[:, 0]
         same_Q = np.abs(pool.features.image_SD[nearest_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
-        images = [pool.samples[i].image_id if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
+        alike = [pool.samples[i].picture if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
         samples = [
-            Sample(row, query.content_id, image_id, query.question, Path(), ())
-            for row, (query, image_id) in enumerate(zip(queries, images, strict=True))
+            Sample(row, query.content_id, pool.pictures.get(query.image_digest, picture), query.question, Path(), ())
+            for row, (query, picture) in enumerate(zip(queries, alike, strict=True))
         ]
         sampler, size, seed = settings.pool_sampler, settings.pool_size, settings.seed
         return candidate_pools(samples, pool.samples, sampler, size, seed, features, pool.features, pool.by_image)
