@@ -72,7 +72,7 @@ AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input 
 
 CacheMode = Literal["on", "read", "off"]
 Device = Literal["auto", "cpu", "cuda"]
-Fusion = Literal["mean", "concat"]
+Fusion = Literal["mean", "concat", "image", "text"]
 ItemOrder = Literal["auto", "file", "question_id"]
 KlReference = Literal["start", "round"]
 Language = Literal["en", "zh"]
@@ -236,7 +236,11 @@ class ResourceSettings:
     vlm_model: str = option(
         AUTO, help="Name of the model on the server that vlm gives the URL of; auto takes the only model that it has."
     )
-    encoder: str = option("mini", help="CLIP model for features: mini (the embedded one), a folder or a hub name.")
+    encoder: str = option(
+        "mini",
+        help="Model for features: mini (the embedded CLIP), or a folder or hub name of CLIP, SigLIP and the like. An encoder "
+        "of images or of texts alone needs fusion and pool_sampler that go with it.",
+    )
     device: Device = option(AUTO, help="Device that the models run on; auto takes a GPU when there is one.")
     profile: str = option(
         AUTO,
@@ -439,7 +443,11 @@ class RceSettings:
     )
     n_layers: int = option(1, at_least=1, help="Number of cross-attention layers of the selector.")
     n_heads: int = option(1, at_least=1, help="Number of attention heads in each layer of the selector.")
-    fusion: Fusion = option("mean", help="Way in which image and text features become one vector.")
+    fusion: Fusion = option(
+        "mean",
+        help="Way in which image and text features become one vector: their mean, or concat for one behind the other. With "
+        "image or text the selector takes only this feature, which an encoder of images or of texts alone needs.",
+    )
     state_update: bool = option(
         False, help="Whether each pick changes the state of the query, so that later picks depend on earlier ones."
     )

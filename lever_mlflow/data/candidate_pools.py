@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.features import FeatureTable, check_sampler
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.settings import PoolSampler
+from lever_mlflow.settings import Fusion, PoolSampler
 
 __all__ = ["Block", "ItemsByImage", "candidate_pools", "check_pool_size", "items_by_image", "nearest", "random_pool", "top_k"]
 
@@ -40,6 +40,7 @@ class Block(NamedTuple):
 
 
 _BLOCK = Block()
+_FUSION_OF_SAMPLER: Mapping[str, Fusion] = {"image-similarity": "image", "text-similarity": "text", "fused-similarity": "mean"}
 
 
 def check_pool_size(pool_size: int, shots: int) -> None:
@@ -96,8 +97,10 @@ def candidate_pools(
         Indices into ``train``, int64 [Q, N].
 
     Raises:
-        ParameterError: fewer than ``size`` items are eligible for a query.
+        ParameterError: fewer than ``size`` items are eligible for a query, or the sampler takes features that the encoder does
+            not give.
     """
+    check_sampler(sampler, train_features.sides)
     if sampler == "random":
         return np.stack([random_pool(train, query, size, seed) for query in queries])
     if by_image is None:
@@ -110,12 +113,12 @@ def candidate_pools(
         return np.stack([_first(size, excluded) for excluded in same_image])
     rows = [query.index for query in queries]
 
-    def nearest_by(feature: str) -> np.ndarray:
-        queries_SD, train_SD = (getattr(table, f"{feature}_SD") for table in (query_features, train_features))
+    def nearest_by(fusion: Fusion) -> np.ndarray:
+        queries_SD, train_SD = (table.of(fusion) for table in (query_features, train_features))
         return nearest(queries_SD[rows], train_SD, size, same_image)
 
     if sampler != "mixed":
-        return nearest_by(sampler.removesuffix("-similarity"))
+        return nearest_by(_FUSION_OF_SAMPLER[sampler])
     image_QN, text_QN = nearest_by("image"), nearest_by("text")
     drawn = [random_pool(train, query, size - 2 * (size // 4), seed) for query in queries]
     return np.stack([_mixed(*parts, size // 4) for parts in zip(drawn, image_QN, text_QN, strict=True)])

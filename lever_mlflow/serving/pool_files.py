@@ -112,7 +112,8 @@ def save_pool(folder: Path, samples: Sequence[Sample], features: FeatureTable, m
         "feature_digest": features.digest,
     }
     (folder / _ITEMS).write_text(json.dumps(content), encoding="utf-8")
-    _save({"image": np.array(features.image_SD), "text": np.array(features.text_SD)}, folder / _FEATURES)
+    arrays = {"image": np.array(features.image_SD), "text": np.array(features.text_SD)}
+    _save({side: array for side, array in arrays.items() if side in features.sides}, folder / _FEATURES)
     if sum(path.stat().st_size for path in paths.values()) <= max_image_bytes:
         files = {name: np.frombuffer(path.read_bytes(), dtype=np.uint8) for name, path in paths.items()}
         _save(files, folder / _IMAGES)
@@ -128,10 +129,12 @@ def load_pool(folder: Path) -> DemonstrationPool:
     try:
         samples = [_sample(index, item) for index, item in enumerate(content["items"])]
         features = load_file(folder / _FEATURES)
-        table = fused_features(features["image"], features["text"], content["feature_digest"])
+        none_SD = np.empty((len(next(iter(features.values()))), 0), dtype=np.float32)
+        image_SD, text_SD = features.get("image", none_SD), features.get("text", none_SD)
+        table = fused_features(image_SD, text_SD, content["feature_digest"])
         images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
         digests = dict(content["images"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(f"{folder}: not a readable pool of demonstrations ({error!r}); {_REMEDY}") from None
     if len(samples) != len(table.image_SD):
         raise DataError(f"{folder}: {len(samples)} items, but features of {len(table.image_SD)}; {_REMEDY}")

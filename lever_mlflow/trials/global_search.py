@@ -86,9 +86,9 @@ def _ranked(
     """Yields for each query its candidates, and which of them show a right answer of the query.
 
     At least ``count`` candidates are yielded if there are so many. Those that show a right answer come first; both parts are
-    sorted by the fused feature, the most similar first. No candidate is about the query's image.
+    sorted by the fused feature, or the only one that there is, the most similar first. No candidate is about the query's image.
     """
-    fused_SD, by_image = inputs.features.fused_SD, items_by_image(inputs.train)
+    fused_SD, by_image = inputs.features.of(inputs.features.fusion), items_by_image(inputs.train)
     same_image = [by_image[sample.picture] for sample in samples]
     count = min(count, len(inputs.train) - max(map(len, same_image), default=0))
     if not samples or not count:

@@ -11,7 +11,7 @@ from lever_mlflow.data.hub_dataset import ensure_hub_dataset
 from lever_mlflow.data.item_rules import answers_problem, is_visible, text_problem
 from lever_mlflow.data.okvqa import load_split, read_split, tally
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.serving.requests import Row, read_queries
+from lever_mlflow.serving.requests import FeatureDims, Row, read_queries
 from lever_mlflow.settings import ServingSettings
 
 UNSEEN = ["", "  \n\t", "\u200b\u200d", "\ufeff", "\u00a0\u3000", "\u3164", "\u2800", "\x00\x7f"]
@@ -83,7 +83,7 @@ def accepted_in_hub_data(folder, cache_dir, question):
 def accepted_in_a_request(question):
     row = Row(question=question, image=base64.b64encode(image()).decode())
     try:
-        return bool(read_queries([row], 4, ServingSettings()))
+        return bool(read_queries([row], FeatureDims(4, 4), ServingSettings()))
     except ParameterError:
         return False
 
