@@ -97,8 +97,7 @@ def candidate_pools(
         Indices into ``train``, int64 [Q, N].
 
     Raises:
-        ParameterError: fewer than ``size`` items are eligible for a query, or the sampler takes features that the encoder does
-            not give.
+        ParameterError: fewer than ``size`` items are eligible for a query, or the encoder does not give what the sampler takes.
     """
     check_sampler(sampler, train_features.sides)
     if sampler == "random":
