@@ -14,7 +14,7 @@ from mlflow.utils import logging_utils
 from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.model_card import renewed
-from lever_mlflow.registry.version_tags import VersionTag, is_measured
+from lever_mlflow.registry.version_tags import VersionTag, measured
 from lever_mlflow.settings import format_beta
 
 __all__ = ["beta_alias", "describe_model", "find_version", "holds", "register", "registered_model", "versions"]
@@ -46,9 +46,8 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
     for tag, text in texts.items():
         if version.tags.get(tag) != text:
             client.set_model_version_tag(name, version.version, tag, text)
-    for tag in version.tags.keys() - texts.keys():
-        if is_measured(tag):
-            client.delete_model_version_tag(name, version.version, tag)
+    for tag in measured(version.tags) - texts.keys():
+        client.delete_model_version_tag(name, version.version, tag)
     if description:
         client.update_model_version(name, version.version, renewed(description, version.description or ""))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
