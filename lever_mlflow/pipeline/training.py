@@ -28,7 +28,7 @@ from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite, system_metrics
 from lever_mlflow.runs.outages import persistently
-from lever_mlflow.runs.processes import close_interrupted, this_process
+from lever_mlflow.runs.processes import close_interrupted
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure
 from lever_mlflow.runs.tags import Tag, record, run_tags, set_description
@@ -275,7 +275,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
         LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
     """
     dataset = rl_dataset(training.data)
-    record({Tag.THREADS: torch.get_num_threads(), Tag.PROCESS: this_process()})
+    record({Tag.THREADS: torch.get_num_threads()})
     history: list[dict[str, float]] = []
     models: dict[int, str] = {}
     try:
@@ -325,7 +325,7 @@ def _replay(
     unsent.log_state(interrupted.state, models)
     if not Path(interrupted.source).is_dir():
         close_interrupted(interrupted.source)
-    shutil.rmtree(unsent.folder.parent / Path(interrupted.source).name, ignore_errors=True)  # all of it is here now
+    unsent.remove_former(interrupted.source)
     return models
 
 

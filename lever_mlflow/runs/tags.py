@@ -51,6 +51,8 @@ class Tag(StrEnum):
     VERSION = "version"  # of this package
     CODE = "code"  # digest of this package's modules
     REUSED = "reused"  # the finished run that holds the result of this one
+    PROCESS = "process"  # of a run that has not ended: machine, number and start of its process
+    KILLED = "killed"  # why a run was closed from outside
     # what it works on
     IDENTITY = "identity"  # digest of data set, VLM, profile, encoder and seed together
     DATASET_DIGEST = "dataset_digest"
@@ -88,7 +90,6 @@ class Tag(StrEnum):
     STATE_EPOCH = "state_epoch"  # the last epoch that training can go on from
     RESUMED_FROM = "resumed_from"
     THREADS = "threads"  # of torch, on which the last digits of a training on a CPU depend
-    PROCESS = "process"  # machine, number and start of the process that trains
     CHECKPOINT_DIGEST = "checkpoint_digest"
     # evaluation, registry
     GRPO_RUN = "grpo_run"
