@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from lever_mlflow.settings import Fusion
 __all__ = ["Encoder", "FeatureTable", "forget_shared_encoders", "fused_features", "sample_features", "shared_encoder"]
 
 _BATCH = 64  # images or texts that are encoded at a time
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,30 @@ def sample_features(
         content.update(f"{image_digest(sample.image_path)}\0{sample.question}\0".encode())
     digest = content.hexdigest()[:32]
     files = {kind: cache_dir / "features" / f"{digest}-{kind}.npy" for kind in ("image", "text", "fused", "concat")}
-    if not (files["image"].is_file() and files["text"].is_file()):
+    if not all(_is_cached(files[kind], len(samples)) for kind in ("image", "text")):
         image_SD, text_SD = _encode(samples, encoder, device)
         _write(files["image"], image_SD)
         _write(files["text"], text_SD)
-    if not (files["fused"].is_file() and files["concat"].is_file()):
+    if not all(_is_cached(files[kind], len(samples)) for kind in ("fused", "concat")):
         table = fused_features(np.load(files["image"]), np.load(files["text"]), digest)
         _write(files["fused"], table.fused_SD)
         _write(files["concat"], table.concat_SD)
     return FeatureTable(**{f"{kind}_SD": np.load(path, mmap_mode="r") for kind, path in files.items()}, digest=digest)
+
+
+def _is_cached(path: Path, rows: int) -> bool:
+    """Says whether a file holds features of so many samples; the log says what is wrong with one that does not."""
+    if not path.is_file():
+        return False
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        log.warning("%s: %s; the features are computed again", path, error)
+        return False
+    if array.dtype == np.float32 and array.ndim == 2 and len(array) == rows:
+        return True
+    log.warning("%s: holds %s of shape %s; the features are computed again", path, array.dtype, array.shape)
+    return False
 
 
 def fused_features(image_SD: np.ndarray, text_SD: np.ndarray, digest: str) -> FeatureTable:

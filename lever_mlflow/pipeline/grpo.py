@@ -18,15 +18,14 @@ from lever_mlflow.pipeline.rollout import find_rl_data, recorded_settings, rl_da
 from lever_mlflow.pipeline.training import (
     GrpoStart,
     RoundPlace,
-    checkpoints_of,
     find_start,
-    log_checkpoints,
     round_step,
     start_of_grpo,
     training_inputs,
 )
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics
+from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
 from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, record, run_tags, set_description
@@ -87,7 +86,8 @@ def grpo_step(
 
     name = of_beta(GRPO, settings.kl_beta)
     options = {"rl_data": data.origin, **context.options_of_judgement(), "init": policy.tags[Tag.START_URI], "resume": resume}
-    step = make_step(context, GRPO, name, values, inputs, execute, options, prompts=prompts)
+    details = {"prompts": prompts, "needs": (policy.tags[Tag.START_URI],)}
+    step = make_step(context, GRPO, name, values, inputs, execute, options, **details)
     return step
 
 

@@ -21,6 +21,7 @@ from lever_mlflow.runs.processes import is_running
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, active_run, run_settings
 from lever_mlflow.runs.tags import Tag, record, remove_tags, run_tags
+from lever_mlflow.runs.whole import lack_of_model
 from lever_mlflow.settings import AUTO, NONE
 from lever_mlflow.training.loop import TrainingState
 from lever_mlflow.training.state import load_state, save_state
@@ -166,9 +167,12 @@ def find_state(source: str) -> Interrupted:
         except CheckpointError as error:
             log.warning("%s", error)
             continue
-        models = {int(epoch): model for epoch, model in meta["models"].items()}
+        models = {int(epoch): model for epoch, model in meta["models"].items() if not lack_of_model(model)}
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
+        if gone := [str(epoch) for epoch, path in unsent.items() if not path.is_dir()]:
+            log.warning("%s: the checkpoints of its epochs %s are gone", source, ", ".join(gone))
+            continue
         return Interrupted(source, state, models, unsent, meta["key"], meta.get("threads", 0))
     raise CheckpointError(f"{source}: no whole training state to go on from")
 

@@ -25,8 +25,8 @@ from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
-from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite, system_metrics
+from lever_mlflow.runs.models import log_checkpoints
 from lever_mlflow.runs.outages import persistently
 from lever_mlflow.runs.processes import close_interrupted
 from lever_mlflow.runs.search import absent, find_run, taken
@@ -49,9 +49,7 @@ __all__ = [
     "RCE",
     "GrpoStart",
     "RoundPlace",
-    "checkpoints_of",
     "find_start",
-    "log_checkpoints",
     "rce_step",
     "round_step",
     "start_of_grpo",
@@ -60,7 +58,6 @@ __all__ = [
 ]
 
 RCE, GRPO_ROUND = "rce", "grpo-round"
-CHECKPOINTS_FILE = "checkpoints.json"  # ids of a training's logged models by epoch
 
 log = logging.getLogger(__name__)
 
@@ -166,16 +163,6 @@ def find_start(context: Context, reference: str, data: RLData) -> str:
 def start_of_run(run_id: str) -> str:
     """Returns the URI of a training run's checkpoint with the highest expected reward on validation queries."""
     return f"models:/{run_tags(run_id)[Tag.BEST_MODEL]}"
-
-
-def log_checkpoints(models: Mapping[int, str]) -> None:
-    """Logs the ids of a training's logged models by epoch."""
-    mlflow.log_dict({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
-
-
-def checkpoints_of(run_id: str) -> dict[int, str]:
-    """Returns the ids of a finished training's logged models by epoch."""
-    return {int(epoch): model_id for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from mlflow.exceptions import MlflowException
 
 import lever_mlflow
 from lever_mlflow import invocation
-from lever_mlflow.exceptions import LeverError, ParameterError, first_line
+from lever_mlflow.exceptions import GateError, LeverError, ParameterError, first_line
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.links import run_link
@@ -37,6 +37,7 @@ from lever_mlflow.runs.processes import close_runs_left, is_running, run_of_this
 from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.tags import DESCRIPTION, LONGEST_DESCRIPTION, RUN_NAME, Tag, record, set_description
+from lever_mlflow.runs.whole import log_manifest
 from lever_mlflow.settings import as_text
 
 __all__ = [
@@ -75,6 +76,7 @@ class Step:
         labels: further options as the user gave them, such as the names of the inputs; parameters, but not part of the key.
         config: the content of a configuration file that repeats the step; empty where no command runs it.
         prompts: how many prompts it asks the VLM at most.
+        needs: URIs of the logged models that whoever takes its result reads, beside those that it makes.
         repeatable: whether another run with the same key has the same result, so that a finished one can be reused.
     """
 
@@ -86,6 +88,7 @@ class Step:
     labels: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     prompts: int = 0
+    needs: Sequence[str] = ()
     repeatable: bool = True
 
     @property
@@ -266,7 +269,12 @@ def _run(step: Step) -> str:
             Tag.KEY: step.key,
         }
     )
-    step.execute()
+    try:
+        step.execute()
+    except GateError:  # whose verdict is found again in the failed run
+        log_manifest(run_id)
+        raise
+    log_manifest(run_id, step.needs)
     made = _run_anew.get()
     if made is not None:
         made[step.key] = run_id

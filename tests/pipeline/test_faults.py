@@ -22,8 +22,9 @@ from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, Para
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.resume import interrupted_training
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
-from lever_mlflow.pipeline.training import checkpoints_of, rce_step
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import processes
+from lever_mlflow.runs.models import checkpoints_of
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
