@@ -169,7 +169,7 @@ def test_the_content_of_a_file_decides_and_not_its_name(selector, tmp_path, save
 
 
 def test_a_folder_of_another_program(selector, tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint folder, as it has no selector.json, and holds no weights file"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint folder, as it has no selector\.json, and holds no weights file"):
         load_selector(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     save_file(selector.state_dict(), tmp_path / "model.safetensors")
