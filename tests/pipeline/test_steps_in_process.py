@@ -367,7 +367,7 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     run = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
     results = {"gate.html", "gate.json", "great_expectations.json", "rl_data_figures.json"}
-    assert artifacts == {*results, "settings.json", "config.yaml", "facts.json"}
+    assert artifacts == {*results, "settings.json", "config.yaml", "facts.json", "manifest.json"}
     assert run.data.metrics["data/positive_query_rate"] == 0.5
     assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
     assert run.inputs.dataset_inputs[0].dataset.digest == read_rl_data(line, good_rl_data).digest
