@@ -58,12 +58,16 @@ def in_processes(command: Callable[..., None]) -> Callable[..., None]:
         from lever_mlflow.pipeline.resources import Resources
 
         processes = distributed.join(Resources(device=values["device"]).torch_device)
-        if not processes.is_main_process:
-            logging.disable(logging.WARNING)  # the leader says it all
-            distributed.follow(processes)
-            return
-        command(**values)
-        distributed.release(processes)
+        with distributed.lost_processes_named(processes):
+            if not processes.is_main_process:
+                logging.disable(logging.WARNING)  # the leader says it all
+                # a follower has nothing to close, and waits in code that hears no signal
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                distributed.follow(processes)
+                return
+            command(**values)
+            distributed.release(processes)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from lever_mlflow.settings import Fusion, PoolSampler
 __all__ = ["FeatureTable", "check_fusion", "check_sampler", "fused_features", "sample_features"]
 
 _BATCH = 64  # images or texts that are encoded at a time
+
+log = logging.getLogger(__name__)
 
 
 _SIDES_OF_SAMPLER: dict[str, tuple[Side, ...]] = {  # features that the samplers of candidates need; the others need none
@@ -127,11 +130,11 @@ def sample_features(
     digest = content.hexdigest()[:32]
     files = {kind: cache_dir / "features" / f"{digest}-{kind}.npy" for kind in ("image", "text", "fused", "concat")}
     sides = encoder_sides(encoder)
-    if not all(files[side].is_file() for side in sides):
+    if not all(_is_cached(files[side], len(samples)) for side in sides):
         for side, array_SD in _encode(samples, encoder, device).items():
             _write(files[side], array_SD)
     both = len(sides) == 2
-    if both and not (files["fused"].is_file() and files["concat"].is_file()):
+    if both and not all(_is_cached(files[kind], len(samples)) for kind in ("fused", "concat")):
         table = fused_features(np.load(files["image"]), np.load(files["text"]), digest)
         _write(files["fused"], table.fused_SD)
         _write(files["concat"], table.concat_SD)
@@ -139,6 +142,21 @@ def sample_features(
     there = {kind: both or kind in sides for kind in files}
     arrays = {f"{kind}_SD": np.load(path, mmap_mode="r") if there[kind] else none_SD for kind, path in files.items()}
     return FeatureTable(**arrays, digest=digest)
+
+
+def _is_cached(path: Path, rows: int) -> bool:
+    """Says whether a file holds features of so many samples; the log says what is wrong with one that does not."""
+    if not path.is_file():
+        return False
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        log.warning("%s: %s; the features are computed again", path, error)
+        return False
+    if array.dtype == np.float32 and array.ndim == 2 and len(array) == rows:
+        return True
+    log.warning("%s: holds %s of shape %s; the features are computed again", path, array.dtype, array.shape)
+    return False
 
 
 def fused_features(image_SD: np.ndarray, text_SD: np.ndarray, digest: str) -> FeatureTable:

@@ -14,6 +14,7 @@ import mlflow
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.registry.champion import is_name_of_record
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
 from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, Register, ResourceSettings, RewardMode, format_beta
@@ -64,6 +65,11 @@ class Context:
         if self.model_name != AUTO and not re.fullmatch(r"[\w .-]+", self.model_name):
             raise ParameterError(
                 f"model_name={self.model_name!r}: registered models are named with letters, digits, spaces, _ . and -"
+            )
+        if is_name_of_record(self.model_name):
+            raise ParameterError(
+                f"model_name={self.model_name!r}: names that end so are those of records that promote and rollback make and "
+                "delete; choose another name"
             )
 
     @property

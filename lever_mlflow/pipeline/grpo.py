@@ -18,19 +18,17 @@ from lever_mlflow.pipeline.rollout import find_rl_data, recorded_settings, rl_da
 from lever_mlflow.pipeline.training import (
     GrpoStart,
     RoundPlace,
-    checkpoints_of,
     find_start,
-    log_checkpoints,
     round_step,
     start_of_grpo,
     training_inputs,
 )
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics
-from lever_mlflow.runs.processes import this_process
+from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
-from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, record, remove_tags, run_tags, set_description
+from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, record, run_tags, set_description
 from lever_mlflow.settings import (
     AUTO,
     NONE,
@@ -88,7 +86,8 @@ def grpo_step(
 
     name = of_beta(GRPO, settings.kl_beta)
     options = {"rl_data": data.origin, **context.options_of_judgement(), "init": policy.tags[Tag.START_URI], "resume": resume}
-    step = make_step(context, GRPO, name, values, inputs, execute, options, shots=shots, prompts=prompts)
+    needs = (policy.tags[Tag.START_URI],)
+    step = make_step(context, GRPO, name, values, inputs, execute, options, shots=shots, prompts=prompts, needs=needs)
     return step
 
 
@@ -164,7 +163,6 @@ class _Rounds:
     def run(self) -> None:
         """Runs the rounds until they are done, the data gate stops one, or they no longer help."""
         context, data = self.context, self.data
-        record({Tag.PROCESS: this_process()})
         let_through = pass_gate(context, data, find_verdict(context, data))
         self.overrides += let_through.values()
         ended = ""
@@ -248,7 +246,6 @@ class _Rounds:
             description = f"{description}; {ended}"
             record({Tag.ROUNDS_ENDED: ended})
         record({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
-        remove_tags(Tag.PROCESS)
         set_description(description)
 
 

@@ -46,12 +46,14 @@ from lever_mlflow.runs.optional_runs import optional_run
 from lever_mlflow.runs.planning import Plan, active_plan
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_here
 from lever_mlflow.runs.tags import Tag, record, set_description
+from lever_mlflow.runs.whole import lack_of_version
 from lever_mlflow.settings import PromotionSettings, format_beta
 
 __all__ = ["list_versions", "plan_promotion", "promote_step", "roll_back"]
 
 EVIDENCE_FILE = "promotion.json"
 PROMOTE, ROLLBACK = "promote", "rollback"
+_EVALUATE_AGAIN = "run the evaluate step again"
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,8 @@ def _promote(context: Context, kl_beta: float, settings: PromotionSettings) -> N
         message = f"{label} is champion already; nothing was changed"
         set_description(describe_promotion("Nothing to do.", message, ()))
         return
+    if lack := lack_of_version(version):
+        raise PromotionError(f"{label}: {lack}, so it cannot be served; {_EVALUATE_AGAIN}, which registers it anew")
     conditions = _conditions(context, version, held.champion, settings)
     _log_evidence(label, held.champion, conditions, settings)
     failed = [condition for condition in conditions if not condition.met]

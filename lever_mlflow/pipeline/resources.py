@@ -126,7 +126,8 @@ class Resources(ResourceSettings):
     def _splits(self) -> dict[SplitName, Split]:
         """Reads both splits, so that one message tells everything that is wrong with the data set."""
         root, max_aspect = self.dataset_root, self.language_model.max_aspect
-        remedy = f"; or delete {root}: it is written again" if self.dataset == MINI else ""
+        written_here = self.dataset == MINI or self.dataset.startswith(HUB)
+        remedy = f"; or delete {root}: it is written again" if written_here else ""
         memo_dir = self.cache_dir / "images"
         try:
             splits = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,11 @@ import torch
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
 from lever_mlflow.runs.artifacts import artifact, delete_artifacts, list_artifacts
-from lever_mlflow.runs.processes import is_training
+from lever_mlflow.runs.processes import is_running
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, active_run, run_settings
 from lever_mlflow.runs.tags import Tag, record, remove_tags, run_tags
+from lever_mlflow.runs.whole import lack_of_model
 from lever_mlflow.settings import AUTO, NONE
 from lever_mlflow.training.loop import TrainingState
 from lever_mlflow.training.state import load_state, save_state
@@ -83,7 +85,7 @@ class UnsentEpochs:
         """
         epoch, run_id = len(state.history), active_run().info.run_id
         name = f"epoch-{epoch:04d}"
-        former = [path for path in list_artifacts(run_id, STATES_FOLDER) if path != f"{STATES_FOLDER}/{name}"]
+        former = [path for path in _logged_states(run_id) if path != f"{STATES_FOLDER}/{name}"]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             save_state(path, state, self._meta(models))
@@ -92,11 +94,24 @@ class UnsentEpochs:
         for earlier in former:
             delete_artifacts(run_id, earlier)
 
+    def remove_former(self, source: str) -> None:
+        """Removes what an interrupted run left in the folder of unsent epochs, once all of it is here; nothing outside of it.
+
+        Args:
+            source: the run's id, or the folder in which the run left its epochs.
+        """
+        folder = (Path(source) if Path(source).is_dir() else self.folder.parent / source).resolve()
+        if folder.parent == self.folder.parent.resolve() and re.fullmatch(r"[0-9a-f]{32}", folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def remove(self) -> None:
         """Removes the folder and the state in MLflow, once the training is finished and everything has arrived."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        remove_tags(Tag.STATE_EPOCH, Tag.PROCESS)
-        delete_artifacts(active_run().info.run_id, STATES_FOLDER)
+        remove_tags(Tag.STATE_EPOCH)
+        run_id = active_run().info.run_id
+        states = _logged_states(run_id)
+        for path in [STATES_FOLDER] if states == list_artifacts(run_id, STATES_FOLDER) else states:
+            delete_artifacts(run_id, path)
 
     def _meta(self, models: Mapping[int, str]) -> dict[str, Any]:
         return {"models": dict(models), "key": self.key, "threads": torch.get_num_threads()}
@@ -145,16 +160,19 @@ def find_state(source: str) -> Interrupted:
     if folder.is_dir():
         places: Iterator[Path] = _states(folder)
     else:
-        places = (artifact(source, path) for path in reversed(list_artifacts(source, STATES_FOLDER)))
+        places = (artifact(source, path) for path in reversed(_logged_states(source)))
     for place in places:
         try:
             state, meta = load_state(place)
         except CheckpointError as error:
             log.warning("%s", error)
             continue
-        models = {int(epoch): model for epoch, model in meta["models"].items()}
+        models = {int(epoch): model for epoch, model in meta["models"].items() if not lack_of_model(model)}
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
+        if gone := [str(epoch) for epoch, path in unsent.items() if not path.is_dir()]:
+            log.warning("%s: the checkpoints of its epochs %s are gone", source, ", ".join(gone))
+            continue
         return Interrupted(source, state, models, unsent, meta["key"], meta.get("threads", 0))
     raise CheckpointError(f"{source}: no whole training state to go on from")
 
@@ -162,11 +180,14 @@ def find_state(source: str) -> Interrupted:
 def _newest_interrupted(step: Step) -> Interrupted | None:
     """Finds what the newest run of this step left that has not finished and whose process is gone."""
     for run in find_runs(step.step, {Tag.KEY: step.key}, having=Tag.STATE_EPOCH, unfinished=True):
-        running = is_training(run)
+        running = is_running(run)
         if running:
             log.info("%s trains the same just now; starting over beside it", describe(run))
         elif running is None:
-            message = "%s seems to train the same on another machine; if it was interrupted, give resume=%s"
+            message = (
+                "%s seems to train the same on another machine or in another container, or did so before this machine was "
+                "started anew; if it was interrupted, give resume=%s"
+            )
             log.warning(message, describe(run), run.info.run_id)
         else:
             try:
@@ -180,7 +201,7 @@ def _newest_interrupted(step: Step) -> Interrupted | None:
 def _is_run_of(step: Step, run_id: str) -> bool:
     """Says whether a run is of exactly this step; a run that is still training is refused."""
     tags = run_tags(run_id)
-    if is_training(mlflow.get_run(run_id)):
+    if is_running(mlflow.get_run(run_id)):
         raise ParameterError(f"resume={run_id}: that run is still training on this machine; wait for it, or stop it first")
     return tags.get(Tag.KEY) == step.key
 
@@ -201,6 +222,11 @@ def _difference(step: Step, source: str) -> str:
     settings = [f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
     inputs = [str(name) for name, value in step.inputs.items() if tags.get(name) != str(value)]
     return f"that run differs: {'; '.join(settings or inputs or ['code of the package'])}"
+
+
+def _logged_states(run_id: str) -> list[str]:
+    """Lists the states that a run has logged, oldest first; anything else in their folder is not ours."""
+    return [path for path in list_artifacts(run_id, STATES_FOLDER) if re.fullmatch(rf"{STATES_FOLDER}/epoch-\d{{4,}}", path)]
 
 
 def _states(folder: Path) -> Iterator[Path]:

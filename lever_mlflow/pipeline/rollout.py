@@ -125,14 +125,18 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool
     run_id = holder_of(run_id)
     tags = run_tags(run_id)
     origin = tags.get(Tag.RL_DATA_SOURCE)
-    if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
-        path = path or RL_DATA_FILE
+    if path:
         return _load(context, artifact(run_id, path), keep_all, source=f"runs:/{run_id}/{path}")
-    data = read_rl_data(context, origin, keep_all)
-    if data.digest != tags[Tag.RL_DATA_DIGEST]:
+    own = f"runs:/{run_id}/{RL_DATA_FILE}"
+    if origin in (None, own):
+        origin = own
+        data = _load(context, artifact(run_id, RL_DATA_FILE), keep_all, source=own)
+    else:
+        data = read_rl_data(context, origin, keep_all)
+    recorded = tags.get(Tag.RL_DATA_DIGEST, data.digest)  # a step that has just logged its data has not recorded it yet
+    if data.digest != recorded:
         raise DataError(
-            f"{origin}: its digest is {data.digest}, but run {run_id} worked on {tags[Tag.RL_DATA_DIGEST]}; "
-            "the file has changed since"
+            f"{origin}: its digest is {data.digest}, but run {run_id} worked on {recorded}; the file has changed since"
         )
     return data
 

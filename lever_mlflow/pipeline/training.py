@@ -26,10 +26,10 @@ from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
-from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.metrics import finite, system_metrics
+from lever_mlflow.runs.models import log_checkpoints
 from lever_mlflow.runs.outages import persistently
-from lever_mlflow.runs.processes import close_interrupted, this_process
+from lever_mlflow.runs.processes import close_interrupted
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure
 from lever_mlflow.runs.tags import Tag, record, run_tags, set_description
@@ -50,9 +50,7 @@ __all__ = [
     "RCE",
     "GrpoStart",
     "RoundPlace",
-    "checkpoints_of",
     "find_start",
-    "log_checkpoints",
     "rce_step",
     "round_step",
     "start_of_grpo",
@@ -61,7 +59,6 @@ __all__ = [
 ]
 
 RCE, GRPO_ROUND = "rce", "grpo-round"
-CHECKPOINTS_FILE = "checkpoints.json"  # ids of a training's logged models by epoch
 
 log = logging.getLogger(__name__)
 
@@ -171,16 +168,6 @@ def start_of_run(run_id: str) -> str:
     return f"models:/{run_tags(run_id)[Tag.BEST_MODEL]}"
 
 
-def log_checkpoints(models: Mapping[int, str]) -> None:
-    """Logs the ids of a training's logged models by epoch."""
-    mlflow.log_dict({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
-
-
-def checkpoints_of(run_id: str) -> dict[int, str]:
-    """Returns the ids of a finished training's logged models by epoch."""
-    return {int(epoch): model_id for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
-
-
 @dataclass(frozen=True)
 class _Training:
     """Holds what the epochs of one training run share, for the log.
@@ -278,7 +265,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
         LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
     """
     dataset = rl_dataset(training.data)
-    record({Tag.THREADS: torch.get_num_threads(), Tag.PROCESS: this_process()})
+    record({Tag.THREADS: torch.get_num_threads()})
     history: list[dict[str, float]] = []
     models: dict[int, str] = {}
     try:
@@ -328,7 +315,7 @@ def _replay(
     unsent.log_state(interrupted.state, models)
     if not Path(interrupted.source).is_dir():
         close_interrupted(interrupted.source)
-    shutil.rmtree(unsent.folder.parent / Path(interrupted.source).name, ignore_errors=True)  # all of it is here now
+    unsent.remove_former(interrupted.source)
     return models
 
 

@@ -5,11 +5,15 @@ change n begins with the creation of ``<name>.champion-change-<n>``, which holds
 with the tag ``champion_changes`` = n of the registered model. Whoever finds a change that was begun and not ended waits for it,
 and after ``PATIENCE`` seconds writes it in place of the process that is gone. Anybody may create registered models, so a change
 counts only once the registered model's own tag ``champion_change`` names it, which takes the right to edit that model.
+
+These records stand among the users' registered models. So each has a tag that says whose record it is, and only a model with
+this tag and without versions is ever deleted. A model of such a name without the tag stays, and its number is passed over.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,12 +30,26 @@ from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import registered_model
+from lever_mlflow.runs.tags import PREFIX
 
-__all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "change", "holders", "now", "rollback", "settle"]
+__all__ = [
+    "CHAMPION",
+    "PATIENCE",
+    "PREVIOUS_CHAMPION",
+    "Change",
+    "Holders",
+    "change",
+    "holders",
+    "is_name_of_record",
+    "now",
+    "rollback",
+    "settle",
+]
 
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 PATIENCE = 20.0  # seconds for which a change that another process has begun is waited for
 _COUNT, _CONFIRMED, _VERSION_TAG = "champion_changes", "champion_change", "version."
+_RECORD, _RECORD_OF = ".champion-change-", f"{PREFIX}champion_change_of"  # in the name of each record; its tag that says whose
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +85,18 @@ def holders(name: str) -> Holders:
     return Holders(*(str(aliases[alias]) if alias in aliases else None for alias in (CHAMPION, PREVIOUS_CHAMPION)))
 
 
+def is_name_of_record(name: str) -> bool:
+    """Says whether a registered model of this name could be taken for the record of a change of champion."""
+    return re.search(rf"{re.escape(_RECORD)}\d+$", name) is not None
+
+
 def settle(name: str) -> int:
     """Waits for a change that another process has begun, or finishes it in its place.
 
-    Returns how many changes there have been.
+    Returns how many changes there have been; a number under which somebody else keeps a registered model counts as one.
+
+    Raises:
+        MissingRunError: there is no such registered model. PromotionError: its tag ``champion_changes`` is no number.
     """
     client, seen, since = MlflowClient(), "", 0.0
     while True:
@@ -78,13 +104,16 @@ def settle(name: str) -> int:
         begun = _find(client, _record(name, done + 1))
         if begun is None:
             return done
-        if (token := begun.tags.get("token", "none")) != seen:
+        if not _is_record_of(name, begun):
+            log.warning("%s: %s is somebody's registered model and stays; the next number is taken", name, begun.name)
+            client.set_registered_model_tag(name, _COUNT, str(done + 1))
+        elif (token := begun.tags.get("token", "none")) != seen:
             seen, since = token, time.monotonic()
         elif time.monotonic() - since > PATIENCE:
             confirmed = registered_model(name).tags.get(_CONFIRMED) == f"{done + 1} {seen}"
             verb = "finishing" if confirmed else "passing over"
             log.warning("%s: %s change %d of champion, begun by %s", name, verb, done + 1, begun.tags.get("by", "nobody"))
-            _finish(client, name, done + 1, _read(begun) if confirmed else None)
+            _finish(client, name, done + 1, seen, _read(begun) if confirmed else None)
         else:
             time.sleep(0.1)
 
@@ -104,12 +133,12 @@ def change(name: str, expected: Holders, new: Change) -> None:
                 f"{name}: {_in_words(present)}, but {_in_words(expected)} when this began; somebody else changed it meanwhile, "
                 f"and this changed nothing; look at `{command('status')}` and run it again"
             )
-        began = time.monotonic()
-        if _begin(client, name, number, new):
+        began, token = time.monotonic(), uuid.uuid4().hex
+        if _begin(client, name, number, token, new):
             break
     if time.monotonic() - began > PATIENCE / 2:  # others might finish it, and go on to the next, before this gets to write
         raise PromotionError(f"{name}: MLflow took too long; this change is finished by the next promote or rollback")
-    _finish(client, name, number, new)
+    _finish(client, name, number, token, new)
 
 
 def rollback(name: str, by: str) -> Holders:
@@ -144,10 +173,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _begin(client: MlflowClient, name: str, number: int, new: Change) -> bool:
+def _begin(client: MlflowClient, name: str, number: int, token: str, new: Change) -> bool:
     """Begins change ``number``, and says whether this process may make it: nobody else has begun or ended it."""
-    token = uuid.uuid4().hex
-    tags = {"token": token, "by": new.by, "champion": new.champion, "previous": new.previous or ""}
+    tags = {_RECORD_OF: name, "token": token, "by": new.by, "champion": new.champion, "previous": new.previous or ""}
     tags |= {f"{_VERSION_TAG}{key}": value for key, value in new.tags.items()}
     try:
         client.create_registered_model(_record(name, number), tags=tags, description=new.description)
@@ -158,23 +186,34 @@ def _begin(client: MlflowClient, name: str, number: int, new: Change) -> bool:
         if existing is None or existing.tags.get("token") != token:  # else it was created, but the answer got lost
             return False
     if _count(name) >= number:  # ended between this process' look and its creation
-        client.delete_registered_model(_record(name, number))
+        _remove(client, name, number, token)
         return False
     try:
         client.set_registered_model_tag(name, _CONFIRMED, f"{number} {token}")
     except MlflowException:
-        client.delete_registered_model(_record(name, number))
+        _remove(client, name, number, token)
         raise
     return True
 
 
-def _finish(client: MlflowClient, name: str, number: int, new: Change | None) -> None:
+def _finish(client: MlflowClient, name: str, number: int, token: str, new: Change | None) -> None:
     """Writes all of a change, or nothing of one that was not confirmed, and ends it; may be done again and by several."""
     if new is not None:
         _write(client, name, number, new)
     client.set_registered_model_tag(name, _COUNT, str(number))
+    _remove(client, name, number, token)
+
+
+def _remove(client: MlflowClient, name: str, number: int, token: str) -> None:
+    """Deletes the record of a change, and never anything else; a record that stays after its change has no effect."""
+    record = _find(client, _record(name, number))
+    if record is None or not _is_record_of(name, record) or record.tags.get("token", "none") != token:
+        return
+    if record.latest_versions:
+        log.warning("%s: %s has versions that somebody put there, so it stays; it has no effect", name, record.name)
+        return
     try:
-        client.delete_registered_model(_record(name, number))
+        client.delete_registered_model(record.name)
     except MlflowException as error:  # deleted by who finished it too; or another user's, and then it stays without effect
         if not _is_missing(error) and error.error_code != "PERMISSION_DENIED":
             raise
@@ -199,7 +238,11 @@ def _write(client: MlflowClient, name: str, number: int, new: Change) -> None:
 
 
 def _record(name: str, number: int) -> str:
-    return f"{name}.champion-change-{number}"
+    return f"{name}{_RECORD}{number}"
+
+
+def _is_record_of(name: str, model: RegisteredModel) -> bool:
+    return bool(model.tags.get(_RECORD_OF) == name)
 
 
 def _read(record: RegisteredModel) -> Change:
@@ -209,7 +252,13 @@ def _read(record: RegisteredModel) -> Change:
 
 
 def _count(name: str) -> int:
-    return int(registered_model(name).tags.get(_COUNT, 0))
+    text = registered_model(name).tags.get(_COUNT, "0")
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise PromotionError(
+            f"{name}: the tag {_COUNT} of this registered model is {text!r}, expected the number of changes of champion; "
+            "give the tag another name if it is yours, or else delete it"
+        )
+    return int(text)
 
 
 def _find(client: MlflowClient, name: str) -> RegisteredModel | None:

@@ -6,17 +6,18 @@ in its model card, and in the artifacts of the evaluation that the tag ``evaluat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.evaluation.rounding import decimals, interval_text
 
-__all__ = ["NOTHING_OVERRIDDEN", "Estimate", "Lead", "VersionTag", "evaluation_tags", "is_measured", "overrides"]
+__all__ = ["NOTHING_OVERRIDDEN", "Estimate", "Lead", "VersionTag", "evaluation_tags", "measured", "overrides"]
 
-_FORMER_MEASURES = ("questions", "strongest_baseline", "gain_over_strongest")  # tags of earlier versions of this package
-_FORMER_PREFIXES = ("acc_", "baseline_")  # of the tags for each accuracy, which they had too
+_FORMER_CELL = re.compile(r"(acc|baseline_\w+)_n\d+_(mean|shots\d+)(_interval)?")  # tags of earlier versions of this package
+_FORMER_MEASURES = {"questions", "strongest_baseline", "gain_over_strongest"}  # which they had beside those
 
 
 class VersionTag(StrEnum):
@@ -86,9 +87,13 @@ def evaluation_tags(evaluation: Evaluation, records_digest: str, accuracy: Estim
     }
 
 
-def is_measured(tag: str) -> bool:
-    """Says whether a tag holds what an evaluation measured, so that the next evaluation of the same model replaces it."""
-    return tag in (VersionTag.ACCURACY, VersionTag.GAIN, *_FORMER_MEASURES) or tag.startswith(_FORMER_PREFIXES)
+def measured(tags: Collection[str]) -> set[str]:
+    """Returns those of a version's tags that hold what an evaluation measured, which the next evaluation replaces.
+
+    Tags that somebody else gave the version are not among them.
+    """
+    cells = {tag for tag in tags if _FORMER_CELL.fullmatch(tag)}
+    return cells | ({VersionTag.ACCURACY, VersionTag.GAIN, *(_FORMER_MEASURES if cells else ())} & {*tags})
 
 
 def overrides(tags: Mapping[str, str]) -> dict[str, str]:

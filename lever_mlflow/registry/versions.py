@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import mlflow
@@ -14,13 +16,16 @@ from mlflow.utils import logging_utils
 from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.model_card import renewed
-from lever_mlflow.registry.version_tags import VersionTag, is_measured
+from lever_mlflow.registry.version_tags import VersionTag, measured
+from lever_mlflow.runs.whole import lack_of_version
 from lever_mlflow.settings import format_beta
 
 __all__ = ["beta_alias", "describe_model", "find_version", "holds", "register", "registered_model", "versions"]
 
 _LONGEST_TAG = 5000  # characters of a version's tag; MLflow takes more, but nobody reads more
 _ALIAS = "kl-"
+
+log = logging.getLogger(__name__)
 
 
 def beta_alias(kl_beta: float) -> str:
@@ -29,7 +34,7 @@ def beta_alias(kl_beta: float) -> str:
 
 
 def holds(name: str, digest: str) -> bool:
-    """Says whether a registered model has a version of this digest, so that ``register`` adds none."""
+    """Says whether a registered model has a version of this digest that is whole, so that ``register`` adds none."""
     return _version_of_digest(MlflowClient(), name, digest) is not None
 
 
@@ -46,9 +51,8 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
     for tag, text in texts.items():
         if version.tags.get(tag) != text:
             client.set_model_version_tag(name, version.version, tag, text)
-    for tag in version.tags.keys() - texts.keys():
-        if is_measured(tag):
-            client.delete_model_version_tag(name, version.version, tag)
+    for tag in measured(version.tags) - texts.keys():
+        client.delete_model_version_tag(name, version.version, tag)
     if description:
         client.update_model_version(name, version.version, renewed(description, version.description or ""))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
@@ -124,6 +128,16 @@ def _created(client: MlflowClient, name: str, model_id: str, tags: Mapping[str, 
 
 
 def _version_of_digest(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """Finds the first version of a registered model that holds a model of this digest."""
-    holders = client.search_model_versions(f"name = '{name}' and tags.{VersionTag.MODEL_DIGEST} = '{digest}'")
-    return min(holders, key=lambda version: int(version.version), default=None)
+    """Finds the first version of a registered model that holds a model of this digest and whose files are whole."""
+    found = client.search_model_versions(f"name = '{name}' and tags.{VersionTag.MODEL_DIGEST} = '{digest}'")
+    looked_at = [(version, lack_of_version(version)) for version in sorted(found, key=lambda version: int(version.version))]
+    whole = next((version for version, lack in looked_at if not lack), None)
+    if whole is None:
+        for version, lack in looked_at:
+            _say_once(f"{name} version {version.version} is registered anew: {lack}")
+    return whole
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)

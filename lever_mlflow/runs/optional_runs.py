@@ -16,12 +16,12 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import LeverError, first_line
-from lever_mlflow.runs.steps import project_run
+from lever_mlflow.runs.steps import RUN_ID, project_run
 from lever_mlflow.runs.tags import PREFIX, RUN_NAME, Tag
 
 __all__ = ["optional_run", "passing_run", "placeholder_run"]
 
-_RUN_ID, _ENTRY_POINT = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"  # MLflow's own variable and tag
+_ENTRY_POINT = "mlflow.project.entryPoint"  # MLflow's own tag
 
 
 @contextmanager
@@ -59,16 +59,18 @@ def placeholder_run(entry_point: str) -> Iterator[None]:
 def passing_run(name: str, step: str) -> Iterator[Run]:
     """Opens a run for work that leaves nothing to keep, and keeps the list of runs tidy.
 
-    At the end the run is moved to MLflow's trash. One that ``mlflow run`` made cannot be; those of earlier calls are.
+    At the end the run is moved to MLflow's trash. One that ``mlflow run`` made cannot be; those of earlier calls are. One that
+    the user opened is left as it is.
 
     Raises:
         LeverError: MLflow refused something, or its store cannot be reached.
     """
-    made_by_mlflow = _RUN_ID in os.environ
+    made_here = RUN_ID not in os.environ
     with project_run(name) as run:
-        _tidy(run, name, step)
+        if made_here or _ENTRY_POINT in run.data.tags:
+            _tidy(run, name, step)
         yield run
-    if not made_by_mlflow:
+    if made_here:
         with suppress(MlflowException):
             mlflow.delete_run(run.info.run_id)
 
@@ -89,7 +91,7 @@ def _run_made_for(entry_point: str) -> Run | None:
 
     A run that the user has opened for another purpose is never taken for it.
     """
-    run_id = os.environ.get(_RUN_ID)
+    run_id = os.environ.get(RUN_ID)
     run = None if run_id is None else mlflow.get_run(run_id)
     return run if run is not None and run.data.tags.get(_ENTRY_POINT) == entry_point else None
 

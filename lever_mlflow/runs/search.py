@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import mlflow
@@ -11,6 +12,7 @@ from mlflow.entities import Run
 
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.tags import PREFIX, Tag
+from lever_mlflow.runs.whole import lack_of
 from lever_mlflow.settings import as_text
 
 __all__ = ["absent", "describe", "find_run", "find_runs", "taken"]
@@ -19,9 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def find_run(step: str, tags: Mapping[str, Any], *, having: str | None = None) -> Run | None:
-    """Returns the newest of the runs that ``find_runs`` lists, or None."""
-    runs = find_runs(step, tags, having=having, most=1)
-    return runs[0] if runs else None
+    """Returns the newest of the runs that ``find_runs`` lists whose files are whole, or None; the log says what others lack.
+
+    Raises:
+        LeverError: the artifact store does not answer, so that nothing is known of the files.
+    """
+    return next((run for run in _newest_first(step, tags, having) if _is_whole(run)), None)
 
 
 def find_runs(
@@ -50,6 +55,26 @@ def find_runs(
             output_format="list",
         )
     )
+
+
+def _newest_first(step: str, tags: Mapping[str, Any], having: str | None) -> Iterator[Run]:
+    """Yields the runs that ``find_runs`` lists; all but the newest are looked up only where that one is not taken."""
+    newest = find_runs(step, tags, having=having, most=1)
+    yield from newest
+    if newest:
+        yield from find_runs(step, tags, having=having)[1:]
+
+
+def _is_whole(run: Run) -> bool:
+    lack = lack_of(run)
+    if lack:
+        _say_once(f"{describe(run)} is not used again: {lack}")
+    return not lack
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.info("%s", message)
 
 
 def taken(option: str, step: str, run: Run) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,22 +23,25 @@ from typing import Any
 
 import mlflow
 import yaml
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 import lever_mlflow
 from lever_mlflow import invocation
-from lever_mlflow.exceptions import LeverError, first_line
+from lever_mlflow.exceptions import GateError, LeverError, ParameterError, first_line
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.planning import Unfinished, active_plan
+from lever_mlflow.runs.processes import close_runs_left, is_running, run_of_this_process
 from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.tags import DESCRIPTION, LONGEST_DESCRIPTION, RUN_NAME, Tag, record, set_description
+from lever_mlflow.runs.whole import log_manifest
 from lever_mlflow.settings import as_text
 
 __all__ = [
+    "RUN_ID",
     "Step",
     "active_run",
     "anew",
@@ -50,7 +54,9 @@ __all__ = [
     "run_settings",
 ]
 
+RUN_ID = "MLFLOW_RUN_ID"  # MLflow's own variable, which names the run that ``mlflow run`` made
 SETTINGS_FILE, CONFIG_FILE = "settings.json", "config.yaml"
+_OPEN = ("RUNNING", "SCHEDULED")
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _PROJECT_SOURCE, _PROJECT_ENV = "mlflow.source.name", "mlflow.project.env"  # MLflow's own tags
 
@@ -70,6 +76,7 @@ class Step:
         labels: further options as the user gave them, such as the names of the inputs; parameters, but not part of the key.
         config: the content of a configuration file that repeats the step; empty where no command runs it.
         prompts: how many prompts it asks the VLM at most.
+        needs: URIs of the logged models that whoever takes its result reads, beside those that it makes.
         repeatable: whether another run with the same key has the same result, so that a finished one can be reused.
     """
 
@@ -81,6 +88,7 @@ class Step:
     labels: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     prompts: int = 0
+    needs: Sequence[str] = ()
     repeatable: bool = True
 
     @property
@@ -101,18 +109,21 @@ def code_digest() -> str:
 
 @contextmanager
 def project_run(name: str) -> Iterator[Run]:
-    """Opens the run that ``mlflow run`` made, or a new one.
+    """Opens the run that ``mlflow run`` made, or a new one, and closes the runs of processes that are gone.
 
     The run is FINISHED at the end of the block, and FAILED when an exception leaves it. It is called ``name`` until a step
     gives it a name of its own; its description says why it failed.
 
     Raises:
+        ParameterError: the environment names a run that has ended, or that another process works on.
         LeverError: MLflow refused something, or its store cannot be reached.
     """
     failure: LeverError | None = None
     try:
-        with mlflow.start_run() as run, recorded_progress():
+        _check_named_run()
+        with run_of_this_process() as run, recorded_progress():
             mlflow.set_tag(RUN_NAME, name)
+            close_runs_left()
             tags = run.data.tags
             experiment = mlflow.get_experiment(run.info.experiment_id).name
             invocation.joined(experiment, tags.get(_PROJECT_SOURCE, ""), tags.get(_PROJECT_ENV, ""))
@@ -130,6 +141,21 @@ def project_run(name: str) -> Iterator[Run]:
         if failure is not None:  # not even the failure could be recorded; what failed first says more
             raise failure from error
         raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from error
+
+
+def _check_named_run() -> None:
+    """Refuses a run that the environment names and that cannot be this process', as a variable that was left over may do."""
+    run_id = os.environ.get(RUN_ID)
+    if not run_id:
+        return
+    run = mlflow.get_run(run_id)
+    ended = run.info.status not in _OPEN or run.info.lifecycle_stage == LifecycleStage.DELETED
+    if ended or is_running(run):
+        state = f"has ended ({run.info.status})" if ended else "is being worked on by another process"
+        raise ParameterError(
+            f"{RUN_ID}={run_id}: this run {state}; unset the variable, which `mlflow run` sets for what it starts, or name a "
+            "run that was opened for this command"
+        )
 
 
 def active_run() -> Run:
@@ -203,7 +229,7 @@ def finished_run(step: Step) -> str | None:
 
 def run_as_child(step: Step) -> str:
     """Runs a step in a child of the active run and returns the child's id."""
-    with mlflow.start_run(nested=True, run_name=step.name):
+    with run_of_this_process(nested=True, run_name=step.name):
         return _run(step)
 
 
@@ -243,7 +269,12 @@ def _run(step: Step) -> str:
             Tag.KEY: step.key,
         }
     )
-    step.execute()
+    try:
+        step.execute()
+    except GateError:  # whose verdict is found again in the failed run
+        log_manifest(run_id)
+        raise
+    log_manifest(run_id, step.needs)
     made = _run_anew.get()
     if made is not None:
         made[step.key] = run_id
@@ -254,14 +285,14 @@ def _run(step: Step) -> str:
 
 
 def describe_unopened_run(run_id: str, name: str, reason: str) -> None:
-    """Names a run and says why it failed, unless it has a description; what MLflow refuses is left as it is.
+    """Names a run and says why it failed, unless it has ended or has a description; what MLflow refuses is left as it is.
 
     It is for runs that ``mlflow run`` has made and whose command failed before ``project_run``.
     """
     client = mlflow.MlflowClient()
     with suppress(MlflowException):
-        tags = client.get_run(run_id).data.tags
-        if DESCRIPTION not in tags:
+        run = client.get_run(run_id)
+        if DESCRIPTION not in run.data.tags and run.info.status in _OPEN:
             client.set_tag(run_id, RUN_NAME, name)
             client.set_tag(run_id, DESCRIPTION, f"failed: {reason}"[:LONGEST_DESCRIPTION])
 

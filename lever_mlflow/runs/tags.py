@@ -16,12 +16,13 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow.exceptions import MissingRunError, first_line
+from lever_mlflow.exceptions import DataError, MissingRunError, first_line
 from lever_mlflow.runs.artifacts import list_artifacts, read_json
 from lever_mlflow.settings import as_text
 
 __all__ = [
     "DESCRIPTION",
+    "FACTS_FILE",
     "LONGEST_DESCRIPTION",
     "PREFIX",
     "RUN_NAME",
@@ -51,6 +52,8 @@ class Tag(StrEnum):
     VERSION = "version"  # of this package
     CODE = "code"  # digest of this package's modules
     REUSED = "reused"  # the finished run that holds the result of this one
+    PROCESS = "process"  # of a run that has not ended: machine, number and start of its process
+    KILLED = "killed"  # why a run was closed from outside
     # what it works on
     IDENTITY = "identity"  # digest of data set, VLM, profile, encoder and seed together
     DATASET_DIGEST = "dataset_digest"
@@ -88,7 +91,6 @@ class Tag(StrEnum):
     STATE_EPOCH = "state_epoch"  # the last epoch that training can go on from
     RESUMED_FROM = "resumed_from"
     THREADS = "threads"  # of torch, on which the last digits of a training on a CPU depend
-    PROCESS = "process"  # machine, number and start of the process that trains
     CHECKPOINT_DIGEST = "checkpoint_digest"
     # evaluation, registry
     GRPO_RUN = "grpo_run"
@@ -154,13 +156,18 @@ def run_tags(run_id: str) -> dict[str, str]:
     """Returns all facts that any run recorded, by name.
 
     Raises:
-        MissingRunError: there is no such run. DataError: its ``facts.json`` cannot be read.
+        MissingRunError: there is no such run. DataError: its ``facts.json`` cannot be read, or is gone.
     """
     try:
         tags = tags_of(mlflow.get_run(run_id))
     except MlflowException as error:
         raise MissingRunError(f"run {run_id}: {first_line(error)}; look its id up in the MLflow UI") from None
-    return {**_recorded(run_id), **tags}
+    facts = _recorded(run_id)
+    if Tag.KEY in tags and not facts:  # which the run was given after its facts
+        raise DataError(
+            f"run {run_id}: its {FACTS_FILE} is gone; bring the files of this run back, or run that step again with rerun=true"
+        )
+    return {**facts, **tags}
 
 
 def holder_of(run_id: str) -> str:

@@ -28,6 +28,9 @@ _WEIGHTS_FILE = "selector.safetensors"
 _STATE_DICTS = ("model_state_dict", "state_dict")  # the keys of files that hold more than weights
 _ANCHOR = "input_proj.weight"  # every selector has it, so it shows the prefix that wrappers have put before all names
 _OLD_PREFIXES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of names put in by PyTorch
+_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_TORCH_FILES = (b"PK", b"\x80")  # beginnings of files of ``torch.save``: a zip archive, and before PyTorch 1.6 a pickle
 _HYPERPARAMETERS = ("model_config", "hyper_parameters")  # the keys under which files of other programs describe the network
 _HEADS = ("num_heads", "n_heads")
 _SHOWN_NAMES = 5  # of weights in a message
@@ -63,12 +66,14 @@ def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[s
 def load_selector(path: str | Path) -> PointerSelector:
     """Loads a selector from a checkpoint folder or a single file, in evaluation mode on the CPU.
 
-    A file is a ``.safetensors`` file, or one of ``torch.save`` such as ``.pt`` and Lightning's ``.ckpt``, which is read without
-    executing pickled code. It holds named weights, or such weights under ``model_state_dict`` or ``state_dict``. Where wrappers
-    put a prefix before the names (``module.``, ``lever_lm.pointer_selector.`` and others), the weights with the prefix of
-    ``input_proj.weight`` are used. The older prefixes ``cross_attn.`` and ``attn_norm.`` stand for layer 0. Weights do not tell
-    the number of heads. It is ``num_heads`` or ``n_heads`` under ``model_config`` or ``hyper_parameters`` of the file, else 1,
-    which the log then says.
+    A file is one of safetensors, or one of ``torch.save`` such as ``.pt`` and Lightning's ``.ckpt``, which is read without
+    executing pickled code; its content decides, and not its name. It holds named weights, such weights under
+    ``model_state_dict`` or ``state_dict``, or under another name if there is only one selector in it. A folder that is no
+    checkpoint folder and holds one such file stands for the file. Where wrappers put a prefix before the names (``module.``,
+    ``_orig_mod.``, ``lever_lm.pointer_selector.`` and others), the weights with the prefix of ``input_proj.weight`` are used;
+    wrappers of single layers are taken out of the names. The older prefixes ``cross_attn.`` and ``attn_norm.`` stand for layer
+    0. Weights do not tell the number of heads. It is ``num_heads`` or ``n_heads`` under ``model_config`` or
+    ``hyper_parameters`` of the file, else 1, which the log then says.
 
     Raises:
         CheckpointError: missing, damaged, holding code or non-finite weights, or not the weights of a selector.
@@ -76,6 +81,8 @@ def load_selector(path: str | Path) -> PointerSelector:
     path = Path(path)
     if path.name == _WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
         path = path.parent  # the weights of a checkpoint folder, whose description states the heads
+    elif path.is_dir():
+        path = _only_file(path)
     if path.is_dir():
         weights, config, digest = _read_folder(path)
     elif path.is_file():
@@ -114,6 +121,21 @@ def selector_digest(selector: PointerSelector) -> str:
     return digest.hexdigest()[:32]
 
 
+def _only_file(folder: Path) -> Path:
+    """Returns the only weights file of a folder of another program; the folder itself where it is a checkpoint folder.
+
+    Raises:
+        CheckpointError: it holds several such files, or none.
+    """
+    if (folder / CONFIG_FILE).exists() or (folder / _WEIGHTS_FILE).exists():
+        return folder
+    files = [path for path in folder.iterdir() if path.suffix in _FILES]
+    if len(files) == 1:
+        return files[0]
+    found = f"several weights files ({_some(path.name for path in files)}); give one of them" if files else "no weights file"
+    raise CheckpointError(f"{folder}: no checkpoint folder, as it has no {CONFIG_FILE}, and holds {found}")
+
+
 def _read_json(folder: Path) -> dict[str, Any]:
     """Reads the description of a checkpoint: ``config``, ``digest`` and ``meta``."""
     try:
@@ -146,18 +168,40 @@ class _Inert:
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the selector's weights, by their present names, and the number of its heads from a single file."""
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else _unpickle(path)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__} instead of named weights; save the selector's state dict"
         )
-    weights = next((content[key] for key in _STATE_DICTS if key in content), content)
+    weights = next((content[key] for key in _STATE_DICTS if key in content), None) or _only_selector(path, content)
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
     ):
         raise CheckpointError(f"{path}: its state dict holds something else than named tensors; save the selector's again")
     weights = {_current_name(name): tensor for name, tensor in _without_prefix(path, weights).items()}
     return weights, {"n_heads": _heads(path, content)}
+
+
+def _only_selector(path: Path, content: dict[Any, Any]) -> dict[Any, Any]:
+    """Returns the named weights in a file that does not call them a state dict: its own entries, or those of one entry.
+
+    Raises:
+        CheckpointError: several entries hold the weights of a selector.
+    """
+    places = {"": content, **{str(name): entry for name, entry in content.items() if isinstance(entry, dict)}}
+    selectors = {name: entry for name, entry in places.items() if any(map(_is_anchor, entry))}
+    if len(selectors) > 1:
+        raise CheckpointError(f"{path}: holds several selectors, under {_some(selectors)}; save the state dict of one of them")
+    weights = next(iter(selectors.values()), content)
+    tensors = {name: entry for name, entry in weights.items() if isinstance(entry, Tensor)}
+    return tensors if any(map(_is_anchor, tensors)) else weights  # without what stands beside the weights, such as the epoch
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Says whether a file is one of safetensors: it begins with the length of its header in 8 bytes, and the header."""
+    with path.open("rb") as file:
+        beginning = file.read(9)
+    return beginning[8:] == b"{" or (path.suffix == ".safetensors" and not beginning.startswith(_TORCH_FILES))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -169,12 +213,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _without_prefix(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the weights of the only selector, without the prefix that wrappers have put before their names."""
-    prefixes = [name.removesuffix(_ANCHOR) for name in weights if f".{name}".endswith(f".{_ANCHOR}")]
+    prefixes = [name[: name.rindex(_ANCHOR.split(".")[0])] for name in weights if _is_anchor(name)]
     if not prefixes:
         raise CheckpointError(f"{path}: no weights {_ANCHOR}, so no selector; its entries are {_some(weights)}")
     if len(prefixes) > 1:
         raise CheckpointError(f"{path}: holds several selectors, under {_some(prefixes)}; save the state dict of one of them")
-    return {name.removeprefix(prefixes[0]): tensor for name, tensor in weights.items() if name.startswith(prefixes[0])}
+    own = {name.removeprefix(prefixes[0]): tensor for name, tensor in weights.items() if name.startswith(prefixes[0])}
+    return {_unwrapped(name): tensor for name, tensor in own.items()}
+
+
+def _is_anchor(name: Any) -> bool:
+    return isinstance(name, str) and f".{_unwrapped(name)}".endswith(f".{_ANCHOR}")
+
+
+def _unwrapped(name: str) -> str:
+    """Returns the name of a weight without the parts that wrappers of the network or of its layers put in."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _heads(path: Path, content: Mapping[str, Any]) -> int:
@@ -197,8 +251,9 @@ def _unpickle(path: Path) -> Any:
     """Reads a file written by ``torch.save``; objects that are neither tensors nor plain values are replaced by inert ones."""
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # opened here, as torch.load goes by the name of a file that it opens itself
+        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds code or objects other than tensors and plain values, and is not loaded; save the state dict alone"

@@ -114,6 +114,8 @@ def checkpoint_folder(reference: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
         raise CheckpointError(f"{reference}: no such model ({first_line(error)}); look its name up in the UI") from None
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"{reference}: the files of this model are gone; run the training again with rerun=true")
     checkpoints = sorted(folder.glob(f"artifacts/*/{CONFIG_FILE}"))
     if len(checkpoints) != 1:
         raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from lever_mlflow.vlm.server import ServerVLM
 
 __all__ = ["Asked", "Asker", "AskerSettings"]
 
-_MACHINE = "GROUP_RANK"  # environment variable in which torch.distributed's launchers number machines
 
 _Request = Literal["generate", "score"]  # names of the VLM's methods
 
@@ -128,7 +126,7 @@ class Asker:
 
     def _answer_cache(self) -> AnswerCache:
         """Opens the answer cache of this machine, one per machine as SQLite does not belong on a network share."""
-        machine = int(os.environ.get(_MACHINE, "0"))
+        machine = distributed.machine(distributed.join(self.settings.vlm.device))
         name = f"answers-{machine}.sqlite" if machine else "answers.sqlite"
         return AnswerCache(self.settings.cache_dir / name, self.settings.cache)
 

@@ -22,8 +22,9 @@ from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, Para
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.resume import interrupted_training
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
-from lever_mlflow.pipeline.training import checkpoints_of, rce_step
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import processes
+from lever_mlflow.runs.models import checkpoints_of
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GateSettings, GrpoSettings, RceSettings, RolloutSettings, RoundSettings
@@ -259,15 +260,15 @@ def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypat
         with mlflow.start_run():
             return interrupted_training(step, "auto")
 
-    host, number, _ = processes.this_process().rsplit(" ", 2)
+    place, number, _ = processes.this_process().rsplit(" ", 2)
     assert found(processes.this_process()) is None
     assert f"(run {other}) trains the same just now; starting over beside it" in caplog.text
     with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
         interrupted_training(step, other)
-    assert found(f"another-machine {number} 1.00") is None
-    assert f"seems to train the same on another machine; if it was interrupted, give resume={other}" in caplog.text
-    assert found(f"{host} {number} 1.00").source == other  # this number belongs to another process by now
-    assert found(f"{host} {2**22 + 1} 1.00").source == other
+    assert found(f"another-machine {place.split(' ', 1)[1]} {number} 1") is None
+    assert f"was started anew; if it was interrupted, give resume={other}" in caplog.text
+    assert found(f"{place} {number} 1").source == other  # this number belongs to another process by now
+    assert found(f"{place} {2**22 + 1} 1").source == other
 
 
 def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeypatch, caplog):

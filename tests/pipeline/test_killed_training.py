@@ -20,8 +20,9 @@ from lever_mlflow.exceptions import CheckpointError
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data
-from lever_mlflow.pipeline.training import checkpoints_of, rce_step
+from lever_mlflow.pipeline.training import rce_step
 from lever_mlflow.runs import artifacts, metrics
+from lever_mlflow.runs.models import checkpoints_of
 from lever_mlflow.selector.checkpoint import load_selector, selector_digest
 from lever_mlflow.serving import logged_models
 from lever_mlflow.settings import RceSettings

@@ -20,9 +20,9 @@ from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.grpo import candidates_of, grpo_step, why_nothing_was_learnt
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import read_rl_data, recorded_settings
-from lever_mlflow.pipeline.training import checkpoints_of
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.metrics import epoch_metrics
+from lever_mlflow.runs.models import checkpoints_of
 from lever_mlflow.selector.checkpoint import save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GateSettings, GrpoSettings, RolloutSettings, RoundSettings

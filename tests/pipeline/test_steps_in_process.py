@@ -251,15 +251,18 @@ def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, 
         evaluate_step(line, grpo.info.run_id, small, [str(tmp_path / "missing.pt")])
 
 
-def test_a_damaged_record_of_a_verdict_is_named(local, bad_rl_data):
+def test_a_damaged_record_of_a_verdict_is_replaced(local, bad_rl_data, caplog):
+    caplog.set_level("INFO", logger="lever_mlflow")
     line = local()
     data = find_rl_data(line, bad_rl_data)
     with steps.project_run("validate") as run, pytest.raises(GateError):
         steps.run_here(validate_step(line, data))
     path = Path(mlflow.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"), "gate.json")
     path.write_text(path.read_text()[:-50])
-    with steps.project_run("rce"), pytest.raises(DataError, match=f"run {run.info.run_id}: gate.json cannot be read"):
+    with steps.project_run("rce"), pytest.raises(GateError, match=r"positive_query_rate: 0\.0000"):
         steps.run_here(rce_step(line, data, RceSettings()))
+    (line,) = [message for message in caplog.messages if "not used again" in message]
+    assert line.startswith(f"validate (run {run.info.run_id}) is not used again: its gate.json has ")
 
 
 def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_data):
@@ -365,7 +368,7 @@ def test_the_runs_of_the_gate_hold_what_people_look_at(local, good_rl_data):
     run = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
     results = {"gate.html", "gate.json", "great_expectations.json", "rl_data_figures.json"}
-    assert artifacts == {*results, "settings.json", "config.yaml", "facts.json"}
+    assert artifacts == {*results, "settings.json", "config.yaml", "facts.json", "manifest.json"}
     assert run.data.metrics["data/positive_query_rate"] == 0.5
     assert run.data.params["thresholds"] == "query_count_warning=60,positive_query_rate_warning.severity=info"
     assert run.inputs.dataset_inputs[0].dataset.digest == read_rl_data(line, good_rl_data).digest

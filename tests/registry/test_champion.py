@@ -200,10 +200,10 @@ def test_a_late_start_on_a_change_that_has_ended_begins_another(client, monkeypa
     name = model(client, "late", 2)
     begin = champion._begin
 
-    def late(client, name, number, wanted):
+    def late(*arguments):
         monkeypatch.setattr(champion, "_begin", begin)
         champion.change(name, Holders(None, None), to("1"))
-        return begin(client, name, number, wanted)
+        return begin(*arguments)
 
     monkeypatch.setattr(champion, "_begin", late)
     with pytest.raises(PromotionError, match="version 1 is champion, but there is no champion when this began"):
@@ -227,13 +227,66 @@ def test_who_may_not_edit_the_model_leaves_nothing_behind(client, monkeypatch):
 def test_a_change_that_somebody_without_the_right_made_up_is_passed_over(client, monkeypatch, caplog):
     name = model(client, "made-up", 2)
     client.set_registered_model_tag(name, "champion_change", "0 made up")  # as of an earlier change, read off the model
-    tags = {"token": "made up", "by": "somebody", "champion": "2", "previous": ""}
+    tags = {"token": "made up", "by": "somebody", "champion": "2", "previous": "", "lever.champion_change_of": name}
     client.create_registered_model(f"{name}.champion-change-1", tags=tags)
-    client.create_registered_model(f"{name}.champion-change-2")
     with monkeypatch.context() as patch:
         patch.setattr(champion, "PATIENCE", 0.3)
-        assert champion.settle(name) == 2
+        assert champion.settle(name) == 1
     assert "passing over change 1 of champion, begun by somebody" in caplog.text
     assert everything(client, name) == ({}, [])
     champion.change(name, Holders(None, None), to("1"))
     assert everything(client, name) == ({"champion": "1"}, [])
+
+
+def test_models_that_somebody_keeps_under_the_names_of_records_stay(client, caplog):
+    """Without our tag, with another record's tag, and among the changes to come; each with a version in it."""
+    name = model(client, "b", 3)
+    own = [model(client, f"b.champion-change-{number}", 1) for number in (1, 2, 4)]
+    client.set_registered_model_tag(own[1], "lever.champion_change_of", "another")
+    client.set_registered_model_tag(own[0], "token", "of somebody")
+    champion.change(name, Holders(None, None), to("1"))
+    assert f"b: {own[0]} is somebody's registered model and stays; the next number is taken" in caplog.messages
+    champion.change(name, Holders("1", None), to("2", "1"))
+    assert champion.rollback(name, "test") == Holders("1", "2")
+    assert champion.settle(name) == 6
+    assert everything(client, name) == ({"champion": "1", "previous-champion": "2"}, own)
+    for model_name in own:
+        assert [version.version for version in client.search_model_versions(f"name = '{model_name}'")] == [1]
+
+
+def test_a_model_that_takes_the_name_of_a_record_at_the_last_moment_stays(client, monkeypatch):
+    name = model(client, "moment", 2)
+    begin = champion._begin
+
+    def late(*arguments):
+        monkeypatch.setattr(champion, "_begin", begin)
+        model(client, "moment.champion-change-1", 1)
+        return begin(*arguments)
+
+    monkeypatch.setattr(champion, "_begin", late)
+    champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({"champion": "1"}, ["moment.champion-change-1"])
+
+
+def test_a_version_that_somebody_puts_into_a_record_stays(client, monkeypatch, caplog):
+    name = model(client, "into", 2)
+    write = champion._write
+
+    def put(*arguments):
+        client.create_model_version("into.champion-change-1", "s3://nothing/there")
+        write(*arguments)
+
+    monkeypatch.setattr(champion, "_write", put)
+    champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({"champion": "1"}, ["into.champion-change-1"])
+    assert "into.champion-change-1 has versions that somebody put there, so it stays; it has no effect" in caplog.text
+    monkeypatch.setattr(champion, "_write", write)
+    champion.change(name, Holders("1", None), to("2", "1"))
+    assert champion.holders(name) == Holders("2", "1")
+
+
+def test_a_users_tag_of_the_name_that_counts_changes_is_named(client):
+    name = model(client, "tagged", 1)
+    client.set_registered_model_tag(name, "champion_changes", "many")
+    with pytest.raises(PromotionError, match="tagged: the tag champion_changes of this registered model is 'many', expected"):
+        champion.change(name, Holders(None, None), to("1"))

@@ -16,7 +16,7 @@ from lever_mlflow.registry.model_card import (
     promoted,
     renewed,
 )
-from lever_mlflow.registry.version_tags import is_measured, overrides
+from lever_mlflow.registry.version_tags import measured, overrides
 from lever_mlflow.settings import GrpoSettings
 
 
@@ -102,7 +102,7 @@ def test_a_version_has_few_tags_that_say_what_it_is(records):
         "evaluation_digest": records.digest,
     }
     assert overrides(tags) == {"gate_override": "a is 0"}
-    assert [name for name in tags if is_measured(name)] == ["accuracy", "gain"]
+    assert measured(tags) == {"accuracy", "gain"}
 
 
 def test_the_card_states_the_origin_with_short_digests(records):

@@ -103,7 +103,9 @@ def test_what_is_renewed_and_what_stays(log_selector):
         "card",
     )
     client = MlflowClient()
-    client.set_model_version_tag(NAME, "1", "reviewed_by", "somebody")
+    by_users = {"reviewed_by": "somebody", "acc_checked": "yes", "baseline_owner": "me", "baseline_n2_mean": "so"}
+    for tag, text in by_users.items():
+        client.set_model_version_tag(NAME, "1", tag, text)
     client.update_model_version(NAME, "1", "card\n\n## Promotion\n\nChampion since today.")
     versions.register(model_id, NAME, 0.12, digest, {"epoch": 1, "accuracy": "51.00"}, "another card")
     found = client.get_model_version(NAME, "1")
@@ -113,9 +115,17 @@ def test_what_is_renewed_and_what_stays(log_selector):
         "kl_beta": "0.12",
         "model_digest": digest,
         "accuracy": "51.00",
-        "reviewed_by": "somebody",
+        **by_users,
     }
     assert found.description == "another card\n\n## Promotion\n\nChampion since today."
+
+
+def test_a_users_tag_that_earlier_versions_of_this_package_had_too_stays(log_selector):
+    model_id, selector = log_selector(1)
+    versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    MlflowClient().set_model_version_tag(NAME, "1", "questions", "asked by me")
+    versions.register(model_id, NAME, 0.12, selector_digest(selector), {"epoch": 1})
+    assert MlflowClient().get_model_version(NAME, "1").tags["questions"] == "asked by me"
 
 
 def test_a_checkpoint_registered_twice_at_the_same_time_leaves_one_version(log_selector, monkeypatch):

@@ -132,6 +132,53 @@ def test_bare_weights_under_a_wrapper(selector, tmp_path, prefix, suffix):
     assert_same(selector, load_selector(tmp_path / f"x{suffix}"))
 
 
+WRAPPED_LAYERS = {"input_proj.": "input_proj._orig_mod.", "cross_attn_layers.0.": "cross_attn_layers.0.module._orig_mod."}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_fsdp_wrapped_module._orig_mod.module."])
+def test_wrapped_layers(selector, tmp_path, prefix):
+    state = {}
+    for name, tensor in selector.state_dict().items():
+        for layer, wrapped in WRAPPED_LAYERS.items():
+            name = name.replace(layer, wrapped)
+        state[prefix + name] = tensor
+    torch.save({**state, "n_averaged": torch.tensor(3)} if prefix else state, tmp_path / "x.pt")
+    assert_same(selector, load_selector(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("key", ["model", "selector", "policy", "best"])
+def test_weights_under_any_other_key_if_there_is_only_one_selector(selector, tmp_path, key):
+    torch.save({"epoch": 3, "optimizer": {"state": {0: torch.zeros(1)}}, key: selector.state_dict()}, tmp_path / "x.pt")
+    assert_same(selector, load_selector(tmp_path / "x.pt"))
+    torch.save({key: selector.state_dict(), "ema": selector.state_dict()}, tmp_path / "y.pt")
+    with pytest.raises(
+        CheckpointError, match=rf"several selectors, under {min(key, 'ema')}, {max(key, 'ema')}; save the state"
+    ):
+        load_selector(tmp_path / "y.pt")
+
+
+def test_bare_weights_beside_other_entries(selector, tmp_path):
+    torch.save({**selector.state_dict(), "epoch": 3, "args": {"lr": 1.0}}, tmp_path / "x.pt")
+    assert_same(selector, load_selector(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize(("save", "suffix"), [(torch.save, ".safetensors"), (save_file, ".pt"), (save_file, ".ckpt")])
+def test_the_content_of_a_file_decides_and_not_its_name(selector, tmp_path, save, suffix):
+    save(selector.state_dict(), tmp_path / f"x{suffix}")
+    assert_same(selector, load_selector(tmp_path / f"x{suffix}"))
+
+
+def test_a_folder_of_another_program(selector, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint folder, as it has no selector\.json, and holds no weights file"):
+        load_selector(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    save_file(selector.state_dict(), tmp_path / "model.safetensors")
+    assert_same(selector, load_selector(tmp_path))
+    torch.save(selector.state_dict(), tmp_path / "optimizer.bin")
+    with pytest.raises(CheckpointError, match=r"several weights files \(model.safetensors, optimizer.bin\); give one of them"):
+        load_selector(tmp_path)
+
+
 def test_two_selectors_in_a_file_are_refused(selector, tmp_path):
     state = {f"{part}.{name}": tensor for part in ("policy", "reference") for name, tensor in selector.state_dict().items()}
     torch.save(state, tmp_path / "x.pt")

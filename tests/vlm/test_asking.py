@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from helpers.projects import ROOT
 
-from lever_mlflow import mini
+from lever_mlflow import distributed, mini
 from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.distributed import follow, join, release
 from lever_mlflow.exceptions import ParameterError
@@ -74,7 +74,7 @@ def test_known_answers_need_no_weights(root, asker):
 
 
 def test_each_machine_has_an_answer_cache_of_its_own(root, asker, tmp_path, monkeypatch):
-    monkeypatch.setenv("GROUP_RANK", "2")
+    monkeypatch.setattr(distributed, "machine", lambda processes: 2)
     asker().answer(make_prompts(root)[:1], "test")
     assert len(stored(tmp_path / "answers-2.sqlite")) == 1
     assert not (tmp_path / "answers.sqlite").exists()
