@@ -54,7 +54,7 @@ from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
 from lever_mlflow.pipeline.registration import refusal, register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
-from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.artifacts import artifact, log_text
 from lever_mlflow.runs.metrics import ANSWER_RATE, DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import absent, find_run, taken
@@ -334,7 +334,7 @@ class _Evaluation:
             policies[baseline.policy] = f"{baseline.policy}, the strongest baseline"
         policies |= {START: "start checkpoint", epoch_policy(best): f"beta {beta}, epoch {best}"}
         page = answers_page(f"Answers of beta {beta}", records, policies, queries, self.context.resources.train, shots)
-        mlflow.log_text(page, ANSWERS_PAGE)
+        log_text(page, ANSWERS_PAGE)
 
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
@@ -346,7 +346,7 @@ class _Evaluation:
             record({Tag.REGISTERED: registered})
         else:
             log.warning("%s: %s", self.name, outcome)
-        mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
+        log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
         log_records(records)
 
 

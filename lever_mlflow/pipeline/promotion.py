@@ -42,6 +42,7 @@ from lever_mlflow.registry.listing import ListedVersion
 from lever_mlflow.registry.model_card import describe_promotion, promoted
 from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag
 from lever_mlflow.registry.versions import find_version, versions
+from lever_mlflow.runs.artifacts import log_json
 from lever_mlflow.runs.optional_runs import optional_run
 from lever_mlflow.runs.planning import Plan, active_plan
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_here
@@ -142,7 +143,7 @@ def _log_evidence(label: str, former: str | None, conditions: Sequence[Condition
     for condition in conditions:
         log.info("%s: %s", "met" if condition.met else "NOT MET", condition.says)
     rows = [{**condition._asdict(), "gain": condition.gain and condition.gain._asdict()} for condition in conditions]
-    mlflow.log_dict({"candidate": label, "champion": former, "conditions": rows, **asdict(settings)}, EVIDENCE_FILE)
+    log_json({"candidate": label, "champion": former, "conditions": rows, **asdict(settings)}, EVIDENCE_FILE)
     mlflow.log_metrics(metrics(conditions))
 
 

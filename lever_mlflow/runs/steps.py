@@ -23,18 +23,21 @@ from typing import Any
 import mlflow
 import yaml
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 import lever_mlflow
 from lever_mlflow import invocation
-from lever_mlflow.exceptions import LeverError, first_line
+from lever_mlflow.exceptions import LeverError, StoreError
+from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
-from lever_mlflow.runs.artifacts import read_json
+from lever_mlflow.runs.artifacts import log_json, log_text, read_json
+from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_PARAMETER, LONGEST_RUN_NAME, fitted
+from lever_mlflow.runs.given_run import check_given_run
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.planning import Unfinished, active_plan
 from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
-from lever_mlflow.runs.tags import DESCRIPTION, LONGEST_DESCRIPTION, RUN_NAME, Tag, record, set_description
+from lever_mlflow.runs.stores import check_stores, is_of_the_store, store_errors
+from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, name_run, record, set_description
 from lever_mlflow.settings import as_text
 
 __all__ = [
@@ -107,29 +110,34 @@ def project_run(name: str) -> Iterator[Run]:
     gives it a name of its own; its description says why it failed.
 
     Raises:
-        LeverError: MLflow refused something, or its store cannot be reached.
+        StoreError: as ``store_errors`` and ``check_stores``.
+        MissingRunError: the variable ``MLFLOW_RUN_ID`` names a run that was not made for this.
     """
     failure: LeverError | None = None
-    try:
-        with mlflow.start_run() as run, recorded_progress():
-            mlflow.set_tag(RUN_NAME, name)
-            tags = run.data.tags
-            experiment = mlflow.get_experiment(run.info.experiment_id).name
-            invocation.joined(experiment, tags.get(_PROJECT_SOURCE, ""), tags.get(_PROJECT_ENV, ""))
-            try:
-                yield run
-            except LeverError as error:
-                failure = error
-                if not isinstance(error.__cause__, MlflowException):  # otherwise MLflow cannot be reached
-                    _describe_failure(run.info.run_id, f"failed: {error}")
+    with store_errors():
+        check_stores()
+        check_given_run(name)
+        try:
+            with mlflow.start_run() as run, recorded_progress():
+                name_run(name)
+                tags = run.data.tags
+                experiment = mlflow.get_experiment(run.info.experiment_id).name
+                source = without_secrets(tags.get(_PROJECT_SOURCE, ""))
+                invocation.joined(experiment, source, tags.get(_PROJECT_ENV, ""))
+                try:
+                    yield run
+                except LeverError as error:
+                    failure = error
+                    if not is_of_the_store(error.__cause__):  # otherwise MLflow cannot be reached
+                        _describe_failure(run.info.run_id, f"failed: {error}")
+                    raise
+                except (KeyboardInterrupt, SystemExit):
+                    _describe_failure(run.info.run_id, "interrupted")
+                    raise
+        except Exception as error:
+            if failure is None or error is failure:
                 raise
-            except (KeyboardInterrupt, SystemExit):
-                _describe_failure(run.info.run_id, "interrupted")
-                raise
-    except MlflowException as error:
-        if failure is not None:  # not even the failure could be recorded; what failed first says more
-            raise failure from error
-        raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from error
+            raise failure from error  # not even the failure could be recorded; what failed first says more
 
 
 def active_run() -> Run:
@@ -151,7 +159,7 @@ def run_here(step: Step, *, rerun: bool = False) -> str:
     finished = finished_run(step) if step.repeatable and not rerun else None
     if finished is None:
         return _run(step)
-    mlflow.set_tag(RUN_NAME, f"{step.name} (reused)")
+    name_run(f"{step.name} (reused)")
     record({Tag.REUSED: finished})
     set_description(
         f"Nothing was run: {run_link(finished)} has finished with the same inputs, settings and code. "
@@ -203,7 +211,7 @@ def finished_run(step: Step) -> str | None:
 
 def run_as_child(step: Step) -> str:
     """Runs a step in a child of the active run and returns the child's id."""
-    with mlflow.start_run(nested=True, run_name=step.name):
+    with mlflow.start_run(nested=True, run_name=fitted(step.name, LONGEST_RUN_NAME)):
         return _run(step)
 
 
@@ -224,14 +232,12 @@ def _run(step: Step) -> str:
     """
     run_id, started = str(active_run().info.run_id), time.perf_counter()
     log.info("%s: running", step.name)
-    logged = mlflow.get_run(run_id).data.params
-    parameters = {**step.labels, **step.settings}
-    mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in logged})
-    mlflow.log_dict(dict(step.settings), SETTINGS_FILE)
+    _log_parameters(step)
+    log_json(step.settings, SETTINGS_FILE)
     if step.config:
         plain = json.loads(json.dumps(dict(step.config)))  # tuples become lists
-        mlflow.log_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), CONFIG_FILE)
-    mlflow.set_tag(RUN_NAME, step.name)
+        log_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), CONFIG_FILE)
+    name_run(step.name)
     record(
         {
             **{f"lib.{package}": version(package) for package in _PACKAGES},
@@ -253,17 +259,29 @@ def _run(step: Step) -> str:
     return run_id
 
 
+def _log_parameters(step: Step) -> None:
+    """Logs the settings and labels of a step as parameters of the active run, unless ``mlflow run`` has logged them."""
+    logged = mlflow.get_run(active_run().info.run_id).data.params
+    for name, text in logged.items():
+        if text != without_secrets(text):
+            log.warning(
+                "mlflow run has recorded the parameter %s with its password; delete this run, and give it otherwise", name
+            )
+    new = {name: as_text(value) for name, value in {**step.labels, **step.settings}.items() if name not in logged}
+    mlflow.log_params({name: fitted(text, LONGEST_PARAMETER, CONFIG_FILE) for name, text in new.items()})
+
+
 def describe_unopened_run(run_id: str, name: str, reason: str) -> None:
     """Names a run and says why it failed, unless it has a description; what MLflow refuses is left as it is.
 
     It is for runs that ``mlflow run`` has made and whose command failed before ``project_run``.
     """
     client = mlflow.MlflowClient()
-    with suppress(MlflowException):
+    with suppress(StoreError), store_errors():
         tags = client.get_run(run_id).data.tags
         if DESCRIPTION not in tags:
-            client.set_tag(run_id, RUN_NAME, name)
-            client.set_tag(run_id, DESCRIPTION, f"failed: {reason}"[:LONGEST_DESCRIPTION])
+            client.set_tag(run_id, RUN_NAME, fitted(name, LONGEST_RUN_NAME))
+            client.set_tag(run_id, DESCRIPTION, fitted(f"failed: {reason}", LONGEST_DESCRIPTION))
 
 
 def _describe_failure(run_id: str, reason: str) -> None:
