@@ -13,6 +13,7 @@ import mlflow
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
+from lever_mlflow.runs.fields import LONGEST_MODEL_NAME
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
 from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, Register, ResourceSettings, RewardMode, format_beta
@@ -61,6 +62,9 @@ class Context:
             raise ParameterError(
                 f"model_name={self.model_name!r}: registered models are named with letters, digits, spaces, _ . and -"
             )
+        if len(self.model_name) > LONGEST_MODEL_NAME:
+            length = len(self.model_name)
+            raise ParameterError(f"model_name: {self.model_name[:20]}... has {length} characters of {LONGEST_MODEL_NAME}")
 
     @property
     def reward(self) -> Reward:

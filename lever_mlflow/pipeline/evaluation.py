@@ -51,7 +51,7 @@ from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import rl_data_figures
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
-from lever_mlflow.pipeline.registration import refusal, register_best
+from lever_mlflow.pipeline.registration import check_registered_model, refusal, register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact, log_text
@@ -92,10 +92,12 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
         checkpoints: further ones to be evaluated, each a path or a model URI; they are never registered.
 
     Raises:
-        CheckpointError, ParameterError: as ``read_checkpoints``; or the GRPO run was trained on other data or models.
+        CheckpointError, ParameterError: as ``read_checkpoints`` and ``check_registered_model``; or the GRPO run was trained on
+            other data or models.
     """
     tags = finished_run_tags(grpo_run, GRPO)
     _check_same_resources(context, grpo_run, tags)
+    check_registered_model(context)
     others = read_checkpoints(context, checkpoints)
     inputs = EvaluationInputs.model_validate(
         {

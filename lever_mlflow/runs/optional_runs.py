@@ -50,7 +50,7 @@ def placeholder_run(entry_point: str) -> Iterator[None]:
         StoreError: as ``store_errors`` and ``check_stores``.
     """
     with store_errors():
-        check_stores()
+        check_stores(writing=False)
         if (run := _run_made_for(entry_point)) is not None:
             _tidy(run, entry_point, entry_point)
         yield

@@ -8,6 +8,7 @@ __all__ = ["STORE", "remedy"]
 
 STORE = "MLFLOW_TRACKING_URI"  # the variable that names the store
 _DRIVERS = {  # what provides a module that SQLAlchemy or an artifact store imports, where its name is another one
+    "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
     "botocore": "boto3",

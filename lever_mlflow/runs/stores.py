@@ -19,7 +19,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request, verify_rest_response
-from mlflow.utils.uri import is_local_uri
 from sqlalchemy.pool import NullPool
 
 from lever_mlflow.exceptions import LeverError, StoreError
@@ -65,29 +64,32 @@ def reason_of(error: BaseException) -> str:
     return "; ".join(filter(None, [_shown(error), remedy(whole)]))
 
 
-def check_stores() -> None:
+def check_stores(*, writing: bool = True) -> None:
     """Looks whether MLflow's stores can be used, before any work and without MLflow's minutes of patience; once for each store.
+
+    Args:
+        writing: whether they will be written to.
 
     Raises:
         StoreError: a store cannot be reached or is no store of MLflow's; or it is a folder of files.
     """
     with store_errors():
         for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
-            _look_at(uri)
+            _look_at(uri, writing)
 
 
 @cache
-def _look_at(uri: str) -> None:
+def _look_at(uri: str, writing: bool) -> None:
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         _ask_server(uri)
     elif scheme.partition("+")[0] in DATABASE_ENGINES:
-        _ask_database(uri)
-    elif is_local_uri(uri):
+        _ask_database(uri, writing)
+    elif scheme == "file" or (not scheme and not uri.startswith(("databricks", "uc"))):
         raise StoreError(
             f"MLflow at {without_secrets(uri)}: a store in a folder of files, which MLflow no longer maintains and which lacks "
-            f"what the comparison and the registry need; give {STORE}=sqlite:///mlflow.db (`mlflow migrate-filestore` takes the "
-            "runs over)"
+            f"what the comparison and the registry need; give {STORE}=sqlite:///mlflow.db, and take the runs over with "
+            "`mlflow migrate-filestore`"
         )
 
 
@@ -100,12 +102,16 @@ def _ask_server(uri: str) -> None:
         raise MlflowException(f"the answer is not MLflow's: {answer.text}")
 
 
-def _ask_database(uri: str) -> None:
+def _ask_database(uri: str, writing: bool) -> None:
     """Connects once; MLflow itself would try for minutes, and would put its tables among those of another program."""
-    remote = urlsplit(uri).scheme.startswith(("postgresql", "mysql"))
-    options = {"connect_args": {"connect_timeout": _PATIENCE}} if remote else {}
-    with sqlalchemy.create_engine(uri, poolclass=NullPool, **options).connect() as connection:
+    kind = urlsplit(uri).scheme.partition("+")[0]
+    patience = {"sqlite": {"timeout": _PATIENCE}}.get(kind, {"connect_timeout": _PATIENCE} if kind != "mssql" else {})
+    with sqlalchemy.create_engine(uri, poolclass=NullPool, connect_args=patience).connect() as connection:
         tables = set(sqlalchemy.inspect(connection).get_table_names())
+        if writing and kind == "sqlite":
+            connection.commit()
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # takes the right to write, and so needs it
+            connection.rollback()
     if "alembic_version" not in tables and tables & {"experiments", "runs", "metrics", "params", "tags"}:
         raise MlflowException(f"the database holds tables of something else: {', '.join(sorted(tables)[:5])}")
 
