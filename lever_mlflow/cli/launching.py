@@ -96,6 +96,7 @@ def _quieten() -> None:
     """Shows this package's log, and of other packages' only warnings and errors."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks; we say the same in one line
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")  # hints on schemas that we state ourselves
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Console()])
     logging.getLogger(_PACKAGE).setLevel(logging.INFO)

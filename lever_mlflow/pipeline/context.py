@@ -63,8 +63,8 @@ class Context:
                 f"model_name={self.model_name!r}: registered models are named with letters, digits, spaces, _ . and -"
             )
         if len(self.model_name) > LONGEST_MODEL_NAME:
-            length = len(self.model_name)
-            raise ParameterError(f"model_name: {self.model_name[:20]}... has {length} characters of {LONGEST_MODEL_NAME}")
+            shown, length = f"{self.model_name[:20]}...", len(self.model_name)
+            raise ParameterError(f"model_name: {shown} has {length} characters, more than the {LONGEST_MODEL_NAME} that fit")
 
     @property
     def reward(self) -> Reward:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import takewhile
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ _PATIENCE = 10  # seconds for which a server is waited for before any work; MLfl
 _LONGEST = 400  # characters of a reason; a server that is none of MLflow's may answer a whole page
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 _OURS, _BELOW = "lever_mlflow", ("mlflow", "sqlalchemy")
-_ADDED = ("[SQL", "[param", "(Background", "(raised")  # what the lines begin with that SQLAlchemy adds to a reason
+_BEFORE, _BEHIND = "(raised", ("[SQL", "[param", "(Background")  # beginnings of the lines that SQLAlchemy adds to a reason
 
 
 @contextmanager
@@ -134,6 +135,7 @@ def _place() -> str:
 
 def _shown(error: BaseException) -> str:
     """Returns what an exception says, in one line without what SQLAlchemy adds, cut where it is long."""
-    text = " ".join(line for line in str(error).strip().splitlines() if not line.startswith(_ADDED))
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_BEFORE)]
+    text = " ".join(takewhile(lambda line: not line.startswith(_BEHIND), lines))
     text = without_secrets(" ".join(text.split()) or type(error).__name__)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

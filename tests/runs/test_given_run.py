@@ -45,7 +45,7 @@ def refusal(name="rce"):
 
 
 def test_a_run_for_another_entry_point_is_refused(given):
-    given(**{"mlflow_project_entryPoint": "grpo"})
+    given(mlflow_project_entryPoint="grpo")
     assert "was made for the entry point grpo, and rce would write into it" in refusal()
 
 
@@ -70,7 +70,7 @@ def test_a_run_with_another_parameter_is_refused_and_one_typed_otherwise_is_not(
     from lever_mlflow.cli.launching import launch
 
     for typed, refused in (("5", True), ("07", False)):
-        run_id = given(**{"mlflow_project_entryPoint": "validate"})
+        run_id = given(mlflow_project_entryPoint="validate")
         MlflowClient().log_param(run_id, "seed", typed)
         with pytest.raises(SystemExit):
             launch(validate, ["--seed", "7", "--rl_data", "/nowhere.json"])
@@ -82,7 +82,7 @@ def test_a_run_with_another_parameter_is_refused_and_one_typed_otherwise_is_not(
 def test_a_value_that_mlflow_run_has_quoted_for_the_shell_is_the_same(given, capsys):
     from lever_mlflow.cli.launching import launch
 
-    run_id = given(**{"mlflow_project_entryPoint": "validate"})
+    run_id = given(mlflow_project_entryPoint="validate")
     MlflowClient().log_param(run_id, "rl_data", "'/no where.json'")
     MlflowClient().log_param(run_id, "hf_columns", "'image_id=coco id'")
     with pytest.raises(SystemExit):

@@ -184,11 +184,14 @@ def test_the_registry_is_looked_at_too(refused, mlflow_store):
 
 
 def test_a_database_that_breaks_in_the_middle(mlflow_store, tmp_path):
-    with pytest.raises(StoreError, match=r"MLflow at sqlite:///.*; "), project_run("test"):
-        with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+    def broken_off():
+        with project_run("test"), sqlite3.connect(tmp_path / "mlflow.db") as connection:
             connection.execute("drop table tags")
-        mlflow.set_tag("a", "b")
-    stores._look_at.cache_clear()
+            connection.commit()
+            mlflow.set_tag("a", "b")
+
+    with pytest.raises(StoreError, match=r"MLflow at sqlite:///.*no such table: tags; another program made it"):
+        broken_off()
 
 
 def test_a_fault_of_our_own_stays_what_it_is(mlflow_store):
@@ -199,9 +202,11 @@ def test_a_fault_of_our_own_stays_what_it_is(mlflow_store):
 def test_an_artifact_store_whose_driver_is_missing(mlflow_store):
     mlflow.create_experiment("remote", artifact_location="s3://me:hunter2@bucket/x")
     mlflow.set_experiment("remote")
-    with pytest.raises(StoreError, match=r"No module named 'boto3'; a driver is missing: install it with `pip install boto3`"):
-        with project_run("test"):
-            mlflow.log_text("x", "x.txt")
+    with (
+        pytest.raises(StoreError, match=r"No module named 'boto3'; a driver is missing: .* `pip install boto3`"),
+        project_run("a"),
+    ):
+        mlflow.log_text("x", "x.txt")
 
 
 @pytest.mark.parametrize(
