@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import mlflow
+from mlflow.exceptions import MlflowException
 
 from lever_mlflow.comparison.comparing import compare, named_runs
 from lever_mlflow.comparison.facts import Comparison, LinkedRun
@@ -22,7 +23,7 @@ from lever_mlflow.comparison.results import Results, read_results
 from lever_mlflow.comparison.terminal import summary
 from lever_mlflow.comparison.wording import Wording
 from lever_mlflow.evaluation.result import Evaluation
-from lever_mlflow.exceptions import DataError, MissingRunError, ParameterError
+from lever_mlflow.exceptions import DataError, ParameterError, first_line
 from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.evaluation import EVALUATE, read_evaluation, read_records
@@ -172,14 +173,14 @@ def _compare_results(results: Results, file: str, language: Language, seed: int,
 
 
 def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
-    """Returns the metrics of all epochs that a training logged, evaluated or not; none where its run was deleted."""
+    """Returns the metrics of all epochs that a training logged, evaluated or not; none where its run was deleted for good."""
     grpo_run = evaluation.inputs.grpo_run
     try:
         return epoch_metrics(grpo_run)
-    except MissingRunError as error:
+    except (MlflowException, DataError) as error:
         beta = format_beta(evaluation.kl_beta)
         message = "beta %s: training run %s cannot be read (%s); the report shows its evaluated epochs only"
-        log.warning(message, beta, grpo_run, error)
+        log.warning(message, beta, grpo_run, first_line(error))
         return {}
 
 

@@ -21,6 +21,7 @@ from lever_mlflow.registry.version_tags import VersionTag
 __all__ = ["check_model", "check_version", "claim", "found_model", "is_ours", "made_for"]
 
 _KINDS = {"dataset": "dataset_digest", "vlm": "vlm_digest", "encoder": "encoder_digest", "profile": "profile_digest"}
+_TELLING = frozenset({VersionTag.EPOCH, VersionTag.EVALUATION_RUN, VersionTag.MODEL_DIGEST})
 _SHOWN = 8  # characters of a digest
 
 
@@ -35,9 +36,9 @@ def made_for(inputs: EvaluationInputs | Mapping[str, str]) -> str:
 
 
 def is_ours(version: ModelVersion) -> bool:
-    """Says whether an evaluation of this package registered a version: it has the tags that every such version has."""
+    """Says whether an evaluation of this package registered a version: it has a beta and another tag of such versions."""
     with suppress(KeyError, ValueError):
-        return bool(float(version.tags[VersionTag.KL_BETA]) >= 0 and version.tags[VersionTag.MODEL_DIGEST])
+        return float(version.tags[VersionTag.KL_BETA]) >= 0 and not version.tags.keys().isdisjoint(_TELLING)
     return False
 
 

@@ -65,9 +65,8 @@ def artifact(run_id: str, path: str) -> Path:
     """Downloads an artifact of a run, and returns the path of the copy.
 
     Raises:
-        MissingRunError: as ``living_run``. DataError: the run has no such artifact.
+        DataError: the run or its artifact is not there.
     """
-    living_run(run_id)
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=download_folder()))
     except (MlflowException, OSError) as error:

@@ -11,7 +11,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.runs.artifacts import list_artifacts, living_run, log_json, read_json
+from lever_mlflow.runs.artifacts import list_artifacts, log_json, read_json
 
 __all__ = [
     "ANSWER_RATE",
@@ -59,15 +59,12 @@ def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
 
     What others have logged in the run is left out, whatever it is called. The runs of earlier versions of this package have no
     such artifact; of those, metrics whose names begin otherwise than those of epochs are left out, such as system metrics.
-
-    Raises:
-        MissingRunError: as ``living_run``.
     """
-    run, client = living_run(run_id), mlflow.MlflowClient()
+    client = mlflow.MlflowClient()
     if HISTORY_FILE in list_artifacts(run_id, ""):
         return {int(epoch): metrics for epoch, metrics in read_json(run_id, HISTORY_FILE).items()}
     epochs: dict[int, dict[str, float]] = {}
-    for name in run.data.metrics:
+    for name in client.get_run(run_id).data.metrics:
         if name.startswith((TRAIN, VAL)):
             for metric in client.get_metric_history(run_id, name):
                 epochs.setdefault(metric.step, {})[name] = metric.value
