@@ -8,7 +8,8 @@ __all__ = ["MASK", "without_secrets"]
 
 MASK = "***"
 _SECRET = r"token|key|secret|pass|pwd|sig|credential|auth|session|odbc_connect"  # part of the names of secret values
-_USER = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")  # user and password, or a token alone
+# user and password, or a token alone; a URL that was taken for a path has one slash
+_USER = re.compile(r"(?:(?<=://)|(?<=http:/)|(?<=https:/))[^\s/?#\"'<>]*@")
 # a password with an unescaped slash: what follows the colon is no port
 _USER_WITH_SLASH = re.compile(r"(?<=://)[^\s/@:\[\"'<>]*:(?!\d*(?:[/?#\s\"'<>]|$))[^\s@\"'<>]*@")
 _VALUE = re.compile(rf"(?i)([?&;](?:amp;)?[\w.\-\[\]%]*(?:{_SECRET})[\w.\-\[\]%]*=)[^&\s#;\"'<>)]+")

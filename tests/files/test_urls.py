@@ -11,6 +11,7 @@ from lever_mlflow.files.urls import without_secrets
         ("http://user:hunter2@host:5000/a", "http://***@host:5000/a"),
         ("API request to http://u:p@h/api failed (http://u:p@h)", "API request to http://***@h/api failed (http://***@h)"),
         ("postgresql+psycopg2://mlflow:p@ss:w@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
+        ("/tmp/http:/user:hunter2@host/a", "/tmp/http:/***@host/a"),
         ("http://user:pa/ss@host/path", "http://***@host/path"),
         ("http://user:pa?s#s@host/path", "http://***@host/path"),
         ("https://ghp_token@github.com/a/b", "https://***@github.com/a/b"),
