@@ -62,7 +62,8 @@ def reason_of(error: BaseException) -> str:
     """Returns the reason that an exception of MLflow's gives, without secrets, in one line with what to do about it."""
     parts = [error, error.__cause__ or error.__context__]
     whole = " ".join(f"{type(part).__name__}: {part}" for part in parts if part is not None)
-    return "; ".join(filter(None, [_shown(error), remedy(whole)]))
+    action = remedy(whole)
+    return f"{_shown(error).removesuffix('.')}; {action}" if action else _shown(error)
 
 
 def check_stores(*, writing: bool = True) -> None:

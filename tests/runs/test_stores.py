@@ -210,6 +210,26 @@ def test_an_artifact_store_whose_driver_is_missing(mlflow_store):
 
 
 @pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ID": "999"}, "`999` does not exist in the tracking server.*; unset MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME"),
+        ({"ID": "abc"}, "`abc` does not exist in the tracking server.*; unset MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME"),
+        ({"ID": "0", "NAME": "test"}, "does not match the experiment id .*; unset MLFLOW_EXPERIMENT_ID"),
+        ({"NAME": "gone"}, "Current state is deleted; restore it with `mlflow experiments restore`, or name another one"),
+    ],
+)
+def test_experiments_that_are_not_there(mlflow_store, monkeypatch, variables, said):
+    client = MlflowClient()
+    client.delete_experiment(client.create_experiment("gone"))
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_EXPERIMENT_{name}", value)
+    with pytest.raises(StoreError, match=said), project_run("test"):
+        pass
+
+
+@pytest.mark.parametrize(
     ("reason", "action"),
     [
         ('FATAL: password authentication failed for user "x"', f"correct user and password in {URI}"),
