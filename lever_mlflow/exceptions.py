@@ -9,6 +9,7 @@ __all__ = [
     "ParameterError",
     "PromotionError",
     "ServerError",
+    "StoreError",
     "first_line",
 ]
 
@@ -43,6 +44,10 @@ class PromotionError(LeverError):
 
 class ServerError(LeverError):
     """Says that the server of a VLM cannot be reached, refuses a request or does not speak the protocol."""
+
+
+class StoreError(LeverError):
+    """Says that MLflow refused something, or that its database, server or artifact store cannot be used."""
 
 
 def first_line(error: Exception) -> str:

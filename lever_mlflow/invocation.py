@@ -122,9 +122,9 @@ def _form() -> Form:
 
 
 def _store() -> str:
-    """Returns the setting of the store where it is not MLflow's default; a URI that holds a password is left out."""
+    """Returns the setting of the store where it is not MLflow's default; a URI that may hold a password is left out."""
     uri, default = _present.store, ("", "sqlite:///mlflow.db", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
-    return "" if uri in default or "@" in uri else f"{_STORE}={shlex.quote(uri)} "
+    return "" if uri in default or "@" in uri or "?" in uri else f"{_STORE}={shlex.quote(uri)} "
 
 
 def _project(source: str) -> str:

@@ -313,7 +313,9 @@ class ExperimentSettings:
         "(vqa_rel_score of wrong answers). A term that is not named has the weight 1, and rel has 0.1.",
     )
     model_name: str = option(
-        AUTO, help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini."
+        AUTO,
+        help="Name of the registered model; auto makes one of data set and VLM, such as lever-selector-mini-mini. "
+        "All versions of a registered model are for one data set, VLM, encoder and way of asking and scoring.",
     )
     register: Register = option(
         "auto",

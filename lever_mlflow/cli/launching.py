@@ -6,15 +6,18 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import wraps
 from typing import Any, TextIO
 
 import click
 
 from lever_mlflow.cli.options import options
-from lever_mlflow.exceptions import LeverError
+from lever_mlflow.exceptions import LeverError, StoreError
+from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.settings import OutputSettings
 
 __all__ = ["in_processes", "launch", "with_output"]
@@ -31,16 +34,25 @@ _ENVIRONMENT = {  # what a user has set stays; child processes have these too
 def launch(command: click.Command, arguments: Sequence[str] | None = None) -> None:
     """Runs a click command on these arguments, by default those of the process.
 
-    An error that a user can mend ends as one line on stderr and a non-zero exit code.
+    An error that a user can mend ends as one line on stderr and a non-zero exit code. Passwords and tokens in URLs are masked
+    in all that is written on stdout and stderr.
     """
-    _quieten()
-    signal.signal(signal.SIGTERM, _terminate)
+    with _masked_output():
+        _quieten()
+        signal.signal(signal.SIGTERM, _terminate)
+        _run(command, arguments)
+
+
+def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
+    """Runs a command, and ends the process where it fails."""
     name = command.name or ""
     try:
         command.main(arguments, standalone_mode=False)
     except click.UsageError as error:
         _describe_run(name, error.format_message())
         _fail(error.format_message(), error.exit_code)
+    except StoreError as error:  # and so the run cannot be described either
+        _fail(str(error), 1)
     except (LeverError, OSError) as error:
         _describe_run(name, str(error))
         _fail(str(error), 1)
@@ -88,9 +100,35 @@ def _quieten() -> None:
     """Shows this package's log, and of other packages' only warnings and errors."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks; we say the same in one line
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")  # hints on schemas that we state ourselves
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Console()])
     logging.getLogger(_PACKAGE).setLevel(logging.INFO)
+
+
+@contextmanager
+def _masked_output() -> Iterator[None]:
+    """Masks the secrets of URLs in all that is written within the block, by whomever: log, warnings, tracebacks, libraries."""
+    with redirect_stdout(_Masked(sys.stdout)), redirect_stderr(_Masked(sys.stderr)):
+        try:
+            yield
+        except Exception:
+            traceback.print_exc()  # here, where it is masked
+            sys.exit(1)
+
+
+class _Masked:
+    """Is a stream that masks the secrets of URLs in what is written, and is otherwise the stream that it is made of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text without secrets."""
+        return self._stream.write(without_secrets(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Console(logging.StreamHandler[TextIO]):
@@ -122,5 +160,5 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(without_secrets(f"error: {' '.join(message.split())}"), err=True)
     sys.exit(code)

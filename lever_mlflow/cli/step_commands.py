@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from lever_mlflow import invocation
 from lever_mlflow.cli.config_files import Config, read_config
 from lever_mlflow.cli.options import Part, chosen
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.settings import (
     AUTO,
     NONE,
@@ -23,6 +26,7 @@ from lever_mlflow.settings import (
     PresetInputs,
     ResourceSettings,
     RlDataSettings,
+    as_text,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ class StepCommand(click.Command):
         names = {setting.name for part in _SHARED for setting in fields(part)}
         given = {name: value for name, value in ctx.params.items() if name in names and _is_given(ctx, name)}
         accepted = {step: frozenset(option.name or "" for option in command.params) for step, command in COMMANDS.items()}
-        invocation.begin(given, accepted)
+        invocation.begin({name: without_secrets(as_text(value)) for name, value in given.items()}, accepted)
         return super().invoke(ctx)
 
 
@@ -84,6 +88,7 @@ def perform(
     from lever_mlflow.runs.steps import anew, project_run, run_here
 
     name = click.get_current_context().command.name or ""
+    _check_parameters_of_given_run()
     resumes = values.get("resume", AUTO) != AUTO  # who names what to resume wants the step to run
     with (
         passing_run(f"plan of {name}", "plan") if values["plan"] else project_run(name),
@@ -102,6 +107,49 @@ def perform(
             else:
                 look(context, plan)
         click.echo(summary_of(context, plan))
+
+
+def _check_parameters_of_given_run() -> None:
+    """Checks that the run that ``MLFLOW_RUN_ID`` names has no parameters with which the present command does not run.
+
+    Raises:
+        ParameterError: it has another value for an option of the command. MissingRunError, StoreError: as ``given_run``.
+    """
+    from lever_mlflow.runs.given_run import RUN_ID, given_run
+    from lever_mlflow.runs.stores import check_stores, store_errors
+
+    if RUN_ID not in os.environ:
+        return
+    with store_errors():
+        check_stores()
+        run = given_run()
+    if run is None:
+        return
+    ctx = click.get_current_context()
+    for option in ctx.command.params:
+        recorded = run.data.params.get(option.name)
+        if recorded is not None and not _means(ctx, option, recorded):
+            raise ParameterError(
+                f"{RUN_ID}={run.info.run_id}: that run has {option.name}={recorded}, but this command has "
+                f"{as_text(ctx.params[option.name])}; unset {RUN_ID}, or give the same value"
+            )
+
+
+def _means(ctx: click.Context, option: click.Parameter, text: str) -> bool:
+    """Says whether a recorded text stands for the value that an option of the present command has.
+
+    ``mlflow run`` records a text as it quotes it for the shell, and cuts a long one.
+    """
+    from lever_mlflow.runs.fields import LONGEST_PARAMETER
+
+    if len(text) >= LONGEST_PARAMETER:
+        return True
+    with suppress(ValueError):  # a text that the shell would not take
+        text = " ".join(shlex.split(text)) if text.startswith("'") else text
+    try:
+        return bool(option.type_cast_value(ctx, text) == ctx.params[option.name or ""])
+    except click.UsageError:
+        return False
 
 
 def make_context(values: Mapping[str, Any], *, check: bool = True) -> Context:

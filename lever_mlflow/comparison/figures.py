@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figures"]
+__all__ = ["FIGURE_FILES", "figures"]
 
+FIGURE_FILES = (
+    *("intervals.png", "training_curves.png", "accuracy.png", "differences.png"),
+    *("beta_curve.png", "ranking.png", "baselines.png"),
+)
 _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", ":", "-.")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||", "OO")
@@ -37,20 +41,15 @@ _MOST_LINES, _MOST_PANELS, _MOST_ROWS, _MOST_AT_A_GLANCE = 12, 8, 48, 16
 
 def figures(facts: Comparison) -> dict[str, bytes]:
     """Draws each figure for which there is anything to draw; returns PNGs by file name."""
-    drawings: dict[str, Callable[[Comparison], Figure | None]] = {
-        "intervals.png": _intervals,
-        "training_curves.png": _training_curves,
-        "accuracy.png": _accuracy,
-        "differences.png": _differences,
-        "beta_curve.png": _beta_curve,
-        "ranking.png": _run_ranking,
-        "baselines.png": _baselines,
-    }
+    drawings: tuple[Callable[[Comparison], Figure | None], ...] = (
+        *(_intervals, _training_curves, _accuracy, _differences),
+        *(_beta_curve, _run_ranking, _baselines),
+    )
     import matplotlib as mpl
 
     with mpl.rc_context({"font.family": _fonts()}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # where no font has the characters of a label
-        drawn = {name: draw(facts) for name, draw in drawings.items()}
+        drawn = {name: draw(facts) for name, draw in zip(FIGURE_FILES, drawings, strict=True)}
         return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
 
 

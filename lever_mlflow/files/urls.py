@@ -1,27 +1,32 @@
-"""Masks secrets in URLs, so that errors, logs, tags and parameters may show them."""
+"""Masks passwords and tokens that stand in URLs, wherever in a text the URLs are."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["is_secret", "without_secrets"]
+__all__ = ["MASK", "is_secret", "without_secrets"]
 
-_MASK = "***"
-_SECRET_NAMES = ("auth", "code", "credential", "key", "pass", "pwd", "secret", "sig", "token")
-# A password may hold a slash that was not escaped. Digits behind a colon and before a slash are a port.
-_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/?#@:]*:(?!\d*[/?#])\S*)@")
-_PARAMETER = re.compile(r"([?&;]([^=&;#\s]+)=)([^&;#\s'\"]+)")
+MASK = "***"
+_SECRET = r"token|key|secret|pass|pwd|sig|credential|auth|session|odbc_connect"  # part of the names of secret values
+# user and password, or a token alone; a URL that was taken for a path has one slash
+_USER = re.compile(r"(?:(?<=://)|(?<=http:/)|(?<=https:/))[^\s/?#\"'<>]*@")
+# a password with an unescaped slash: what follows the colon is no port
+_USER_WITH_SLASH = re.compile(r"(?<=://)[^\s/@:\[\"'<>]*:(?!\d*(?:[/?#\s\"'<>]|$))[^\s@\"'<>]*@")
+_VALUE = re.compile(rf"(?i)([?&;](?:amp;)?[\w.\-\[\]%]*(?:{_SECRET})[\w.\-\[\]%]*=)[^&\s#;\"'<>)]+")
 
 
 def is_secret(name: str) -> bool:
-    """Returns whether a parameter of this name in the query of a URL usually holds a secret, such as ``api_key`` or ``sig``."""
-    return any(part in name.lower() for part in _SECRET_NAMES)
+    """Says whether a parameter of this name in the query of a URL usually holds a secret, such as ``api_key`` or ``sig``."""
+    return re.search(_SECRET, name, re.IGNORECASE) is not None
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text in which the URLs show neither user and password nor the values of secret parameters.
+    """Returns a text in which ``***`` stands for user and password of each URL, and for secret values of its query.
 
-    Everything else stays as it is, so that the text can be any message or a URL alone.
+    ``http://user:password@host/?token=abc&page=2`` becomes ``http://***@host/?token=***&page=2``. A value is secret if its name
+    says so, such as ``access_token``, ``X-Amz-Signature`` or ``sslpassword``. A user without a password is masked too, as hosts
+    of code take a token in its place.
     """
-    shown = _USERINFO.sub(f"{_MASK}@", text)
-    return _PARAMETER.sub(lambda found: f"{found[1]}{_MASK if is_secret(found[2]) else found[3]}", shown)
+    for user in (_USER, _USER_WITH_SLASH):
+        text = user.sub(f"{MASK}@", text)
+    return _VALUE.sub(rf"\g<1>{MASK}", text)

@@ -24,7 +24,7 @@ from lever_mlflow.evaluation.strongest import strongest
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import read_record
 from lever_mlflow.pipeline.context import Context, make_step
-from lever_mlflow.runs.artifacts import artifact, list_artifacts
+from lever_mlflow.runs.artifacts import artifact, list_artifacts, log_text
 from lever_mlflow.runs.metrics import ANSWER_RATE
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import set_description
@@ -145,5 +145,5 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     n = min(settings.n_oracle, len(report.samples))
     if n:
         best = asked.best_single(report.samples[:n], report.pools_QN[:n])
-        mlflow.log_text(best.model_dump_json(indent=2), BEST_SINGLE_FILE)
+        log_text(best.model_dump_json(indent=2), BEST_SINGLE_FILE)
         mlflow.log_metric("baseline/oracle", best.oracle)

@@ -177,7 +177,7 @@ def _trained(evaluation: Evaluation) -> dict[int, dict[str, float]]:
     grpo_run = evaluation.inputs.grpo_run
     try:
         return epoch_metrics(grpo_run)
-    except MlflowException as error:
+    except (MlflowException, DataError) as error:
         beta = format_beta(evaluation.kl_beta)
         message = "beta %s: training run %s cannot be read (%s); the report shows its evaluated epochs only"
         log.warning(message, beta, grpo_run, first_line(error))

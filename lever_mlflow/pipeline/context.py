@@ -15,6 +15,7 @@ import mlflow
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.registry.champion import is_name_of_record
+from lever_mlflow.runs.fields import LONGEST_MODEL_NAME
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
 from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, Register, ResourceSettings, RewardMode, format_beta
@@ -71,6 +72,9 @@ class Context:
                 f"model_name={self.model_name!r}: names that end so are those of records that promote and rollback make and "
                 "delete; choose another name"
             )
+        if len(self.model_name) > LONGEST_MODEL_NAME:
+            shown, length = f"{self.model_name[:20]}...", len(self.model_name)
+            raise ParameterError(f"model_name: {shown} has {length} characters, more than the {LONGEST_MODEL_NAME} that fit")
 
     @property
     def reward(self) -> Reward:

@@ -52,10 +52,10 @@ from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import rl_data_figures
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
-from lever_mlflow.pipeline.registration import refusal, register_best
+from lever_mlflow.pipeline.registration import check_registered_model, refusal, register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
-from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.artifacts import artifact, log_text
 from lever_mlflow.runs.metrics import ANSWER_RATE, DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import absent, find_run, taken
@@ -93,11 +93,13 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
         checkpoints: further ones to be evaluated, each a path or a model URI; they are never registered.
 
     Raises:
-        CheckpointError, ParameterError: as ``read_checkpoints``; or the GRPO run was trained on other data or models.
+        CheckpointError, ParameterError: as ``read_checkpoints`` and ``check_registered_model``; or the GRPO run was trained on
+            other data or models.
     """
     check_sampler(settings.pool_sampler, context.resources.encoder_sides)
     tags = finished_run_tags(grpo_run, GRPO)
     _check_same_resources(context, grpo_run, tags)
+    check_registered_model(context)
     others = read_checkpoints(context, checkpoints)
     inputs = EvaluationInputs.model_validate(
         {
@@ -338,7 +340,7 @@ class _Evaluation:
             policies[baseline.policy] = f"{baseline.policy}, the strongest baseline"
         policies |= {START: "start checkpoint", epoch_policy(best): f"beta {beta}, epoch {best}"}
         page = answers_page(f"Answers of beta {beta}", records, policies, queries, self.context.resources.train, shots)
-        mlflow.log_text(page, ANSWERS_PAGE)
+        log_text(page, ANSWERS_PAGE)
 
     def _register_and_log(self, evaluation: Evaluation, records: EvaluationRecords) -> None:
         version = register_best(self.context, evaluation)
@@ -350,7 +352,7 @@ class _Evaluation:
             record({Tag.REGISTERED: registered})
         else:
             log.warning("%s: %s", self.name, outcome)
-        mlflow.log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
+        log_text(evaluation.with_registration(version=version).model_dump_json(indent=2), RESULT_FILE)
         log_records(records)
 
 

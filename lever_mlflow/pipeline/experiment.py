@@ -18,6 +18,7 @@ from lever_mlflow.pipeline.gate import validate_step
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.overview import show_overview
 from lever_mlflow.pipeline.planning import expected_steps, look_ahead
+from lever_mlflow.pipeline.registration import check_registered_model
 from lever_mlflow.pipeline.rollout import rl_data_of_run, rollout_step
 from lever_mlflow.pipeline.training import rce_step, start_of_run
 from lever_mlflow.runs.planning import Plan
@@ -61,9 +62,10 @@ def experiment_step(context: Context, experiment: Experiment) -> Step:
     """Prepares every step in turn as a child run; those that finished before with the same inputs are reused.
 
     Raises:
-        ParameterError: questions or pools do not suffice for the settings, or the encoder does not give what they take, which
-            is found out before any work.
+        ParameterError: questions or pools do not suffice for the settings, the encoder does not give what they take, or as
+            ``check_registered_model``; this is found out before any work.
     """
+    check_registered_model(context)
     check_settings(experiment.rollout)
     sides = context.resources.encoder_sides
     check_fusion(experiment.rce.fusion, sides)

@@ -19,7 +19,7 @@ from lever_mlflow.gate.report import format_table, report_html, summary
 from lever_mlflow.gate.tables import trial_table
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.rollout import LEFT_OUT, SCORING
-from lever_mlflow.runs.artifacts import artifact, read_json
+from lever_mlflow.runs.artifacts import artifact, log_json, log_text, read_json
 from lever_mlflow.runs.metrics import finite
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.steps import Step, ensure
@@ -79,7 +79,7 @@ def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[s
     _check_items(context, data)
     _check_scoring(context, data)
     mlflow.log_input(rl_dataset(data), context="training")
-    mlflow.log_dict(finite(result.metrics), FIGURES_FILE)
+    log_json(finite(result.metrics), FIGURES_FILE)
     # The verdict comes last: a run that has it has all the rest.
     record({Tag.SUITE_DIGEST: result.suite_digest, Tag.RL_DATA_SOURCE: data.origin, Tag.GATE: result.verdict})
     if context.gate.on_bad_data == "stop":
@@ -115,9 +115,9 @@ def _check_data(context: Context, data: RLData, reference: RLData | None) -> Non
         thresholds=settings.thresholds,
     )
     mlflow.log_metrics(finite(result.metrics))
-    mlflow.log_text(report_html(result), "gate.html")
-    mlflow.log_dict(result.to_json(), GATE_FILE)
-    mlflow.log_dict(dict(result.gx_results), "great_expectations.json")
+    log_text(report_html(result), "gate.html")
+    log_json(result.to_json(), GATE_FILE)
+    log_json(dict(result.gx_results), "great_expectations.json")
     set_description(result.comparison or summary(result))
     if reference is not None:
         mlflow.log_input(rl_dataset(reference), context="reference")

@@ -23,8 +23,8 @@ from lever_mlflow.pipeline.training import (
     start_of_grpo,
     training_inputs,
 )
-from lever_mlflow.runs.artifacts import read_json
-from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics
+from lever_mlflow.runs.artifacts import log_json, read_json
+from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics, log_history
 from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
@@ -235,7 +235,8 @@ class _Rounds:
     def _conclude(self, ended: str) -> None:
         """Logs the checkpoints and curves of all rounds, and says in words what the rounds came to."""
         log_checkpoints(self.models)
-        mlflow.log_dict({LAST_EPOCHS: self.ends}, ROUNDS_FILE)
+        log_json({LAST_EPOCHS: self.ends}, ROUNDS_FILE)
+        log_history(dict(enumerate(self.history, start=1)))
         title = f"GRPO beta {format_beta(self.settings.kl_beta)} (the lines mark the last epoch of each round)"
         mlflow.log_figure(training_curves(self.history, title, self.ends), "training_curves.png")
         last, done = len(self.history), len(self.ends)

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 
 from lever_mlflow.comparison.facts import Comparison
+from lever_mlflow.comparison.figures import FIGURE_FILES
 from lever_mlflow.comparison.page import opening
 from lever_mlflow.pipeline.comparison import COMPARISON_FILE, REPORT_FILE
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
@@ -53,10 +54,10 @@ def show_overview(runs: Sequence[str], language: Language) -> None:
     comparison_run = runs[-1]
     comparison = Comparison.read(artifact(comparison_run, COMPARISON_FILE))
     with tempfile.TemporaryDirectory() as folder:
-        for path in list_artifacts(comparison_run, ""):
-            if path == REPORT_FILE or path.endswith(".png"):
-                source = artifact(comparison_run, path)
-                Path(folder, path).write_bytes(source.read_bytes())
+        present = list_artifacts(comparison_run, "")
+        for path in (REPORT_FILE, *FIGURE_FILES):  # and nothing that others have logged there
+            if path in present:
+                Path(folder, path).write_bytes(artifact(comparison_run, path).read_bytes())
         mlflow.log_artifacts(folder)
     _log_headlines(comparison)
     own = active_run().info.run_id

@@ -40,8 +40,10 @@ from lever_mlflow.registry.evidence import (
 )
 from lever_mlflow.registry.listing import ListedVersion
 from lever_mlflow.registry.model_card import describe_promotion, promoted
+from lever_mlflow.registry.ownership import check_version
 from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag
 from lever_mlflow.registry.versions import find_version, versions
+from lever_mlflow.runs.artifacts import log_json
 from lever_mlflow.runs.optional_runs import optional_run
 from lever_mlflow.runs.planning import Plan, active_plan
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_here
@@ -87,7 +89,7 @@ def roll_back(context: Context, *, plan: bool = False) -> None:
     """
     with optional_run(ROLLBACK) as run:
         if plan:
-            version = champion.restorable(context.registered_name)
+            version = _restorable(context)
             log.info("%s: version %s would be champion again; nothing was changed", context.registered_name, version)
         elif run is None:
             log.info("%s", _rolled_back(context, f"user {_user()}"))
@@ -146,7 +148,7 @@ def _log_evidence(label: str, former: str | None, conditions: Sequence[Condition
     for condition in conditions:
         log.info("%s: %s", "met" if condition.met else "NOT MET", condition.says)
     rows = [{**condition._asdict(), "gain": condition.gain and condition.gain._asdict()} for condition in conditions]
-    mlflow.log_dict({"candidate": label, "champion": former, "conditions": rows, **asdict(settings)}, EVIDENCE_FILE)
+    log_json({"candidate": label, "champion": former, "conditions": rows, **asdict(settings)}, EVIDENCE_FILE)
     mlflow.log_metrics(metrics(conditions))
 
 
@@ -169,8 +171,21 @@ def _log_rollback(context: Context, run_id: str) -> None:
 
 def _rolled_back(context: Context, by: str) -> str:
     name = context.registered_name
+    champion.settle(name)
+    _restorable(context)
     holders = champion.rollback(name, by)
     return f"{name}: version {holders.champion} is champion again, version {holders.previous} previous-champion"
+
+
+def _restorable(context: Context) -> str:
+    """Returns the version that a rollback makes champion again.
+
+    Raises:
+        MissingRunError: as ``champion.restorable`` and ``check_version``.
+    """
+    number = champion.restorable(context.registered_name)
+    check_version(context.registered_name, MlflowClient().get_model_version(context.registered_name, number))
+    return number
 
 
 def _user() -> str:

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.invocation import command
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.grpo import why_nothing_was_learnt
 from lever_mlflow.registry.model_card import describe_registered_model
+from lever_mlflow.registry.ownership import check_model, made_for
+from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import beta_alias, describe_model, holds, register
+from lever_mlflow.runs.artifacts import living_run
 from lever_mlflow.runs.tags import Tag
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_retriever
 from lever_mlflow.serving.retriever import RetrieverSettings, load_retriever, save_retriever
-from lever_mlflow.settings import EvalSettings
+from lever_mlflow.settings import EvalSettings, format_beta
 
-__all__ = ["refusal", "register_best"]
+__all__ = ["check_registered_model", "refusal", "register_best"]
+
+log = logging.getLogger(__name__)
+
+
+def check_registered_model(context: Context) -> None:
+    """Checks before any work that the registered model may take versions of this experiment.
+
+    Raises:
+        ParameterError: as ``check_model``.
+    """
+    if context.register != "never":
+        check_model(context.registered_name, made_for(context.identity()))
 
 
 def refusal(context: Context, evaluation: Evaluation) -> str:
@@ -51,11 +68,17 @@ def register_best(context: Context, evaluation: Evaluation) -> str:
     """
     if evaluation.registration.refusal:
         return ""
+    try:
+        living_run(evaluation.inputs.grpo_run)
+    except MissingRunError as error:
+        log.warning("beta %s: nothing is registered, as its training is gone: %s", format_beta(evaluation.kl_beta), error)
+        return ""
     registration, settings = evaluation.registration, _retriever_settings(context, evaluation)
     model_id, name = registration.model_id, context.registered_name
     if not holds(name, settings.digest):
         model_id = _log_retriever(context, evaluation, settings)
-    version = register(model_id, name, evaluation.kl_beta, settings.digest, registration.tags, registration.description)
+    tags = {**registration.tags, VersionTag.MADE_FOR: made_for(evaluation.inputs)}
+    version = register(model_id, name, evaluation.kl_beta, settings.digest, tags, registration.description)
     describe_model(name, describe_registered_model(name, evaluation.resources))
     return version
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +26,7 @@ from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.cache_dir import CACHE_DIR, default_cache_dir
 from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import folder_digest, model_folder
+from lever_mlflow.files.names import full_name, readable_name
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.settings import AUTO, DataSettings, ResourceSettings
@@ -259,15 +259,29 @@ class Resources(ResourceSettings):
 
     @property
     def label(self) -> str:
-        """Returns data set and VLM in a form fit for the names of registered models, such as ``mini-mini``."""
-        names = (self.dataset, self._vlm_label)
-        return "-".join(re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-").lower() for name in names)
+        """Returns data set and VLM in a form fit for the names of registered models: ``mini-mini`` for the embedded ones.
+
+        All others have a digest of their full names at the end, as several may look alike: that of a folder is its path, and
+        that of a model on a server its name there.
+        """
+        names = self._full_names
+        readable = "-".join(map(readable_name, names))
+        if self.dataset == self.vlm == MINI:
+            return readable
+        return f"{readable}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"
 
     @property
-    def _vlm_label(self) -> str:
-        """Returns what the VLM is called; on a server, its name there."""
-        if not is_server(self.vlm):
-            return self.vlm
+    def _full_names(self) -> tuple[str, str]:
+        """Returns the names of data set and VLM, which no other ones have."""
+        hub, of_dataset = self.dataset.startswith(HUB), self.dataset.removeprefix(HUB)
+        dataset = MINI if self.dataset == MINI else f"{HUB if hub else ''}{full_name(of_dataset)}"
+        if self.vlm == MINI:
+            return dataset, MINI
+        return dataset, f"server:/{self._served_name}" if is_server(self.vlm) else full_name(self.vlm)
+
+    @property
+    def _served_name(self) -> str:
+        """Returns what the VLM is called on its server."""
         if self.vlm_model != AUTO:
             return self.vlm_model
         model = self.language_model

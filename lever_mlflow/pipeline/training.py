@@ -15,23 +15,23 @@ import mlflow
 import pandas as pd
 import torch
 from mlflow.data.pandas_dataset import PandasDataset
-from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from lever_mlflow import distributed
 from lever_mlflow.data.features import check_fusion
-from lever_mlflow.exceptions import DataError, LeverError, first_line
+from lever_mlflow.exceptions import DataError, LeverError
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
-from lever_mlflow.runs.metrics import finite, system_metrics
+from lever_mlflow.runs.metrics import finite, log_history, system_metrics
 from lever_mlflow.runs.models import log_checkpoints
 from lever_mlflow.runs.outages import persistently
 from lever_mlflow.runs.processes import close_interrupted
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure
+from lever_mlflow.runs.stores import is_of_the_store, reason_of
 from lever_mlflow.runs.tags import Tag, record, run_tags, set_description
 from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
 from lever_mlflow.selector.network import PointerSelector
@@ -281,11 +281,14 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
             persistently(partial(log_metrics, metrics, timestamp=time.time_ns() // 10**6))  # one time, so that it is one record
             persistently(partial(unsent.log_state, state, models))
         _conclude(training, history, models)
-    except (MlflowException, OSError, SafetensorError) as error:
+    except Exception as error:
+        if not (isinstance(error, OSError | SafetensorError) or is_of_the_store(error)):
+            raise
+        reason = reason_of(error)
         if not unsent.hold_a_state:
-            raise LeverError(f"{first_line(error)}; no epoch was finished") from error
+            raise LeverError(f"{reason}; no epoch was finished") from error
         raise LeverError(
-            f"{first_line(error)}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command "
+            f"{reason}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command "
             f"with -P resume={unsent.folder} logs them and goes on"
         ) from error
     unsent.remove()
@@ -327,6 +330,7 @@ def _conclude(training: _Training, history: list[dict[str, float]], models: Mapp
     title = f"{training.title} (the line marks epoch {best}, which has the highest expected reward)"
     mlflow.log_figure(training_curves(history, title, [best]), "training_curves.png")
     log_checkpoints({training.numbered(epoch): model_id for epoch, model_id in models.items()})
+    log_history({training.numbered(epoch): metrics for epoch, metrics in enumerate(history, start=1)})
     record({Tag.BEST_EPOCH: training.numbered(best), Tag.BEST_MODEL: models[best], Tag.DIAGNOSIS: diagnosis})
     set_description(diagnosis)
 

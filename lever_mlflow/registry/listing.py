@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from mlflow.entities.model_registry import ModelVersion
@@ -11,6 +12,7 @@ from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.evaluation.result import Evaluation
 from lever_mlflow.evaluation.rounding import decimals
 from lever_mlflow.files.tables import aligned
+from lever_mlflow.registry.ownership import is_ours
 from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag, overrides
 
 __all__ = ["ListedVersion", "table"]
@@ -31,11 +33,10 @@ def table(name: str, versions: Sequence[ListedVersion]) -> str:
     """Writes a row per version, ordered by beta: aliases, accuracies in percent, gain, digests, data gate.
 
     Accuracy and gain with their intervals are means over shots, and come from the tags of the version. The accuracies by shots
-    and the digests come from its evaluation. What is not known is shown as ``-``.
+    and the digests come from its evaluation. What is not known is shown as ``-``, as is all of a version that somebody else
+    has registered there.
     """
-    ordered = sorted(
-        versions, key=lambda row: (float(row.version.tags.get(VersionTag.KL_BETA, "inf")), int(row.version.version))
-    )
+    ordered = sorted(versions, key=_place)
     accuracies = [_by_shots(row.evaluation) for row in ordered]
     shots = sorted({count for by_shots in accuracies for count in by_shots})
     head = ["beta", "version", "aliases", "epoch", "accuracy", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
@@ -45,11 +46,12 @@ def table(name: str, versions: Sequence[ListedVersion]) -> str:
 
 
 def _place(row: ListedVersion) -> tuple[float, int]:
-    return float(row.version.tags.get(VersionTag.KL_BETA, "inf")), int(row.version.version)
+    beta = float(row.version.tags[VersionTag.KL_BETA]) if is_ours(row.version) else inf
+    return beta, int(row.version.version)
 
 
 def _row(row: ListedVersion, by_shots: Mapping[int, float], shots: Sequence[int]) -> list[str]:
-    tags, evaluation = row.version.tags, row.evaluation
+    tags, evaluation = row.version.tags if is_ours(row.version) else {}, row.evaluation
     digests = [_UNKNOWN, _UNKNOWN]
     if evaluation is not None:
         digests = [evaluation.inputs.dataset_digest[:_SHOWN], evaluation.inputs.rl_data_digest[:_SHOWN]]

@@ -32,6 +32,7 @@ class VersionTag(StrEnum):
     START_GATE_OVERRIDE = "start_gate_override"
     EVALUATION_RUN = "evaluation_run"
     EVALUATION_DIGEST = "evaluation_digest"  # of the records there
+    MADE_FOR = "made_for"  # digests of data set, VLM, encoder and profile; a tag of the registered model, too
     MODEL_DIGEST = "model_digest"  # of all that the model holds; the same model is registered once
     PROMOTED_AT = "promoted_at"
     PROMOTION_RUN = "promotion_run"

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-from mlflow.exceptions import MlflowException
 from mlflow.utils import logging_utils
 
 from lever_mlflow.exceptions import MissingRunError
+from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.model_card import renewed
+from lever_mlflow.registry.ownership import check_version, claim, found_model
 from lever_mlflow.registry.version_tags import VersionTag, measured
+from lever_mlflow.runs.fields import LONGEST_VERSION_TEXT, fitted
 from lever_mlflow.runs.whole import lack_of_version
 from lever_mlflow.settings import format_beta
 
 __all__ = ["beta_alias", "describe_model", "find_version", "holds", "register", "registered_model", "versions"]
 
-_LONGEST_TAG = 5000  # characters of a version's tag; MLflow takes more, but nobody reads more
 _ALIAS = "kl-"
+_tag_text = partial(fitted, longest=LONGEST_VERSION_TEXT, whole="evaluation.json")
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +46,15 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
 
     The same digest adds no version: the version that holds it gets the alias, and its tags and description are renewed. What
     was written there when it was promoted stays.
+
+    Raises:
+        ParameterError: as ``claim``, where the tags say what the version is made for.
     """
     client = MlflowClient()
     values = {VersionTag.KL_BETA: format_beta(kl_beta), **tags, VersionTag.MODEL_DIGEST: digest}
-    texts = {str(tag): str(value)[:_LONGEST_TAG] for tag, value in values.items()}  # in the order in which the UI shows them
+    texts = {str(tag): _tag_text(str(value)) for tag, value in values.items()}  # in the order in which the UI shows them
+    if VersionTag.MADE_FOR in texts:
+        claim(name, texts[VersionTag.MADE_FOR])
     version = _version_of_digest(client, name, digest) or _created(client, name, model_id, texts)
     for tag, text in texts.items():
         if version.tags.get(tag) != text:
@@ -54,7 +62,8 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
     for tag in measured(version.tags) - texts.keys():
         client.delete_model_version_tag(name, version.version, tag)
     if description:
-        client.update_model_version(name, version.version, renewed(description, version.description or ""))
+        card = renewed(description, version.description or "")
+        client.update_model_version(name, version.version, without_secrets(card))
     client.set_registered_model_alias(name, beta_alias(kl_beta), version.version)
     return str(version.version)
 
@@ -62,14 +71,15 @@ def register(model_id: str, name: str, kl_beta: float, digest: str, tags: Mappin
 def describe_model(name: str, description: str) -> None:
     """Describes a registered model, unless somebody has described it already."""
     if not registered_model(name).description:
-        MlflowClient().update_registered_model(name, description)
+        MlflowClient().update_registered_model(name, fitted(description, LONGEST_VERSION_TEXT))
 
 
 def find_version(name: str, kl_beta: float) -> ModelVersion:
     """Returns the version behind a beta's alias.
 
     Raises:
-        MissingRunError: there is no such registered model, or no version for this beta; the message lists the others.
+        MissingRunError: there is no such registered model, or no version for this beta, and the message lists the others; or as
+            ``check_version``, and where somebody has moved the alias to a version of another beta.
     """
     beta, alias = format_beta(kl_beta), beta_alias(kl_beta)
     remedy = f"run `{command('evaluate', kl_beta=kl_beta)}` first, which says so where it registers nothing"
@@ -77,7 +87,12 @@ def find_version(name: str, kl_beta: float) -> ModelVersion:
     if alias not in aliases:
         others = ", ".join(sorted(other for other in aliases if other.startswith(_ALIAS))) or "none"
         raise MissingRunError(f"kl_beta={beta}: {name} has no version with alias {alias} (it has: {others}); {remedy}")
-    return MlflowClient().get_model_version(name, str(aliases[alias]))
+    version = MlflowClient().get_model_version(name, str(aliases[alias]))
+    check_version(name, version)
+    trained = float(version.tags[VersionTag.KL_BETA])
+    if not math.isclose(trained, kl_beta, rel_tol=1e-5):  # tags of earlier versions of this package have six digits
+        raise MissingRunError(f"{name} version {version.version} has the alias {alias}, but beta {trained:g}; {remedy}")
+    return version
 
 
 def registered_model(name: str, remedy: str = "") -> RegisteredModel:
@@ -91,12 +106,10 @@ def registered_model(name: str, remedy: str = "") -> RegisteredModel:
         MissingRunError: there is none of this name.
     """
     remedy = remedy or f"run `{command('evaluate')}` first"
-    try:
-        return MlflowClient().get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise MissingRunError(f"no registered model {name}; {remedy}") from None
+    model = found_model(name)
+    if model is None:
+        raise MissingRunError(f"no registered model {name}; {remedy}")
+    return model
 
 
 def versions(name: str) -> list[tuple[ModelVersion, list[str]]]:

@@ -5,19 +5,60 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from lever_mlflow.exceptions import DataError, first_line
+from lever_mlflow.exceptions import DataError, MissingRunError, first_line
+from lever_mlflow.files.urls import without_secrets
 
-__all__ = ["artifact", "delete_artifacts", "download_folder", "list_artifacts", "read_json"]
+__all__ = [
+    "artifact",
+    "delete_artifacts",
+    "download_folder",
+    "list_artifacts",
+    "living_run",
+    "log_json",
+    "log_text",
+    "read_json",
+]
 
 log = logging.getLogger(__name__)
+
+
+def living_run(run_id: str) -> Run:
+    """Returns a run that is not in MLflow's bin.
+
+    Raises:
+        MissingRunError: there is no such run, or somebody has moved it to the bin.
+    """
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise MissingRunError(f"run {run_id}: {first_line(error)}; look its id up in the MLflow UI") from None
+    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise MissingRunError(
+            f"run {run_id} is in MLflow's bin; `mlflow runs restore --run-id {run_id}` takes it out, or run that step again"
+        )
+    return run
+
+
+def log_json(content: Mapping[str, Any], path: str) -> None:
+    """Logs a mapping as a JSON file of the active run, without the secrets of URLs."""
+    log_text(json.dumps(dict(content), indent=2, default=str), path)
+
+
+def log_text(text: str, path: str) -> None:
+    """Logs a text as a file of the active run, without the secrets of URLs."""
+    mlflow.log_text(without_secrets(text), path)
 
 
 def artifact(run_id: str, path: str) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from urllib.parse import urlsplit
 
 import mlflow
 
 from lever_mlflow import invocation
+from lever_mlflow.files.urls import without_secrets
 
 __all__ = ["run_link", "run_page", "server_address", "ui_command"]
 
@@ -45,4 +47,5 @@ def ui_command() -> str:
     uri = mlflow.get_tracking_uri()
     if server := server_address(uri):
         return f"{server}/{page}"
-    return f"{invocation.program('mlflow')} ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000/{page}"
+    shown = shlex.quote(uri) if uri == without_secrets(uri) else '"$MLFLOW_TRACKING_URI"'
+    return f"{invocation.program('mlflow')} ui --backend-store-uri {shown}   # then open http://127.0.0.1:5000/{page}"

@@ -11,8 +11,21 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.runs.artifacts import list_artifacts, log_json, read_json
 
-__all__ = ["ANSWER_RATE", "DATA", "PROGRESS", "ROLLOUT", "ROUNDS", "TRAIN", "VAL", "epoch_metrics", "finite", "system_metrics"]
+__all__ = [
+    "ANSWER_RATE",
+    "DATA",
+    "PROGRESS",
+    "ROLLOUT",
+    "ROUNDS",
+    "TRAIN",
+    "VAL",
+    "epoch_metrics",
+    "finite",
+    "log_history",
+    "system_metrics",
+]
 
 # what the names of our metrics begin with; others may log metrics on our runs too, as MLflow does with those of the system
 TRAIN, VAL = "train/", "val/"  # of an epoch of training; their step is the epoch's number
@@ -20,6 +33,7 @@ DATA = "data/"  # of the RL data that the data gate judged; they have no step
 PROGRESS = "progress/"  # of shares of long work that are done; their step is a number of items
 ANSWER_RATE = "pool/answer_rate"  # share of queries or questions with a right answer in their pool; it has no step
 ROLLOUT = "rollout/"  # of the trials that a rollout recorded; they have no step
+HISTORY_FILE = "epochs.json"  # metrics of a finished training by epoch
 ROUNDS = "rounds/"  # of the rounds of GRPO; their step is the round's number
 
 
@@ -35,12 +49,20 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return dict(metrics)
 
 
-def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
-    """Reads the metrics of a training run by epoch, ascending.
+def log_history(history: Mapping[int, Mapping[str, float]]) -> None:
+    """Logs the metrics of a finished training by epoch as an artifact of the active run, for ``epoch_metrics``."""
+    log_json({str(epoch): dict(metrics) for epoch, metrics in history.items()}, HISTORY_FILE)
 
-    Metrics whose steps are no epochs are left out: figures of the data and of rounds, and MLflow's system metrics.
+
+def epoch_metrics(run_id: str) -> dict[int, dict[str, float]]:
+    """Reads the metrics of a training run by epoch, ascending, as the training left them in an artifact.
+
+    What others have logged in the run is left out, whatever it is called. The runs of earlier versions of this package have no
+    such artifact; of those, metrics whose names begin otherwise than those of epochs are left out, such as system metrics.
     """
     client = mlflow.MlflowClient()
+    if HISTORY_FILE in list_artifacts(run_id, ""):
+        return {int(epoch): metrics for epoch, metrics in read_json(run_id, HISTORY_FILE).items()}
     epochs: dict[int, dict[str, float]] = {}
     for name in client.get_run(run_id).data.metrics:
         if name.startswith((TRAIN, VAL)):

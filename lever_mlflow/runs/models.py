@@ -1,4 +1,4 @@
-"""Notes which logged models a run stands for, by epoch, and names them again."""
+"""Notes which logged models a run stands for, by epoch, and reads them again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import mlflow
 
-from lever_mlflow.runs.artifacts import list_artifacts, read_json
+from lever_mlflow.runs.artifacts import list_artifacts, log_json, read_json
 
 __all__ = ["checkpoints_of", "log_checkpoints", "logged_models_of"]
 
@@ -15,7 +15,7 @@ CHECKPOINTS_FILE = "checkpoints.json"
 
 def log_checkpoints(models: Mapping[int, str]) -> None:
     """Logs the ids of a training's logged models by epoch in the active run."""
-    mlflow.log_dict({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
+    log_json({str(epoch): model_id for epoch, model_id in models.items()}, CHECKPOINTS_FILE)
 
 
 def checkpoints_of(run_id: str) -> dict[int, str]:

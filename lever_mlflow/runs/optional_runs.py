@@ -15,13 +15,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow.exceptions import LeverError, first_line
-from lever_mlflow.runs.steps import RUN_ID, project_run
+from lever_mlflow.runs.given_run import ENTRY_POINT, RUN_ID, given_run
+from lever_mlflow.runs.steps import project_run
+from lever_mlflow.runs.stores import check_stores, store_errors
 from lever_mlflow.runs.tags import PREFIX, RUN_NAME, Tag
 
 __all__ = ["optional_run", "passing_run", "placeholder_run"]
-
-_ENTRY_POINT = "mlflow.project.entryPoint"  # MLflow's own tag
 
 
 @contextmanager
@@ -29,9 +28,10 @@ def optional_run(entry_point: str) -> Iterator[Run | None]:
     """Opens the run that ``mlflow run`` made for an entry point; without one, the block works in no run and is given None.
 
     Raises:
-        LeverError: MLflow refused something, or its store cannot be reached.
+        StoreError: as ``store_errors`` and ``check_stores``.
     """
-    with _errors_of_the_store():
+    with store_errors():
+        check_stores()
         if _run_made_for(entry_point) is None:
             yield None
         else:
@@ -47,9 +47,10 @@ def placeholder_run(entry_point: str) -> Iterator[None]:
     moved to MLflow's trash. The run itself cannot be: ``mlflow run`` sets its status at the end, and fails if it was deleted.
 
     Raises:
-        LeverError: MLflow refused something, or its store cannot be reached.
+        StoreError: as ``store_errors`` and ``check_stores``.
     """
-    with _errors_of_the_store():
+    with store_errors():
+        check_stores(writing=False)
         if (run := _run_made_for(entry_point)) is not None:
             _tidy(run, entry_point, entry_point)
         yield
@@ -63,11 +64,11 @@ def passing_run(name: str, step: str) -> Iterator[Run]:
     the user opened is left as it is.
 
     Raises:
-        LeverError: MLflow refused something, or its store cannot be reached.
+        StoreError: as ``store_errors`` and ``check_stores``.
     """
     made_here = RUN_ID not in os.environ
     with project_run(name) as run:
-        if made_here or _ENTRY_POINT in run.data.tags:
+        if made_here or ENTRY_POINT in run.data.tags:
             _tidy(run, name, step)
         yield run
     if made_here:
@@ -91,14 +92,5 @@ def _run_made_for(entry_point: str) -> Run | None:
 
     A run that the user has opened for another purpose is never taken for it.
     """
-    run_id = os.environ.get(RUN_ID)
-    run = None if run_id is None else mlflow.get_run(run_id)
-    return run if run is not None and run.data.tags.get(_ENTRY_POINT) == entry_point else None
-
-
-@contextmanager
-def _errors_of_the_store() -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from error
+    run = given_run()
+    return run if run is not None and run.data.tags.get(ENTRY_POINT) == entry_point else None

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow
-from mlflow.exceptions import MlflowException
 
 from lever_mlflow import progress
+from lever_mlflow.exceptions import StoreError
 from lever_mlflow.runs.metrics import PROGRESS
+from lever_mlflow.runs.stores import store_errors
 
 __all__ = ["recorded_progress"]
 
@@ -39,6 +40,7 @@ class _Recorder(logging.Handler):
         """Logs the numbers of a record."""
         unit, done, total = getattr(record, progress.REACHED)
         try:
-            mlflow.log_metrics({f"{PROGRESS}{unit}": done / total}, step=done)
-        except MlflowException:
+            with store_errors():
+                mlflow.log_metrics({f"{PROGRESS}{unit}": done / total}, step=done)
+        except StoreError:
             progress.log.removeHandler(self)

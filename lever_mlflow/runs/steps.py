@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,20 +22,23 @@ from typing import Any
 
 import mlflow
 import yaml
-from mlflow.entities import LifecycleStage, Run
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Run
 
 import lever_mlflow
 from lever_mlflow import invocation
-from lever_mlflow.exceptions import GateError, LeverError, ParameterError, first_line
+from lever_mlflow.exceptions import GateError, LeverError, StoreError
+from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
-from lever_mlflow.runs.artifacts import read_json
+from lever_mlflow.runs.artifacts import log_json, log_text, read_json
+from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_PARAMETER, LONGEST_RUN_NAME, fitted
+from lever_mlflow.runs.given_run import OPEN, check_given_run
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.planning import Unfinished, active_plan
-from lever_mlflow.runs.processes import close_runs_left, is_running, run_of_this_process
+from lever_mlflow.runs.processes import close_runs_left, run_of_this_process
 from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
-from lever_mlflow.runs.tags import DESCRIPTION, LONGEST_DESCRIPTION, RUN_NAME, Tag, record, set_description
+from lever_mlflow.runs.stores import check_stores, is_of_the_store, store_errors
+from lever_mlflow.runs.tags import DESCRIPTION, RUN_NAME, Tag, name_run, record, set_description
 from lever_mlflow.runs.whole import log_manifest
 from lever_mlflow.settings import as_text
 
@@ -56,7 +58,6 @@ __all__ = [
 
 RUN_ID = "MLFLOW_RUN_ID"  # MLflow's own variable, which names the run that ``mlflow run`` made
 SETTINGS_FILE, CONFIG_FILE = "settings.json", "config.yaml"
-_OPEN = ("RUNNING", "SCHEDULED")
 _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _PROJECT_SOURCE, _PROJECT_ENV = "mlflow.source.name", "mlflow.project.env"  # MLflow's own tags
 
@@ -115,47 +116,35 @@ def project_run(name: str) -> Iterator[Run]:
     gives it a name of its own; its description says why it failed.
 
     Raises:
-        ParameterError: the environment names a run that has ended, or that another process works on.
-        LeverError: MLflow refused something, or its store cannot be reached.
+        StoreError: as ``store_errors`` and ``check_stores``.
+        MissingRunError: as ``check_given_run``.
     """
     failure: LeverError | None = None
-    try:
-        _check_named_run()
-        with run_of_this_process() as run, recorded_progress():
-            mlflow.set_tag(RUN_NAME, name)
-            close_runs_left()
-            tags = run.data.tags
-            experiment = mlflow.get_experiment(run.info.experiment_id).name
-            invocation.joined(experiment, tags.get(_PROJECT_SOURCE, ""), tags.get(_PROJECT_ENV, ""))
-            try:
-                yield run
-            except LeverError as error:
-                failure = error
-                if not isinstance(error.__cause__, MlflowException):  # otherwise MLflow cannot be reached
-                    _describe_failure(run.info.run_id, f"failed: {error}")
+    with store_errors():
+        check_stores()
+        check_given_run(name)
+        try:
+            with run_of_this_process() as run, recorded_progress():
+                name_run(name)
+                close_runs_left()
+                tags = run.data.tags
+                experiment = mlflow.get_experiment(run.info.experiment_id).name
+                source = without_secrets(tags.get(_PROJECT_SOURCE, ""))
+                invocation.joined(experiment, source, tags.get(_PROJECT_ENV, ""))
+                try:
+                    yield run
+                except LeverError as error:
+                    failure = error
+                    if not is_of_the_store(error.__cause__):  # otherwise MLflow cannot be reached
+                        _describe_failure(run.info.run_id, f"failed: {error}")
+                    raise
+                except (KeyboardInterrupt, SystemExit):
+                    _describe_failure(run.info.run_id, "interrupted")
+                    raise
+        except Exception as error:
+            if failure is None or error is failure:
                 raise
-            except (KeyboardInterrupt, SystemExit):
-                _describe_failure(run.info.run_id, "interrupted")
-                raise
-    except MlflowException as error:
-        if failure is not None:  # not even the failure could be recorded; what failed first says more
-            raise failure from error
-        raise LeverError(f"MLflow at {mlflow.get_tracking_uri()}: {first_line(error)}") from error
-
-
-def _check_named_run() -> None:
-    """Refuses a run that the environment names and that cannot be this process', as a variable that was left over may do."""
-    run_id = os.environ.get(RUN_ID)
-    if not run_id:
-        return
-    run = mlflow.get_run(run_id)
-    ended = run.info.status not in _OPEN or run.info.lifecycle_stage == LifecycleStage.DELETED
-    if ended or is_running(run):
-        state = f"has ended ({run.info.status})" if ended else "is being worked on by another process"
-        raise ParameterError(
-            f"{RUN_ID}={run_id}: this run {state}; unset the variable, which `mlflow run` sets for what it starts, or name a "
-            "run that was opened for this command"
-        )
+            raise failure from error  # not even the failure could be recorded; what failed first says more
 
 
 def active_run() -> Run:
@@ -177,7 +166,7 @@ def run_here(step: Step, *, rerun: bool = False) -> str:
     finished = finished_run(step) if step.repeatable and not rerun else None
     if finished is None:
         return _run(step)
-    mlflow.set_tag(RUN_NAME, f"{step.name} (reused)")
+    name_run(f"{step.name} (reused)")
     record({Tag.REUSED: finished})
     set_description(
         f"Nothing was run: {run_link(finished)} has finished with the same inputs, settings and code. "
@@ -229,7 +218,7 @@ def finished_run(step: Step) -> str | None:
 
 def run_as_child(step: Step) -> str:
     """Runs a step in a child of the active run and returns the child's id."""
-    with run_of_this_process(nested=True, run_name=step.name):
+    with run_of_this_process(nested=True, run_name=fitted(step.name, LONGEST_RUN_NAME)):
         return _run(step)
 
 
@@ -250,14 +239,12 @@ def _run(step: Step) -> str:
     """
     run_id, started = str(active_run().info.run_id), time.perf_counter()
     log.info("%s: running", step.name)
-    logged = mlflow.get_run(run_id).data.params
-    parameters = {**step.labels, **step.settings}
-    mlflow.log_params({name: as_text(value) for name, value in parameters.items() if name not in logged})
-    mlflow.log_dict(dict(step.settings), SETTINGS_FILE)
+    _log_parameters(step)
+    log_json(step.settings, SETTINGS_FILE)
     if step.config:
         plain = json.loads(json.dumps(dict(step.config)))  # tuples become lists
-        mlflow.log_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), CONFIG_FILE)
-    mlflow.set_tag(RUN_NAME, step.name)
+        log_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), CONFIG_FILE)
+    name_run(step.name)
     record(
         {
             **{f"lib.{package}": version(package) for package in _PACKAGES},
@@ -284,17 +271,29 @@ def _run(step: Step) -> str:
     return run_id
 
 
+def _log_parameters(step: Step) -> None:
+    """Logs the settings and labels of a step as parameters of the active run, unless ``mlflow run`` has logged them."""
+    logged = mlflow.get_run(active_run().info.run_id).data.params
+    for name, text in logged.items():
+        if text != without_secrets(text):
+            log.warning(
+                "mlflow run has recorded the parameter %s with its password; delete this run, and give it otherwise", name
+            )
+    new = {name: as_text(value) for name, value in {**step.labels, **step.settings}.items() if name not in logged}
+    mlflow.log_params({name: fitted(text, LONGEST_PARAMETER, CONFIG_FILE) for name, text in new.items()})
+
+
 def describe_unopened_run(run_id: str, name: str, reason: str) -> None:
     """Names a run and says why it failed, unless it has ended or has a description; what MLflow refuses is left as it is.
 
     It is for runs that ``mlflow run`` has made and whose command failed before ``project_run``.
     """
     client = mlflow.MlflowClient()
-    with suppress(MlflowException):
+    with suppress(StoreError), store_errors():
         run = client.get_run(run_id)
-        if DESCRIPTION not in run.data.tags and run.info.status in _OPEN:
-            client.set_tag(run_id, RUN_NAME, name)
-            client.set_tag(run_id, DESCRIPTION, f"failed: {reason}"[:LONGEST_DESCRIPTION])
+        if DESCRIPTION not in run.data.tags and run.info.status in OPEN:
+            client.set_tag(run_id, RUN_NAME, fitted(name, LONGEST_RUN_NAME))
+            client.set_tag(run_id, DESCRIPTION, fitted(f"failed: {reason}", LONGEST_DESCRIPTION))
 
 
 def _describe_failure(run_id: str, reason: str) -> None:

@@ -14,21 +14,21 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
-from lever_mlflow.exceptions import DataError, MissingRunError, first_line
-from lever_mlflow.runs.artifacts import list_artifacts, read_json
+from lever_mlflow.exceptions import DataError, MissingRunError
+from lever_mlflow.runs.artifacts import list_artifacts, living_run, log_json, read_json
+from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_RUN_NAME, LONGEST_TAG, fitted
 from lever_mlflow.settings import as_text
 
 __all__ = [
     "DESCRIPTION",
     "FACTS_FILE",
-    "LONGEST_DESCRIPTION",
     "PREFIX",
     "RUN_NAME",
     "Tag",
     "finished_run_tags",
     "holder_of",
+    "name_run",
     "prefixed",
     "record",
     "remove_tags",
@@ -40,7 +40,6 @@ __all__ = [
 PREFIX = "lever."
 DESCRIPTION, RUN_NAME = "mlflow.note.content", "mlflow.runName"  # MLflow's own: what the UI shows of a run
 FACTS_FILE = "facts.json"
-LONGEST_DESCRIPTION = 4_000  # characters; MLflow refuses descriptions above 5,000
 
 
 class Tag(StrEnum):
@@ -115,20 +114,22 @@ _TAGGED = frozenset(
 
 def prefixed(tags: Mapping[str, Any]) -> dict[str, str]:
     """Writes tags as they stand on runs and logged models."""
-    return {f"{PREFIX}{name}": as_text(value) for name, value in tags.items()}
+    return {f"{PREFIX}{name}": fitted(as_text(value), LONGEST_TAG, FACTS_FILE) for name, value in tags.items()}
 
 
 def record(facts: Mapping[str, Any]) -> None:
     """Records facts on the active run: as tags, or in ``facts.json``, as each name has its place.
 
+    A fact that is too long for a tag is in ``facts.json`` as well, and its tag holds the beginning.
     The artifact is written first, so that a run with one of the tags has all that was recorded together with it.
     """
     active = mlflow.active_run()
     assert active is not None, "facts are recorded in a run"
     tagged = {name: value for name, value in facts.items() if name in _TAGGED}
-    others = {str(name): as_text(value) for name, value in facts.items() if name not in _TAGGED}
+    texts = {str(name): as_text(value) for name, value in facts.items()}
+    others = {name: text for name, text in texts.items() if name not in _TAGGED or len(text) > LONGEST_TAG}
     if others:
-        mlflow.log_dict({**_recorded(active.info.run_id), **others}, FACTS_FILE)
+        log_json({**_recorded(active.info.run_id), **others}, FACTS_FILE)
     mlflow.set_tags(prefixed(tagged))
 
 
@@ -142,9 +143,14 @@ def remove_tags(*names: Tag) -> None:
             mlflow.delete_tag(f"{PREFIX}{name}")
 
 
+def name_run(name: str) -> None:
+    """Names the active run, with the beginning of the name where it is too long."""
+    mlflow.set_tag(RUN_NAME, fitted(name, LONGEST_RUN_NAME))
+
+
 def set_description(text: str) -> None:
-    """Sets the description of the active run, cut to what MLflow holds."""
-    mlflow.set_tag(DESCRIPTION, text[:LONGEST_DESCRIPTION])
+    """Sets the description of the active run; a long one is cut after a line, and says so."""
+    mlflow.set_tag(DESCRIPTION, fitted(text, LONGEST_DESCRIPTION, "the artifacts"))
 
 
 def tags_of(run: Run) -> dict[str, str]:
@@ -156,18 +162,16 @@ def run_tags(run_id: str) -> dict[str, str]:
     """Returns all facts that any run recorded, by name.
 
     Raises:
-        MissingRunError: there is no such run. DataError: its ``facts.json`` cannot be read, or is gone.
+        MissingRunError: there is no such run, or it is in MLflow's bin.
+        DataError: its ``facts.json`` is gone, or cannot be read.
     """
-    try:
-        tags = tags_of(mlflow.get_run(run_id))
-    except MlflowException as error:
-        raise MissingRunError(f"run {run_id}: {first_line(error)}; look its id up in the MLflow UI") from None
-    facts = _recorded(run_id)
-    if Tag.KEY in tags and not facts:  # which the run was given after its facts
+    tags, recorded = tags_of(living_run(run_id)), _recorded(run_id)
+    if Tag.KEY in tags and not recorded and Tag.VERSION not in tags:  # earlier versions of this package had tags alone
         raise DataError(
-            f"run {run_id}: its {FACTS_FILE} is gone; bring the files of this run back, or run that step again with rerun=true"
+            f"run {run_id}: its artifact {FACTS_FILE} is gone; restore the folder of its artifacts, or run that step again "
+            "with rerun=true"
         )
-    return {**facts, **tags}
+    return {**tags, **recorded}
 
 
 def holder_of(run_id: str) -> str:

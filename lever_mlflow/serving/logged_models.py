@@ -20,6 +20,7 @@ import lever_mlflow
 from lever_mlflow import mini
 from lever_mlflow.exceptions import CheckpointError, first_line
 from lever_mlflow.runs.artifacts import download_folder
+from lever_mlflow.runs.fields import LONGEST_PARAMETER, fitted
 from lever_mlflow.runs.tags import prefixed
 from lever_mlflow.selector.checkpoint import CONFIG_FILE
 from lever_mlflow.serving import retriever_model, selector_model
@@ -53,7 +54,7 @@ def log_checkpoint(
             python_model=str(Path(selector_model.__file__)),
             artifacts={selector_model.CHECKPOINT_ARTIFACT: str(folder)},
             step=epoch,
-            params={key: as_text(value) for key, value in params.items()},
+            params={key: fitted(as_text(value), LONGEST_PARAMETER) for key, value in params.items()},
             tags=prefixed(tags),
             signature=selector_model.model_signature(),
             input_example=example,
@@ -78,7 +79,7 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
             python_model=str(Path(retriever_model.__file__)),
             code_paths=[str(package)],
             artifacts={path.name: str(path) for path in folder.iterdir()},
-            params={key: str(value) for key, value in params.items()},
+            params={key: fitted(str(value), LONGEST_PARAMETER) for key, value in params.items()},
             tags=prefixed(tags),
             input_example=retriever_model.input_example(),
             pip_requirements=_pinned(_RETRIEVER_REQUIREMENTS),

@@ -4,6 +4,7 @@ import builtins
 import hashlib
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -338,4 +339,4 @@ def test_as_a_data_set_of_a_run(write, cache_dir):
         item = (sample.question_id, sample.image_id, sample.question, sample.answers, image)
         expected.update(json.dumps(item).encode())
     assert resources.dataset_digest == expected.hexdigest()[:16]
-    assert resources.label == "set-mini"
+    assert re.fullmatch("set-mini-[0-9a-f]{8}", resources.label)
