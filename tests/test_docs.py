@@ -109,3 +109,22 @@ def test_citation_states_the_version_and_the_licence():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == lever_mlflow.__version__
     assert (citation["cff-version"], citation["license"]) == ("1.2.0", "Apache-2.0")
+
+
+def named_tests(page):
+    """The tests that a page names: (file, function or nothing); a name that begins with ``::`` is of the file before it."""
+    file = ""
+    for name in re.findall(r"`([\w/]*(?:\.py)?(?:::\w+)?)`", prose(page)):
+        before, _, function = name.partition("::")
+        if before.endswith(".py") or function:
+            file = before or file
+            yield file, function
+
+
+@pytest.mark.parametrize("name", ["robustness.md"])
+def test_tests_that_a_page_names_are_there(name):
+    named = list(named_tests(DOCS / name))
+    assert len(named) > 20
+    for file, function in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in text, f"{file}::{function}"
