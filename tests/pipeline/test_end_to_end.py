@@ -248,8 +248,8 @@ def test_comparison_of_a_results_file(project):
     assert run.data.tags["mlflow.note.content"].startswith("KL_BETA=0.12、0.15 不可比较")
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
     assert sorted(found.name for found in folder.iterdir()) == [
-        "accuracy.png", "comparison.json", "config.yaml", "differences.png", "facts.json", "intervals.png", "manifest.json", "report.html",
-        "report.md", "settings.json", "training_curves.png",
+        "accuracy.png", "comparison.json", "config.yaml", "differences.png", "facts.json", "intervals.png", "manifest.json",
+        "report.html", "report.md", "settings.json", "training_curves.png",
     ]  # fmt: skip
     assert "| 200 | 1 | 58.80% | 57.00% | -1.80 | 不显著 |" in (folder / "report.md").read_text()
 
