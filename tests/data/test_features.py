@@ -74,3 +74,17 @@ def test_weights_that_are_missing_or_damaged_are_never_made_up(train, tmp_path):
     (folder / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(DataError, match="not a readable AutoModel folder"):
         sample_features(train, folder, "encoder", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["image", "fused"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "of other samples"])
+def test_damaged_files_of_the_cache_are_made_again(train, tmp_path, caplog, kind, damage):
+    expected = np.array(sample_features(train, mini.CLIP_PATH, "encoder", tmp_path).fused_SD)
+    (path,) = (tmp_path / "features").glob(f"*-{kind}.npy")
+    if damage == "of other samples":
+        np.save(path, np.load(path)[:3])
+    else:
+        path.write_bytes(path.read_bytes()[: 5000 if damage == "cut" else 0])
+    np.testing.assert_array_equal(sample_features(train, mini.CLIP_PATH, "encoder", tmp_path).fused_SD, expected)
+    assert f"{path}: " in caplog.text
+    assert "; the features are computed again" in caplog.text

@@ -12,7 +12,9 @@ from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow.exceptions import MissingRunError, PromotionError
+from lever_mlflow.exceptions import MissingRunError, ParameterError, PromotionError
+from lever_mlflow.pipeline.context import Context
+from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.registry import champion
 from lever_mlflow.registry.champion import Holders
 
@@ -290,3 +292,9 @@ def test_a_users_tag_of_the_name_that_counts_changes_is_named(client):
     client.set_registered_model_tag(name, "champion_changes", "many")
     with pytest.raises(PromotionError, match="tagged: the tag champion_changes of this registered model is 'many', expected"):
         champion.change(name, Holders(None, None), to("1"))
+
+
+def test_a_model_that_could_be_taken_for_a_record_is_refused_by_name():
+    with pytest.raises(ParameterError, match=r"model_name='b\.champion-change-1': names that end so are those of records"):
+        Context(Resources(), model_name="b.champion-change-1")
+    assert Context(Resources(), model_name="b.champion-change-x").registered_name == "b.champion-change-x"
