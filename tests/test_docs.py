@@ -126,5 +126,5 @@ def test_tests_that_a_page_names_are_there(name):
     named = list(named_tests(DOCS / name))
     assert len(named) > 20
     for file, function in named:
-        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        text = (ROOT / file).read_text(encoding="utf-8")
         assert not function or f"def {function}(" in text, f"{file}::{function}"
