@@ -185,8 +185,7 @@ def _newest_interrupted(step: Step) -> Interrupted | None:
             log.info("%s trains the same just now; starting over beside it", describe(run))
         elif running is None:
             message = (
-                "%s seems to train the same on another machine or in another container, or did so before this machine was "
-                "started anew; if it was interrupted, give resume=%s"
+                "%s seems to train the same on another machine or in another container; if it was interrupted, give resume=%s"
             )
             log.warning(message, describe(run), run.info.run_id)
         else:

@@ -1,8 +1,9 @@
 """Records on each run which process works on it, and closes runs whose process is gone.
 
 A process that is killed cannot close its run, which would stay RUNNING for ever. So each run has a tag that names its process
-by the machine's host name and boot, the PID namespace, the number and the start. A later process of the same machine, boot and
-PID namespace sees whether that process is still there. Any other process cannot know that, and leaves the run alone.
+by the machine's host name, id and boot, the PID namespace, the number and the start. A later process of the same machine, boot
+and PID namespace sees whether that process is still there. After a restart of the machine, it is gone. Any other process cannot
+know that, and leaves the run alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["close_interrupted", "close_runs_left", "is_running", "run_of_this_pr
 
 _PARENT = "mlflow.parentRunId"  # MLflow's own tag
 _SHOWN = 5  # runs named in a line of the log
+_OF_MACHINE = "pid:[4026531836]"  # PID namespace outside of all containers (PROC_PID_INIT_INO in Linux)
 _STATE, _START = 0, 19  # of the fields of /proc/<pid>/stat that follow the name: proc_pid_stat(5) counts them as 3 and 22
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ def is_running(run: Run) -> bool | None:
     if run.info.status != "RUNNING":
         return False
     place, number, started = (["", "", "", *tags_of(run).get(Tag.PROCESS, "").rsplit(" ", 2)])[-3:]
+    if _before_restart(place):
+        return False
     if place != _place() or "?" in place or not number.isdecimal():
         return None
     try:
@@ -111,13 +115,31 @@ def _close(run: Run) -> bool:
 
 
 def _place() -> str:
-    """Names what the number of a process counts in: host name, boot and PID namespace; with ``?`` where Linux does not tell."""
+    """Names what the number of a process counts in: host name, machine, boot and PID namespace; ``?`` for what is not told."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         boot, namespace = "?", "?"
-    return f"{socket.gethostname()} {boot} {namespace}"
+    return f"{socket.gethostname()} {_machine()} {boot} {namespace}"
+
+
+def _machine() -> str:
+    """Returns the id of this installation of the system, machine-id(5); ``-`` where it has none."""
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip() or "-"
+    except (OSError, ValueError):
+        return "-"
+
+
+def _before_restart(place: str) -> bool:
+    """Says whether a place is this machine before it was started anew, after which none of its processes is there.
+
+    Of containers this cannot be said: those of one image may have the same names on several machines.
+    """
+    then, now = place.split(" "), _place().split(" ")
+    same_machine = then[:2] == now[:2] and now[1] != "-" and then[3:] == now[3:] == [_OF_MACHINE]
+    return same_machine and then[2] != now[2]
 
 
 def _started(number: int) -> str | None:

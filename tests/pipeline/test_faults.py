@@ -266,7 +266,7 @@ def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypat
     with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
         interrupted_training(step, other)
     assert found(f"another-machine {place.split(' ', 1)[1]} {number} 1") is None
-    assert f"was started anew; if it was interrupted, give resume={other}" in caplog.text
+    assert f"in another container; if it was interrupted, give resume={other}" in caplog.text
     assert found(f"{place} {number} 1").source == other  # this number belongs to another process by now
     assert found(f"{place} {2**22 + 1} 1").source == other
 

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.runs import processes
 from lever_mlflow.runs.optional_runs import passing_run
 from lever_mlflow.runs.steps import Step, ensure, project_run
@@ -53,20 +53,24 @@ def test_the_run_of_a_killed_process_is_closed_and_that_of_a_living_one_is_not(m
     assert tags["mlflow.note.content"] == "killed: its process ended without closing this run; a later command closed it"
 
 
-def test_what_is_closed_and_what_cannot_be_known(mlflow_store):
+def test_what_is_closed_and_what_cannot_be_known(mlflow_store, monkeypatch):
     child, _ = sleeper()
     child.kill()
     child.wait()
-    host, boot, namespace, number, started = processes.this_process().split()
-    gone = f"{child.pid} 5"
+    host, _, boot, namespace, number, started = processes.this_process().split()
+    monkeypatch.setattr(processes, "_OF_MACHINE", namespace)
+    monkeypatch.setattr(processes, "_machine", lambda: "a1")
+    here, gone = f"{host} a1 {boot} {namespace}", f"{child.pid} 5"
     cases = {
-        f"{host} {boot} {namespace} {gone}": "KILLED",
-        f"{host} {boot} {namespace} {number} {int(started) - 1}": "KILLED",  # the number is another process' by now
-        f"{host} {boot} {namespace} {number} {started}": "RUNNING",
-        f"other {boot} {namespace} {gone}": "RUNNING",
-        f"{host} {boot[:-1]}x {namespace} {gone}": "RUNNING",  # another machine of that name, or this one before a restart
-        f"{host} {boot} pid:[4026500000] {gone}": "RUNNING",  # another container with that host name
-        f"{host} {boot} {namespace} some 5": "RUNNING",
+        f"{here} {gone}": "KILLED",
+        f"{here} {number} {int(started) - 1}": "KILLED",  # the number is another process' by now
+        f"{host} a1 {boot[:-1]}x {namespace} {number} {started}": "KILLED",  # before this machine was started anew
+        f"{here} {number} {started}": "RUNNING",
+        f"other a1 {boot} {namespace} {gone}": "RUNNING",
+        f"{host} b2 {boot[:-1]}x {namespace} {gone}": "RUNNING",  # another machine of that name
+        f"{host} a1 {boot[:-1]}x pid:[4026500000] {gone}": "RUNNING",  # a container, which may be on another machine
+        f"{host} a1 {boot} pid:[4026500000] {gone}": "RUNNING",  # another container with that host name
+        f"{here} some 5": "RUNNING",
         f"{host} ": "RUNNING",
         f"{host} {child.pid} 1699999999.12": "RUNNING",  # as earlier versions of this package wrote it
     }
@@ -161,8 +165,8 @@ def test_a_run_id_left_over_in_the_environment_is_named_and_the_run_stays_as_it_
     client.set_terminated(run_id, status)
     before = client.get_run(run_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    message = rf"MLFLOW_RUN_ID={run_id}: this run has ended \({status}\); unset the variable"
-    with pytest.raises(ParameterError, match=message), passing_run("plan of main", "plan"):
+    message = rf"MLFLOW_RUN_ID={run_id}: that run has ended \({status}\), and plan of main would write into it; unset"
+    with pytest.raises(MissingRunError, match=message), passing_run("plan of main", "plan"):
         pass
     assert client.get_run(run_id).to_dictionary() == before.to_dictionary()
 
@@ -170,7 +174,7 @@ def test_a_run_id_left_over_in_the_environment_is_named_and_the_run_stays_as_it_
 def test_a_run_that_another_process_works_on_is_not_joined(mlflow_store, monkeypatch):
     child, name = sleeper()
     monkeypatch.setenv("MLFLOW_RUN_ID", open_run(name))
-    with pytest.raises(ParameterError, match="is being worked on by another process"), project_run("later"):
+    with pytest.raises(MissingRunError, match="is being worked on by another process"), project_run("later"):
         pass
     child.kill()
     child.wait()
