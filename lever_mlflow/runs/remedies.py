@@ -45,7 +45,8 @@ _SETTINGS = (
     ),
     ("[Cc]redentials", "set the credentials of the artifact store in the environment"),
     ("deleted (experiment|state)|must be in the 'active'", "restore it with `mlflow experiments restore`, or name another one"),
-    ("Provide a valid experiment_id|does not match the experiment", "unset MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME"),
+    ("No Experiment with id|valid experiment_id", "unset MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME"),
+    ("does not match the experiment", "unset MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME"),
 )
 
 

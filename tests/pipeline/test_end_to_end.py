@@ -393,7 +393,7 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
     accuracy, _, rest = version.tags["accuracy"].partition(" ")
     assert float(accuracy) == pytest.approx(100 * asked.accuracy.mean(), abs=ROUNDED)
     assert rest.endswith("] on 40 questions")
-    assert len(version.tags) == 11
+    assert len(version.tags) == 12
     assert "| random | | " in version.description
     described = project.client.get_registered_model(NAME).description
     assert described.startswith("Selectors of demonstrations for data set mini and VLM mini.\n")

@@ -1,7 +1,8 @@
 import mlflow
 import pytest
 
-from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, fitted
+from lever_mlflow.registry import ownership
+from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_MODEL_NAME, LONGEST_VERSION_TEXT, fitted
 from lever_mlflow.runs.steps import Step, project_run, run_here, run_settings
 from lever_mlflow.runs.tags import Tag, record, run_tags, set_description
 
@@ -53,3 +54,20 @@ def test_a_step_without_its_facts_is_not_taken_for_an_older_one(mlflow_store, tm
     (tmp_path / "artifacts").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=f"run {run_id}: its artifact facts.json is gone; restore the folder of its artifacts"):
         run_tags(run_id)
+
+
+@pytest.mark.slow
+def test_a_database_that_refuses_long_values_gets_none(postgres, monkeypatch, tmp_path):
+    """PostgreSQL refuses what is longer than a column, where SQLite takes it."""
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(postgres)
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    step = Step("main", f"betas {LONG}", {"vlm": f"/{LONG}"}, {}, lambda: set_description(LONG), {"parts": LONG})
+    with project_run("test"):
+        run_id = run_here(step)
+    assert len(mlflow.get_run(run_id).info.run_name) == 249
+    tags = {"kl_beta": "0.12", "model_digest": "m", "gate_override": fitted(LONG, LONGEST_VERSION_TEXT)}
+    ownership.claim("m" * LONGEST_MODEL_NAME, "dataset=d,vlm=v,encoder=e,profile=p")
+    version = mlflow.MlflowClient().create_model_version("m" * LONGEST_MODEL_NAME, "s3://nothing/there", tags=tags)
+    assert len(version.tags["gate_override"]) == 4_999
