@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-defined]
 
 from lever_mlflow.exceptions import LeverError, ParameterError, first_line
+from lever_mlflow.launch import REMEDY, Launch, check_switches, launch_of
 
 __all__ = [
     "JOIN_SECONDS",
@@ -37,7 +38,6 @@ __all__ = [
     "follow",
     "gathered",
     "join",
-    "launch_of",
     "lost_processes_named",
     "machine",
     "release",
@@ -48,36 +48,9 @@ __all__ = [
 
 JOIN_SECONDS = "LEVER_MLFLOW_JOIN_SECONDS"  # environment variable: how long processes wait for each other at the start
 _PATIENCE = timedelta(days=1)  # followers wait while the leader prepares the data or waits for MLflow
+_MACHINE = "GROUP_RANK"  # variable of torchrun and accelerate
 _USUAL_SECONDS = 5  # in which the processes of a launch find each other
-# What launchers set, and what those of MPI call it; accelerate reads the same (``get_cpu_distributed_information`` there).
-_RANK, _SIZE, _LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
-_ADDRESS, _PORT, _MACHINE = "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"
-_VARIABLES = {
-    _RANK: (_RANK, "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
-    _SIZE: (_SIZE, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
-    _LOCAL_RANK: (_LOCAL_RANK, "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
-    _ADDRESS: (_ADDRESS,),
-    _PORT: (_PORT,),
-}
-_SWITCHES = {  # with which accelerate would train in another way, and the values with which it does not
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-    "ACCELERATE_DYNAMO_BACKEND": "no",
-    "ACCELERATE_USE_DEEPSPEED": "false",
-    "ACCELERATE_USE_FSDP": "false",
-    "ACCELERATE_USE_MEGATRON_LM": "false",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
-    "ACCELERATE_USE_SAGEMAKER": "false",
-}
-
 log = logging.getLogger(__name__)
-
-
-class Launch(NamedTuple):
-    """Describes the launch that a process is part of: its number, how many processes there are, and where they meet."""
-
-    rank: int
-    size: int
-    place: str
 
 
 class WeightedMeans(NamedTuple):
@@ -108,13 +81,13 @@ def join(device: str) -> Accelerator:
         ParameterError: the environment describes a launch in part only, or the other processes of the launch do not come.
     """
     launch = launch_of(os.environ)
-    _check_switches(os.environ)
+    check_switches(os.environ)
     meeting_point = _roll_call(launch) if launch else None
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     try:
         processes = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])  # log-probs stay float32
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ParameterError(f"accelerate cannot connect the processes ({first_line(error)}); {_REMEDY}") from error
+        raise ParameterError(f"accelerate cannot connect the processes ({first_line(error)}); {REMEDY}") from error
     del meeting_point  # which had to last until here
     if device in ("cpu", "cuda") and processes.device.type != device:
         raise ParameterError(
@@ -122,28 +95,6 @@ def join(device: str) -> Accelerator:
             "unset ACCELERATE_USE_CPU and ACCELERATE_TORCH_DEVICE"
         )
     return processes
-
-
-def launch_of(environment: Mapping[str, str]) -> Launch | None:
-    """Returns the launch of several processes that the environment describes; None where it describes none.
-
-    Raises:
-        ParameterError: it describes one in part only, as variables of an earlier launch do, or with values that cannot be.
-    """
-    given = {name: _first_given(environment, names) for name, names in _VARIABLES.items()}
-    size, local = given[_SIZE], given[_LOCAL_RANK]
-    if local is None and (size is None or size[1].strip() in ("0", "1")):
-        return None
-    missing = [name for name, found in given.items() if found is None]
-    named = ", ".join(f"{found[0]}={found[1]}" for found in given.values() if found)
-    if missing:
-        raise ParameterError(f"{named}, as in a launch of several processes, but without {', '.join(missing)}; {_REMEDY}")
-    numbers = {name: _number(*found) for name, found in given.items() if found and name != _ADDRESS}
-    if not 0 <= numbers[_RANK] < numbers[_SIZE] or numbers[_LOCAL_RANK] >= numbers[_SIZE] or numbers[_PORT] > 65535:
-        raise ParameterError(f"{named}: there is no such launch; {_REMEDY}")
-    address = given[_ADDRESS]
-    assert address is not None, "nothing is missing"
-    return Launch(numbers[_RANK], numbers[_SIZE], f"{address[1]}:{numbers[_PORT]}")
 
 
 def machine(processes: Accelerator) -> int:
@@ -204,31 +155,6 @@ def _disconnect(processes: Accelerator) -> None:
     torch.distributed.destroy_process_group()
 
 
-_REMEDY = (
-    "unset what an earlier launch left (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and the variables of MPI), "
-    "or start all processes by `accelerate launch`"
-)
-
-
-def _first_given(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:
-    """Returns name and value of the first of these variables that is set."""
-    return next(((name, environment[name]) for name in names if environment.get(name, "").strip()), None)
-
-
-def _number(name: str, value: str) -> int:
-    if not value.strip().isdecimal():
-        raise ParameterError(f"{name}={value} is not a number; {_REMEDY}")
-    return int(value)
-
-
-def _check_switches(environment: Mapping[str, str]) -> None:
-    """Refuses variables with which accelerate would train in another way than a run says."""
-    for name, usual in _SWITCHES.items():
-        value = environment.get(name, "").strip().lower()
-        if value not in ("", usual):
-            raise ParameterError(f"{name}={value}: trainings here know no such thing; unset it, or set it to {usual}")
-
-
 def _roll_call(launch: Launch) -> Store:
     """Waits until all processes of a launch are there; returns the meeting point, which must last until they are connected.
 
@@ -251,7 +177,7 @@ def _roll_call(launch: Launch) -> Store:
         if waited >= patience:
             raise ParameterError(
                 f"process {launch.rank} of {launch.size} waited {waited:.0f} seconds for {_absent(launch, missing)}{reason}; "
-                f"{_REMEDY}; {JOIN_SECONDS} sets how long is waited"
+                f"{REMEDY}; {JOIN_SECONDS} sets how long is waited"
             )
         if waited >= _USUAL_SECONDS and not said:
             log.warning("waiting up to %g seconds for %s", patience, _absent(launch, missing))

@@ -14,8 +14,8 @@ from helpers.projects import ROOT
 from helpers.servers import free_port
 
 from lever_mlflow import distributed
-from lever_mlflow.distributed import Launch, launch_of
 from lever_mlflow.exceptions import LeverError, ParameterError
+from lever_mlflow.launch import Launch, check_switches, launch_of
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
 
@@ -65,8 +65,8 @@ def test_what_is_missing_or_cannot_be_is_named(environment, message):
 )
 def test_switches_that_would_change_a_training_are_refused(name, value):
     with pytest.raises(ParameterError, match=f"{name}={value}: trainings here know no such thing; unset it"):
-        distributed._check_switches({name: value})
-    distributed._check_switches({"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_MIXED_PRECISION": "no"})
+        check_switches({name: value})
+    check_switches({"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_MIXED_PRECISION": "no"})
 
 
 def test_only_a_launch_of_several_has_machines(monkeypatch):

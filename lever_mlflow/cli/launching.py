@@ -18,6 +18,7 @@ import click
 from lever_mlflow.cli.options import options
 from lever_mlflow.exceptions import LeverError, StoreError
 from lever_mlflow.files.urls import without_secrets
+from lever_mlflow.launch import check_switches, launch_of
 from lever_mlflow.settings import OutputSettings
 
 __all__ = ["in_processes", "launch", "with_output"]
@@ -66,6 +67,10 @@ def in_processes(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
+        check_switches(os.environ)
+        if launch_of(os.environ) is None:  # many commands need no PyTorch, whose import takes a second
+            command(**values)
+            return
         from lever_mlflow import distributed
         from lever_mlflow.pipeline.resources import Resources
 
