@@ -12,6 +12,7 @@ from lever_mlflow.pipeline.evaluation import evaluate_step, find_evaluation, rea
 from lever_mlflow.pipeline.grpo import candidates_of, grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_step
 from lever_mlflow.runs.metrics import epoch_metrics
+from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
 from lever_mlflow.runs.steps import Step, finished_run, project_run, run_here
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
@@ -108,8 +109,6 @@ def test_a_registered_model_for_something_else_is_refused_before_any_work(traine
 
 def test_190_epochs_are_listed_whole(mlflow_store):
     """The ids of so many models take more characters than a tag holds."""
-    from lever_mlflow.pipeline.training import checkpoints_of, log_checkpoints
-
     models = {epoch: f"m-{epoch:032d}" for epoch in range(1, 191)}
     assert sum(map(len, models.values())) > 6_000
     with project_run("test"):
