@@ -13,7 +13,7 @@ from lever_mlflow.pipeline.grpo import candidates_of, grpo_step
 from lever_mlflow.pipeline.rollout import find_rl_data, read_rl_data, rollout_step
 from lever_mlflow.runs.metrics import epoch_metrics
 from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
-from lever_mlflow.runs.steps import Step, finished_run, project_run, run_here
+from lever_mlflow.runs.steps import finished_run, project_run
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, GrpoSettings, RolloutSettings, RoundSettings
@@ -111,6 +111,6 @@ def test_190_epochs_are_listed_whole(mlflow_store):
     """The ids of so many models take more characters than a tag holds."""
     models = {epoch: f"m-{epoch:032d}" for epoch in range(1, 191)}
     assert sum(map(len, models.values())) > 6_000
-    with project_run("test"):
-        run_id = run_here(Step("rce", "rce", {"epochs": 190}, {}, lambda: log_checkpoints(models)))
-    assert checkpoints_of(run_id) == models
+    with project_run("test") as run:
+        log_checkpoints(models)
+    assert checkpoints_of(run.info.run_id) == models
