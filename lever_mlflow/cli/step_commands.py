@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from lever_mlflow import invocation
 from lever_mlflow.cli.config_files import Config, read_config
+from lever_mlflow.cli.launching import say
 from lever_mlflow.cli.options import Part, chosen
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.settings import (
@@ -94,14 +95,14 @@ def perform(
         if not values["plan"]:
             run_id = run_here(prepare(context), rerun=resumes)
             if show is not None:
-                click.echo(show(run_id))
+                say(show(run_id))
             return
         with planning() as plan:
             if look is None:
                 look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=resumes)
             else:
                 look(context, plan)
-        click.echo(summary_of(context, plan))
+        say(summary_of(context, plan))
 
 
 def make_context(values: Mapping[str, Any], *, check: bool = True) -> Context:

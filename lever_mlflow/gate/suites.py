@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.files.text import read_text
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = [
     "DATA_SUITES",
@@ -110,16 +110,15 @@ def resolved(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Reads the expectations of one suite, and raises ParameterError where they cannot be used."""
-    try:
-        suite = json.loads(read_text(path))
-    except FileNotFoundError:
+    if not path.is_file():
         raise ParameterError(
             f"{path}: this suite of the data gate does not exist; restore the suites with `git checkout -- data_checks`, or "
             f"install the package again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{path}: the suite cannot be read: {error}; {_restore(path)}") from None
-    expectations = suite.get("expectations") if isinstance(suite, dict) else None
+        )
+    try:
+        expectations = read_object(path, missing=_restore(path), damaged=_restore(path)).get("expectations")
+    except DataError as error:
+        raise ParameterError(str(error)) from None
     if not isinstance(expectations, list) or not expectations:
         raise ParameterError(f"{path}: the suite holds no expectations, so all data would pass; {_restore(path)}")
     for i, expectation in enumerate(expectations):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,9 +34,7 @@ def table(name: str, versions: Sequence[ListedVersion]) -> str:
     Accuracy and gain with their intervals are means over shots, and come from the tags of the version. The accuracies by shots
     and the digests come from its evaluation. What is not known is shown as ``-``.
     """
-    ordered = sorted(
-        versions, key=lambda row: (float(row.version.tags.get(VersionTag.KL_BETA, "inf")), int(row.version.version))
-    )
+    ordered = sorted(versions, key=_place)
     accuracies = [_by_shots(row.evaluation) for row in ordered]
     shots = sorted({count for by_shots in accuracies for count in by_shots})
     head = ["beta", "version", "aliases", "epoch", "accuracy", *(f"{k} shot{'s' * (k != 1)}" for k in shots)]
@@ -45,7 +44,12 @@ def table(name: str, versions: Sequence[ListedVersion]) -> str:
 
 
 def _place(row: ListedVersion) -> tuple[float, int]:
-    return float(row.version.tags.get(VersionTag.KL_BETA, "inf")), int(row.version.version)
+    """Returns what versions are ordered by; a beta that is no number, as somebody may have written it by hand, comes last."""
+    try:
+        beta = float(row.version.tags.get(VersionTag.KL_BETA, "inf"))
+    except ValueError:
+        beta = math.inf
+    return (math.inf if math.isnan(beta) else beta), int(row.version.version)
 
 
 def _row(row: ListedVersion, by_shots: Mapping[int, float], shots: Sequence[int]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from functools import cache
@@ -14,8 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from lever_mlflow.exceptions import DataError, first_line
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["artifact", "delete_artifacts", "download_folder", "list_artifacts", "read_json"]
+
+_REMEDY = "run that step again with rerun=true"
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,7 @@ def artifact(run_id: str, path: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
-        raise DataError(
-            f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); run that step again with rerun=true"
-        ) from None
+        raise DataError(f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); {_REMEDY}") from None
 
 
 def read_json(run_id: str, path: str) -> dict[str, Any]:
@@ -40,12 +40,12 @@ def read_json(run_id: str, path: str) -> dict[str, Any]:
     Raises:
         DataError: the artifact is not there, or is not a JSON object.
     """
+    copy = artifact(run_id, path)
     try:
-        return dict(json.loads(artifact(run_id, path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"run {run_id}: artifact {path} is no JSON object ({error}); run that step again with rerun=true"
-        ) from None
+        return read_object(copy, missing=_REMEDY, damaged=_REMEDY)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{copy}: ")
+        raise DataError(f"run {run_id}: artifact {path} is no JSON object: {reason}") from None
 
 
 def list_artifacts(run_id: str, folder: str) -> list[str]:
