@@ -207,4 +207,4 @@ def _plain(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(without_controls(text).replace("```", "'''").split())
+    return " ".join(without_controls(text.encode("utf-8", "replace").decode("utf-8")).replace("```", "'''").split())

@@ -124,7 +124,9 @@ def load_pretrained(
     """
     import torch
 
-    settings = {"dtype": getattr(torch, dtype), "device_map": device, "use_safetensors": True, **_CLOSED}
+    settings = {"dtype": getattr(torch, dtype), "use_safetensors": True, **_CLOSED}
+    if device != "cpu":  # where weights go anyway; to place them elsewhere takes the package accelerate
+        settings["device_map"] = device
     with _readable(folder, model_class.__name__), _without_bars():
         model, info = model_class.from_pretrained(folder, **settings, output_loading_info=True)
     processor = load_processor(folder, **processor_settings)

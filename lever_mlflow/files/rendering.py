@@ -2,8 +2,7 @@
 
 A template lies in the ``templates`` folder of the package that it belongs to. An HTML page extends
 ``files/templates/page.html`` and may use the macros of ``files/templates/macros.html``: all pages have one style, hold their
-figures inside, and load nothing from elsewhere, which their content security policy states to browsers. Every text in them is
-escaped.
+figures inside, and load nothing from elsewhere. Every text in them is escaped.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ def render(template: str, /, **values: object) -> str:
     """Fills a template with values and returns the text.
 
     Every value is shown literally: it is escaped for HTML, or for Markdown by ``markdown_text`` where the template's name ends
-    in ``.md``, unless it is ``markupsafe.Markup``. Control characters are shown as their escapes.
+    in ``.md``, unless it is ``markupsafe.Markup``. Control characters are shown as their escapes, and lone
+    surrogates become ``?``.
 
     Args:
         template: path of the template below the package ``lever_mlflow``, such as ``gate/templates/gate.html``.
         values: what the template names; the template fails where it uses a name that is not among them.
     """
     environment = MARKDOWN if template.endswith(".md") else ENVIRONMENT
-    return without_controls(environment.get_template(template).render(**values))
+    text = environment.get_template(template).render(**values)
+    return without_controls(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def markdown_text(text: str) -> str:

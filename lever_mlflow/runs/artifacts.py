@@ -45,7 +45,7 @@ def read_json(run_id: str, path: str) -> dict[str, Any]:
         return read_object(copy, missing=_REMEDY, damaged=_REMEDY)
     except DataError as error:
         reason = str(error).removeprefix(f"{copy}: ")
-        raise DataError(f"run {run_id}: artifact {path} is no JSON object: {reason}") from None
+        raise DataError(f"run {run_id}: artifact {path} is no JSON object ({reason})") from None
 
 
 def list_artifacts(run_id: str, folder: str) -> list[str]:
