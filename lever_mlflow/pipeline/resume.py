@@ -15,7 +15,7 @@ import mlflow
 import torch
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
-from lever_mlflow.runs.artifacts import artifact, delete_artifacts, list_artifacts
+from lever_mlflow.runs.artifacts import artifact, as_recorded, delete_artifacts, list_artifacts
 from lever_mlflow.runs.processes import is_training
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, active_run, run_settings
@@ -152,10 +152,11 @@ def find_state(source: str) -> Interrupted:
         except CheckpointError as error:
             log.warning("%s", error)
             continue
-        models = {int(epoch): model for epoch, model in meta["models"].items()}
+        with as_recorded(str(place), "meta of the training state"):
+            models, key = {int(epoch): str(model) for epoch, model in meta["models"].items()}, str(meta["key"])
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
-        return Interrupted(source, state, models, unsent, meta["key"], meta.get("threads", 0))
+        return Interrupted(source, state, models, unsent, key, meta.get("threads", 0))
     raise CheckpointError(f"{source}: no whole training state to go on from")
 
 

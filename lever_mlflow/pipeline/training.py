@@ -26,7 +26,7 @@ from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.resume import Interrupted, UnsentEpochs, interrupted_training
-from lever_mlflow.runs.artifacts import read_json
+from lever_mlflow.runs.artifacts import as_recorded, read_json
 from lever_mlflow.runs.metrics import finite, system_metrics
 from lever_mlflow.runs.outages import persistently
 from lever_mlflow.runs.processes import close_interrupted, this_process
@@ -178,7 +178,8 @@ def log_checkpoints(models: Mapping[int, str]) -> None:
 
 def checkpoints_of(run_id: str) -> dict[int, str]:
     """Returns the ids of a finished training's logged models by epoch."""
-    return {int(epoch): model_id for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
+    with as_recorded(f"run {run_id}", f"artifact {CHECKPOINTS_FILE}"):
+        return {int(epoch): str(model_id) for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
 
 
 @dataclass(frozen=True)

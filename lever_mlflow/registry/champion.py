@@ -26,6 +26,7 @@ from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import registered_model
+from lever_mlflow.runs.artifacts import as_recorded
 
 __all__ = ["CHAMPION", "PATIENCE", "PREVIOUS_CHAMPION", "Change", "Holders", "change", "holders", "now", "rollback", "settle"]
 
@@ -205,11 +206,13 @@ def _record(name: str, number: int) -> str:
 def _read(record: RegisteredModel) -> Change:
     tags = {key.removeprefix(_VERSION_TAG): value for key, value in record.tags.items() if key.startswith(_VERSION_TAG)}
     texts = record.tags
-    return Change(texts["champion"], texts["previous"] or None, texts["by"], tags, record.description or None)
+    with as_recorded(f"registered model {record.name}", "one of its tags"):
+        return Change(texts["champion"], texts["previous"] or None, texts["by"], tags, record.description or None)
 
 
 def _count(name: str) -> int:
-    return int(registered_model(name).tags.get(_COUNT, 0))
+    with as_recorded(f"registered model {name}", f"its tag {_COUNT}"):
+        return int(registered_model(name).tags.get(_COUNT, 0))
 
 
 def _find(client: MlflowClient, name: str) -> RegisteredModel | None:

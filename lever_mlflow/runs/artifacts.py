@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from pydantic import ValidationError
 
 from lever_mlflow.exceptions import DataError, first_line
+from lever_mlflow.files.records import first_misfit
 from lever_mlflow.files.strict_json import read_object
 
-__all__ = ["artifact", "delete_artifacts", "download_folder", "list_artifacts", "read_json"]
+__all__ = ["artifact", "as_recorded", "delete_artifacts", "download_folder", "list_artifacts", "read_json"]
 
 _REMEDY = "run that step again with rerun=true"
 
@@ -46,6 +50,24 @@ def read_json(run_id: str, path: str) -> dict[str, Any]:
     except DataError as error:
         reason = str(error).removeprefix(f"{copy}: ")
         raise DataError(f"run {run_id}: artifact {path} is no JSON object ({reason})") from None
+
+
+@contextmanager
+def as_recorded(holder: str, what: str) -> Iterator[None]:
+    """Turns what a block raises over a tag or an artifact of another form, as an edit by hand leaves it, into one line.
+
+    Args:
+        holder: what holds it, such as ``run 123``.
+        what: names the tags or artifacts that the block reads.
+
+    Raises:
+        DataError: the block raised an error of Python's own, or of pydantic.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = first_misfit(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{holder}: {what} is not what this package recorded ({reason}); {_REMEDY}") from None
 
 
 def list_artifacts(run_id: str, folder: str) -> list[str]:
