@@ -54,8 +54,8 @@ REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5
 
 
 @contextmanager
-def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, float]]:
-    """Starts a server; yields its URL, the seconds until it was ready, and its memory then in MB."""
+def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, Callable[[], float]]]:
+    """Starts a server; yields its URL, the seconds until it was ready, and what measures its memory in MB."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,7 +71,7 @@ def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, 
         while not _ready(url):
             time.sleep(0.05)
         seconds = time.perf_counter() - started
-        yield f"{url}/invocations", seconds, _memory(process.pid)
+        yield f"{url}/invocations", seconds, partial(_memory, process.pid)
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
             child.terminate()
@@ -237,17 +237,17 @@ def main(rows: int, starts: int, pools: str) -> None:
 
         singles, many, firsts, ready, memory = {}, {}, [], [], []
         for start in range(starts):
-            with served(retriever, uri, folder) as (url, seconds, megabytes):
+            with served(retriever, uri, folder) as (url, seconds, memory_now):
+                memory.append(memory_now())
                 times = timed(partial(post, url), [first_body] * (1 + AFTER_FIRST))
                 firsts.append(times[0] / np.median(times[1:]))
                 ready.append(seconds)
-                memory.append(megabytes)
                 if start == starts - 1:
                     singles = {kind: single_requests(url, all_rows[kind], model) for kind in all_rows}
                     many = {kind: batches(url, all_rows[kind]) for kind in all_rows}
                     answer_ms = float(np.median(timed(partial(post, url), [first_body] * REQUESTS)))
-        with served(checkpoint, uri, folder) as (_, base_seconds, base_memory):
-            pass
+        with served(checkpoint, uri, folder) as (_, base_seconds, memory_now):
+            base_memory = memory_now()
         reload_ms = reloaded(retriever, all_rows[IMAGES][0])
 
     print(

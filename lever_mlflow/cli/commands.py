@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lever_mlflow import __version__
-from lever_mlflow.cli.launching import in_processes, launch, with_output
+from lever_mlflow.cli.launching import in_processes, launch, say, with_output
 from lever_mlflow.cli.options import Part, chosen, options, settings_of
 from lever_mlflow.cli.step_commands import (
     COMMANDS,
@@ -340,7 +340,7 @@ def status(**values: Any) -> None:
     from lever_mlflow.runs.optional_runs import placeholder_run
 
     with placeholder_run("status"):
-        click.echo(list_versions(make_context(values, check=False)), nl=False)
+        say(list_versions(make_context(values, check=False)))
 
 
 @click.command("merge-answers")
@@ -354,7 +354,7 @@ def merge_answers(into: Path, sources: tuple[Path, ...]) -> None:
     """
     from lever_mlflow.vlm.answer_cache import merge_answers as merge_caches
 
-    click.echo(f"{into}: {merge_caches(sources, into)} answers added")
+    say(f"{into}: {merge_caches(sources, into)} answers added")
 
 
 class StepGroup(click.Group):

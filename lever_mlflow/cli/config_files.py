@@ -28,6 +28,7 @@ __all__ = ["Config", "read_config"]
 Config = Mapping[str, Mapping[str, str]]  # the options of each step as a user types them; under "" those at the top
 
 # what an option takes beside text, by the name of its type
+_LONGEST = 100_000  # characters of an option; aliases of YAML would make any number of them
 _TAKEN = {"numbers": list, "names": list, "splits": list, "pairs": dict}
 
 
@@ -83,6 +84,8 @@ def _load(path: str) -> Mapping[str, Any]:
         raise ParameterError(f"config={path}: cannot be read, as it {error}") from None
     except OSError as error:
         raise ParameterError(f"config={path}: cannot be read ({error}); give the path of a YAML file") from None
+    except RecursionError:
+        raise ParameterError(f"config={path}: nested too deeply; it should hold options as name: value") from None
     except yaml.YAMLError as error:
         raise ParameterError(f"config={path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
@@ -119,6 +122,9 @@ def _checked(
     if not isinstance(value, str | _TAKEN.get(option.type.name, str)):
         kind = "list" if isinstance(value, list) else "mapping"
         raise ParameterError(f"config={path}: {place} should hold one value, and no {kind}")
+    items = [value] if isinstance(value, str) else list(value.values() if isinstance(value, Mapping) else value)
+    if not all(isinstance(item, str) for item in items) or sum(map(len, items)) > _LONGEST:
+        raise ParameterError(f"config={path}: {place} should hold numbers or names alone, of at most {_LONGEST:,} characters")
     text = as_text(value)
     try:
         option.type_cast_value(click.Context(command), text)

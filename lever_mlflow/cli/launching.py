@@ -17,13 +17,15 @@ import click
 
 from lever_mlflow.cli.options import options
 from lever_mlflow.exceptions import LeverError, StoreError
+from lever_mlflow.files.control_characters import without_controls
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.launch import check_switches, launch_of
 from lever_mlflow.settings import OutputSettings
 
-__all__ = ["in_processes", "launch", "with_output"]
+__all__ = ["in_processes", "launch", "say", "with_output"]
 
 _PACKAGE = "lever_mlflow"
+_LONGEST_ERROR = 2_000  # characters of an error's line, which may quote what a file holds
 _ENVIRONMENT = {  # what a user has set stays; child processes have these too
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing here reports to third parties
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each small file hides the log
@@ -60,6 +62,11 @@ def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _describe_run(name, "interrupted")
         _fail("interrupted", 130)
+
+
+def say(text: str) -> None:
+    """Writes a text to stdout, without control characters, and with one line break at its end."""
+    click.echo(without_controls(text.removesuffix("\n")))
 
 
 def in_processes(command: Callable[..., None]) -> Callable[..., None]:
@@ -137,7 +144,11 @@ class _Masked:
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Writes the log to stderr, above a progress bar where there is one."""
+    """Writes the log to stderr, above a progress bar where there is one, and without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the text of a record."""
+        return without_controls(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record, unless it says what a bar on this terminal shows."""
@@ -165,5 +176,7 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(without_secrets(f"error: {' '.join(message.split())}"), err=True)
+    line = without_secrets(without_controls(" ".join(message.split())))
+    shown = line if len(line) <= _LONGEST_ERROR else f"{line[: _LONGEST_ERROR - 3]}..."
+    click.echo(f"error: {shown}", err=True)
     sys.exit(code)

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import click
 
+from lever_mlflow.files.control_characters import without_controls
 from lever_mlflow.settings import AUTO, NONE, Option
 
 __all__ = ["Names", "Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
@@ -155,12 +156,14 @@ class YesNo(click.types.BoolParamType):
 
 
 class Text(click.types.StringParamType):
-    """Takes text that is not empty."""
+    """Takes text that is not empty, and that a file name or a tag can hold."""
 
     def convert(self, value: Any, param: Param, ctx: Context) -> Any:
         """Returns ``value`` as it is; fails where it is empty."""
         if not str(value).strip():
             self.fail("nothing is given; leave the option out for its default", param, ctx)
+        if "\n" in str(value) or without_controls(str(value)) != value:
+            self.fail(f"{value!r} holds a control character; give a text without it", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from lever_mlflow import invocation
 from lever_mlflow.cli.config_files import Config, read_config
+from lever_mlflow.cli.launching import say
 from lever_mlflow.cli.options import Part, chosen
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.files.urls import without_secrets
@@ -99,14 +100,14 @@ def perform(
         if not values["plan"]:
             run_id = run_here(prepare(context), rerun=resumes)
             if show is not None:
-                click.echo(show(run_id))
+                say(show(run_id))
             return
         with planning() as plan:
             if look is None:
                 look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=resumes)
             else:
                 look(context, plan)
-        click.echo(summary_of(context, plan))
+        say(summary_of(context, plan))
 
 
 def _check_parameters_of_given_run() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lever_mlflow.files.rendering import render
+from lever_mlflow.files.control_characters import without_controls
+from lever_mlflow.files.rendering import markdown_text, render
 
 __all__ = [
     "Block",
@@ -203,10 +203,8 @@ def _markdown_items(items: Sequence[Item]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escapes a text so that Markdown shows it as it is: nothing in it is a tag, a link, the border of a table or emphasis."""
-    escaped = re.sub(r"([\\`*|]|(?<=\])[(:\[])", r"\\\1", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)  # within a word it is no emphasis
+    return markdown_text(_one_line(text))
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").replace("```", "'''").split())
+    return " ".join(without_controls(text.encode("utf-8", "replace").decode("utf-8")).replace("```", "'''").split())

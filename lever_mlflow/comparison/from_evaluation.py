@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import ValidationError
+
 from lever_mlflow.comparison.results import EpochResult, RegisteredModel, RunResult, Scalar
 from lever_mlflow.evaluation.policies import epoch_policy
 from lever_mlflow.evaluation.result import Evaluation, EvaluationInputs, Registration
+from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.records import first_misfit
 from lever_mlflow.invocation import command
 from lever_mlflow.settings import as_text
 from lever_mlflow.trials.rewards import Reward
@@ -28,8 +32,23 @@ def run_of_evaluation(
     Args:
         commands: what trains and evaluates this run again.
         trained: the metrics of all epochs of the training. Those that were not evaluated become epochs without an accuracy.
+
+    Raises:
+        DataError: the parts of the evaluation do not belong together, as where somebody has edited its file.
     """
-    metrics = {**(trained or {}), **{row.epoch: row.metrics for row in evaluation.epochs}}
+    try:
+        return _run_of_evaluation(evaluation, commands, trained or {})
+    except ValidationError as error:
+        raise DataError(
+            f"run {evaluation.run_id}: evaluation.json is not consistent ({first_misfit(error)}); run the evaluate step again "
+            "with rerun=true"
+        ) from None
+
+
+def _run_of_evaluation(
+    evaluation: Evaluation, commands: Sequence[str], trained: Mapping[int, Mapping[str, float]]
+) -> RunResult:
+    metrics = {**trained, **{row.epoch: row.metrics for row in evaluation.epochs}}
     cells: dict[str, dict[int, dict[int, float]]] = {}
     for cell in evaluation.accuracy:
         cells.setdefault(cell.policy, {}).setdefault(cell.size, {})[cell.shots] = 100.0 * cell.accuracy

@@ -37,6 +37,7 @@ _REMEDY = "see docs/report.md for the shape of a results file"
 _LARGEST = 10**9  # no number of a results file is as large
 _LONGEST = 1000  # characters of a text in a results file
 _SHOWN = 60  # characters of a value in an error message
+_MOST_RUNS, _MOST_EPOCHS = 200, 10_000  # of a results file
 _LABEL = 60  # characters of a run's label
 
 
@@ -159,7 +160,7 @@ class RunResult(_Record):
     kl_beta: Annotated[float, Field(strict=True, ge=0.0)] | None = None
     config: _Scalars = {}
     rl_data: _Scalars = {}
-    epochs: Annotated[tuple[EpochResult, ...], Field(min_length=1), AfterValidator(_in_order)]
+    epochs: Annotated[tuple[EpochResult, ...], Field(min_length=1, max_length=_MOST_EPOCHS), AfterValidator(_in_order)]
     baselines: dict[str, Accuracies] = {}
     best_epoch: _Count | None = None
     selection_accuracy: dict[_Count, _Percent] = {}
@@ -225,7 +226,7 @@ class Results(_Record):
     vlm: str = ""
     sampler: str = ""
     unit: Literal["percent"]
-    runs: Annotated[tuple[RunResult, ...], Field(min_length=1), AfterValidator(_ascending)]
+    runs: Annotated[tuple[RunResult, ...], Field(min_length=1, max_length=_MOST_RUNS), AfterValidator(_ascending)]
     complete: bool = Field(default=False, exclude=True)
 
     def to_json(self) -> dict[str, Any]:

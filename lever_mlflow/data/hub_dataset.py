@@ -75,7 +75,7 @@ def ensure_hub_dataset(name: str, columns: Mapping[str, str], splits: Sequence[s
         by_content: dict[bytes, int] = {}
         for split, table in tables.items():
             of_images = image_ids[split] if image_ids else itertools.repeat(None, len(table))
-            rows = zip(_rows(table, names, places[split]), question_ids[split], of_images, strict=True)
+            rows = zip(_rows(table, names, places[split], _image_roots(name)), question_ids[split], of_images, strict=True)
             _write_split(split_files(folder, split), rows, by_content, f"{places[split]}: column {names.get('image_id')}")
             write_origin(folder, split, Origin(places[split], question_ids[split]))
 
@@ -120,23 +120,37 @@ def _column_names(name: str, tables: Mapping[SplitName, Any], columns: Mapping[s
     return names
 
 
-def _rows(table: Any, names: Mapping[str, str], place: str) -> Iterator[_Row]:
-    """Yields the rows of a split; images are not decoded."""
+def _image_roots(name: str) -> list[Path]:
+    """Returns the folders in which image files of a data set may lie: its own, or those of what the hub library downloaded."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(name).expanduser()
+    folders = [folder] if folder.is_dir() else [Path(HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]
+    return [root.resolve() for root in folders]
+
+
+def _rows(table: Any, names: Mapping[str, str], place: str, roots: Sequence[Path]) -> Iterator[_Row]:
+    """Yields the rows of a split; images are not decoded. Those outside of ``roots`` count as missing."""
     import datasets
 
     plain = table.select_columns([names[QUESTION], names[IMAGE]]).cast_column(names[IMAGE], datasets.Image(decode=False))
     answers = official_answers(place, names[ANSWERS], table[names[ANSWERS]])
     for row, given in zip(plain, answers, strict=True):
-        yield _Row(row[names[QUESTION]], given, _image_bytes(row[names[IMAGE]]))
+        yield _Row(row[names[QUESTION]], given, _image_bytes(row[names[IMAGE]], roots))
 
 
-def _image_bytes(image: Mapping[str, Any] | None) -> bytes | None:
-    """Returns the content of an image file, which is in the table or beside it; None where there is none."""
+def _image_bytes(image: Mapping[str, Any] | None, roots: Sequence[Path]) -> bytes | None:
+    """Returns the content of an image file, which is in the table or below one of ``roots``; None where there is none.
+
+    A table may name any path, also that of a file that has nothing to do with the data set.
+    """
     if image and image["bytes"]:
         return bytes(image["bytes"])
     try:
-        return Path(image["path"]).read_bytes() if image else None
-    except (OSError, TypeError):
+        path = Path(image["path"]).resolve() if image else Path()
+        return path.read_bytes() if path.is_file() and any(path.is_relative_to(root) for root in roots) else None
+    except (OSError, TypeError, ValueError):
         return None
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ __all__ = ["REPORT", "SELECTION", "AccuracyCell", "EvaluationRecords", "best_epo
 
 REPORT, SELECTION = "report", "selection"  # parts of the questions: those that are reported, those that choose the epoch
 COLUMNS = ("policy", "draw", "part", "position", "question_id", "shots", "picks", "prompt", "answer", "accuracy")
+_MOST_ROWS = 20_000_000  # the evaluation of 100 policies on the whole of OK-VQA at 4 shot counts has a tenth of them
 _IMAGE = "image_id"  # a column that records of earlier versions lack, and which follows from the question
 
 
@@ -39,6 +41,43 @@ class AccuracyCell(BaseModel):
     shots: int
     accuracy: float
     spread: float
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    """Reads the table of a Parquet file, once its number of rows and the types of its columns are those of records.
+
+    A few bytes of Parquet can stand for any number of equal rows.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        rows, schema = file.metadata.num_rows, file.schema_arrow
+        if rows > _MOST_ROWS:
+            raise ValueError(f"{rows:,} rows, at most {_MOST_ROWS:,} are taken")
+        columns = [name for name in (*COLUMNS, _IMAGE) if name in schema.names]
+        wrong = [name for name in columns if not _fits(name, schema.field(name).type)]
+        if wrong:
+            raise TypeError(f"column {wrong[0]} is of type {schema.field(wrong[0]).type}")
+        table = file.read(columns=columns)
+    empty = [name for name in columns if table[name].null_count]
+    if empty:
+        raise ValueError(f"column {empty[0]} has empty cells")
+    least, most = pc.min_max(table["accuracy"]).as_py().values()
+    if rows and not 0 <= least <= most <= 1:
+        raise ValueError(f"an accuracy is {least if least < 0 else most:g}, expected 0 to 1")
+    return table.to_pandas(ignore_metadata=True)
+
+
+def _fits(column: str, kind: Any) -> bool:
+    """Returns whether a column of records may be of this type of Arrow."""
+    from pyarrow import types
+
+    if column in ("policy", "part", "prompt", "answer"):
+        return types.is_string(kind) or types.is_large_string(kind)
+    if column == "picks":
+        return bool(types.is_list(kind) and (types.is_integer(kind.value_type) or types.is_null(kind.value_type)))
+    return bool(types.is_integer(kind) or (column == "accuracy" and types.is_floating(kind)))
 
 
 class EvaluationRecords:
@@ -68,9 +107,9 @@ class EvaluationRecords:
             DataError: the file cannot be read, or holds something else.
         """
         try:
-            frame = pd.read_parquet(path)
+            frame = _read_frame(path)
             return cls(frame[[*COLUMNS, *({_IMAGE} & set(frame))]])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError) as error:
             raise DataError(
                 f"{path}: not the records of an evaluation ({error}); run the evaluate step again with rerun=true"
             ) from None

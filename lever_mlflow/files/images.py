@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from lever_mlflow.files.colours import ColourError, to_rgb
 from lever_mlflow.progress import Progress
 
 __all__ = [
+    "MOST_PIXELS",
     "TOKEN_SIDE",
     "decode_image",
     "fit_image",
@@ -38,16 +40,21 @@ __all__ = [
     "thumbnail",
 ]
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused here
+
 TOKEN_SIDE = 28  # pixels: in Qwen2.5-VL, 2 x 2 patches of 14 x 14 pixels become one token
+MOST_PIXELS = 89_478_485  # of an image, which takes 268 MB in RGB; from there on Pillow warns of decompression bombs
 _THUMBNAIL_QUALITY = 80  # of the JPEG
+# Formats that Pillow decodes by itself: for EPS, which it would recognise in a file of any name, it runs Ghostscript.
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO")
 
 
 def read_image(path: Path) -> Image.Image:
     """Reads an image file and returns the RGB image.
 
     Raises:
-        DataError: the file is missing, does not decode, is a decompression bomb, or holds numbers of an unknown range (a
-            ``ColourError`` then).
+        DataError: the file is missing, does not decode, has more than ``MOST_PIXELS`` pixels, or holds numbers of an unknown
+            range (a ``ColourError`` then).
     """
     with _opened(path) as image:
         return to_rgb(image)
@@ -57,10 +64,10 @@ def decode_image(content: bytes) -> Image.Image:
     """Returns the RGB image in a file's content, as ``read_image`` does for a path.
 
     Raises:
-        DataError: the content does not decode, is a decompression bomb, or holds numbers of an unknown range.
+        DataError: the content does not decode, has more than ``MOST_PIXELS`` pixels, or holds numbers of an unknown range.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _checked(io.BytesIO(content)) as image:
             return to_rgb(image)
     except ColourError:
         raise
@@ -99,12 +106,21 @@ def image_size(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Opens an image file; any error in the block becomes a DataError that names the file."""
     try:
-        with Image.open(path) as image:
+        with _checked(path) as image:
             yield image
     except ColourError as error:
         raise ColourError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's many decoders raise all kinds of exceptions for damaged files
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
+
+
+def _checked(file: Path | io.BytesIO) -> Image.Image:
+    """Opens an image of a usual format, and raises ValueError where it has too many pixels. Nothing is decoded yet."""
+    image = Image.open(file, formats=_FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {MOST_PIXELS:,} are taken")
+    return image
 
 
 def fitted_image(path: Path, min_pixels: int, max_pixels: int, token_side: int = TOKEN_SIDE) -> Image.Image:
@@ -203,7 +219,7 @@ def _remembered(memo: Path | None) -> dict[str, list[int]]:
     """Reads the well-formed entries of a memo: path -> [size in bytes, modification time in ns, width, height]."""
     try:
         content = json.loads(memo.read_text(encoding="utf-8")) if memo else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     entries = content.items() if isinstance(content, dict) else ()
     return {

@@ -26,6 +26,7 @@ __all__ = [
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]  # weights, configuration, tokenizer; no pickle, no code
 _SENTENCEPIECE = "*.model"  # another form of a tokenizer, which counts where there is no tokenizer.json
+_CLOSED = {"trust_remote_code": False, "local_files_only": True}  # unset, transformers asks on the terminal whether to run code
 _POOLING = "*_Pooling/config.json"  # of sentence encoders
 
 
@@ -123,7 +124,9 @@ def load_pretrained(
     """
     import torch
 
-    settings = {"dtype": getattr(torch, dtype), "device_map": device, "use_safetensors": True}
+    settings = {"dtype": getattr(torch, dtype), "use_safetensors": True, **_CLOSED}
+    if device != "cpu":  # where weights go anyway; to place them elsewhere takes the package accelerate
+        settings["device_map"] = device
     with _readable(folder, model_class.__name__), _without_bars():
         model, info = model_class.from_pretrained(folder, **settings, output_loading_info=True)
     processor = load_processor(folder, **processor_settings)
@@ -149,7 +152,7 @@ def load_processor(folder: Path, **settings: Any) -> Any:
     from transformers import AutoProcessor
 
     with _readable(folder, "processor"):
-        return AutoProcessor.from_pretrained(folder, **settings)
+        return AutoProcessor.from_pretrained(folder, **_CLOSED, **settings)
 
 
 @contextmanager

@@ -41,10 +41,13 @@ def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
         return [replace(_check(name, expectation, None), observed="no rows") for expectation in expectations], {"results": []}
     gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain), parse_constant=str)
     by_name = {result["expectation_config"]["meta"]["name"]: result for result in gx_result["results"]}
-    checks = [
-        _unless_unknown(_check(name, expectation, by_name.get(expectation["meta"]["name"])), expectation, table)
-        for expectation in expectations
-    ]
+    checks = []
+    for expectation in expectations:
+        try:
+            check = _check(name, expectation, by_name.get(expectation["meta"]["name"]))
+            checks.append(_unless_unknown(check, expectation, table))
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # Great Expectations takes more than fits a table
+            raise _unusable(name, expectation, error) from None
     return checks, gx_result
 
 
@@ -82,11 +85,15 @@ def _expectation(suite: str, item: Mapping[str, Any]) -> Any:
     try:
         return ExpectationConfiguration(**item).to_domain_obj()
     except Exception as error:  # Great Expectations and pydantic raise many kinds for a bad threshold
-        reason = " ".join(str(error).split())
-        raise ParameterError(
-            f"{suite}.json: expectation {item['meta']['name']}: {reason}; correct the suite, or restore all of them with "
-            f"`git checkout -- data_checks`"
-        ) from None
+        raise _unusable(suite, item, error) from None
+
+
+def _unusable(suite: str, item: Mapping[str, Any], error: Exception) -> ParameterError:
+    """Returns the error that names an expectation whose values cannot be used."""
+    return ParameterError(
+        f"{suite}.json: expectation {item['meta']['name']}: {' '.join(str(error).split())}; correct the suite, or restore all "
+        f"of them with `git checkout -- data_checks`"
+    )
 
 
 def _check(suite: str, expectation: Mapping[str, Any], result: Mapping[str, Any] | None) -> Check:

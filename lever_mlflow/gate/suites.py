@@ -10,13 +10,14 @@ import difflib
 import hashlib
 import json
 import math
+import reprlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.files.text import read_text
+from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = [
     "DATA_SUITES",
@@ -110,16 +111,16 @@ def resolved(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Reads the expectations of one suite, and raises ParameterError where they cannot be used."""
-    try:
-        suite = json.loads(read_text(path))
-    except FileNotFoundError:
+    if not path.is_file():
         raise ParameterError(
             f"{path}: this suite of the data gate does not exist; restore the suites with `git checkout -- data_checks`, or "
             f"install the package again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{path}: the suite cannot be read: {error}; {_restore(path)}") from None
-    expectations = suite.get("expectations") if isinstance(suite, dict) else None
+        )
+    try:
+        expectations = read_object(path, missing=_restore(path), damaged=_restore(path)).get("expectations")
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ParameterError(f"{path}: the suite cannot be read: {reason}") from None
     if not isinstance(expectations, list) or not expectations:
         raise ParameterError(f"{path}: the suite holds no expectations, so all data would pass; {_restore(path)}")
     for i, expectation in enumerate(expectations):
@@ -146,7 +147,22 @@ def _problem(expectation: Any) -> str | None:
     meta = expectation.get("meta")
     if not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
         return "it has no meta.name"
+    for name in ("note", "remedy"):
+        if not isinstance(meta.get(name, ""), str):
+            return f"its meta.{name} is {reprlib.repr(meta[name])}, expected text"
+    ranges = expectation["kwargs"].get("quantile_ranges")
+    if ranges is not None and not _are_ranges(ranges):
+        return f"its quantile_ranges are {reprlib.repr(ranges)}, expected a pair of bounds for each quantile"
     return None
+
+
+def _are_ranges(value: Any) -> bool:
+    """Returns whether a value holds quantiles, and the lower and the upper bound of each; either may be null."""
+    quantiles, pairs = (value.get(name) if isinstance(value, dict) else None for name in ("quantiles", "value_ranges"))
+    if not (isinstance(quantiles, list) and isinstance(pairs, list) and len(quantiles) == len(pairs)):
+        return False
+    whole = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    return whole and all(isinstance(bound, int | float | None) for bound in (*quantiles, *(b for pair in pairs for b in pair)))
 
 
 def _override(by_name: Mapping[str, dict[str, Any]], target: str, value: float | str) -> None:

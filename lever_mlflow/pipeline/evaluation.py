@@ -55,7 +55,7 @@ from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
 from lever_mlflow.pipeline.registration import check_registered_model, refusal, register_best
 from lever_mlflow.registry.model_card import describe_version
 from lever_mlflow.registry.versions import beta_alias
-from lever_mlflow.runs.artifacts import artifact, log_text
+from lever_mlflow.runs.artifacts import artifact, as_recorded, log_text
 from lever_mlflow.runs.metrics import ANSWER_RATE, DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import absent, find_run, taken
@@ -101,17 +101,19 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     _check_same_resources(context, grpo_run, tags)
     check_registered_model(context)
     others = read_checkpoints(context, checkpoints)
-    inputs = EvaluationInputs.model_validate(
-        {
-            **{name: value for name, value in tags.items() if name in EvaluationInputs.model_fields},
-            "seed": context.seed,
-            "scoring": context.resources.data.scoring,
-            "training_seed": tags[Tag.SEED],
-            "grpo_run": grpo_run,
-            "checkpoints": {policy: selector_digest(selector) for policy, selector in others.items()},
-        }
-    )
-    job = _Evaluation(context, float(tags[Tag.KL_BETA]), settings, inputs, tuple(checkpoints), others)
+    with as_recorded(f"run {grpo_run}", "one of its facts"):
+        inputs = EvaluationInputs.model_validate(
+            {
+                **{name: value for name, value in tags.items() if name in EvaluationInputs.model_fields},
+                "seed": context.seed,
+                "scoring": context.resources.data.scoring,
+                "training_seed": tags[Tag.SEED],
+                "grpo_run": grpo_run,
+                "checkpoints": {policy: selector_digest(selector) for policy, selector in others.items()},
+            }
+        )
+        kl_beta = float(tags[Tag.KL_BETA])
+    job = _Evaluation(context, kl_beta, settings, inputs, tuple(checkpoints), others)
     registering = {"model_name": context.registered_name, "register": context.register}
     choices = {**asdict(settings), **registering, "kl_beta": job.kl_beta}
     lookup = {Tag.KL_BETA: job.kl_beta, **context.same_trainings()}
@@ -391,10 +393,11 @@ def _recorded(kind: type[S], chosen: Mapping[str, Any]) -> S:
 
 def _rl_data_summary(grpo_run: str) -> RLDataSummary:
     metrics = rl_data_figures(grpo_run)
-    queries = int(metrics[f"{DATA}n_queries"])
-    return RLDataSummary(
-        source=finished_run_tags(grpo_run, GRPO)[Tag.RL_DATA_SOURCE],
-        n_queries=queries,
-        n_positive_queries=round(metrics[f"{DATA}positive_query_rate"] * queries),
-        mean_reward=metrics[f"{DATA}reward_mean"],
-    )
+    with as_recorded(f"run {grpo_run}", "its figures of RL data"):
+        queries = int(metrics[f"{DATA}n_queries"])
+        return RLDataSummary(
+            source=finished_run_tags(grpo_run, GRPO)[Tag.RL_DATA_SOURCE],
+            n_queries=queries,
+            n_positive_queries=round(metrics[f"{DATA}positive_query_rate"] * queries),
+            mean_reward=metrics[f"{DATA}reward_mean"],
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from lever_mlflow.gate.report import format_table, report_html, summary
 from lever_mlflow.gate.tables import trial_table
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.rollout import LEFT_OUT, SCORING
-from lever_mlflow.runs.artifacts import artifact, log_json, log_text, read_json
+from lever_mlflow.runs.artifacts import log_json, log_text, read_json
 from lever_mlflow.runs.metrics import finite
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.steps import Step, ensure
@@ -155,10 +154,10 @@ def _read_verdict(run_id: str) -> gate.GateResult:
     Raises:
         DataError: its result is not there, or cannot be read.
     """
-    path = artifact(run_id, GATE_FILE)
+    content = read_json(run_id, GATE_FILE)
     try:
-        return gate.GateResult.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+        return gate.GateResult.from_json(content)
+    except ValueError as error:
         raise DataError(
             f"run {run_id}: {GATE_FILE} cannot be read ({error}); run the validate step again with rerun=true"
         ) from None

@@ -23,7 +23,7 @@ from lever_mlflow.pipeline.training import (
     start_of_grpo,
     training_inputs,
 )
-from lever_mlflow.runs.artifacts import log_json, read_json
+from lever_mlflow.runs.artifacts import as_recorded, log_json, read_json
 from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics, log_history
 from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
 from lever_mlflow.runs.search import absent, find_run, taken
@@ -103,7 +103,8 @@ def find_grpo(context: Context, reference: str, kl_beta: float) -> str:
     beta = format_beta(kl_beta)
     if reference != AUTO:
         reference = holder_of(reference)
-        trained = float(finished_run_tags(reference, GRPO)[Tag.KL_BETA])
+        with as_recorded(f"run {reference}", "its tag kl_beta"):
+            trained = float(finished_run_tags(reference, GRPO)[Tag.KL_BETA])
         if trained != kl_beta:
             raise ParameterError(f"kl_beta={beta}, but run {reference} was trained with {format_beta(trained)}")
         return reference
@@ -121,14 +122,21 @@ def candidates_of(run_id: str) -> dict[int, str]:
 
     These are the last epochs of the rounds, with which the next round began. A single round offers all its epochs.
     """
-    ends, models = read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS], checkpoints_of(run_id)
+    ends, models = _last_epochs(run_id), checkpoints_of(run_id)
     return {epoch: model_id for epoch, model_id in models.items() if epoch in ends or len(ends) == 1}
+
+
+def _last_epochs(run_id: str) -> list[int]:
+    """Returns the last epoch of each round of a finished GRPO run."""
+    with as_recorded(f"run {run_id}", f"artifact {ROUNDS_FILE}"):
+        return [int(epoch) for epoch in read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS]]
 
 
 def why_nothing_was_learnt(run_id: str, epoch: int) -> str:
     """Says why the rounds of a finished GRPO run taught its policy nothing up to an epoch; empty where one of them did."""
-    metrics, ends = epoch_metrics(run_id), read_json(run_id, ROUNDS_FILE)[LAST_EPOCHS]
-    reasons = [taught_nothing(metrics[end]) for before, end in pairwise([0, *ends]) if before < epoch]
+    metrics, ends = epoch_metrics(run_id), _last_epochs(run_id)
+    with as_recorded(f"run {run_id}", "metrics of its epochs"):
+        reasons = [taught_nothing(metrics[end]) for before, end in pairwise([0, *ends]) if before < epoch]
     return reasons[-1] if all(reasons) else ""
 
 

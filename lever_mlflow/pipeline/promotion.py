@@ -43,7 +43,7 @@ from lever_mlflow.registry.model_card import describe_promotion, promoted
 from lever_mlflow.registry.ownership import check_version
 from lever_mlflow.registry.version_tags import NOTHING_OVERRIDDEN, VersionTag
 from lever_mlflow.registry.versions import find_version, versions
-from lever_mlflow.runs.artifacts import log_json
+from lever_mlflow.runs.artifacts import as_recorded, log_json
 from lever_mlflow.runs.optional_runs import optional_run
 from lever_mlflow.runs.planning import Plan, active_plan
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_here
@@ -262,7 +262,9 @@ def _evaluated(version: ModelVersion) -> Evaluated:
             f"run {run_id}: the records are not what version {version.version} was registered with "
             f"(digest {records.digest}, then {registered}); run the evaluate step again with rerun=true"
         )
-    return Evaluated(read_evaluation(run_id), records, epoch_policy(int(tags[VersionTag.EPOCH])))
+    with as_recorded(f"version {version.version}", "its tag epoch"):
+        policy = epoch_policy(int(tags[VersionTag.EPOCH]))
+    return Evaluated(read_evaluation(run_id), records, policy)
 
 
 def _change(version: ModelVersion, former: str | None, conditions: Sequence[Condition]) -> champion.Change:

@@ -16,7 +16,7 @@ import mlflow
 import torch
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
-from lever_mlflow.runs.artifacts import artifact, delete_artifacts, list_artifacts
+from lever_mlflow.runs.artifacts import artifact, as_recorded, delete_artifacts, list_artifacts
 from lever_mlflow.runs.processes import is_running
 from lever_mlflow.runs.search import describe, find_runs
 from lever_mlflow.runs.steps import Step, active_run, run_settings
@@ -167,13 +167,15 @@ def find_state(source: str) -> Interrupted:
         except CheckpointError as error:
             log.warning("%s", error)
             continue
-        models = {int(epoch): model for epoch, model in meta["models"].items() if not lack_of_model(model)}
+        with as_recorded(str(place), "meta of the training state"):
+            recorded, key = {int(epoch): str(model) for epoch, model in meta["models"].items()}, str(meta["key"])
+        models = {epoch: model for epoch, model in recorded.items() if not lack_of_model(model)}
         missing = [epoch for epoch in range(1, len(state.history) + 1) if epoch not in models]
         unsent = {epoch: _checkpoint(folder, epoch) for epoch in missing}
         if gone := [str(epoch) for epoch, path in unsent.items() if not path.is_dir()]:
             log.warning("%s: the checkpoints of its epochs %s are gone", source, ", ".join(gone))
             continue
-        return Interrupted(source, state, models, unsent, meta["key"], meta.get("threads", 0))
+        return Interrupted(source, state, models, unsent, key, meta.get("threads", 0))
     raise CheckpointError(f"{source}: no whole training state to go on from")
 
 

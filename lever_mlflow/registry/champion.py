@@ -30,6 +30,7 @@ from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import registered_model
+from lever_mlflow.runs.artifacts import as_recorded
 from lever_mlflow.runs.tags import PREFIX
 
 __all__ = [
@@ -248,7 +249,8 @@ def _is_record_of(name: str, model: RegisteredModel) -> bool:
 def _read(record: RegisteredModel) -> Change:
     tags = {key.removeprefix(_VERSION_TAG): value for key, value in record.tags.items() if key.startswith(_VERSION_TAG)}
     texts = record.tags
-    return Change(texts["champion"], texts["previous"] or None, texts["by"], tags, record.description or None)
+    with as_recorded(f"registered model {record.name}", "one of its tags"):
+        return Change(texts["champion"], texts["previous"] or None, texts["by"], tags, record.description or None)
 
 
 def _count(name: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from pydantic import ValidationError
 
 from lever_mlflow.exceptions import DataError, MissingRunError, first_line
+from lever_mlflow.files.records import first_misfit
+from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.files.urls import without_secrets
 
 __all__ = [
     "artifact",
+    "as_recorded",
     "delete_artifacts",
     "download_folder",
     "list_artifacts",
@@ -28,6 +33,8 @@ __all__ = [
     "log_text",
     "read_json",
 ]
+
+_REMEDY = "run that step again with rerun=true"
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +77,7 @@ def artifact(run_id: str, path: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
-        raise DataError(
-            f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); run that step again with rerun=true"
-        ) from None
+        raise DataError(f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); {_REMEDY}") from None
 
 
 def read_json(run_id: str, path: str) -> dict[str, Any]:
@@ -81,12 +86,30 @@ def read_json(run_id: str, path: str) -> dict[str, Any]:
     Raises:
         DataError: the artifact is not there, or is not a JSON object.
     """
+    copy = artifact(run_id, path)
     try:
-        return dict(json.loads(artifact(run_id, path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"run {run_id}: artifact {path} is no JSON object ({error}); run that step again with rerun=true"
-        ) from None
+        return read_object(copy, missing=_REMEDY, damaged=_REMEDY)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{copy}: ")
+        raise DataError(f"run {run_id}: artifact {path} is no JSON object ({reason})") from None
+
+
+@contextmanager
+def as_recorded(holder: str, what: str) -> Iterator[None]:
+    """Turns what a block raises over a tag or an artifact of another form, as an edit by hand leaves it, into one line.
+
+    Args:
+        holder: what holds it, such as ``run 123``.
+        what: names the tags or artifacts that the block reads.
+
+    Raises:
+        DataError: the block raised an error of Python's own, or of pydantic.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = first_misfit(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{holder}: {what} is not what this package recorded ({reason}); {_REMEDY}") from None
 
 
 def list_artifacts(run_id: str, folder: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import mlflow
 
-from lever_mlflow.runs.artifacts import list_artifacts, log_json, read_json
+from lever_mlflow.runs.artifacts import as_recorded, list_artifacts, log_json, read_json
 
 __all__ = ["checkpoints_of", "log_checkpoints", "logged_models_of"]
 
@@ -24,7 +24,8 @@ def checkpoints_of(run_id: str) -> dict[int, str]:
     Raises:
         DataError: the run does not hold them.
     """
-    return {int(epoch): model_id for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
+    with as_recorded(f"run {run_id}", f"artifact {CHECKPOINTS_FILE}"):
+        return {int(epoch): str(model_id) for epoch, model_id in read_json(run_id, CHECKPOINTS_FILE).items()}
 
 
 def logged_models_of(run_id: str) -> set[str]:

@@ -6,6 +6,10 @@ import hashlib
 import json
 import logging
 import pickle
+import pickletools
+import re
+import reprlib
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lever_mlflow.exceptions import CheckpointError, ParameterError
+from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
 from lever_mlflow.files.atomic import write_folder
-from lever_mlflow.files.text import looked_for, read_text
+from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.files.text import looked_for
 from lever_mlflow.selector.lever_plus import foreign_selector
 from lever_mlflow.selector.network import PointerSelector
 
@@ -33,6 +38,7 @@ _FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _TORCH_FILES = (b"PK", b"\x80")  # beginnings of files of ``torch.save``: a zip archive, and before PyTorch 1.6 a pickle
 _HYPERPARAMETERS = ("model_config", "hyper_parameters")  # the keys under which files of other programs describe the network
 _HEADS = ("num_heads", "n_heads")
+_MAKES_ARRAYS = re.compile(r"\bbytearray$|Tensor$")  # classes that torch would call with a size
 _SHOWN_NAMES = 5  # of weights in a message
 
 log = logging.getLogger(__name__)
@@ -91,11 +97,8 @@ def load_selector(path: str | Path) -> PointerSelector:
         raise CheckpointError(
             f"{path}: no such checkpoint{looked_for(path)}; give a checkpoint folder, a .pt, .ckpt or .safetensors file"
         )
-    config = {**_infer_config(path, weights), **config}
-    try:
-        selector = PointerSelector(**config)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, ParameterError) as error:
-        raise CheckpointError(f"{path}: no selector of sizes {config} ({error}); copy the checkpoint again") from None
+    _check_memory(path, weights)
+    selector = _empty_selector(path, _infer_config(path, weights), config)
     _load_strictly(path, selector, weights)
     if digest is not None and selector_digest(selector) != digest:
         raise CheckpointError(f"{path}: {CONFIG_FILE} and {_WEIGHTS_FILE} do not belong together; copy the folder again")
@@ -138,13 +141,15 @@ def _only_file(folder: Path) -> Path:
 
 def _read_json(folder: Path) -> dict[str, Any]:
     """Reads the description of a checkpoint: ``config``, ``digest`` and ``meta``."""
+    path, remedy = folder / CONFIG_FILE, "copy the folder again"
     try:
-        content = json.loads(read_text(folder / CONFIG_FILE))
-        if isinstance(content["config"], dict) and isinstance(content["meta"], dict):
-            return dict(content)
-        raise KeyError("config, meta")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not a readable checkpoint description: {error!r}") from None
+        content = read_object(path, missing=remedy, damaged=remedy)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    for name in ("config", "meta"):
+        if not isinstance(content.get(name), dict):
+            raise CheckpointError(f"{path}: {name} is {reprlib.repr(content.get(name))}, expected an object; {remedy}")
+    return content
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
@@ -249,6 +254,7 @@ def _some(names: Iterable[str]) -> str:
 
 def _unpickle(path: Path) -> Any:
     """Reads a file written by ``torch.save``; objects that are neither tensors nor plain values are replaced by inert ones."""
+    _check_archive(path)
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         # opened here, as torch.load goes by the name of a file that it opens itself
@@ -258,8 +264,26 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: holds code or objects other than tensors and plain values, and is not loaded; save the state dict alone"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]}); copy it again") from None
+    except Exception as error:  # damaged bytes make the reader of pickles raise all kinds of exceptions
+        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]!r}); copy it again") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an archive of ``torch.save`` that could need more memory than its size, which no state dict does.
+
+    Its entries are not compressed, and its pickle makes no arrays of a size that is only stated.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(f"{path}: is a compressed archive, as torch.save writes none; save the state dict again")
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+        names = [argument for content in pickles for code, argument, _ in pickletools.genops(content) if code.name == "GLOBAL"]
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return  # torch says what is wrong
+    making = next((name for name in names if _MAKES_ARRAYS.search(str(name))), None)
+    if making is not None:
+        raise CheckpointError(f"{path}: makes objects of {making}, and is not loaded; save the state dict alone")
 
 
 def _current_name(name: str) -> str:
@@ -286,6 +310,34 @@ def _infer_config(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
+def _check_memory(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuses weights that are no plain arrays, or that claim more numbers than the file holds."""
+    for name, tensor in weights.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name[:80]!r} is no plain array of numbers; save the selector's state dict again")
+
+
+def _empty_selector(path: Path, inferred: Mapping[str, Any], stated: Mapping[str, Any]) -> PointerSelector:
+    """Returns a selector of the sizes that its weights have, which takes no memory until weights are loaded into it.
+
+    Raises:
+        CheckpointError: what the checkpoint states is another size, or nothing that a selector can have.
+    """
+    differing = [name for name, size in inferred.items() if stated.get(name, size) != size]
+    config = {**inferred, **stated}
+    shown = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in list(config.items())[:20])
+    if differing:
+        name = differing[0]
+        problem = f"{name} is {reprlib.repr(stated[name])}, but {inferred[name]} in the weights"
+        raise CheckpointError(f"{path}: no selector of sizes {shown} ({problem}); copy the checkpoint again")
+    try:
+        with torch.device("meta"):
+            return PointerSelector(**config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, ParameterError) as error:
+        raise CheckpointError(f"{path}: no selector of sizes {shown} ({error}); copy the checkpoint again") from None
+
+
 def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, Tensor]) -> None:
     """Loads weights into a selector; names, shapes and types must fit, and all values be finite."""
     expected = selector.state_dict()
@@ -307,4 +359,4 @@ def _load_strictly(path: Path, selector: PointerSelector, weights: Mapping[str, 
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating point")
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values; use an earlier checkpoint")
-    selector.load_state_dict(weights)
+    selector.to_empty(device="cpu").load_state_dict(weights)

@@ -14,7 +14,7 @@ D feature dimensions, H hidden dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class PointerSelector(nn.Module):
         query_update_gate: whether each pick moves the query's unit vector by a learned gate, as the module's docstring says.
 
     Raises:
-        ParameterError: ``n_heads`` does not divide ``hidden_dim``.
+        ParameterError: ``n_heads`` does not divide ``hidden_dim``, or there is no such ``fusion``.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class PointerSelector(nn.Module):
         super().__init__()
         if hidden_dim % n_heads:
             raise ParameterError(f"n_heads={n_heads} does not divide hidden_dim={hidden_dim}; choose a divisor")
+        if fusion not in get_args(Fusion):
+            raise ParameterError(f"fusion={fusion!r}; choose one of {', '.join(get_args(Fusion))}")
         self.fusion: Fusion = fusion
         self.config = {
             "feature_dim": feature_dim,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,6 +135,9 @@ def load_pool(folder: Path) -> DemonstrationPool:
         table = fused_features(image_SD, text_SD, content["feature_digest"])
         images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
         digests = dict(content["images"])
+        outside = [name for name in (*digests, *(str(sample.image_path) for sample in samples)) if Path(name).name != name]
+        if outside:
+            raise ValueError(f"image {reprlib.repr(outside[0])} is not the name of a file alone")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(f"{folder}: not a readable pool of demonstrations ({error!r}); {_REMEDY}") from None
     if len(samples) != len(table.image_SD):

@@ -16,13 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lever_mlflow.exceptions import CheckpointError
+from lever_mlflow.exceptions import CheckpointError, DataError
 from lever_mlflow.files.atomic import write_folder
+from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.training.loop import TrainingState
 
 __all__ = ["load_state", "save_state"]
 
 _TENSORS_FILE, _JSON_FILE = "state.safetensors", "state.json"
+_REMEDY = "go on from an earlier one"
 _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 
 
@@ -52,14 +54,14 @@ def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
         CheckpointError: the folder holds no whole state.
     """
     try:
-        content = json.loads((folder / _JSON_FILE).read_text(encoding="utf-8"))
+        content = read_object(folder / _JSON_FILE, missing=_REMEDY, damaged=_REMEDY)
         tensors = load_file(folder / _TENSORS_FILE)
         if content["digest"] != _digest(folder / _TENSORS_FILE):
             raise ValueError(f"{_JSON_FILE} holds another digest than that of {_TENSORS_FILE}")
         weights, optimizer = _with_prefix(tensors, _WEIGHTS), _with_prefix(tensors, _OPTIMIZER)
         return TrainingState(tuple(content["history"]), weights, optimizer), dict(content["meta"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: no whole training state ({error}); go on from an earlier one") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, DataError) as error:
+        raise CheckpointError(f"{folder}: no whole training state ({error}); {_REMEDY}") from None
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

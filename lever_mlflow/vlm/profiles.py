@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from string import Formatter
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -91,12 +92,14 @@ def find_profile(name: str) -> PromptProfile:
 
 def _check_template(name: str, text: str, *placeholders: str) -> None:
     """Raises ValueError where a text has other placeholders than these, or lacks one."""
-    values = {placeholder: f"<{placeholder}>" for placeholder in placeholders}
     try:
-        filled = text.format(**values)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{name}: {text!r} cannot be filled in ({error!r}); braces stand for placeholders only") from None
-    missing = [placeholder for placeholder, value in values.items() if value not in filled]
+        fields = [field for _, *field in Formatter().parse(text) if field[0] is not None]  # name, format, conversion
+    except ValueError as error:
+        raise ValueError(f"{name}: {text!r} cannot be filled in ({error}); braces stand for placeholders only") from None
+    other = next((field for field in fields if field not in [[placeholder, "", None] for placeholder in placeholders]), None)
+    if other is not None:
+        raise ValueError(f"{name}: {text!r} cannot be filled in ({other[0]!r}); braces stand for placeholders only")
+    missing = [placeholder for placeholder in placeholders if [placeholder, "", None] not in fields]
     if missing:
         raise ValueError(f"{name}: {text!r} lacks {{{missing[0]}}}")
 

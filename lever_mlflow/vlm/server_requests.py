@@ -231,7 +231,7 @@ def _images(messages: list[Message]) -> int:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ForeignReply(text) from None
 
 

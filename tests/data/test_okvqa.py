@@ -147,7 +147,7 @@ def test_a_decompression_bomb_does_not_decode(okvqa_root, monkeypatch):
 
 def test_images_that_decoded_are_remembered_until_they_change(okvqa_root, tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(Image, "open", lambda path, real=Image.open: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, real=Image.open, **keywords: opened.append(path) or real(path, **keywords))
 
     def bad():
         opened.clear()

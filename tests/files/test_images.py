@@ -99,7 +99,7 @@ def test_sizes_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
     good.write_bytes(content((12, 8)))
     bad.write_text("no image")
     opened = []
-    monkeypatch.setattr(Image, "open", lambda path, real=Image.open: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, real=Image.open, **keywords: opened.append(path) or real(path, **keywords))
 
     def sizes():
         opened.clear()

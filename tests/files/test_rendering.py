@@ -4,6 +4,7 @@ import base64
 
 import jinja2
 import pytest
+from markupsafe import Markup
 
 from lever_mlflow.files import rendering
 
@@ -28,7 +29,8 @@ h1 { color: red }
 def template(monkeypatch):
     """Adds the templates test.html and test.md to those of the package."""
     extra = jinja2.DictLoader({"test.html": PAGE, "test.md": "# {{ title }}\n"})
-    monkeypatch.setattr(rendering.ENVIRONMENT, "loader", jinja2.ChoiceLoader([extra, rendering.ENVIRONMENT.loader]))
+    for environment in (rendering.ENVIRONMENT, rendering.MARKDOWN):
+        monkeypatch.setattr(environment, "loader", jinja2.ChoiceLoader([extra, environment.loader]))
 
 
 def render(**values):
@@ -50,8 +52,18 @@ def test_every_text_is_escaped():
     assert page.count(ESCAPED) == 5  # the title, the heading, a column's name, a cell, a figure's description
 
 
-def test_markdown_takes_texts_as_they_are():
-    assert rendering.render("test.md", title=HOSTILE) == f"# {HOSTILE}\n"
+def test_markdown_shows_texts_as_they_are():
+    """No tag, link, code, emphasis or border of a table comes from a value, and none breaks its line."""
+    hostile = "<b>&[x](http://e) | a_b _c_ *d* `f`\n# g é 日本"
+    shown = "&lt;b>&amp;[x]\\(http://e) \\| a_b \\_c\\_ \\*d\\* \\`f\\` # g é 日本"
+    assert rendering.render("test.md", title=hostile) == f"# {shown}\n"
+    assert rendering.render("test.md", title=Markup("**b**")) == "# **b**\n"
+
+
+def test_control_characters_are_shown_as_their_escapes():
+    page = render(title="a\x1b[31m\u202eb\0")
+    assert r"<h1>a\x1b[31m\u202eb\x00</h1>" in page
+    assert rendering.render("test.md", title="a\x1b[31m\u202eb\0") == "# a\\x1b[31m\\u202eb\\x00\n"
 
 
 def test_a_table_has_one_row_per_row_and_a_head_where_there_is_one():

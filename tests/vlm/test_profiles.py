@@ -54,7 +54,7 @@ def test_a_file_of_ones_own(profile_file, samples, tmp_path):
         ({"num_beams": "3"}, "num_beams: Input should be a valid integer"),
         ({"max_pixels": 10}, "max_pixels is 10, expected at least min_pixels, 200704"),
         ({"query": "Question:"}, "query: 'Question:' lacks {question}"),
-        ({"demonstration": "{question} {answr}"}, r"demonstration: '{question} {answr}' cannot be filled in \(KeyError"),
+        ({"demonstration": "{question} {answr}"}, r"demonstration: '{question} {answr}' cannot be filled in \('answr'\)"),
         ({"system": "{"}, "system: '{' cannot be filled in"),
         ({"min_pixels": None}, "min_pixels: Field required"),
         ({"beams": 3}, "beams: Unexpected keyword argument"),

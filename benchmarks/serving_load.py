@@ -1,0 +1,192 @@
+"""Measures a served retriever under many clients at once, with hostile requests among the good ones.
+
+A good request must be answered with status 200, a hostile one be refused with status 400 and one line. Requests that MLflow's
+own server cannot parse, which never reach this package, get status 400 or 500 from it. The table gives the throughput, the
+times of the good requests, and the memory of the server at the start, in the middle and at the end, which should stay the same.
+It is compared with a single client in the same run.
+
+    python -m benchmarks.serving_load [--clients 64] [--seconds 60]
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import mlflow
+import numpy as np
+from PIL import Image
+
+from benchmarks.serving import bodies_of, log_models, rows_of, served
+from lever_mlflow.files.cache_dir import default_cache_dir
+from lever_mlflow.pipeline.resources import Resources
+
+HOSTILE_SHARE = 0.25
+TIMEOUT = 120  # seconds for a request
+
+
+class Load(NamedTuple):
+    """Holds what came of a load: milliseconds of the good requests, statuses of both kinds, and memory in MB over time."""
+
+    times: list[float]
+    statuses: Counter[tuple[bool, int]]
+    unclear: list[str]
+    memory: list[float]
+    seconds: float
+
+    @property
+    def right(self) -> bool:
+        """Returns whether every good request was answered, and every hostile one refused in a line."""
+        return not self.unclear
+
+    def row(self, clients: int) -> str:
+        """Writes the row of the table."""
+        p50, p99 = np.percentile(self.times, [50, 99])
+        good, hostile = (sum(n for (kind, _), n in self.statuses.items() if kind is wanted) for wanted in (True, False))
+        start, middle, end = self.memory[0], self.memory[len(self.memory) // 2], self.memory[-1]
+        per_second = f"{(good + hostile) / self.seconds:.0f}"
+        memory = f"{start:.0f}, {middle:.0f}, {end:.0f}"
+        return f"| {clients} | {good:,} | {hostile:,} | {per_second} | {p50:.1f} | {p99:.1f} | {memory} |"
+
+
+def hostile_bodies(row: dict[str, str]) -> list[bytes]:
+    """Returns requests that a server must refuse; ``row`` is a good one with an image."""
+
+    def encoded(image: Image.Image) -> str:
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        return base64.b64encode(content.getvalue()).decode()
+
+    rows: list[dict[str, object]] = [
+        {**row, "question": ""},
+        {**row, "question": "\u200b"},
+        {**row, "question": "x" * 100_000},
+        {**row, "image": "http://127.0.0.1:1/a.png"},
+        {**row, "image": "file:///etc/passwd"},
+        {**row, "image": "../../../etc/passwd.png"},
+        {**row, "image": "A" * 2_000_000},
+        {**row, "image": row["image"][:200]},
+        {**row, "image": encoded(Image.new("1", (14_000, 14_000)))},
+        {**row, "__class__": "x"},
+        {"image_features": [0.0] * 512, "text_features": [0.0] * 512},
+        {"image_features": [1e308] * 512, "text_features": [1] * 10**5},
+        {},
+    ]
+    good, huge = json.dumps(row), "9" * 5_000
+    texts = [
+        "",
+        "{",
+        "[" * 100_000,
+        '{"inputs": ' + "[" * 5_000 + "]" * 5_000 + "}",
+        f'{{"inputs": [{good[:-1]}, "x": NaN}}]}}',
+        f'{{"inputs": [{good}], "params": {{"shots": {huge}}}}}',
+        f'{{"inputs": [{good}], "params": {{"shots": 10000000000}}}}',
+        f'{{"inputs": [{good}], "params": {{"shots": "1; DROP TABLE runs"}}}}',
+        json.dumps({"inputs": [row] * 10_001}),
+        json.dumps({"inputs": [{**row, "question": "\ud800"}]}),
+    ]
+    return [text.encode() for text in texts] + [json.dumps({"inputs": [hostile]}).encode() for hostile in rows]
+
+
+def allowed(body: bytes) -> tuple[int, ...]:
+    """Returns the statuses that a hostile request may get: MLflow answers what Python's reader of JSON fails on with 500."""
+    try:
+        json.loads(body)
+    except json.JSONDecodeError:
+        return (400,)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, and nesting
+        return (400, 500)
+    return (400,)
+
+
+def send(url: str, body: bytes) -> tuple[int, str]:
+    """Sends a request and returns status and text of the reply; status 0 where there was none."""
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=TIMEOUT
+        ) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError as error:
+        return 0, str(error)
+
+
+def loaded(
+    url: str, good: Sequence[bytes], hostile: Sequence[bytes], memory: Callable[[], float], clients: int, seconds: float
+) -> Load:
+    """Sends requests from so many clients for so many seconds."""
+    load, lock, end = Load([], Counter(), [], [memory()], seconds), threading.Lock(), time.perf_counter() + seconds
+
+    def client(number: int) -> None:
+        rng = random.Random(number)
+        while time.perf_counter() < end:
+            is_good = rng.random() >= HOSTILE_SHARE
+            body = rng.choice(good if is_good else hostile)
+            started = time.perf_counter()
+            status, text = send(url, body)
+            with lock:
+                load.statuses[is_good, status] += 1
+                if is_good:
+                    load.times.append(1e3 * (time.perf_counter() - started))
+                if status not in ((200,) if is_good else allowed(body)) or "Traceback" in text:
+                    load.unclear.append(f"{status} for {body[:80]!r}... of {len(body)} bytes: {text[:200]!r}")
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    while time.perf_counter() < end:
+        time.sleep(min(1.0, seconds / 10))
+        load.memory.append(memory())
+    for thread in threads:
+        thread.join()
+    return load._replace(memory=[*load.memory, memory()])
+
+
+@click.command()
+@click.option("--clients", default=64, show_default=True)
+@click.option("--seconds", default=60, show_default=True)
+def main(clients: int, seconds: int) -> None:
+    """Measures and prints the table; ends with status 1 where a reply was wrong."""
+    resources = Resources(cache_dir=default_cache_dir())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("serving", (folder / "artifacts").as_uri()))
+        retriever, _ = log_models(resources, folder)
+        rows = rows_of(resources, 100)
+        good = [body for of_kind in rows.values() for body in bodies_of(of_kind)]
+        hostile = hostile_bodies(rows["question and image"][0])
+        with served(retriever, uri, folder) as (url, _, memory):
+            for body in hostile:
+                status, text = send(url, body)
+                if status not in allowed(body) or "Traceback" in text:
+                    print(f"hostile, alone: {status} for {body[:80]!r}... of {len(body)} bytes: {text[:300]!r}", flush=True)
+            loads = {
+                count: loaded(url, good, hostile, memory, count, seconds / (1 if count > 1 else 4)) for count in (1, clients)
+            }
+    print("\n| clients | good | hostile | requests/s | p50, ms | p99, ms | memory at start, middle, end, MB |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    for count, load in loads.items():
+        print(load.row(count))
+    for load in loads.values():
+        print(dict(load.statuses), *load.unclear[:10], sep="\n")
+    sys.exit(not all(load.right for load in loads.values()))
+
+
+if __name__ == "__main__":
+    main()
