@@ -109,7 +109,7 @@ def replace(content: Any, path: tuple[Any, ...], value: Any) -> None:
             content = content[part]
         except (KeyError, IndexError, TypeError):
             return
-    if isinstance(content, dict | list):
+    if isinstance(content, dict) or (isinstance(content, list) and path[-1] in range(len(content))):
         content[path[-1]] = copy.deepcopy(value)
 
 

@@ -135,7 +135,8 @@ def load_pool(folder: Path) -> DemonstrationPool:
         table = fused_features(image_SD, text_SD, content["feature_digest"])
         images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
         digests = dict(content["images"])
-        outside = [name for name in (*digests, *(str(sample.image_path) for sample in samples)) if Path(name).name != name]
+        names = (*digests, *(str(sample.image_path) for sample in samples))
+        outside = [name for name in names if Path(name).name != name or name == ".."]
         if outside:
             raise ValueError(f"image {reprlib.repr(outside[0])} is not the name of a file alone")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, StopIteration) as error:

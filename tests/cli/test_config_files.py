@@ -151,3 +151,21 @@ def test_a_run_holds_the_file_that_repeats_it(mlflow_store, cache_dir, good_rl_d
     again = mlflow.search_runs(output_format="list")[0]
     assert again.data.tags["lever.reused"] == first.info.run_id
     assert again.info.run_name == "validate (reused)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: " + "[" * 5000, "nested too deeply|not valid YAML"),
+        ("main:\n  kl_betas: &a [[0.1], [0.2]]\n", "main.kl_betas should hold numbers or names alone"),
+        (f"note: &a {'x' * 60_000}\nevaluate:\n  checkpoints: [*a, *a]\n", "note is unknown"),
+        (f"main:\n  kl_betas: [&a {'1' * 60_000}, *a]\n", "of at most 100,000 characters"),
+        ('dataset: "a\\0b"\n', "dataset: 'a.x00b' holds a control character"),
+        ('dataset: "a\\nb"\n', "holds a control character"),
+    ],
+)
+def test_nothing_in_a_file_grows_or_hides(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=message):
+        read_config(str(path), COMMANDS)

@@ -109,3 +109,12 @@ def test_what_does_not_fit_is_named_with_its_place(written, change, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.json: no such file; give the path of a results file"):
         read_results(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(("runs", "epochs"), [(201, 1), (1, 10_001)])
+def test_the_number_of_runs_and_epochs_is_bounded(tmp_path, runs, epochs):
+    of_run = [{"epoch": 1 + epoch} for epoch in range(epochs)]
+    content = {"unit": "percent", "runs": [{"kl_beta": beta, "epochs": of_run} for beta in range(runs)]}
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"at most (200|10000) items"):
+        read_results(tmp_path / "r.json")

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -340,3 +342,17 @@ def test_as_a_data_set_of_a_run(write, cache_dir):
         expected.update(json.dumps(item).encode())
     assert resources.dataset_digest == expected.hexdigest()[:16]
     assert re.fullmatch("set-mini-[0-9a-f]{8}", resources.label)
+
+
+def test_a_table_reads_no_image_outside_of_its_folder(write, read, tmp_path):
+    folder, secret = write(columns()), tmp_path / "secret.png"
+    secret.write_bytes(png(7)["bytes"])
+    (folder / "own.png").write_bytes(png(8)["bytes"])
+    (folder / "link.png").symlink_to(secret)
+    table = pq.read_table(folder / "train.parquet")
+    paths = [str(folder / "own.png"), str(secret), str(folder / "link.png")]
+    images = pa.array([{"bytes": None, "path": path} for path in paths], table.schema.field("image").type)
+    pq.write_table(table.set_column(2, table.schema.field("image"), images), folder / "train.parquet")
+    split = read_split(read(folder), "train")
+    assert [sample.question for sample in split.samples] == ["what is 0?"]
+    assert tally(split.bad) == "2 with a missing image"

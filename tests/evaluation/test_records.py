@@ -131,3 +131,26 @@ def test_a_file_of_other_columns_is_refused(tmp_path):
     pd.DataFrame({"policy": ["a"]}).to_parquet(tmp_path / "records.parquet")
     with pytest.raises(DataError, match="not the records of an evaluation"):
         EvaluationRecords.read(tmp_path / "records.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("accuracy", float("nan"), "column accuracy has empty cells|an accuracy is nan"),
+        ("accuracy", 2.0, "an accuracy is 2, expected 0 to 1"),
+        ("shots", "x", "column shots is of type"),
+        ("answer", 1, "column answer is of type int64"),
+        ("policy", None, "column policy"),
+    ],
+)
+def test_a_table_of_other_values_is_no_record(records, tmp_path, column, value, message):
+    records.frame.assign(**{column: value}).to_parquet(tmp_path / "r.parquet")
+    with pytest.raises(DataError, match=message):
+        EvaluationRecords.read(tmp_path / "r.parquet")
+
+
+def test_a_few_bytes_do_not_become_any_number_of_rows(records, tmp_path, monkeypatch):
+    monkeypatch.setattr("lever_mlflow.evaluation.records._MOST_ROWS", 10)
+    records.write(tmp_path / "r.parquet")
+    with pytest.raises(DataError, match="14 rows, at most 10 are taken"):
+        EvaluationRecords.read(tmp_path / "r.parquet")

@@ -133,3 +133,18 @@ def test_a_thumbnail_is_a_jpeg_of_at_most_that_size(tmp_path):
         (tmp_path / "image.png").write_bytes(content(size, mode="RGBA", color=(1, 2, 3, 0)))
         image = Image.open(io.BytesIO(thumbnail(tmp_path / "image.png", 100)))
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", expected)
+
+
+def test_a_file_that_another_program_would_have_to_decode_is_no_image(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript for EPS, whatever the file is called."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was run"))
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+    with pytest.raises(DataError, match=r"a\.jpg: does not decode as an image \(cannot identify"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(content((10_000, 8_948), mode="1"))
+    with pytest.raises(DataError, match=r"10000 x 8948 pixels, at most 89,478,485 are taken"):
+        image_size(path)

@@ -1,10 +1,11 @@
 """Model folders: which are taken, and by what they are known."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from transformers import CLIPModel, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModel, CLIPModel, Qwen2_5_VLForConditionalGeneration
 
 from lever_mlflow import mini
 from lever_mlflow.data.encoders import check_encoder
@@ -86,3 +87,17 @@ def test_a_model_that_the_device_does_not_hold_is_not_called_damaged(monkeypatch
     monkeypatch.setattr(CLIPModel, "from_pretrained", full)
     with pytest.raises(DataError, match="clip: the device's memory does not hold the CLIPModel; give a smaller model, or free"):
         load_pretrained(CLIPModel, mini.CLIP_PATH, device="cuda")
+
+
+def test_code_in_a_model_folder_is_never_run(clip, tmp_path, monkeypatch):
+    """transformers would ask on the terminal whether to run it, unless it is told not to."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    (clip / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((clip / "config.json").read_text())
+    code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
+    (clip / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": code}))
+    with pytest.raises(DataError, match="clip: not a readable AutoModel folder"):
+        load_pretrained(AutoModel, clip)
+    (clip / "config.json").write_text(json.dumps({**config, "auto_map": code}))
+    load_pretrained(AutoModel, clip)  # with the family's own class
+    assert not (tmp_path / "ran").exists()

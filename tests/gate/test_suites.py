@@ -1,9 +1,20 @@
 """Thresholds: how they are overridden, and what is refused."""
 
+import json
+import shutil
+
 import pytest
 
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.gate.suites import DATA_SUITES, DRIFT_SUITES, SEVERITIES, read_suites, resolved, suite_digest
+from lever_mlflow.gate.suites import (
+    DATA_SUITES,
+    DEFAULT_PROJECT_DIR,
+    DRIFT_SUITES,
+    SEVERITIES,
+    read_suites,
+    resolved,
+    suite_digest,
+)
 
 
 def named(thresholds, name):
@@ -69,3 +80,24 @@ def test_parameters_get_their_values_and_reward_bounds_their_scale():
     ends = resolved(named({}, "reward_range"), {}, (-0.3, 2.1))["kwargs"]
     assert (ends["min_value"], ends["max_value"]) == (-0.3, 2.1)  # exactly, so that a trial with this reward is inside
     assert resolved(named({}, "reward_stdev"), {}, (0.0, 1.0))["kwargs"]["min_value"] == 0.1  # the same floor in every mode
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"meta": {"name": "a", "remedy": 1}}, r"expectation 0: its meta\.remedy is 1, expected text"),
+        ({"kwargs": {"quantile_ranges": {"quantiles": [0.5], "value_ranges": []}}}, "expected a pair of bounds for each"),
+        ({"kwargs": {"min_value": float("nan")}}, r"rl_trials\.json: the suite cannot be read: holds NaN"),
+    ],
+)
+def test_a_suite_is_checked_to_its_last_field(tmp_path, change, message):
+    project = shutil.copytree(DEFAULT_PROJECT_DIR, tmp_path / "checks")
+    path = project / "gx" / "expectations" / "rl_trials.json"
+    content = json.loads(path.read_text())
+    content["expectations"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ParameterError, match=message):
+        read_suites(project)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ParameterError, match="nested too deeply"):
+        read_suites(project)

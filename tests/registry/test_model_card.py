@@ -179,3 +179,8 @@ def test_a_description_is_never_longer_than_the_database_takes():
     assert again.endswith("## Promotion\n\nChampion since today.")
     assert renewed("new card", again) == "new card\n\n## Promotion\n\nChampion since today."
     assert renewed("new card", "old card") == "new card"
+
+
+def test_nothing_in_a_card_is_markup():
+    card = describe_version(evaluation_of(8, start="[x](http://e) <b> | *y*\n# z"), records_of({"epoch 1": np.ones((2, 8))}))[1]
+    assert r"GRPO from [x]\(http://e) &lt;b> \| \*y\* # z (" in card

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lever_mlflow.exceptions import DataError, LeverError, MissingRunError
-from lever_mlflow.runs.artifacts import artifact, read_json
+from lever_mlflow.runs.artifacts import artifact, as_recorded, read_json
 from lever_mlflow.runs.metrics import epoch_metrics, finite
 from lever_mlflow.runs.search import find_run
 from lever_mlflow.runs.steps import Step, anew, ensure, project_run, run_here, run_settings
@@ -150,3 +150,10 @@ def test_metrics_that_are_not_finite_are_refused():
     assert finite({"a": 1.0}) == {"a": 1.0}
     with pytest.raises(DataError, match="'b': nan"):
         finite({"a": 1.0, "b": float("nan")})
+
+
+@pytest.mark.parametrize("raised", [KeyError("last_epochs"), ValueError("bad int"), TypeError("no list"), AttributeError("x")])
+def test_what_an_edit_by_hand_leaves_is_one_line(raised):
+    message = r"^run 1: artifact rounds\.json is not what this package recorded .*rerun=true$"
+    with pytest.raises(DataError, match=message), as_recorded("run 1", "artifact rounds.json"):
+        raise raised

@@ -1,6 +1,7 @@
 import json
 import logging
 import pickle
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -277,3 +278,53 @@ def test_truncated_safetensors(selector, tmp_path):
 def test_missing_path(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_selector(tmp_path / "nothing")
+
+
+class Bytes:
+    """Makes a gigabyte when it is unpickled."""
+
+    def __reduce__(self):
+        return (bytearray, (10**9,))
+
+
+def test_no_checkpoint_makes_more_memory_than_it_has_bytes(selector, tmp_path):
+    weights, path = selector.state_dict(), tmp_path / "x.pt"
+    first = next(iter(weights))
+    bombs = {
+        "is no plain array of numbers": {name: torch.zeros(1).expand(tensor.shape) for name, tensor in weights.items()},
+        "'input_proj.weight' is no plain array": {**weights, first: weights[first].to_sparse()},
+        "makes objects of __builtin__ bytearray": {"state_dict": weights, "x": Bytes()},
+    }
+    for message, content in bombs.items():
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_selector(path)
+    torch.save(weights, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(CheckpointError, match=r"y\.pt: is a compressed archive"):
+        load_selector(tmp_path / "y.pt")
+    torch.save({**weights, first: torch.zeros(10**7, 0)}, path)  # whose hidden layers would take 400 TB
+    with pytest.raises(CheckpointError, match="has shape"):
+        load_selector(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layers": 10**9}, "n_layers is 1000000000, but 1 in the weights"),
+        ({"fusion": "x"}, "fusion='x'; choose one of mean"),
+        ({"dropout": float("nan")}, r"selector\.json: holds NaN"),
+    ],
+)
+def test_a_description_of_other_sizes_is_refused_before_anything_is_made(selector, tmp_path, change, message):
+    save_selector(tmp_path / "c", selector, {})
+    path = tmp_path / "c" / "selector.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "config": {**content["config"], **change}}))
+    with pytest.raises(CheckpointError, match=message):
+        load_selector(tmp_path / "c")
+    path.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        load_selector(tmp_path / "c")

@@ -1,5 +1,7 @@
 """The demonstrations of a retriever: they come back as they were, with their images or from a folder."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,13 @@ def test_images_too_large_for_the_model_are_read_from_a_folder(small, tmp_path, 
     (tmp_path / path.name).write_bytes(b"another")
     with pytest.raises(DataError, match=f"{POOL_IMAGES}: {path.name} there is not the training image"):
         pool.image(path.name)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/b.png", ".."])
+def test_an_image_of_a_pool_is_the_name_of_a_file_alone(make_retriever, name):
+    folder = make_retriever() / "pool"
+    content = json.loads((folder / "pool.json").read_text())
+    content["items"][0]["image"] = name
+    (folder / "pool.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="is not the name of a file alone"):
+        load_pool(folder)

@@ -78,3 +78,11 @@ def test_a_name_that_is_none_is_refused(tmp_path):
 def test_servers_take_no_beams(profile_file, tmp_path):
     with pytest.raises(ParameterError, match="num_beams is 3, but servers have no beam search; set it to 1"):
         open_language_model(VlmName("http://127.0.0.1:1/v1", profile=profile_file()), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["{question.__class__}", "{question[0]}", "{question:>999999999999}", "{question!r}"])
+def test_a_placeholder_is_a_name_alone(tmp_path, field):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "x", "num_beams": 1, "min_pixels": 1, "max_pixels": 2, "query": "{question} " + field}))
+    with pytest.raises(ParameterError, match=r"cannot be filled in .*; braces stand for placeholders only"):
+        find_profile(str(path))
