@@ -35,7 +35,8 @@ import pandas as pd
 import psutil
 import torch
 
-from lever_mlflow.data.features import Encoder, FeatureTable, forget_shared_encoders, fused_features
+from lever_mlflow.data.encoders import Encoder, forget_shared_encoders
+from lever_mlflow.data.features import FeatureTable, fused_features
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.resources import Resources

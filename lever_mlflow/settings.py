@@ -72,7 +72,7 @@ AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input 
 
 CacheMode = Literal["on", "read", "off"]
 Device = Literal["auto", "cpu", "cuda"]
-Fusion = Literal["mean", "concat"]
+Fusion = Literal["mean", "concat", "image", "text"]
 ItemOrder = Literal["auto", "file", "question_id"]
 KlReference = Literal["start", "round"]
 Language = Literal["en", "zh"]
@@ -243,7 +243,11 @@ class ResourceSettings:
         help="Largest share of the answers of a VLM server that may be empty, refused, cut at the limit of tokens or nothing "
         "but reasoning. Above it the run ends, as soon as there are 20 answers; 1 never ends it.",
     )
-    encoder: str = option("mini", help="CLIP model for features: mini (the embedded one), a folder or a hub name.")
+    encoder: str = option(
+        "mini",
+        help="Model for features: mini (the embedded CLIP), or a folder or hub name of CLIP, SigLIP and the like. An encoder "
+        "of images or of texts alone needs fusion and pool_sampler that go with it.",
+    )
     device: Device = option(AUTO, help="Device that the models run on; auto takes a GPU when there is one.")
     profile: str = option(
         AUTO,
@@ -272,7 +276,8 @@ class DataSettings:
         {},
         example="image_id=coco_id",
         help="Columns of a hub data set that have other names than expected, such as answers=labels,image_id=coco_id. "
-        "The expected names are question, answers, image, question_id and image_id; none means that no column differs.",
+        "The expected names are question, answers, image, question_id and image_id; none means that no column differs. "
+        "With question_id=none or image_id=none there is no such column, and rows or images are numbered.",
     )
     hf_splits: tuple[str, str] = option(
         ("train", "validation"), help="Splits of a hub data set for training and for evaluation, separated by a comma."
@@ -446,7 +451,11 @@ class RceSettings:
     )
     n_layers: int = option(1, at_least=1, help="Number of cross-attention layers of the selector.")
     n_heads: int = option(1, at_least=1, help="Number of attention heads in each layer of the selector.")
-    fusion: Fusion = option("mean", help="Way in which image and text features become one vector.")
+    fusion: Fusion = option(
+        "mean",
+        help="Way in which image and text features become one vector: their mean, or concat for one behind the other. With "
+        "image or text the selector takes only this feature, which an encoder of images or of texts alone needs.",
+    )
     state_update: bool = option(
         False, help="Whether each pick changes the state of the query, so that later picks depend on earlier ones."
     )

@@ -87,6 +87,7 @@ LANGUAGE = Part(ComparisonInputs, ("lang",))
 QUERIES = Part(RolloutSettings, ("n_queries", "pool_sampler"))
 JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
+FUSION = Part(RceSettings, ("fusion",))
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
 ROUNDS = Part(RoundSettings)
 QUESTIONS = Part(EvalSettings, ("sizes", "shots", "n_selection", "pool_sampler", "order"))
@@ -107,7 +108,9 @@ resource_options = options(ResourceSettings, SEED, DataSettings, CommandSettings
 
 @step_command()
 @resource_options
-@options(REWARD, REGISTRATION, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, PresetInputs, RoundSettings, GRPO, LANGUAGE)
+@options(
+    REWARD, REGISTRATION, JUDGEMENT, SweepInputs, QUESTIONS, QUERIES, RCE, FUSION, PresetInputs, RoundSettings, GRPO, LANGUAGE
+)
 @with_output
 @in_processes
 def main(**values: Any) -> None:
@@ -123,7 +126,7 @@ def main(**values: Any) -> None:
     experiment = Experiment(
         kl_betas=values["kl_betas"],
         rollout=settings_of(RolloutSettings, {**values_of_step("rollout", QUERIES), "preset": values["preset"]}),
-        rce=settings_of(RceSettings, values_of_step("rce", RCE)),
+        rce=settings_of(RceSettings, values_of_step("rce", RCE, FUSION)),
         rounds=settings_of(RoundSettings, grpo_values),
         grpo=settings_of(GrpoSettings, grpo_values),
         evaluation=settings_of(EvalSettings, {**values_of_step("evaluate", QUESTIONS), "preset": values["preset"]}),

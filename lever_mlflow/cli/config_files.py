@@ -20,6 +20,7 @@ import click
 import yaml
 
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.files.text import EncodingError, looked_for, read_text
 from lever_mlflow.settings import as_text
 
 __all__ = ["Config", "read_config"]
@@ -73,8 +74,14 @@ def read_config(path: str, commands: Mapping[str, click.Command]) -> Config:
 
 def _load(path: str) -> Mapping[str, Any]:
     try:
-        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _TypedLoader)
-    except (OSError, UnicodeDecodeError) as error:
+        content = yaml.load(read_text(Path(path).expanduser()), _TypedLoader)
+    except FileNotFoundError:
+        raise ParameterError(
+            f"config={path}: cannot be read, as there is no such file{looked_for(path)}; give the path of a YAML file"
+        ) from None
+    except EncodingError as error:
+        raise ParameterError(f"config={path}: cannot be read, as it {error}") from None
+    except OSError as error:
         raise ParameterError(f"config={path}: cannot be read ({error}); give the path of a YAML file") from None
     except yaml.YAMLError as error:
         raise ParameterError(f"config={path}: not valid YAML ({' '.join(str(error).split())})") from None

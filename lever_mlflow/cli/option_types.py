@@ -12,12 +12,16 @@ from lever_mlflow.settings import AUTO, NONE, Option
 __all__ = ["Names", "Number", "NumberList", "OrAuto", "Pairs", "Splits", "Text", "YesNo"]
 
 _LARGEST = 1e6  # float32 can still multiply numbers below this without becoming infinite
+_EXACT = 2**53  # float64 holds every whole number below this
 Param: TypeAlias = click.Parameter | None
 Context: TypeAlias = click.Context | None
 
 
 class Number(click.ParamType):
-    """Converts text to a number within the bounds of an ``Option``; a number with a fraction is also below a million."""
+    """Converts text to a number within the bounds of an ``Option``; a number with a fraction is also below a million.
+
+    A whole number may be written as ``100``, ``100.0`` or ``1e2``, as the tools that write commands do.
+    """
 
     name = "number"
 
@@ -29,7 +33,7 @@ class Number(click.ParamType):
         """Returns ``value`` as a number; fails where it is none, or is out of bounds."""
         expected = "a whole number" if self.kind is int else "a number"
         try:
-            number = self.kind(value)
+            number = _whole(value) if self.kind is int else float(value)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not {expected}", param, ctx)
         if not self._within(number):
@@ -47,6 +51,17 @@ class Number(click.ParamType):
         bounds += [f"of at least {self.at_least:g}"] if self.at_least is not None else []
         bounds += [f"below {self.below:g}"] if self.below < math.inf else []
         return " and ".join(bounds)
+
+
+def _whole(value: Any) -> int:
+    """Returns a whole number, however it is written; raises ValueError where the value is none, or not written exactly."""
+    try:
+        return int(value)
+    except ValueError:
+        number = float(value)
+        if not (number.is_integer() and abs(number) < _EXACT):
+            raise
+        return int(number)
 
 
 class NumberList(click.ParamType):

@@ -1,8 +1,8 @@
 """Draws candidate pools, the training items from which the demonstrations of a query are picked, and searches by similarity.
 
 All samplers but ``fused-similarity`` are the predecessor's, with two departures: no pool holds an item about the query's own
-image, which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's parts overlapped. By
-``fixed`` the predecessor drew the pools of its evaluations, not those of its trials.
+picture (``Sample.picture``), which would give the answer away, and a ``mixed`` pool has no item twice, where the predecessor's
+parts overlapped. By ``fixed`` the predecessor drew the pools of its evaluations, not those of its trials.
 
 Shapes: Q queries, N candidates of a pool, S items, D feature dimensions, K nearest items. A search handles B queries and C
 items at a time.
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.features import FeatureTable, check_sampler
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.settings import PoolSampler
+from lever_mlflow.settings import Fusion, PoolSampler
 
 __all__ = ["Block", "ItemsByImage", "candidate_pools", "check_pool_size", "items_by_image", "nearest", "random_pool", "top_k"]
 
-ItemsByImage = Mapping[int, np.ndarray]  # image id -> indices of the training items about this image, int64, ascending
+ItemsByImage = Mapping[int, np.ndarray]  # picture -> indices of the training items about it, int64, ascending
 
 
 class Block(NamedTuple):
@@ -40,6 +40,7 @@ class Block(NamedTuple):
 
 
 _BLOCK = Block()
+_FUSION_OF_SAMPLER: Mapping[str, Fusion] = {"image-similarity": "image", "text-similarity": "text", "fused-similarity": "mean"}
 
 
 def check_pool_size(pool_size: int, shots: int) -> None:
@@ -53,11 +54,11 @@ def check_pool_size(pool_size: int, shots: int) -> None:
 
 
 def items_by_image(train: Sequence[Sample]) -> ItemsByImage:
-    """Returns the indices of the training items about each image."""
+    """Returns the indices of the training items about each picture."""
     by_image: defaultdict[int, list[int]] = defaultdict(list)
     for index, sample in enumerate(train):
-        by_image[sample.image_id].append(index)
-    return {image_id: np.array(indices, dtype=np.int64) for image_id, indices in by_image.items()}
+        by_image[sample.picture].append(index)
+    return {picture: np.array(indices, dtype=np.int64) for picture, indices in by_image.items()}
 
 
 def candidate_pools(
@@ -96,26 +97,27 @@ def candidate_pools(
         Indices into ``train``, int64 [Q, N].
 
     Raises:
-        ParameterError: fewer than ``size`` items are eligible for a query.
+        ParameterError: fewer than ``size`` items are eligible for a query, or the encoder does not give what the sampler takes.
     """
+    check_sampler(sampler, train_features.sides)
     if sampler == "random":
         return np.stack([random_pool(train, query, size, seed) for query in queries])
     if by_image is None:
         by_image = items_by_image(train)
     none = np.empty(0, dtype=np.int64)
-    same_image = [by_image.get(query.image_id, none) for query in queries]
+    same_image = [by_image.get(query.picture, none) for query in queries]
     for query, excluded in zip(queries, same_image, strict=True):
         _check_eligible(query, size, len(train) - len(excluded))
     if sampler == "fixed":
         return np.stack([_first(size, excluded) for excluded in same_image])
     rows = [query.index for query in queries]
 
-    def nearest_by(feature: str) -> np.ndarray:
-        queries_SD, train_SD = (getattr(table, f"{feature}_SD") for table in (query_features, train_features))
+    def nearest_by(fusion: Fusion) -> np.ndarray:
+        queries_SD, train_SD = (table.of(fusion) for table in (query_features, train_features))
         return nearest(queries_SD[rows], train_SD, size, same_image)
 
     if sampler != "mixed":
-        return nearest_by(sampler.removesuffix("-similarity"))
+        return nearest_by(_FUSION_OF_SAMPLER[sampler])
     image_QN, text_QN = nearest_by("image"), nearest_by("text")
     drawn = [random_pool(train, query, size - 2 * (size // 4), seed) for query in queries]
     return np.stack([_mixed(*parts, size // 4) for parts in zip(drawn, image_QN, text_QN, strict=True)])
@@ -136,9 +138,9 @@ def random_pool(train: Sequence[Sample], query: Sample, size: int, seed: int) ->
     rng = np.random.default_rng([seed, query.question_id])
     # Drawing more than needed and dropping the query's own image is the same law as drawing from the eligible items.
     order = rng.permutation(len(train)) if size * 2 > len(train) else rng.choice(len(train), size * 2, replace=False)
-    eligible = [index for index in order.tolist() if train[index].image_id != query.image_id]
+    eligible = [index for index in order.tolist() if train[index].picture != query.picture]
     if len(eligible) < size:
-        eligible = [index for index in rng.permutation(len(train)).tolist() if train[index].image_id != query.image_id]
+        eligible = [index for index in rng.permutation(len(train)).tolist() if train[index].picture != query.picture]
     _check_eligible(query, size, len(eligible))
     return np.array(eligible[:size], dtype=np.int64)
 

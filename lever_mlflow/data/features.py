@@ -1,34 +1,48 @@
-"""Computes CLIP features of images and texts; those of samples are cached by content."""
+"""Computes features of the images and questions of samples, and caches them by content."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from lever_mlflow.data.encoders import Encoder, Side, encoder_sides, normalise
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.exceptions import DataError
+from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.images import image_digest, read_image
-from lever_mlflow.files.model_folders import folder_digest, load_pretrained
 from lever_mlflow.progress import Progress
-from lever_mlflow.settings import Fusion
+from lever_mlflow.settings import Fusion, PoolSampler
 
-__all__ = ["Encoder", "FeatureTable", "forget_shared_encoders", "fused_features", "sample_features", "shared_encoder"]
+__all__ = ["FeatureTable", "check_fusion", "check_sampler", "fused_features", "sample_features"]
 
 _BATCH = 64  # images or texts that are encoded at a time
+
+
+_SIDES_OF_SAMPLER: dict[str, tuple[Side, ...]] = {  # features that the samplers of candidates need; the others need none
+    "image-similarity": ("image",),
+    "text-similarity": ("text",),
+    "fused-similarity": ("image", "text"),
+    "mixed": ("image", "text"),
+}
+_SIDES_OF_FUSION: dict[Fusion, tuple[Side, ...]] = {
+    "mean": ("image", "text"),
+    "concat": ("image", "text"),
+    "image": ("image",),
+    "text": ("text",),
+}
+_TABLES: dict[Fusion, str] = {"mean": "fused", "concat": "concat", "image": "image", "text": "text"}
 
 
 @dataclass(frozen=True)
 class FeatureTable:
     """Holds features of S samples, float32, L2-normalised, with rows in the samples' order. Arrays may be memory-mapped.
+
+    An array has no columns where the encoder does not give what it is made of.
 
     Attributes:
         image_SD, text_SD: features of images and of texts.
@@ -43,132 +57,109 @@ class FeatureTable:
     concat_SD: np.ndarray
     digest: str
 
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Returns what the encoder encodes."""
+        named: tuple[tuple[Side, np.ndarray], ...] = (("image", self.image_SD), ("text", self.text_SD))
+        return tuple(side for side, array_SD in named if array_SD.shape[1])
+
+    @property
+    def fusion(self) -> Fusion:
+        """Returns the fusion of a selector that is not told any: the mean, or the only side that the encoder has."""
+        return "mean" if len(self.sides) == 2 else self.sides[0]
+
     def of(self, fusion: Fusion) -> np.ndarray:
-        """Returns the features that a selector with this fusion takes."""
-        return self.concat_SD if fusion == "concat" else self.fused_SD
+        """Returns the features that a selector with this fusion takes.
+
+        Raises:
+            ParameterError: the encoder does not give them.
+        """
+        check_fusion(fusion, self.sides)
+        array_SD: np.ndarray = getattr(self, f"{_TABLES[fusion]}_SD")
+        return array_SD
+
+
+def check_fusion(fusion: Fusion, sides: Sequence[Side]) -> None:
+    """Checks that an encoder with these sides gives what a fusion takes.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    _check_sides(f"fusion={fusion}", _SIDES_OF_FUSION[fusion], sides, f"choose fusion={sides[0]}")
+
+
+def check_sampler(sampler: PoolSampler, sides: Sequence[Side]) -> None:
+    """Checks that an encoder with these sides gives what a sampler of candidates takes.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    remedy = f"choose pool_sampler={sides[0]}-similarity, random or fixed"
+    _check_sides(f"pool_sampler={sampler}", _SIDES_OF_SAMPLER.get(sampler, ()), sides, remedy)
+
+
+def _check_sides(what: str, needed: Sequence[Side], sides: Sequence[Side], remedy: str) -> None:
+    if not set(needed) <= set(sides):
+        takes = " and ".join(f"{side}s" for side in needed)
+        raise ParameterError(f"{what} takes features of {takes}, but the encoder encodes {sides[0]}s only; {remedy}")
 
 
 def sample_features(
     samples: Sequence[Sample], encoder: Path, encoder_digest: str, cache_dir: Path, device: str = "cpu"
 ) -> FeatureTable:
-    """Returns CLIP features of image and question of each sample.
+    """Returns features of image and question of each sample, or of one of them where the encoder has no other side.
 
     They are computed once per encoder and content, and then read from the folder ``features`` in ``cache_dir``.
 
     Args:
         samples: the samples.
-        encoder: folder of the CLIP model.
+        encoder: folder of the encoder.
         encoder_digest: names the content of that folder.
         cache_dir: the cache folder.
         device: device that the model runs on.
 
     Raises:
-        DataError: an image does not decode, or the encoder folder is no CLIP model.
+        DataError: an image does not decode, or the folder holds no encoder.
     """
     content = hashlib.sha256(encoder_digest.encode())
     for sample in samples:
         content.update(f"{image_digest(sample.image_path)}\0{sample.question}\0".encode())
     digest = content.hexdigest()[:32]
     files = {kind: cache_dir / "features" / f"{digest}-{kind}.npy" for kind in ("image", "text", "fused", "concat")}
-    if not (files["image"].is_file() and files["text"].is_file()):
-        image_SD, text_SD = _encode(samples, encoder, device)
-        _write(files["image"], image_SD)
-        _write(files["text"], text_SD)
-    if not (files["fused"].is_file() and files["concat"].is_file()):
+    sides = encoder_sides(encoder)
+    if not all(files[side].is_file() for side in sides):
+        for side, array_SD in _encode(samples, encoder, device).items():
+            _write(files[side], array_SD)
+    both = len(sides) == 2
+    if both and not (files["fused"].is_file() and files["concat"].is_file()):
         table = fused_features(np.load(files["image"]), np.load(files["text"]), digest)
         _write(files["fused"], table.fused_SD)
         _write(files["concat"], table.concat_SD)
-    return FeatureTable(**{f"{kind}_SD": np.load(path, mmap_mode="r") for kind, path in files.items()}, digest=digest)
+    none_SD = np.empty((len(samples), 0), dtype=np.float32)
+    there = {kind: both or kind in sides for kind in files}
+    arrays = {f"{kind}_SD": np.load(path, mmap_mode="r") if there[kind] else none_SD for kind, path in files.items()}
+    return FeatureTable(**arrays, digest=digest)
 
 
 def fused_features(image_SD: np.ndarray, text_SD: np.ndarray, digest: str) -> FeatureTable:
-    """Returns the feature table of L2-normalised image and text features, in memory."""
-    fused_SD, concat_SD = _normalise(image_SD + text_SD), _normalise(np.concatenate([image_SD, text_SD], axis=1))
+    """Returns the feature table of L2-normalised image and text features, in memory; one of them may have no columns."""
+    if not (image_SD.shape[1] and text_SD.shape[1]):
+        none_SD = np.empty((len(image_SD), 0), dtype=np.float32)
+        return FeatureTable(image_SD, text_SD, none_SD, none_SD, digest)
+    fused_SD, concat_SD = normalise(image_SD + text_SD), normalise(np.concatenate([image_SD, text_SD], axis=1))
     return FeatureTable(image_SD, text_SD, fused_SD, concat_SD, digest)
 
 
-class Encoder:
-    """Encodes images and texts with a CLIP model, for any number of threads.
-
-    Its features are those of ``sample_features``: L2-normalised float32 [B, D].
-
-    Raises:
-        DataError: the folder is no CLIP model.
-    """
-
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from transformers import CLIPModel
-
-        model, self._processor = load_pretrained(CLIPModel, folder)
-        self._model = model.to(device).eval()
-        self._device = device
-        self._max_length = model.config.text_config.max_position_embeddings
-        self._lock = threading.Lock()  # each call sets padding and truncation of the one tokenizer
-
-    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Returns the features of one batch of RGB images, [B, D]."""
-        with self._lock:
-            pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-            return self._features(self._model.get_image_features, pixel_values=pixels)
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns the features of one batch of texts, [B, D]; each text is cut to the model's limit of tokens."""
-        with self._lock:
-            tokens = self._processor(
-                text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._max_length
-            )
-            inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-            return self._features(self._model.get_text_features, **inputs)
-
-    def _features(self, encode: Callable[..., Any], **inputs: Any) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            output = encode(**{name: tensor.to(self._device) for name, tensor in inputs.items()})
-        features = output if isinstance(output, torch.Tensor) else output.pooler_output
-        return _normalise(features.float().cpu().numpy())
-
-
-def shared_encoder(folder: Path, digest: str) -> Encoder:
-    """Returns the encoder with this digest on the CPU, loaded once per process.
-
-    Args:
-        folder: folder of the CLIP model; not looked at when an encoder with this digest is loaded already.
-        digest: the ``folder_digest`` that the folder must have.
-
-    Raises:
-        DataError: the folder holds another encoder, or no CLIP model.
-    """
-    with _shared_lock:
-        if digest not in _shared_encoders:
-            with tempfile.TemporaryDirectory() as memo_dir:  # an empty one, so that the files themselves are read
-                actual = folder_digest(folder, Path(memo_dir))
-            if actual != digest:
-                raise DataError(
-                    f"{folder}: an encoder of digest {actual}, expected {digest}; give the folder of the expected encoder"
-                )
-            _shared_encoders[digest] = Encoder(folder)
-        return _shared_encoders[digest]
-
-
-def forget_shared_encoders() -> None:
-    """Drops the encoders that ``shared_encoder`` has loaded, so that they are loaded again."""
-    with _shared_lock:
-        _shared_encoders.clear()
-
-
-_shared_encoders: dict[str, Encoder] = {}
-_shared_lock = threading.Lock()
-
-
-def _encode(samples: Sequence[Sample], folder: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features of the samples' images and of their questions, both [S, D]."""
+def _encode(samples: Sequence[Sample], folder: Path, device: str) -> dict[Side, np.ndarray]:
+    """Returns features of the samples' images and of their questions, [S, D] each, as far as the encoder has these sides."""
     encoder = Encoder(folder, device)
     paths, questions = [sample.image_path for sample in samples], [sample.question for sample in samples]
-    return (
-        _encode_unique(paths, lambda batch: encoder.images([read_image(path) for path in batch]), "images"),
-        _encode_unique(questions, encoder.texts, "questions"),
-    )
+    encoded: dict[Side, np.ndarray] = {}
+    if "image" in encoder.sides:
+        encoded["image"] = _encode_unique(paths, lambda batch: encoder.images([read_image(path) for path in batch]), "images")
+    if "text" in encoder.sides:
+        encoded["text"] = _encode_unique(questions, encoder.texts, "questions")
+    return encoded
 
 
 def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], kind: str) -> np.ndarray:
@@ -181,10 +172,6 @@ def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.nd
             encoded.append(encode(unique[start : start + _BATCH]))
             progress.update(len(encoded[-1]))
     return np.concatenate(encoded)[[row[item] for item in items]]
-
-
-def _normalise(array: np.ndarray) -> np.ndarray:
-    return array / np.linalg.norm(array, axis=-1, keepdims=True).clip(min=1e-12)
 
 
 def _write(path: Path, array: np.ndarray) -> None:

@@ -12,10 +12,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from lever_mlflow.data.bad_items import (
+    ANSWERS,
+    ANSWERS_PER_QUESTION,
+    COLOURS,
+    DAMAGED,
+    FORM,
+    MISSING,
+    NARROW,
+    NO_ANNOTATION,
+    NO_QUESTION,
+    OTHER_IMAGE,
+    TEXT,
+    TWICE,
+    BadItem,
+    describe,
+    tally,
+)
+from lever_mlflow.data.item_rules import answers_problem, text_problem
+from lever_mlflow.data.origin import read_origin
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.colours import ColourError
 from lever_mlflow.files.images import image_sizes
 from lever_mlflow.files.strict_json import iterate_list
+from lever_mlflow.files.text import looked_for
 from lever_mlflow.settings import Scoring
 
 __all__ = [
@@ -31,44 +52,11 @@ __all__ = [
     "tally",
 ]
 
-ANSWERS_PER_QUESTION = 10
 _VQAV2 = "v2_"  # what the names of the files of VQAv2 begin with
 SplitName = Literal["train", "val"]
 
 E = TypeVar("E")  # what is kept of an entry of a file
 _Share = Callable[[Any, Any], Any]  # returns the first value that is equal to both of its equal arguments
-
-_FORM, _TWICE = "of the wrong form", "with a question_id that occurs twice"
-_NO_ANNOTATION, _NO_QUESTION = "without annotation", "annotations without question"
-_OTHER_IMAGE, _ANSWERS = "with another image_id in the annotations", f"without {ANSWERS_PER_QUESTION} answers"
-_MISSING, _DAMAGED = "with a missing image", "with an image that does not decode"
-_NARROW = "with an image too narrow for the VLM"
-_REMEDIES = {
-    _FORM: "download the file again",
-    _TWICE: "remove one",
-    _NO_ANNOTATION: "use the two files of one release",
-    _NO_QUESTION: "use the two files of one release",
-    _OTHER_IMAGE: "use the two files of one release",
-    _ANSWERS: "repair or remove the questions",
-    _MISSING: "copy the images there",
-    _DAMAGED: "copy the images again",
-    _NARROW: "crop or replace the images",
-}
-_NAMED = 3  # most items of each kind that a message names
-
-
-class BadItem(NamedTuple):
-    """Describes an entry that cannot be used.
-
-    Attributes:
-        kind: kind of problem, in words that follow a number, such as ``without annotation``.
-        place: question id of the entry, or its place in the file where it has none.
-        detail: what is wrong with the entry.
-    """
-
-    kind: str
-    place: int | str
-    detail: str
 
 
 class Split(NamedTuple):
@@ -146,8 +134,8 @@ def read_split(
     """Reads one split: its samples in the order of the questions file, numbered without gaps, and the bad items.
 
     Bad items are entries of the wrong form, question ids that occur twice (all their entries), questions without annotation
-    or the reverse, image ids that differ, other than 10 answers, images that are missing or do not decode, and images that are
-    too narrow.
+    or the reverse, image ids that differ, other than 10 answers, texts against the rules of an item, images that are missing,
+    do not decode or hold no colours, and images that are too narrow.
 
     The answers are those under ``raw_answer``, as the annotators wrote them, or under ``answer`` where an answer has no other.
 
@@ -164,13 +152,15 @@ def read_split(
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such data set folder; give dataset=mini or the folder of the official files")
+        raise DataError(
+            f"{root}: no such data set folder{looked_for(root)}; give dataset=mini or the folder of the official files"
+        )
     files = _files_there(root, split)
     bad: list[BadItem] = []
     n_questions, questions = _entries(files.questions, "questions", _QUESTION, bad)
     _, annotations = _entries(files.annotations, "annotations", _ANNOTATION, bad)
     bad += [
-        BadItem(_NO_QUESTION, question_id, f"not in {files.questions}")
+        BadItem(NO_QUESTION, question_id, f"not in {files.questions}")
         for question_id in annotations
         if question_id not in questions
     ]
@@ -185,31 +175,10 @@ def read_split(
         else:
             of_item = (answers.written, answers.stemmed, scoring)
             samples.append(Sample(len(samples), question_id, image_id, text, path, *of_item))
+    origin = read_origin(root, split)
+    if origin:
+        bad = origin.reworded(bad, files[:2], files.images)
     return Split(samples, bad, n_questions - len(samples))
-
-
-def tally(bad: Sequence[BadItem]) -> str:
-    """Returns how many items there are of each kind, such as ``2 with a missing image, 1 without annotation``."""
-    return ", ".join(f"{len(items)} {kind}" for kind, items in _by_kind(bad).items())
-
-
-def describe(bad: Sequence[BadItem]) -> str:
-    """Returns for each kind how many items there are, which are the first, what is wrong with the first, and the remedy."""
-    return "; ".join(
-        f"{len(items)} {kind} ({_places(items)}: {items[0].detail}; {_REMEDIES[kind]})" for kind, items in _by_kind(bad).items()
-    )
-
-
-def _by_kind(bad: Sequence[BadItem]) -> dict[str, list[BadItem]]:
-    """Returns the items by kind, without the kinds that have none."""
-    grouped = {kind: [item for item in bad if item.kind == kind] for kind in _REMEDIES}
-    return {kind: items for kind, items in grouped.items() if items}
-
-
-def _places(items: Sequence[BadItem]) -> str:
-    """Returns the places of the first items."""
-    names = [item.place if isinstance(item.place, str) else f"question_id {item.place}" for item in items[:_NAMED]]
-    return ", ".join(names) + (", ..." if len(items) > _NAMED else "")
 
 
 class _Question(NamedTuple):
@@ -231,6 +200,11 @@ def _question(item: Mapping[str, Any], share: _Share) -> _Question:
     return _Question(item["image_id"], share(item["question"], item["question"]))
 
 
+def _question_problem(kept: _Question) -> str:
+    problem = text_problem(kept.text)
+    return problem and f"question {problem}"
+
+
 def _annotation(item: Mapping[str, Any], share: _Share) -> _Annotation:
     texts = [answer["answer"] for answer in item["answers"]]
     stemmed = tuple(map(share, texts, texts))
@@ -240,14 +214,20 @@ def _annotation(item: Mapping[str, Any], share: _Share) -> _Annotation:
 
 
 class _Form(NamedTuple, Generic[E]):
-    """Describes the entries of a file: the types of the fields that an entry must have, and what is kept of one."""
+    """Describes the entries of a file: the types of the fields that an entry must have, and what is kept of one.
+
+    ``problem`` says which rule of an item is broken by what is kept.
+    """
 
     fields: Mapping[str, type]
     keep: Callable[[Mapping[str, Any], _Share], E]
+    problem: Callable[[E], str]
 
 
-_QUESTION = _Form({"question_id": int, "image_id": int, "question": str}, _question)
-_ANNOTATION = _Form({"question_id": int, "image_id": int, "answers": list}, _annotation)
+_QUESTION = _Form({"question_id": int, "image_id": int, "question": str}, _question, _question_problem)
+_ANNOTATION = _Form(
+    {"question_id": int, "image_id": int, "answers": list}, _annotation, lambda kept: answers_problem(kept.written)
+)
 
 
 def _entries(path: Path, key: str, form: _Form[E], bad: list[BadItem]) -> tuple[int, dict[int, E | None]]:
@@ -273,16 +253,18 @@ def _entries(path: Path, key: str, form: _Form[E], bad: list[BadItem]) -> tuple[
         problem = _wrong_form(item, form.fields)
         question_id = item.get("question_id") if isinstance(item, dict) else None
         if not isinstance(question_id, int) or _wrong_value("", question_id, int):
-            bad.append(BadItem(_FORM, f"{key}[{position}]", f"{path}: {problem}"))
+            bad.append(BadItem(FORM, f"{key}[{position}]", f"{path}: {problem}"))
         elif question_id in entries:
             twice[question_id] = entries[question_id] = None
         else:
-            entries[question_id] = None if problem else form.keep(item, seen.setdefault)
-            if problem:
-                bad.append(BadItem(_FORM, question_id, f"{path}: {problem}"))
+            kept = None if problem else form.keep(item, seen.setdefault)
+            against_rules = "" if kept is None else form.problem(kept)
+            entries[question_id] = None if against_rules else kept
+            if problem or against_rules:
+                bad.append(BadItem(FORM if problem else TEXT, question_id, f"{path}: {problem or against_rules}"))
     if position < 0:
         raise DataError(f"{path}: no list {key!r} with entries in it; is it the official file?")
-    bad += [BadItem(_TWICE, question_id, f"in {path}") for question_id in twice]
+    bad += [BadItem(TWICE, question_id, f"in {path}") for question_id in twice]
     return position + 1, entries
 
 
@@ -324,14 +306,14 @@ def _pairs(
     pairs = []
     for question_id, question in questions.items():
         if question_id not in annotations:
-            bad.append(BadItem(_NO_ANNOTATION, question_id, f"not in {files.annotations}"))
+            bad.append(BadItem(NO_ANNOTATION, question_id, f"not in {files.annotations}"))
         elif question is not None and (annotation := annotations[question_id]) is not None:
             n_answers = len(annotation.written)
             if question.image_id != annotation.image_id:
                 other = f"image_id {annotation.image_id} in {files.annotations}"
-                bad.append(BadItem(_OTHER_IMAGE, question_id, f"{other}, but {question.image_id} in {files.questions.name}"))
+                bad.append(BadItem(OTHER_IMAGE, question_id, f"{other}, but {question.image_id} in {files.questions.name}"))
             elif n_answers != ANSWERS_PER_QUESTION:
-                bad.append(BadItem(_ANSWERS, question_id, f"{n_answers} answers in {files.annotations}"))
+                bad.append(BadItem(ANSWERS, question_id, f"{n_answers} answers in {files.annotations}"))
             else:
                 pairs.append((question_id, question, annotation))
     return pairs
@@ -341,13 +323,15 @@ def _bad_images(paths: Sequence[Path], memo_dir: Path | None, max_aspect: float)
     """Returns kind of problem and detail of each image that cannot be used."""
     if not paths:
         return {}
-    bad = {path: (_MISSING, str(path)) for path in paths if not path.is_file()}
+    bad = {path: (MISSING, str(path)) for path in paths if not path.is_file()}
     name = hashlib.sha256(str(paths[0].parent.resolve()).encode()).hexdigest()[:32]
     memo = memo_dir / f"{name}.json" if memo_dir else None
     for path, size in image_sizes([path for path in paths if path not in bad], memo).items():
-        if isinstance(size, DataError):
-            bad[path] = (_DAMAGED, str(size).removesuffix("; copy it again"))
+        if isinstance(size, ColourError):
+            bad[path] = (COLOURS, str(size))
+        elif isinstance(size, DataError):
+            bad[path] = (DAMAGED, str(size).removesuffix("; copy it again"))
         elif max(size) >= max_aspect * min(size):
             limit = f"the longer side must be below {max_aspect:g} times the shorter"
-            bad[path] = (_NARROW, f"{path} is {size[0]} x {size[1]}, {limit}")
+            bad[path] = (NARROW, f"{path} is {size[0]} x {size[1]}, {limit}")
     return bad

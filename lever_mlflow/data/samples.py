@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from lever_mlflow.data.item_rules import is_visible
 from lever_mlflow.data.vqa_accuracy import comparable_answer, vqa_accuracy
 from lever_mlflow.settings import Scoring
 
@@ -25,6 +26,7 @@ class Sample:
         answers: the answers as the annotators wrote them, 10 of them.
         stemmed_answers: the same answers as the data set's authors stemmed them; empty where no answer has another form.
         scoring: how answers to the question are scored.
+        picture_id: number of the picture that the image shows, where it is not ``image_id``.
     """
 
     index: int
@@ -35,11 +37,22 @@ class Sample:
     answers: tuple[str, ...]
     stemmed_answers: tuple[str, ...] = ()
     scoring: Scoring = "raw"
+    picture_id: int | None = None
+
+    @property
+    def picture(self) -> int:
+        """Returns the number of the picture: items with the same number show the same one, whatever their image ids are."""
+        return self.image_id if self.picture_id is None else self.picture_id
 
     @property
     def answer(self) -> str:
-        """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it."""
-        return Counter(self.answers).most_common(1)[0][0]
+        """Returns the most frequent answer of the annotators, the earliest among equals. Demonstrations show it.
+
+        Empty answers do not count, unless there are no others.
+        """
+        return Counter(filter(is_visible, self.answers) if any(map(is_visible, self.answers)) else self.answers).most_common(1)[
+            0
+        ][0]
 
     def accuracy(self, prediction: str) -> float:
         """Returns the VQA accuracy of a prediction, in [0, 1], in the way that ``scoring`` names.

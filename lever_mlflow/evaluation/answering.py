@@ -74,7 +74,7 @@ class Answering:
                         demonstrations = tuple(self.train[i] for i in in_prompt_order(picks_QK[position, :k], self.order))
                         prompts.append(Prompt(demonstrations, query))
                         ids = [sample.question_id for sample in demonstrations]
-                        rows.append((policy, draw, part, position, query.question_id, query.image_id, k, ids))
+                        rows.append((policy, draw, part, position, query.question_id, query.picture, k, ids))
         columns = ["policy", "draw", "part", "position", "question_id", "image_id", "shots", "picks"]
         frame = pd.DataFrame(rows, columns=columns)
         answers = self._answers(prompts)

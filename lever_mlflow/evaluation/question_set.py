@@ -65,7 +65,10 @@ class QuestionSet:
         return {name: greedy_picks(selector, *self._inputs(selector), self._most) for name, selector in selectors.items()}
 
     def baselines(self) -> dict[str, np.ndarray]:
-        """Returns what each baseline picks: [draws, Q, K] for the random one, [Q, 0] for zero-shot."""
+        """Returns what each baseline picks: [draws, Q, K] for the random one, [Q, 0] for zero-shot.
+
+        There are similarity baselines for the features that the encoder gives.
+        """
         draws = range(self.settings.random_draws)
         picks = {
             ZERO_SHOT: self.pools_QN[:, :0],
@@ -73,9 +76,10 @@ class QuestionSet:
         }
         same_image = self._items_of_the_same_image()
         for feature in SIMILARITIES:
-            questions_SD, train_SD = (
-                getattr(table, f"{feature}_SD") for table in (self.question_features, self.train_features)
-            )
+            tables = self.question_features, self.train_features
+            questions_SD, train_SD = (getattr(table, f"{feature}_SD") for table in tables)
+            if not train_SD.shape[1]:  # the encoder does not give this feature
+                continue
             questions_QD = questions_SD[self._rows]
             picks[similarity_policy(feature)] = similarity_picks(questions_QD, self.pools_QN, train_SD, self._most)
             picks[whole_set_policy(feature)] = nearest(questions_QD, train_SD, self._most, same_image)
@@ -95,9 +99,9 @@ class QuestionSet:
         return overlap.model_copy(update={"reason": reason})
 
     def _items_of_the_same_image(self) -> list[np.ndarray]:
-        """Returns the training items about the image of each question, int64."""
+        """Returns the training items about the picture of each question, int64."""
         by_image, none = items_by_image(self.train), np.empty(0, dtype=np.int64)
-        return [by_image.get(sample.image_id, none) for sample in self.samples]
+        return [by_image.get(sample.picture, none) for sample in self.samples]
 
     @property
     def _most(self) -> int:

@@ -38,14 +38,14 @@ def split_questions(val: Sequence[Sample], settings: EvalSettings, seed: int) ->
     order = [val[i] for i in np.random.default_rng([seed, SeedStream.QUESTIONS]).permutation(len(val))]
     by_image: dict[int, list[Sample]] = {}
     for sample in order:
-        by_image.setdefault(sample.image_id, []).append(sample)
+        by_image.setdefault(sample.picture, []).append(sample)
     selection_images: set[int] = set()
     selection: list[Sample] = []
     for sample in reversed(order):
-        if len(selection) < settings.n_selection and sample.image_id not in selection_images:
-            selection_images.add(sample.image_id)
-            selection += by_image[sample.image_id]
-    report = [sample for sample in order if sample.image_id not in selection_images]
+        if len(selection) < settings.n_selection and sample.picture not in selection_images:
+            selection_images.add(sample.picture)
+            selection += by_image[sample.picture]
+    report = [sample for sample in order if sample.picture not in selection_images]
     largest = max(settings.sizes)
     if len(selection) < settings.n_selection or len(report) < largest:
         raise ParameterError(

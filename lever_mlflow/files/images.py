@@ -1,7 +1,7 @@
 """Decodes image files, checks each once, resizes them and names them by their content.
 
-An image is its first frame in RGB, as stored: an orientation in EXIF is not applied, transparency is dropped, and CMYK,
-grey and palette images are converted.
+An image is its first frame in RGB, as stored: an orientation in EXIF is not applied, transparency is dropped, and the images
+of other modes are converted by ``lever_mlflow.files.colours``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
+from lever_mlflow.files.colours import ColourError, to_rgb
 from lever_mlflow.progress import Progress
 
 __all__ = [
@@ -45,21 +46,24 @@ def read_image(path: Path) -> Image.Image:
     """Reads an image file and returns the RGB image.
 
     Raises:
-        DataError: the file is missing, does not decode, or is a decompression bomb.
+        DataError: the file is missing, does not decode, is a decompression bomb, or holds numbers of an unknown range (a
+            ``ColourError`` then).
     """
     with _opened(path) as image:
-        return image.convert("RGB")
+        return to_rgb(image)
 
 
 def decode_image(content: bytes) -> Image.Image:
     """Returns the RGB image in a file's content, as ``read_image`` does for a path.
 
     Raises:
-        DataError: the content does not decode, or is a decompression bomb.
+        DataError: the content does not decode, is a decompression bomb, or holds numbers of an unknown range.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
+    except ColourError:
+        raise
     except Exception as error:  # all kinds, as in _opened
         raise DataError(f"does not decode as an image ({_reason(error)})") from None
 
@@ -97,6 +101,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except ColourError as error:
+        raise ColourError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's many decoders raise all kinds of exceptions for damaged files
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
 

@@ -12,18 +12,21 @@ from typing import Any
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.files.text import looked_for
 
 __all__ = [
-    "check_model",
     "check_parts",
     "folder_digest",
     "has_chat_template",
     "load_pretrained",
     "load_processor",
     "model_folder",
+    "model_type",
 ]
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]  # weights, configuration, tokenizer; no pickle, no code
+_SENTENCEPIECE = "*.model"  # another form of a tokenizer, which counts where there is no tokenizer.json
+_POOLING = "*_Pooling/config.json"  # of sentence encoders
 
 
 def model_folder(name: str) -> Path:
@@ -44,34 +47,38 @@ def model_folder(name: str) -> Path:
             raise DataError(f"{path}: no config.json in it; give a folder written by save_pretrained")
         return path
     try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=[*_PATTERNS, _SENTENCEPIECE]))
     except HFValidationError:
-        raise DataError(f"{name}: no such folder, and not a hub name like Qwen/Qwen2.5-VL-3B-Instruct") from None
+        raise DataError(
+            f"{name}: no such folder{looked_for(path)}, and not a hub name like Qwen/Qwen2.5-VL-3B-Instruct"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"{name}: no such folder, and the hub did not give it ({reason}); download it to a folder") from None
+        raise DataError(
+            f"{name}: no such folder{looked_for(path)}, and the hub did not give it ({reason}); download it to a folder"
+        ) from None
 
 
-def check_model(folder: Path, model_type: str) -> None:
-    """Checks a model folder without loading it: its type, and its parts.
+def model_type(folder: Path) -> str:
+    """Returns the ``model_type`` of a model folder.
 
     Raises:
-        DataError: no readable ``config.json``, another type of model, or as ``check_parts``.
+        DataError: there is no readable ``config.json``.
     """
     config = read_object(folder / "config.json", missing="give a model folder", damaged="copy the model again")
-    actual = config.get("model_type")
-    if actual != model_type:
-        raise DataError(f"{folder}: config.json says model_type {actual!r}, expected {model_type!r}; give a model of that type")
-    check_parts(folder)
+    return str(config.get("model_type"))
 
 
-def check_parts(folder: Path) -> None:
-    """Checks that a model folder has weights and a tokenizer, without loading them.
+def check_parts(folder: Path, *, tokenizer: bool = True) -> None:
+    """Checks that a model folder has weights and, unless the model takes no text, a tokenizer, without loading them.
 
     Raises:
         DataError: there are no weights or no tokenizer in the folder.
     """
-    for part, names in (("weights", ("*.safetensors",)), ("tokenizer", ("tokenizer.json", "vocab.json"))):
+    parts: dict[str, tuple[str, ...]] = {"weights": ("*.safetensors",)}
+    if tokenizer:
+        parts["tokenizer"] = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+    for part, names in parts.items():
         if not any(next(folder.glob(name), None) for name in names):
             raise DataError(f"{folder}: no {part} ({' or '.join(names)}); copy the model again")
 
@@ -90,7 +97,13 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def load_pretrained(
-    model_class: Any, folder: Path, *, dtype: str = "float32", device: str = "cpu", **processor_settings: Any
+    model_class: Any,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    optional_part: str = "",
+    **processor_settings: Any,
 ) -> tuple[Any, Any]:
     """Loads a transformers model and its processor from a local folder; safetensors only, no remote code.
 
@@ -102,6 +115,7 @@ def load_pretrained(
         folder: as written by ``save_pretrained``.
         dtype: type of the weights, such as ``float32`` or ``bfloat16``.
         device: ``cpu`` or ``cuda``.
+        optional_part: name of a part of the model that is left out where the folder lacks weights of it.
         processor_settings: further arguments of the processor's ``from_pretrained``.
 
     Raises:
@@ -114,6 +128,9 @@ def load_pretrained(
         model, info = model_class.from_pretrained(folder, **settings, output_loading_info=True)
     processor = load_processor(folder, **processor_settings)
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if optional_part and any(key.startswith(f"{optional_part}.") for key in absent):
+        setattr(model, optional_part, None)
+        absent = [key for key in absent if not key.startswith(f"{optional_part}.")]
     if absent:
         raise DataError(f"{folder}: {len(absent)} weights are missing, such as {absent[0]}; copy the model again")
     return model, processor
@@ -174,14 +191,15 @@ def folder_digest(folder: Path, memo_dir: Path) -> str:
 
     Hashing gigabytes takes seconds, so the result is remembered in ``memo_dir`` under the files' sizes and modification times.
     """
-    files = sorted(file for pattern in _PATTERNS for file in folder.glob(pattern))
+    tokenizer = [] if (folder / "tokenizer.json").is_file() else [_SENTENCEPIECE]
+    files = sorted(file for pattern in (*_PATTERNS, _POOLING, *tokenizer) for file in folder.glob(pattern))
     stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     memo = memo_dir / f"{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]}.digest"
     if memo.is_file() and len(remembered := memo.read_text()) == 16:
         return remembered
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0")
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     result = digest.hexdigest()[:16]

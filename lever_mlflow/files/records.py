@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.text import read_text
 
 __all__ = ["first_misfit", "read_record"]
 
@@ -26,7 +27,7 @@ def read_record(model: type[Record], path: Path, name: str, step: str) -> Record
         DataError: the file cannot be read, or was written by another version of this package.
     """
     try:
-        return model.model_validate_json(path.read_text(encoding="utf-8"))
+        return model.model_validate_json(read_text(path))
     except (OSError, UnicodeError) as error:
         reason = str(error)
     except ValidationError as error:

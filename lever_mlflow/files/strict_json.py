@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files.text import EncodingError, looked_for, open_text
 
 __all__ = ["iterate_list", "iterate_object", "read_object"]
 
@@ -34,8 +35,9 @@ def iterate_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged:
         missing, damaged: the remedies that an error message gives when the file is missing or damaged.
 
     Raises:
-        DataError: there is no such file; it is not UTF-8; it is truncated or otherwise not JSON; it holds NaN, infinities,
-            duplicate keys or numbers of thousands of digits; it is nested too deeply; or it holds no object.
+        DataError: there is no such file; it is no text in an encoding that ``open_text`` reads; it is truncated or otherwise
+            not JSON; it holds NaN, infinities, duplicate keys or numbers of thousands of digits; it is nested too deeply; or it
+            holds no object.
     """
     with _reader(path, chunk, missing, damaged) as reader:
         yield from reader.items()
@@ -63,10 +65,12 @@ def iterate_list(path: Path, key: str, chunk: int = _CHUNK, /, *, missing: str, 
 def _reader(path: Path, chunk: int, missing: str, damaged: str) -> Iterator[_Reader]:
     """Opens a file for reading; errors of the block become a DataError that names the file."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_text(path) as file:
             yield _Reader(file, f"{path}", damaged, chunk)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {missing}") from None
+        raise DataError(f"{path}: no such file{looked_for(path)}; {missing}") from None
+    except EncodingError as error:
+        raise DataError(f"{path}: cannot be read, as it {error}") from None
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; {damaged}") from None
     except RecursionError:
@@ -144,7 +148,7 @@ class _Reader:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos + _LONGEST_TOKEN > len(self._text)
                 if not (cut and self._read_on()):  # an error within the window, or at the end of the file
-                    raise self._broken(error.msg, error.pos) from None
+                    raise self._broken(error.msg, error.pos, truncated=cut) from None
                 continue
             except ValueError:  # Python reads no whole number of more than 4,300 digits
                 raise DataError(f"{self._name}: holds a number of thousands of digits; {self._damaged}") from None
@@ -190,10 +194,12 @@ class _Reader:
         lines = self._text.count("\n", 0, at)
         return self._line + lines, at - self._text.rfind("\n", 0, at) if lines else self._column + at
 
-    def _broken(self, message: str, at: int | None = None) -> DataError:
+    def _broken(self, message: str, at: int | None = None, truncated: bool | None = None) -> DataError:
+        """Returns the error at a position of the window; only where the file ends there can it be truncated."""
         line, column = self._place(self._at if at is None else at)
-        place = f"line {line}, column {column} ({message})"
-        return DataError(f"{self._name}: not valid JSON at {place}; it may be truncated: {self._damaged}")
+        truncated = not self._peek() if truncated is None else truncated
+        remedy = f"it may be truncated: {self._damaged}" if truncated else self._damaged
+        return DataError(f"{self._name}: not valid JSON at line {line}, column {column} ({message}); {remedy}")
 
     def _twice(self, key: str) -> DataError:
         return DataError(f"{self._name}: key {key[:80]!r} occurs twice in one object; remove one of them")

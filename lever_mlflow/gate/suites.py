@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lever_mlflow.exceptions import ParameterError
+from lever_mlflow.files.text import read_text
 
 __all__ = [
     "DATA_SUITES",
@@ -110,7 +111,7 @@ def resolved(
 def _read(path: Path) -> list[dict[str, Any]]:
     """Reads the expectations of one suite, and raises ParameterError where they cannot be used."""
     try:
-        suite = json.loads(path.read_text(encoding="utf-8"))
+        suite = json.loads(read_text(path))
     except FileNotFoundError:
         raise ParameterError(
             f"{path}: this suite of the data gate does not exist; restore the suites with `git checkout -- data_checks`, or "

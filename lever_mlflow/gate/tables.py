@@ -130,9 +130,9 @@ def _marked(indices: np.ndarray, length: int) -> np.ndarray:
 
 
 def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
-    """Returns the image id of every training item for which it is known, by the item's index."""
+    """Returns the picture, or its image id, of every training item for which it is known, by the item's index."""
     if train and data.match:
-        return {sample.index: sample.image_id for sample in train}
+        return {sample.index: sample.picture for sample in train}
     return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import mlflow
 
+from lever_mlflow.data.features import check_sampler
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import Answering, BestSingle
 from lever_mlflow.evaluation.policies import SIMILARITY_BASELINES, metric_name
@@ -54,6 +55,7 @@ class Baselines(NamedTuple):
 
 def baselines_step(context: Context, settings: EvalSettings) -> Step:
     """Prepares the evaluation of the baselines, which all evaluations with these settings share."""
+    check_sampler(settings.pool_sampler, context.resources.encoder_sides)
     inputs = {**context.identity(), **context.same_resources()}
     execute = partial(_evaluate, context, settings)
     needs: dict[str, Any] = {"shots": max(settings.shots), "prompts": most_prompts(settings)}

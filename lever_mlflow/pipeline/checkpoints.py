@@ -22,7 +22,8 @@ def initial_selector(context: Context, reference: str) -> PointerSelector:
     if reference != RANDOM_INIT:
         return read_selector(context, reference)
     torch.manual_seed(context.seed)
-    return PointerSelector(feature_dim=context.resources.features("train").fused_SD.shape[1]).eval()
+    features = context.resources.features("train")
+    return PointerSelector(feature_dim=features.of(features.fusion).shape[1], fusion=features.fusion).eval()
 
 
 def read_selector(context: Context, reference: str, folder: Path | None = None) -> PointerSelector:

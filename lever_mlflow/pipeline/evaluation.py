@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import mlflow
 from pydantic import TypeAdapter
 
+from lever_mlflow.data.features import check_sampler
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import BestSingle
 from lever_mlflow.evaluation.answers_page import answers_page
@@ -94,6 +95,7 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
     Raises:
         CheckpointError, ParameterError: as ``read_checkpoints``; or the GRPO run was trained on other data or models.
     """
+    check_sampler(settings.pool_sampler, context.resources.encoder_sides)
     tags = finished_run_tags(grpo_run, GRPO)
     _check_same_resources(context, grpo_run, tags)
     others = read_checkpoints(context, checkpoints)

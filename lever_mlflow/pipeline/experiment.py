@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from lever_mlflow.data.features import check_fusion, check_sampler
 from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.pipeline.baselines import baselines_step
 from lever_mlflow.pipeline.comparison import compare_step, comparison_summary
@@ -60,9 +61,14 @@ def experiment_step(context: Context, experiment: Experiment) -> Step:
     """Prepares every step in turn as a child run; those that finished before with the same inputs are reused.
 
     Raises:
-        ParameterError: questions or pools do not suffice for the settings, which is found out before any work.
+        ParameterError: questions or pools do not suffice for the settings, or the encoder does not give what they take, which
+            is found out before any work.
     """
     check_settings(experiment.rollout)
+    sides = context.resources.encoder_sides
+    check_fusion(experiment.rce.fusion, sides)
+    for sampler in (experiment.rollout.pool_sampler, experiment.evaluation.pool_sampler):
+        check_sampler(sampler, sides)
     choose_queries(context.resources.train, experiment.rollout.n_queries, context.seed)
     split_questions(context.resources.val, experiment.evaluation, context.seed)
 

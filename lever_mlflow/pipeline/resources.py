@@ -16,15 +16,17 @@ from functools import cached_property
 from pathlib import Path
 
 from lever_mlflow import mini
+from lever_mlflow.data.encoders import Side, check_encoder
 from lever_mlflow.data.features import FeatureTable, sample_features
 from lever_mlflow.data.hub_dataset import ensure_hub_dataset
 from lever_mlflow.data.okvqa import Split, SplitName, describe, read_split, tally
+from lever_mlflow.data.pictures import with_pictures
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.data.stemming import stem_words
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.cache_dir import CACHE_DIR, default_cache_dir
 from lever_mlflow.files.images import image_digest
-from lever_mlflow.files.model_folders import check_model, folder_digest, model_folder
+from lever_mlflow.files.model_folders import folder_digest, model_folder
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.settings import AUTO, DataSettings, ResourceSettings
@@ -144,13 +146,14 @@ class Resources(ResourceSettings):
             log.warning("%s: %d %s questions are left out: %s", self.dataset, splits[name].left_out, name, tally(items))
             if not splits[name].samples:
                 raise DataError(f"{self.dataset}: no {name} item can be used. {name}: {describe(items)}")
-        return splits
+        numbered = with_pictures([split.samples for split in splits.values()])
+        return {name: split._replace(samples=samples) for (name, split), samples in zip(splits.items(), numbered, strict=True)}
 
     # the encoder
 
     @cached_property
     def encoder_folder(self) -> Path:
-        """Returns the CLIP model's local folder."""
+        """Returns the encoder's local folder."""
         return mini.CLIP_PATH if self.encoder == MINI else model_folder(self.encoder)
 
     @cached_property
@@ -158,8 +161,17 @@ class Resources(ResourceSettings):
         """Names the encoder's files, 16 hex characters."""
         return folder_digest(self.encoder_folder, self.cache_dir / "digests")
 
+    @cached_property
+    def encoder_sides(self) -> tuple[Side, ...]:
+        """Returns what the encoder encodes: images, texts or both.
+
+        Raises:
+            DataError: its folder holds no encoder that can be used.
+        """
+        return check_encoder(self.encoder_folder)
+
     def features(self, split: SplitName) -> FeatureTable:
-        """Returns the CLIP features of a split, computed once per content."""
+        """Returns the features of a split, computed once per content."""
         return sample_features(
             self._splits[split].samples, self.encoder_folder, self.encoder_digest, self.cache_dir, self.torch_device
         )
@@ -240,7 +252,7 @@ class Resources(ResourceSettings):
             )
         if self.data.scoring == "stem":
             stem_words("")
-        check_model(self.encoder_folder, "clip")
+        _ = self.encoder_sides
         check_language_model(self.language_model)
         _ = self.dataset_digest
 

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import mlflow
 from pydantic import TypeAdapter, ValidationError
 
+from lever_mlflow.data.features import check_sampler
 from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import first_misfit
@@ -65,6 +66,7 @@ def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM
         ParameterError: the settings do not fit together.
     """
     check_settings(settings)
+    check_sampler(settings.pool_sampler, context.resources.encoder_sides)
     selector = initial_selector(context, init)
     inputs = {
         **context.identity(),

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from lever_mlflow import distributed
+from lever_mlflow.data.features import check_fusion
 from lever_mlflow.exceptions import DataError, LeverError, first_line
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
@@ -72,7 +73,9 @@ def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str 
 
     Raises:
         DataError: as ``left_by_filters``.
+        ParameterError: the encoder does not give what the fusion takes.
     """
+    check_fusion(settings.fusion, context.resources.encoder_sides)
     left_by_filters(data, settings, context.seed)
 
     def execute() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lever_mlflow.exceptions import CheckpointError, ParameterError
 from lever_mlflow.files.atomic import write_folder
+from lever_mlflow.files.text import looked_for, read_text
 from lever_mlflow.selector.lever_plus import foreign_selector
 from lever_mlflow.selector.network import PointerSelector
 
@@ -80,7 +81,9 @@ def load_selector(path: str | Path) -> PointerSelector:
     elif path.is_file():
         (weights, config), digest = _read_file(path), None
     else:
-        raise CheckpointError(f"{path}: no such checkpoint; give a checkpoint folder, a .pt, .ckpt or .safetensors file")
+        raise CheckpointError(
+            f"{path}: no such checkpoint{looked_for(path)}; give a checkpoint folder, a .pt, .ckpt or .safetensors file"
+        )
     config = {**_infer_config(path, weights), **config}
     try:
         selector = PointerSelector(**config)
@@ -114,7 +117,7 @@ def selector_digest(selector: PointerSelector) -> str:
 def _read_json(folder: Path) -> dict[str, Any]:
     """Reads the description of a checkpoint: ``config``, ``digest`` and ``meta``."""
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        content = json.loads(read_text(folder / CONFIG_FILE))
         if isinstance(content["config"], dict) and isinstance(content["meta"], dict):
             return dict(content)
         raise KeyError("config, meta")

@@ -67,7 +67,8 @@ class PointerSelector(nn.Module):
         n_heads: attention heads per layer.
         dropout: applied to hidden states and attention while the module is in training mode.
         state_update: whether each pick moves the query's state by W_s, which starts at 0 and so at first changes nothing.
-        fusion: features that the selector takes: ``mean`` of image and text, or ``concat``, both in a row of twice the length.
+        fusion: features that the selector takes: ``mean`` of image and text, ``concat``, both in a row of twice the length, or
+            ``image`` or ``text`` alone.
         query_update_gate: whether each pick moves the query's unit vector by a learned gate, as the module's docstring says.
 
     Raises:

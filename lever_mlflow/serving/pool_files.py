@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -51,8 +52,14 @@ class DemonstrationPool:
 
     @cached_property
     def by_image(self) -> ItemsByImage:
-        """Returns the indices of the samples about each image."""
+        """Returns the indices of the samples about each picture."""
         return items_by_image(self.samples)
+
+    @cached_property
+    def pictures(self) -> Mapping[str, int]:
+        """Returns the pictures by the digests of their image files."""
+        first = {picture: self.samples[indices[0]].image_path.name for picture, indices in self.by_image.items()}
+        return {self.digests[name]: picture for picture, name in first.items() if name in self.digests}
 
     def image(self, name: str) -> bytes:
         """Returns the content of an image file of the pool, by the file's name.
@@ -95,6 +102,7 @@ def save_pool(folder: Path, samples: Sequence[Sample], features: FeatureTable, m
             "question": sample.question,
             "answer": sample.answer,
             "image": sample.image_path.name,
+            **({} if sample.picture_id is None else {"picture": sample.picture_id}),
         }
         for sample in samples
     ]
@@ -104,7 +112,8 @@ def save_pool(folder: Path, samples: Sequence[Sample], features: FeatureTable, m
         "feature_digest": features.digest,
     }
     (folder / _ITEMS).write_text(json.dumps(content), encoding="utf-8")
-    _save({"image": np.array(features.image_SD), "text": np.array(features.text_SD)}, folder / _FEATURES)
+    arrays = {"image": np.array(features.image_SD), "text": np.array(features.text_SD)}
+    _save({side: array for side, array in arrays.items() if side in features.sides}, folder / _FEATURES)
     if sum(path.stat().st_size for path in paths.values()) <= max_image_bytes:
         files = {name: np.frombuffer(path.read_bytes(), dtype=np.uint8) for name, path in paths.items()}
         _save(files, folder / _IMAGES)
@@ -118,19 +127,24 @@ def load_pool(folder: Path) -> DemonstrationPool:
     """
     content = read_object(folder / _ITEMS, missing=_REMEDY, damaged=_REMEDY)
     try:
-        samples = [
-            Sample(index, item["question_id"], item["image_id"], item["question"], Path(item["image"]), (item["answer"],))
-            for index, item in enumerate(content["items"])
-        ]
+        samples = [_sample(index, item) for index, item in enumerate(content["items"])]
         features = load_file(folder / _FEATURES)
-        table = fused_features(features["image"], features["text"], content["feature_digest"])
+        none_SD = np.empty((len(next(iter(features.values()))), 0), dtype=np.float32)
+        image_SD, text_SD = features.get("image", none_SD), features.get("text", none_SD)
+        table = fused_features(image_SD, text_SD, content["feature_digest"])
         images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
         digests = dict(content["images"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(f"{folder}: not a readable pool of demonstrations ({error!r}); {_REMEDY}") from None
     if len(samples) != len(table.image_SD):
         raise DataError(f"{folder}: {len(samples)} items, but features of {len(table.image_SD)}; {_REMEDY}")
     return DemonstrationPool(samples, table, digests, {name: array.tobytes() for name, array in images.items()})
+
+
+def _sample(index: int, item: Mapping[str, Any]) -> Sample:
+    """Returns a demonstration as it stands in the file of items, with the answer that is shown as its only one."""
+    texts = item["question"], Path(item["image"]), (item["answer"],)
+    return Sample(index, item["question_id"], item["image_id"], *texts, picture_id=item.get("picture"))
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:

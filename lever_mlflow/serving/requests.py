@@ -12,23 +12,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
+from lever_mlflow.data.item_rules import text_problem
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.images import decode_image, header_size
 from lever_mlflow.settings import ServingSettings
 
-__all__ = ["QUERY_IMAGES", "Query", "Row", "read_queries"]
+__all__ = ["QUERY_IMAGES", "FeatureDims", "Query", "Row", "read_queries"]
 
 QUERY_IMAGES = "LEVER_MLFLOW_QUERY_IMAGES"  # environment variable
 _FORMATS = ("PNG", "JPEG")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _ENDINGS = (".png", ".jpg", ".jpeg")  # by which a path is recognised, as base64 has no dots
 _NORM_TOLERANCE = 1e-3
+
+
+class FeatureDims(NamedTuple):
+    """Holds the lengths of an encoder's features of images and of texts; 0 for what it does not encode."""
+
+    image: int
+    text: int
 
 
 class Row(BaseModel):
@@ -50,7 +58,8 @@ class Query:
         name: names the row in error messages.
         question: the question; empty where features are given.
         image: content of the image file; empty where features are given.
-        features: image and text feature, float32 [D] each; None where question and image are given.
+        features: image and text feature, float32 [D] each, or [0] for what the encoder does not encode; None where question and
+            image are given.
     """
 
     name: str
@@ -65,6 +74,11 @@ class Query:
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
         return int.from_bytes(digest.digest()[:8]) >> 1
 
+    @cached_property
+    def image_digest(self) -> str:
+        """Returns the SHA-256 of the image file, hexadecimal; where there is none, that of no bytes."""
+        return hashlib.sha256(self.image).hexdigest()
+
     def decoded(self) -> Image.Image:
         """Decodes the image to RGB.
 
@@ -77,12 +91,12 @@ class Query:
             raise DataError(f"{self.name}: image {error}; send the whole file") from None
 
 
-def read_queries(rows: Sequence[Row], feature_dim: int, limits: ServingSettings) -> list[Query]:
+def read_queries(rows: Sequence[Row], dims: FeatureDims, limits: ServingSettings) -> list[Query]:
     """Checks the rows of a request and returns their queries. Only the headers of images are checked, nothing is decoded yet.
 
     Args:
         rows: the rows.
-        feature_dim: D of the encoder.
+        dims: lengths of the encoder's features.
         limits: most rows, characters, bytes and pixels.
 
     Raises:
@@ -92,10 +106,10 @@ def read_queries(rows: Sequence[Row], feature_dim: int, limits: ServingSettings)
         raise ParameterError("no rows in the request; send at least one")
     if len(rows) > limits.max_rows:
         raise ParameterError(f"{len(rows)} rows in the request, at most {limits.max_rows} are taken; send it in parts")
-    return [_read(f"row {number}", row, feature_dim, limits) for number, row in enumerate(rows)]
+    return [_read(f"row {number}", row, dims, limits) for number, row in enumerate(rows)]
 
 
-def _read(name: str, row: Row, feature_dim: int, limits: ServingSettings) -> Query:
+def _read(name: str, row: Row, dims: FeatureDims, limits: ServingSettings) -> Query:
     """Checks one row and returns its query."""
     if row.model_extra:
         unknown = ", ".join(sorted(row.model_extra)[:5])
@@ -103,27 +117,22 @@ def _read(name: str, row: Row, feature_dim: int, limits: ServingSettings) -> Que
     columns = {column for column in Row.model_fields if getattr(row, column) is not None}
     if columns == {"question", "image"}:
         return Query(name, _question(name, row.question, limits), _image(name, row.image, limits))
-    if columns == {"image_features", "text_features"}:
-        image_D = _features(f"{name}: image_features", row.image_features, feature_dim)
-        return Query(name, features=(image_D, _features(f"{name}: text_features", row.text_features, feature_dim)))
+    lengths = {f"{side}_features": length for side, length in dims._asdict().items()}
+    wanted = [column for column, length in lengths.items() if length]
+    if columns == set(wanted):
+        given = {column: _features(f"{name}: {column}", getattr(row, column), lengths[column]) for column in wanted}
+        image_D, text_D = (given.get(column, np.empty(0, dtype=np.float32)) for column in lengths)
+        return Query(name, features=(image_D, text_D))
     content = " and ".join(sorted(columns)) or "nothing"
-    raise ParameterError(f"{name}: holds {content}; give question and image, or image_features and text_features")
+    raise ParameterError(f"{name}: holds {content}; give question and image, or {' and '.join(wanted)}")
 
 
 def _question(name: str, question: Any, limits: ServingSettings) -> str:
     """Checks a question and returns it."""
-    if not isinstance(question, str):
-        raise ParameterError(f"{name}: question is of type {type(question).__name__}; give text")
-    if len(question) > limits.max_question_characters:
-        most = limits.max_question_characters
-        raise ParameterError(f"{name}: question has {len(question)} characters, at most {most} are taken; shorten it")
-    if not question.strip():
-        raise ParameterError(f"{name}: question is empty; ask something")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise ParameterError(f"{name}: question holds half of a surrogate pair; send valid Unicode") from None
-    return question
+    problem = text_problem(question, limits.max_question_characters)
+    if problem:
+        raise ParameterError(f"{name}: question {problem}")
+    return str(question)
 
 
 def _image(name: str, image: Any, limits: ServingSettings) -> bytes:

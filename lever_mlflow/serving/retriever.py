@@ -23,7 +23,8 @@ from PIL import Image
 
 from lever_mlflow import mini
 from lever_mlflow.data.candidate_pools import candidate_pools, nearest
-from lever_mlflow.data.features import Encoder, FeatureTable, fused_features, shared_encoder
+from lever_mlflow.data.encoders import Encoder, shared_encoder
+from lever_mlflow.data.features import FeatureTable, fused_features
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.policies import in_prompt_order
 from lever_mlflow.exceptions import DataError, ParameterError
@@ -33,7 +34,7 @@ from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.selector.checkpoint import load_selector
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
-from lever_mlflow.serving.requests import Query
+from lever_mlflow.serving.requests import FeatureDims, Query
 from lever_mlflow.settings import Order, PoolSampler, ServingSettings
 from lever_mlflow.vlm.profiles import PromptProfile
 from lever_mlflow.vlm.prompt import build_messages, with_image_urls
@@ -102,9 +103,9 @@ class Retriever:
     encoder: Encoder
 
     @property
-    def feature_dim(self) -> int:
-        """Returns D, the length of the encoder's image and text features."""
-        return int(self.pool.features.image_SD.shape[1])
+    def feature_dims(self) -> FeatureDims:
+        """Returns the lengths of the encoder's image and text features."""
+        return FeatureDims(*(int(array.shape[1]) for array in (self.pool.features.image_SD, self.pool.features.text_SD)))
 
     def retrieve(self, queries: Sequence[Query], shots: int) -> list[Retrieval]:
         """Picks demonstrations greedily for each query, from a candidate pool that depends on the query's content alone.
@@ -126,7 +127,7 @@ class Retriever:
 
     def features(self, queries: Sequence[Query]) -> FeatureTable:
         """Returns the features of the queries, in order; question and image are encoded where a query has no features."""
-        image_QD, text_QD = np.empty((2, len(queries), self.feature_dim), dtype=np.float32)
+        image_QD, text_QD = (np.empty((len(queries), length), dtype=np.float32) for length in self.feature_dims)
         without_features = []
         for row, query in enumerate(queries):
             if query.features is None:
@@ -135,26 +136,35 @@ class Retriever:
                 image_QD[row], text_QD[row] = query.features
         for start in range(0, len(without_features), _IMAGES):
             rows = without_features[start : start + _IMAGES]
-            image_QD[rows] = self.encoder.images([queries[row].decoded() for row in rows])
-            text_QD[rows] = self.encoder.texts([queries[row].question for row in rows])
+            if "image" in self.encoder.sides:
+                image_QD[rows] = self.encoder.images([queries[row].decoded() for row in rows])
+            if "text" in self.encoder.sides:
+                text_QD[rows] = self.encoder.texts([queries[row].question for row in rows])
         return fused_features(image_QD, text_QD, "")
 
     def candidates(self, queries: Sequence[Query], features: FeatureTable) -> np.ndarray:
         """Draws the candidate pool of each query as evaluation does; returns indices into the pool's samples, int64 [Q, N].
 
-        Where evaluation draws by the question's id, an id of the query's content is used. Items about the query's own image are
-        recognised by their features.
+        Where evaluation draws by the question's id, an id of the query's content is used. Items about the query's own picture
+        are recognised by the image file, or by their features.
         """
         settings, pool = self.settings, self.pool
-        nearest_Q = nearest(features.image_SD, pool.features.image_SD, 1, [np.empty(0, dtype=np.int64)] * len(queries))[:, 0]
-        same_Q = np.abs(pool.features.image_SD[nearest_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
-        images = [pool.samples[i].image_id if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
+        alike_Q = self._alike(features)
         samples = [
-            Sample(row, query.content_id, image_id, query.question, Path(), ())
-            for row, (query, image_id) in enumerate(zip(queries, images, strict=True))
+            Sample(row, query.content_id, pool.pictures.get(query.image_digest, picture), query.question, Path(), ())
+            for row, (query, picture) in enumerate(zip(queries, alike_Q, strict=True))
         ]
         sampler, size, seed = settings.pool_sampler, settings.pool_size, settings.seed
         return candidate_pools(samples, pool.samples, sampler, size, seed, features, pool.features, pool.by_image)
+
+    def _alike(self, features: FeatureTable) -> list[int]:
+        """Returns for each query the picture of the pool whose feature is the same, or -1 where none is or images have none."""
+        train_SD, pool = self.pool.features.image_SD, self.pool
+        if not train_SD.shape[1]:
+            return [-1] * len(features.image_SD)
+        nearest_Q = nearest(features.image_SD, train_SD, 1, [np.empty(0, dtype=np.int64)] * len(features.image_SD))[:, 0]
+        same_Q = np.abs(train_SD[nearest_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
+        return [pool.samples[i].picture if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
 
     def pick(self, features: FeatureTable, pools_QN: np.ndarray, shots: int) -> tuple[np.ndarray, np.ndarray]:
         """Picks greedily from candidate pools as evaluation does.

@@ -86,7 +86,7 @@ class RetrieverModel(PythonModel):
     def _answer(self, rows: list[Row], params: dict[str, Any]) -> list[Picks]:
         """Answers a request; errors are those of the retriever."""
         shots, as_messages = self._parameters(**params)
-        queries = read_queries(rows, self.retriever.feature_dim, self.settings)
+        queries = read_queries(rows, self.retriever.feature_dims, self.settings)
         answers = []
         for query, (demonstrations, logprob) in zip(queries, self.retriever.retrieve(queries, shots), strict=True):
             picks = Picks(

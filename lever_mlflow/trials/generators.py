@@ -122,11 +122,12 @@ def policy_samples(inputs: RolloutInputs, batch: QueryBatch) -> list[list[Propos
 
 def similar_pointers(inputs: RolloutInputs, batch: QueryBatch) -> list[list[Proposal]]:
     """Proposes by each feature the most similar candidates, then the next most similar ones, and so on."""
-    count, shots, features = inputs.settings.retrieval_per_feature, inputs.settings.shots, inputs.features
+    count, shots = inputs.settings.retrieval_per_feature, inputs.settings.shots
+    tables = [table_SD for name in FEATURES if (table_SD := getattr(inputs.features, name)).shape[1]]  # that the encoder gives
     return [
         [
             Proposal(tuple(pointer), {"gen_method": "retrieval"})
-            for table_SD in (getattr(features, name) for name in FEATURES)
+            for table_SD in tables
             for pointer in top_k(table_SD[query.index], table_SD[pool_N], count * shots).reshape(count, shots).tolist()
         ]
         for query, pool_N in zip(batch.queries, batch.pools_BN, strict=True)

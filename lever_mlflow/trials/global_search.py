@@ -86,10 +86,10 @@ def _ranked(
     """Yields for each query its candidates, and which of them show a right answer of the query.
 
     At least ``count`` candidates are yielded if there are so many. Those that show a right answer come first; both parts are
-    sorted by the fused feature, the most similar first. No candidate is about the query's image.
+    sorted by the fused feature, or the only one that there is, the most similar first. No candidate is about the query's image.
     """
-    fused_SD, by_image = inputs.features.fused_SD, items_by_image(inputs.train)
-    same_image = [by_image[sample.image_id] for sample in samples]
+    fused_SD, by_image = inputs.features.of(inputs.features.fusion), items_by_image(inputs.train)
+    same_image = [by_image[sample.picture] for sample in samples]
     count = min(count, len(inputs.train) - max(map(len, same_image), default=0))
     if not samples or not count:
         yield from (([], set()) for _ in samples)
@@ -97,7 +97,7 @@ def _ranked(
     nearest_QN = nearest(fused_SD[[sample.index for sample in samples]], fused_SD, count, same_image)
     for sample, near_N in zip(samples, nearest_QN.tolist(), strict=True):
         matching = sorted(index for answer in right_answers(sample) for index in by_answer.get(answer, ()))
-        matching = [index for index in matching if inputs.train[index].image_id != sample.image_id]
+        matching = [index for index in matching if inputs.train[index].picture != sample.picture]
         if matching:
             order = top_k(fused_SD[sample.index], fused_SD[matching], min(count, len(matching)))
             matching = [matching[i] for i in order]

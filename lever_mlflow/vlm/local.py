@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, LeverError
 from lever_mlflow.files.images import image_digest
-from lever_mlflow.files.model_folders import check_parts, has_chat_template, load_pretrained
+from lever_mlflow.files.model_folders import check_parts, has_chat_template, load_pretrained, model_type
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.settings import AUTO, VlmDtype
 from lever_mlflow.vlm.profiles import PromptProfile
@@ -240,13 +240,3 @@ def token_batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: in
 def samples_of(prompt: Prompt) -> tuple[Sample, ...]:
     """Returns the samples whose images a prompt shows, in order."""
     return (*prompt.demonstrations, prompt.query)
-
-
-def model_type(folder: Path) -> str:
-    """Returns the ``model_type`` of a model folder.
-
-    Raises:
-        DataError: there is no readable ``config.json``.
-    """
-    config = read_object(folder / "config.json", missing="give a model folder", damaged="copy the model again")
-    return str(config.get("model_type"))

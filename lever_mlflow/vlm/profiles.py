@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.files.records import first_misfit
+from lever_mlflow.files.text import looked_for, read_text
 
 __all__ = ["GENERIC_PROFILE", "MINI_PROFILE", "PROFILES", "QWEN_PROFILE", "SERVER_PROFILE", "PromptProfile", "find_profile"]
 
@@ -78,7 +79,9 @@ def find_profile(name: str) -> PromptProfile:
         return PROFILES[name]
     path = Path(name).expanduser()
     if not path.is_file():
-        raise ParameterError(f"profile={name}: no such file; give a JSON file, or one of {', '.join(PROFILES)}, or auto")
+        raise ParameterError(
+            f"profile={name}: no such file{looked_for(path)}; give a JSON file, or one of {', '.join(PROFILES)}, or auto"
+        )
     try:
         return _read(path)
     except (OSError, ValueError) as error:
@@ -99,7 +102,7 @@ def _check_template(name: str, text: str, *placeholders: str) -> None:
 
 
 def _read(path: Path) -> PromptProfile:
-    return TypeAdapter(PromptProfile).validate_json(path.read_text(encoding="utf-8"))
+    return TypeAdapter(PromptProfile).validate_json(read_text(path))
 
 
 PROFILES = {

@@ -67,9 +67,20 @@ def test_a_short_flag_needs_no_value(arguments, warm):
     assert parsed(*arguments) == {**parsed(), "warm": warm}
 
 
+@pytest.mark.parametrize("written", ["100", "100.0", "1e2", "1E+2", " 100 ", "+100"])
+def test_a_whole_number_may_be_written_with_a_point_or_an_exponent(written):
+    value = parsed(f"--layers={written}")["layers"]
+    assert (value, type(value)) == (100, int)
+    assert parsed(f"--sizes=20,{written}")["sizes"] == (20, 100)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("--layers=1e-2", "'1e-2' is not a whole number"),
+        ("--layers=inf", "'inf' is not a whole number"),
+        ("--layers=nan", "'nan' is not a whole number"),
+        ("--layers=1e300", "'1e300' is not a whole number"),
         ("--layers=0", "'0' is not a whole number of at least 1"),
         ("--layers=1.5", "'1.5' is not a whole number"),
         ("--sugar=1", "'1' is not a number above 0 and below 1"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lever_mlflow.data.hub_dataset import ensure_hub_dataset
-from lever_mlflow.data.okvqa import load_split, read_split, tally
+from lever_mlflow.data.okvqa import describe, load_split, read_split, tally
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.settings import DataSettings
@@ -184,6 +184,9 @@ def test_wrong_columns(write, read, names, message):
 
 
 def test_wrong_names_and_damaged_files(write, read, tmp_path):
+    folder = write(columns(), columns(100, answers=["a", "b", "c"]))
+    with pytest.raises(DataError, match=r"split train: cannot be read \(Couldn't cast array of type"):
+        read(folder)
     folder = write(columns())
     with pytest.raises(DataError, match=r"hf:.*set, split val: cannot be read \(Unknown split"):
         ensure_hub_dataset(str(folder), {}, ("train", "val"), tmp_path)
@@ -193,6 +196,125 @@ def test_wrong_names_and_damaged_files(write, read, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"split train: cannot be read \("):
         read(folder)
+
+
+LISTED = [str(TEN), json.dumps(TEN), str(TEN).replace(", ", ",")]
+
+
+@pytest.mark.parametrize("forms", [*([form] * 3 for form in LISTED), LISTED])
+def test_lists_that_were_written_as_text_are_lists(write, read, forms):
+    root = read(write(columns(answers=forms), columns(100, answers=forms)))
+    assert {sample.answers for split in ("train", "val") for sample in load_split(root, split)} == {tuple(TEN)}
+
+
+def test_objects_that_were_written_as_text_are_objects(write, read):
+    objects = json.dumps([{"answer": "race", "raw_answer": "racing", "answer_id": n} for n in range(10)])
+    sample = load_split(read(write(columns(answers=[objects] * 3), columns(100, answers=[objects] * 3))), "train")[0]
+    assert (sample.answers, sample.stemmed_answers) == (("racing",) * 10, ("race",) * 10)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (
+            [str(TEN), "cat", str(TEN)],
+            "has texts that hold lists, such as that in row 0, and others that cannot be read as lists, such as 'cat' in row 1",
+        ),
+        (["['a' 'b']"] * 3, r"has texts that cannot be read as lists, such as \"\['a' 'b'\]\" in row 0"),  # as NumPy writes it
+        (["[a, b]"] * 3, r"has texts that cannot be read as lists, such as '\[a, b\]' in row 0"),
+        (["array(['a'], dtype=object)"] * 3, "has texts that cannot be read as lists"),
+        (["{'a': 1}"] * 3, "has texts that cannot be read as lists"),
+        (["[1, 2]"] * 3, "has texts that cannot be read as lists"),
+        (["[]"] * 3, "has texts that cannot be read as lists"),
+        (["[" * 100_000] * 3, "has texts that cannot be read as lists"),
+    ],
+)
+def test_texts_that_look_like_lists_are_refused(write, read, answers, message):
+    with pytest.raises(DataError, match=message) as error:
+        read(write(columns(answers=answers), columns(100, answers=answers)))
+    assert ", split train: column answers has texts" in str(error.value)
+    assert str(error.value).endswith("; give lists of 10 texts, or name another column with hf_columns=answers=COLUMN")
+
+
+def test_an_answer_may_begin_with_a_bracket(write, read):
+    answers = ["[unk]", "(a)", "cat"]
+    samples = load_split(read(write(columns(answers=answers), columns(100, answers=answers))), "train")
+    assert [sample.answer for sample in samples] == answers
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ("question_id", [[1], [2], [3]], r"List\(Value\('int64'\)\), expected whole numbers or texts"),
+        ("image_id", [{"a": 1}] * 3, r"\{'a': Value\('int64'\)\}, expected whole numbers or texts"),
+        ("image_id", [1.0, 2.0, 3.0], r"Value\('float64'\), expected whole numbers or texts"),
+        ("question_id", [True, False, True], r"Value\('bool'\), expected whole numbers or texts"),
+        ("question_id", [None] * 3, r"Value\('null'\), expected whole numbers or texts"),
+        ("answers", [1, 2, 3], r"Value\('int64'\), expected 10 texts"),
+        ("answers", [[1] * 10] * 3, r"List\(Value\('int64'\)\), expected 10 texts"),
+        ("answers", [[[text] for text in TEN]] * 3, r"List\(List\(Value\('string'\)\)\), expected 10 texts"),
+        ("answers", [[{"answer": 7}] * 10] * 3, r"List\(\{'answer': Value\('int64'\)\}\), expected 10 texts"),
+        ("answers", [[{"text": "a"}] * 10] * 3, r"List\(\{'text': Value\('string'\)\}\), expected 10 texts"),
+        ("answers", [None] * 3, r"Value\('null'\), expected 10 texts"),
+        ("question", [1, 2, 3], r"Value\('int64'\), expected text"),
+        ("question", [["a"]] * 3, r"List\(Value\('string'\)\), expected text"),
+    ],
+)
+def test_a_column_of_another_type_is_named_with_its_type(write, read, column, values, kind):
+    folder = write(columns(**{column: values}), columns(100, **{column: values}))
+    with pytest.raises(DataError, match=rf"^hf:{folder}: column {column} is {kind}.*; .* hf_columns={column}=COLUMN") as error:
+        read(folder)
+    assert "hub-datasets" not in str(error.value)
+
+
+def test_an_id_column_that_cannot_be_used_can_be_left_out(write, read):
+    rows = {"question_id": [[1], [2], [3]], "image_id": [5, None, 6]}
+    folder = write(columns(**rows), columns(100, **rows))
+    with pytest.raises(DataError, match=r"column question_id is .* number the rows with hf_columns=question_id=none"):
+        read(folder)
+    with pytest.raises(DataError, match=r"split train: column image_id has no value in row 1; .* hf_columns=image_id=none"):
+        read(folder, question_id="none")
+    root = read(folder, question_id="none", image_id="none")
+    assert [(s.question_id, s.image_id) for s in load_split(root, "train")] == [(1, 1), (2, 2), (3, 1)]
+
+
+@pytest.mark.parametrize("ids", [["7", "007", "8"], ["1", "2", str(2**63)], ["١", "1", "2"]])
+def test_ids_that_are_no_different_numbers_are_numbered(write, read, ids):
+    root = read(write(columns(question_id=ids), columns(100, question_id=["x", "y", ids[1]])))
+    splits = [load_split(root, split) for split in ("train", "val")]
+    assert [[s.question_id for s in split] for split in splits] == [[1, 2, 3], [4, 5, 2]]
+
+
+def test_bad_rows_are_named_by_the_data_set_and_not_by_a_file_in_the_cache(write, read):
+    Image.new("RGB", (60, 3)).save(narrow := io.BytesIO(), "PNG")
+    rows = {
+        "question": ["what?", None, "\u200b", "a", "b", "c", "d"],
+        "answers": [TEN[:9], *[TEN] * 6],
+        "image": [
+            png(1),
+            png(1),
+            png(1),
+            None,
+            {"bytes": b"no image", "path": None},
+            {"bytes": narrow.getvalue(), "path": None},
+            png(2),
+        ],
+    }
+    folder = write(rows)
+    split = read_split(read(folder), "train", max_aspect=20)
+    place, remedy = f"hf:{folder}, split train", "mend these rows, or name other columns with hf_columns"
+    empty = "question is empty, or nothing of it can be seen; give text"
+    limit = "the longer side must be below 20 times the shorter"
+    assert describe(split.bad).split("; 1 ") == [
+        f"1 of the wrong form (row 1: {place}: question is None, expected str; {remedy})",
+        f"without 10 answers (row 0: 9 answers in {place}; {remedy})",
+        f"with an empty or overlong text (row 2: {place}: {empty}; {remedy})",
+        f"with a missing image (row 3: the image in {place}; {remedy})",
+        f"with an image that does not decode (row 4: the image in {place}: does not decode as an image "
+        f"(cannot identify image file 'the image in {place}'); {remedy})",
+        f"with an image too narrow for the VLM (row 5: the image in {place} is 60 x 3, {limit}; crop or replace the images)",
+    ]
+    assert [sample.question for sample in split.samples] == ["d"]
 
 
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, tmp_path):

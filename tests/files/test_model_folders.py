@@ -7,8 +7,9 @@ import torch
 from transformers import CLIPModel, Qwen2_5_VLForConditionalGeneration
 
 from lever_mlflow import mini
+from lever_mlflow.data.encoders import check_encoder
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files.model_folders import check_model, folder_digest, load_pretrained, model_folder
+from lever_mlflow.files.model_folders import folder_digest, load_pretrained, model_folder
 
 
 @pytest.fixture
@@ -23,13 +24,13 @@ def clip(tmp_path):
 def test_an_incomplete_folder_is_found_out_before_any_work(clip, name, message):
     (clip / name).unlink()
     with pytest.raises(DataError, match=message):
-        check_model(clip, "clip")
+        check_encoder(clip)
 
 
 def test_a_model_of_another_type_is_refused():
-    check_model(mini.CLIP_PATH, "clip")
-    with pytest.raises(DataError, match="model_type 'qwen2_5_vl', expected 'clip'"):
-        check_model(mini.VLM_PATH, "clip")
+    assert check_encoder(mini.CLIP_PATH) == ("image", "text")
+    with pytest.raises(DataError, match="model_type 'qwen2_5_vl', which is no encoder; give a CLIP"):
+        check_encoder(mini.VLM_PATH)
 
 
 def test_a_name_is_a_folder_or_one_on_the_hub(clip, tmp_path):
@@ -38,7 +39,9 @@ def test_a_name_is_a_folder_or_one_on_the_hub(clip, tmp_path):
         model_folder(str(tmp_path))
     with pytest.raises(DataError, match="/no/such/folder: no such folder, and not a hub name like Qwen/"):
         model_folder("/no/such/folder")
-    with pytest.raises(DataError, match=r"no/model: no such folder, and the hub did not give it .*; download it to a folder$"):
+    with pytest.raises(
+        DataError, match=r"no/model: no such folder .looked for at .*, and the hub did not give it .*; download it"
+    ):
         model_folder("no/model")  # tests run without the hub
 
 

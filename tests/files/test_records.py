@@ -29,7 +29,7 @@ def test_a_record_is_read(tmp_path):
         (b"{}", "inner: Field required"),
         (b'{"inner": {"count": "x"}}', "inner.count: Input should be a valid integer, unable to parse string as an integer"),
         (b'{"inner": {"count": 3}, "shares": [1, null]}', "shares.1: Input should be a valid number"),
-        (b"\xff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b"\xff", "is not UTF-8 (byte 0xff in line 1), but text in another encoding, such as Latin-1; save it as UTF-8"),
     ],
 )
 def test_what_does_not_fit_is_named(content, reason, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.serving.requests import QUERY_IMAGES, Row, read_queries
+from lever_mlflow.serving.requests import QUERY_IMAGES, FeatureDims, Row, read_queries
 from lever_mlflow.settings import ServingSettings
 
 LIMITS = ServingSettings(max_rows=3, max_image_bytes=100_000, max_image_pixels=10_000)
@@ -30,7 +30,7 @@ PNG = encoded(file())
 
 
 def read(*rows):
-    return read_queries([Row.model_validate(row, strict=True) for row in rows], 2, LIMITS)
+    return read_queries([Row.model_validate(row, strict=True) for row in rows], FeatureDims(2, 2), LIMITS)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])

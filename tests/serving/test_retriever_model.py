@@ -294,7 +294,7 @@ def test_what_fails_inside_tells_the_client_nothing(make_retriever, small, caplo
         "message": "the request failed; the server's log tells why",
     }
     assert raised.value.get_http_status_code() == 500
-    assert "'NoneType' object has no attribute 'feature_dim'" in caplog.text
+    assert "'NoneType' object has no attribute 'feature_dims'" in caplog.text
 
 
 def test_a_registered_version_is_a_checkpoint_too(store, make_retriever):
