@@ -17,8 +17,9 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.objectives import zero_spread
+from lever_mlflow.trials.columns import check_scores
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.trials.rl_data import Group, RLData, check_items, check_scores, is_positive
+from lever_mlflow.trials.rl_data import Group, RLData, check_items, is_positive
 
 __all__ = ["GroupBatch", "GroupTable", "filtered", "left_by_filters", "split_groups", "split_tables", "tabulate"]
 

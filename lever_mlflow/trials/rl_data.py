@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
-from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, missing_score, rewards
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, rewards
 
 __all__ = [
     "POOL_IDS",
@@ -22,7 +22,6 @@ __all__ = [
     "RLData",
     "Trial",
     "check_items",
-    "check_scores",
     "is_positive",
     "save_rl_data",
 ]
@@ -131,7 +130,8 @@ class RLData:
     """Holds the groups of one file.
 
     Attributes:
-        groups: one group per query, ordered by train index, with its usable trials only.
+        groups: one group per query, ordered by train index, with its usable trials only; read from a file, they are held as
+            ``columns.GroupColumns``.
         digest: digest of the content of all queries and trials, 32 hex characters. It covers every field as it stands in the
             file, indices and question ids among them. It does not depend on the order of keys, on whitespace or on ``_meta``.
             The same file has another digest where fallback trials of it are used, and where the user said that its indices
@@ -145,7 +145,7 @@ class RLData:
         origin: as ``source``, with the whole path of a file, so that it can be given from any folder.
     """
 
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
     digest: str
     vintage: str
     dropped: Mapping[str, int]
@@ -171,21 +171,6 @@ def check_items(group: Group, n_items: int, source: str = "") -> None:
             f"{file}query {group.query_id}: item {outside[0]} is not among the {n_items} training items; "
             "give the data set on which the RL data were recorded as dataset=FOLDER"
         )
-
-
-def check_scores(groups: Iterable[Group], reward: Reward) -> None:
-    """Checks that all trials have the scores that a reward takes.
-
-    Raises:
-        ParameterError: a trial lacks one; the message names the query, the trial's pointer and the field.
-    """
-    for name in reward.fields:
-        attribute = name.removeprefix("vqa_")
-        for group in groups:
-            for trial in group.trials:
-                if getattr(trial, attribute) is None:
-                    place = f"query {group.query_id}: the trial with pointer {list(trial.pointer)} has no {name}"
-                    raise ParameterError(f"{place}, but {missing_score(reward, name)}")
 
 
 def is_positive(trials: Iterable[Trial]) -> bool:
