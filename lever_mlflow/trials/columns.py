@@ -22,6 +22,8 @@ from lever_mlflow.trials.rl_data import Group, Trial
 
 __all__ = ["ColumnsBuilder", "GroupColumns", "TrialValues", "as_columns", "check_scores", "slices"]
 
+_DTYPES = {"q": np.int64, "i": np.int32, "b": np.int8, "d": np.float64}  # by type code of array
+
 
 @dataclass(frozen=True, eq=False)
 class GroupColumns(Sequence[Group]):
@@ -276,6 +278,30 @@ class ColumnsBuilder:
             values[name] = [math.nan if value is None else value for value in values[name]]
         self.add_trials(TrialValues(**values), [trial.record for trial in group.trials])
 
+    def extend(self, groups: GroupColumns) -> None:
+        """Adds queries with their trials, without the records of these."""
+        methods_T = np.array([self._method_codes[name] for name in groups.method_names], dtype=np.int32)[groups.methods_T]
+        modes_T = np.array([self._mode_codes[name] for name in groups.mode_names], dtype=np.int8)[groups.modes_T]
+        for values, added in (
+            (self._query_ids, groups.query_ids_Q),
+            (self._pool_sizes, groups.pool_sizes_Q),
+            (self._sizes, groups.sizes_Q),
+            (self._pools, groups.pools_P),
+            (self._has_question_ids, groups.has_question_ids_Q),
+            (self._question_ids, groups.question_ids_R),
+            (self._shots, groups.shots_T),
+            (self._pointers, groups.pointers_X),
+            (self._correct, groups.correct_T),
+            (self._accuracy, groups.accuracy_T),
+            (self._gt_prob, groups.gt_prob_T),
+            (self._rel_score, groups.rel_score_T),
+            (self._methods, methods_T),
+            (self._modes, modes_T),
+            (self._failed, groups.failed_T),
+        ):
+            values.frombytes(added.astype(_DTYPES[values.typecode]).tobytes())
+        self._queries.extend(groups.queries_Q)
+
     def columns(self) -> GroupColumns:
         """Returns the groups that were added."""
         return GroupColumns(
@@ -343,5 +369,5 @@ def _starts(sizes: np.ndarray) -> np.ndarray:
 
 def _array(values: array[Any]) -> np.ndarray:
     """Returns the values as an array that shares their memory."""
-    dtype = {"q": np.int64, "i": np.int32, "b": np.int8, "d": np.float64}[values.typecode]
+    dtype = _DTYPES[values.typecode]
     return np.frombuffer(values, dtype=dtype) if len(values) else np.zeros(0, dtype=dtype)

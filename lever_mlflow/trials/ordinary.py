@@ -9,12 +9,12 @@ from operator import itemgetter
 from typing import Any
 
 from lever_mlflow.trials.columns import TrialValues
+from lever_mlflow.trials.fields import LARGEST_INDEX
 
 __all__ = ["EVAL_MODES", "UNKNOWN_METHOD", "ordinary_trials"]
 
 EVAL_MODES = ("vqaEval", "fallback", "error")
 UNKNOWN_METHOD = "unknown"  # gen_method of trials that name none
-_LARGEST_INDEX = 10**18 - 1
 _DEFAULTS = {
     "pointer": None,
     "pointer_global": None,
@@ -64,7 +64,7 @@ def _are(values: Collection[Any], *types: type) -> bool:
 def _are_indices(pool: Any) -> bool:
     if type(pool) is not list or not _are(pool, int):
         return False
-    return not pool or (min(pool) >= 0 and max(pool) <= _LARGEST_INDEX)
+    return not pool or (min(pool) >= 0 and max(pool) <= LARGEST_INDEX)
 
 
 def _name_items(pointers: Sequence[Any], named: Sequence[Any], pool: Sequence[int]) -> bool:

@@ -17,7 +17,6 @@ A file is read query by query, into columns. By default a trial keeps only what 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,9 +26,13 @@ from typing import Any
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.strict_json import iterate_object
+from lever_mlflow.files.text import looked_for
+from lever_mlflow.trials.canonical import CANONICAL
 from lever_mlflow.trials.columns import ColumnsBuilder, GroupColumns
 from lever_mlflow.trials.fields import finite_number, positions_in_pool, shown, train_indices, whole_numbers
 from lever_mlflow.trials.ordinary import EVAL_MODES, UNKNOWN_METHOD, ordinary_trials
+from lever_mlflow.trials.parquet import entries, is_parquet, read_meta, tables
+from lever_mlflow.trials.parquet_columns import OrdinaryTable, ordinary_table
 from lever_mlflow.trials.rl_data import POOL_IDS, POOL_QUESTION_IDS, Group, RLData, Trial
 
 __all__ = ["load_rl_data"]
@@ -37,7 +40,6 @@ __all__ = ["load_rl_data"]
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # an index has one spelling and fits 64 bits
 _DIGEST_CHARS = 32  # MLflow accepts at most 36
 _QUERY_IDS = ("question_id", "image_id")
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def load_rl_data(
@@ -67,12 +69,29 @@ def load_rl_data(
     path = Path(path)
     remedy = {"missing": "give rl_data=FILE or run the rollout step", "damaged": "copy it again or run the rollout step"}
     reader = _Reader(path, use_fallback, keep_records, keep_dropped)
-    for key, entry in iterate_object(path, **remedy):
-        reader.read(key, entry)
+    if is_parquet(path):
+        _read_parquet(path, reader, columnwise=not (keep_records or keep_dropped), missing=remedy["missing"])
+    else:
+        for key, entry in iterate_object(path, **remedy):
+            reader.read(key, entry)
     groups = reader.finish()
     if not len(groups):
         raise DataError(f"{path}: no queries; run the rollout step to make RL data")
     return RLData(groups, reader.digest(), reader.vintage, reader.dropped(), reader.meta, source or str(path))
+
+
+def _read_parquet(path: Path, reader: _Reader, columnwise: bool, missing: str) -> None:
+    """Reads a Parquet file, ordinary tables of it column by column if that is asked for."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file{looked_for(path)}; {missing}")
+    reader.meta = read_meta(path)
+    for first_row, table in tables(path):
+        ordinary = ordinary_table(table, reader.use_fallback) if columnwise else None
+        if ordinary is not None:
+            reader.add_table(ordinary, first_row)
+            continue
+        for row, key, entry in entries(path, table, first_row):
+            reader.read(key, entry, row)
 
 
 @dataclass
@@ -128,8 +147,27 @@ class _Reader:
             total.update(key.encode() + b"\0" + self._digests[key])
         return total.hexdigest()[:_DIGEST_CHARS]
 
-    def read(self, key: str, entry: Any) -> None:
+    def add_table(self, table: OrdinaryTable, first_row: int) -> None:
+        """Adds the queries of a table, of which the first stands in the given row of the file; errors as ``read``."""
+        for query_id, digest in zip(table.columns.query_ids_Q.tolist(), table.digests, strict=True):
+            self._check_new(str(query_id), first_row)
+            self._digests[str(query_id)] = digest
+        self._with_pool.columns.extend(table.columns)
+        self._with_pool.n_trials += table.n_trials
+        self._with_pool.dropped.update(table.dropped)
+        self._fallback_used |= table.fallback_used
+
+    def _check_new(self, key: str, row: int) -> None:
+        if key in self._digests:
+            raise DataError(
+                f"{self.path}: query {key} has trials in rows that do not stand together (from row {row} on); sort the rows by "
+                "train_index"
+            )
+
+    def read(self, key: str, entry: Any, row: int | None = None) -> None:
         """Adds one entry of the file. An error in the trials of a query without a pool waits, as such queries may be dropped.
+
+        ``row`` is the row in which the entry begins, in a file that has rows.
 
         Raises:
             DataError: it is not a query of one of the vintages; the message names the place.
@@ -140,7 +178,9 @@ class _Reader:
                 raise DataError(f"{self.path}: _meta holds a JSON {kind}, expected an object; correct or remove it")
             self.meta = entry
             return
-        place = f"{self.path}: query {key[:40]!r}"
+        if row is not None:
+            self._check_new(key, row)
+        place = f"{self.path}: {'' if row is None else f'rows from {row} on: '}query {key[:40]!r}"
         try:
             _check_form(key, entry)
         except DataError as error:
@@ -154,7 +194,7 @@ class _Reader:
             if queries is self._with_pool:
                 raise located from None
             queries.error = queries.error or located
-        self._digests[key] = hashlib.sha256(_CANONICAL.encode(entry).encode()).digest()
+        self._digests[key] = hashlib.sha256(CANONICAL.encode(entry).encode()).digest()
 
     def finish(self) -> GroupColumns:
         """Returns the queries with a pool, or where none has one, all queries, ordered by train index.

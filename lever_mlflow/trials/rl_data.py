@@ -12,6 +12,7 @@ import numpy as np
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
+from lever_mlflow.trials import parquet
 from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, rewards
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_items",
     "is_positive",
     "save_rl_data",
+    "write_rl_data",
 ]
 
 POOL_IDS, POOL_QUESTION_IDS = "candidate_pool_ids", "candidate_question_ids"  # fields of a query in a file
@@ -179,22 +181,41 @@ def is_positive(trials: Iterable[Trial]) -> bool:
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:
-    """Writes groups in the newest vintage; the file is there as a whole or not at all.
+    """Writes groups in the newest vintage, as Parquet where the path ends in ``.parquet`` and as JSON otherwise.
+
+    The file is there as a whole or not at all.
 
     Raises:
         ValueError: a score is NaN or infinite; or a trial was read without its record, which would be lost.
     """
-    content: dict[str, Any] = {"_meta": dict(meta)}
-    for group in groups:
-        question_ids = {} if group.pool_question_ids is None else {POOL_QUESTION_IDS: list(group.pool_question_ids)}
-        content[str(group.query_id)] = {
-            "query": dict(group.query),
-            POOL_IDS: list(group.pool),
-            **question_ids,
-            "pointer_candidates": [_trial_record(group.pool, trial) for trial in group.trials],
-        }
-    with whole_file(Path(path)) as file:
-        json.dump(content, file, allow_nan=False)
+    write_rl_data(Path(path), ((str(group.query_id), _entry(group)) for group in groups), meta)
+
+
+def write_rl_data(path: Path, content: Iterable[tuple[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> None:
+    """Writes RL data from the train index and the object of each query, as ``save_rl_data`` does.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    if path.suffix == parquet.SUFFIX:
+        parquet.write_entries(path, content, meta)
+        return
+    with whole_file(path) as file:
+        file.write(f'{{"_meta": {json.dumps(dict(meta), allow_nan=False)}')
+        for key, entry in content:
+            file.write(f", {json.dumps(key)}: {json.dumps(entry, allow_nan=False)}")
+        file.write("}")
+
+
+def _entry(group: Group) -> dict[str, Any]:
+    """Returns what the file holds of a query."""
+    question_ids = {} if group.pool_question_ids is None else {POOL_QUESTION_IDS: list(group.pool_question_ids)}
+    return {
+        "query": dict(group.query),
+        POOL_IDS: list(group.pool),
+        **question_ids,
+        "pointer_candidates": [_trial_record(group.pool, trial) for trial in group.trials],
+    }
 
 
 def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:
