@@ -9,7 +9,7 @@ import pandas as pd
 
 from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.trials.columns import GroupColumns, as_columns, check_scores
+from lever_mlflow.trials.columns import GroupColumns, as_columns, check_scores, looked_up
 from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
 from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
 from lever_mlflow.trials.rl_data import RLData
@@ -75,7 +75,7 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
     figures = by_group.agg({"reward": ["mean", "min", "max"], "positive": "sum"}).reindex(range(len(columns)))
     spread = (figures["reward", "max"] - figures["reward", "min"]).where(columns.sizes_Q > 0, 0.0)
     n_positive = figures["positive", "sum"].fillna(0).astype(np.int64)
-    owners_P = np.repeat(np.arange(len(columns)), columns.pool_sizes_Q)
+    owners_P = columns.owners_P
     is_query_P = columns.pools_P == columns.query_ids_Q[owners_P]
     return pd.DataFrame(
         {
@@ -174,17 +174,9 @@ def _same_image(columns: GroupColumns, images: dict[int, int], owners_P: np.ndar
     known = np.array(list(images), dtype=np.int64)
     order = np.argsort(known)
     known, shown = known[order], np.array([numbers[image] for image in images.values()], dtype=np.int64)[order]
-    image_Q, image_P = (_looked_up(items, known, shown) for items in (columns.query_ids_Q, items_P))
+    image_Q, image_P = (looked_up(items, known, shown) for items in (columns.query_ids_Q, items_P))
     same_P = (image_P >= 0) & (image_P == image_Q[owners_P])
     n_same = np.bincount(owners_P[same_P], minlength=len(columns)).astype(float)
     unknown = (image_Q < 0) | _marked(owners_P[image_P < 0], len(columns))
     n_same[(n_same == 0) & unknown] = np.nan
     return n_same
-
-
-def _looked_up(items: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns the value of each item, where ``known`` holds the items that have one, ascending; -1 for all others."""
-    if not len(known):
-        return np.full(len(items), -1)
-    places = np.searchsorted(known, items).clip(max=len(known) - 1)
-    return np.where(known[places] == items, values[places], -1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import mlflow
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from lever_mlflow.data.features import check_sampler
@@ -27,6 +28,7 @@ from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
+from lever_mlflow.trials.columns import as_columns
 from lever_mlflow.trials.global_search import GLOBAL_SEARCH
 from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
@@ -159,12 +161,11 @@ def recorded_settings(data: RLData) -> RolloutSettings:
         for setting in fields(RolloutSettings)
         if setting.name in data.meta
     }
-    trials = [trial for group in data.groups for trial in group.trials]
-    shots = max((len(trial.pointer) for trial in trials), default=RolloutSettings.shots)
-    settings |= {"n_queries": len(data.groups), "shots": shots}
-    settings["gt_prob"] = any(trial.gt_prob is not None for trial in trials)
+    columns = as_columns(data.groups)
+    shots = int(columns.shots_T.max(initial=0)) or RolloutSettings.shots
+    settings |= {"n_queries": len(columns), "shots": shots, "gt_prob": not np.isnan(columns.gt_prob_T).all()}
     if data.vintage == "pools":  # in the older vintages, a pool is only what the pointers name
-        settings["pool_size"] = max(len(group.pool) for group in data.groups)
+        settings["pool_size"] = int(columns.pool_sizes_Q.max())
     recorded = RolloutSettings(**settings)
     check_settings(recorded)
     return recorded

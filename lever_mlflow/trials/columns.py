@@ -20,7 +20,7 @@ from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.trials.rewards import Reward, missing_score, rewards
 from lever_mlflow.trials.rl_data import Group, Trial
 
-__all__ = ["ColumnsBuilder", "GroupColumns", "TrialValues", "as_columns", "check_scores", "slices"]
+__all__ = ["ColumnsBuilder", "GroupColumns", "TrialValues", "as_columns", "check_scores", "looked_up", "slices"]
 
 _DTYPES = {"q": np.int64, "i": np.int32, "b": np.int8, "d": np.float64}  # by type code of array
 
@@ -96,6 +96,11 @@ class GroupColumns(Sequence[Group]):
     def owners_T(self) -> np.ndarray:
         """Returns the row of each trial's query, int64 [T]."""
         return np.repeat(np.arange(len(self)), self.sizes_Q)
+
+    @cached_property
+    def owners_P(self) -> np.ndarray:
+        """Returns the row of each candidate's query, int64 [P]."""
+        return np.repeat(np.arange(len(self)), self.pool_sizes_Q)
 
     @cached_property
     def trial_starts_Q(self) -> np.ndarray:
@@ -351,6 +356,20 @@ def check_scores(groups: Iterable[Group], reward: Reward) -> None:
             pointer = columns.pointers_X[slices(columns.pointer_starts_T[[trial]], columns.shots_T[[trial]])]
             place = f"query {columns.query_ids_Q[row]}: the trial with pointer {pointer.tolist()} has no {name}"
             raise ParameterError(f"{place}, but {missing_score(reward, name)}")
+
+
+def looked_up(items: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the value of each item; -1 for those that have none.
+
+    Args:
+        items: the items.
+        known: the items that have a value, ascending.
+        values: their values.
+    """
+    if not len(known):
+        return np.full(len(items), -1)
+    places = np.searchsorted(known, items).clip(max=len(known) - 1)
+    return np.where(known[places] == items, values[places], -1)
 
 
 def slices(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def test_the_spread_of_rewards_is_that_of_the_whole_step(problem):
 def test_queries_are_split_once_and_completely(problem):
     train, val = split_groups(problem.groups, 0.2, seed=3)
     assert len(val) == 24
-    assert sorted(g.query_id for g in train + val) == list(range(120))
+    assert sorted(g.query_id for g in (*train, *val)) == list(range(120))
     assert [g.query_id for g in val] == [g.query_id for g in split_groups(problem.groups, 0.2, seed=3)[1]]
 
 
