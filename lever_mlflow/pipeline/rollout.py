@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import first_misfit
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context, make_step
-from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.metrics import ANSWER_RATE, ROLLOUT
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure
@@ -44,9 +45,9 @@ from lever_mlflow.trials.rollout import (
 
 __all__ = [
     "LEFT_OUT",
-    "RL_DATA_FILE",
     "SCORING",
     "find_rl_data",
+    "log_rl_data",
     "read_rl_data",
     "record_groups",
     "recorded_settings",
@@ -54,7 +55,9 @@ __all__ = [
     "rollout_step",
 ]
 
-STEP, RL_DATA_FILE = "rollout", "rl_data.json"
+STEP = "rollout"
+RL_DATA_FILE, LARGE_RL_DATA_FILE = "rl_data.json", "rl_data.parquet"
+_MOST_TRIALS_IN_JSON = 100_000  # about 50 MB
 SCORING = "scoring"  # in the meta of RL data: how the answers were scored
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
 
@@ -127,8 +130,9 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool
     run_id = holder_of(run_id)
     tags = run_tags(run_id)
     origin = tags.get(Tag.RL_DATA_SOURCE)
-    if path or origin is None or origin == f"runs:/{run_id}/{RL_DATA_FILE}":
-        path = path or RL_DATA_FILE
+    own = {f"runs:/{run_id}/{name}" for name in (RL_DATA_FILE, LARGE_RL_DATA_FILE)}
+    if path or origin is None or origin in own:
+        path = path or next((name for name in list_artifacts(run_id, "") if name == LARGE_RL_DATA_FILE), RL_DATA_FILE)
         return _load(context, artifact(run_id, path), keep_all, source=f"runs:/{run_id}/{path}")
     data = read_rl_data(context, origin, keep_all)
     if data.digest != tags[Tag.RL_DATA_DIGEST]:
@@ -143,6 +147,16 @@ def _load(context: Context, path: str | Path, keep_all: bool, source: str | None
     """Reads an RL data file and finds the training items that its indices mean."""
     data = load_rl_data(path, use_fallback=context.use_fallback, keep_records=keep_all, keep_dropped=keep_all, source=source)
     return match_items(data, context.resources.train, context.item_order)
+
+
+def log_rl_data(groups: Sequence[Group], meta: Mapping[str, Any]) -> str:
+    """Logs RL data as an artifact of the active run, many trials as Parquet and fewer as JSON; returns their digest."""
+    large = sum(len(group.trials) for group in groups) > _MOST_TRIALS_IN_JSON
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (LARGE_RL_DATA_FILE if large else RL_DATA_FILE)
+        save_rl_data(path, groups, meta)
+        mlflow.log_artifact(str(path))
+        return load_rl_data(path).digest
 
 
 def recorded_settings(data: RLData) -> RolloutSettings:
@@ -215,14 +229,9 @@ def record_groups(
 
 
 def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
-    """Records the trials; logs ``rl_data.json``, its digest and its figures, those of the pools included."""
+    """Records the trials; logs them, their digest and their figures, those of the pools included."""
     groups, meta = record_groups(context, settings, selector, round_number)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / RL_DATA_FILE
-        save_rl_data(path, groups, meta)
-        data = load_rl_data(path)
-        mlflow.log_artifact(str(path))
-    record({Tag.RL_DATA_DIGEST: data.digest})
+    record({Tag.RL_DATA_DIGEST: log_rl_data(groups, meta)})
     trials = [trial for group in groups for trial in group.trials]
     figures = {
         "n_queries": len(groups),

@@ -22,10 +22,13 @@ class UnfitError(Exception):
     """Says that a table cannot be written in this way, so that its rows have to be looked at one by one."""
 
 
-def json_objects(fields: Mapping[str, pa.Array]) -> pa.Array:
+def json_objects(fields: Mapping[str, pa.Array], n_rows: int) -> pa.Array:
     """Returns a JSON object for each row, from the JSON texts of its fields; a null is a field that the row lacks."""
     pieces = [pc.binary_join_element_wise(CANONICAL.encode(name), fields[name], ":") for name in sorted(fields)]
-    inner = pc.binary_join_element_wise(*pieces, ",", null_handling="skip")
+    inner = pc.binary_join_element_wise(*pieces, ",", null_handling="skip") if pieces else ()
+    if len(inner) != n_rows:  # Arrow 25 leaves out rows of which all pieces are null
+        empty = pa.array([""] * n_rows, pa.string())
+        inner = pc.utf8_ltrim(pc.binary_join_element_wise(empty, *pieces, ",", null_handling="skip"), ",")
     return pc.binary_join_element_wise("{", inner, "}", "")
 
 
@@ -71,14 +74,20 @@ def parsed_fields(column: pa.Array) -> dict[str, pa.Array]:
     if len(encoded.dictionary) > _MOST_TEXTS:
         raise UnfitError
     try:
-        objects = [json.loads(text, object_pairs_hook=_without_repetitions) for text in encoded.dictionary.to_pylist()]
+        objects = [
+            json.loads(text, object_pairs_hook=_unique, parse_constant=_refused) for text in encoded.dictionary.to_pylist()
+        ]
         texts = {name: [CANONICAL.encode(o[name]) if name in o else None for o in objects] for o in objects for name in o}
         return {name: pa.array(values, pa.string()).take(encoded.indices) for name, values in texts.items()}
     except (ValueError, TypeError, RecursionError):
         raise UnfitError from None
 
 
-def _without_repetitions(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(dict(pairs)) != len(pairs):
         raise UnfitError
     return dict(pairs)
+
+
+def _refused(constant: str) -> None:
+    raise UnfitError

@@ -17,7 +17,7 @@ __all__ = ["convert"]
 _SUFFIXES = (".json", SUFFIX)
 
 
-def convert(source: Path, target: Path) -> RLData:
+def convert(source: str | Path, target: str | Path) -> RLData:
     """Writes RL data in the form that the name of the new file ends with, and returns them as read from there.
 
     Every field of the source is in the target, and both have the same digest. The order of fields within an object is not kept.
@@ -30,12 +30,16 @@ def convert(source: Path, target: Path) -> RLData:
         ParameterError: the name of the target ends in neither, or is that of the source.
         DataError: the source cannot be read.
     """
+    source, target = Path(source), Path(target)
     if target.suffix not in _SUFFIXES:
         raise ParameterError(f"{target}: ends in {target.suffix or 'no suffix'}; give a name that ends in .json or .parquet")
     if target.exists() and target.samefile(source):
         raise ParameterError(f"{target}: is the file that is to be converted; give another name for the new file")
     data = load_rl_data(source)
-    write_rl_data(target, _content(source), data.meta)
+    try:
+        write_rl_data(target, _content(source), data.meta)
+    except ValueError as error:  # a file may hold 1e999, which is read as infinity
+        raise DataError(f"{source}: {error}; correct the number") from None
     converted = load_rl_data(target)
     if converted.digest != data.digest:
         target.unlink()

@@ -25,7 +25,7 @@ __all__ = ["OrdinaryTable", "ordinary_table"]
 
 _READ = {"pointer", "pointer_global", "pointer_pos", "gen_method", "vqa_correct", "vqa_acc_score", "vqa_eval_mode"}
 _READ |= {"eval_failed", "vqa_gt_prob", "vqa_rel_score", "question_id", "image_id"}
-_OPTIONAL = {"vqa_gt_prob", "vqa_rel_score"}
+_OPTIONAL = {"vqa_correct", "vqa_acc_score", "vqa_gt_prob", "vqa_rel_score"}
 
 
 class OrdinaryTable(NamedTuple):
@@ -168,14 +168,14 @@ def _queries(head: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _digests(column: Mapping[str, Any], head: Mapping[str, Any], sizes_Q: np.ndarray) -> list[bytes]:
     """Returns the digest of each query's canonical JSON."""
-    trials = json_objects(_texts(column, TRIAL_FIELDS, "trial_as_written"))
+    trials = json_objects(_texts(column, TRIAL_FIELDS, "trial_as_written"), int(sizes_Q.sum()))
     entry = {name: json_values(head[name]) for name in ENTRY_FIELDS} | {"pointer_candidates": json_lists(trials, sizes_Q)}
     query = _texts(head, QUERY_FIELDS, "query_as_written")
     present = pc.is_valid(head["query_as_written"])
     for name in QUERY_FIELDS:
         present = pc.or_(present, pc.is_valid(head[name]))
-    entry["query"] = pc.if_else(present, json_objects(query), None)
-    return [hashlib.sha256(text).digest() for text in json_objects(entry).cast(pa.binary()).to_pylist()]
+    entry["query"] = pc.if_else(present, json_objects(query, len(sizes_Q)), None)
+    return [hashlib.sha256(text).digest() for text in json_objects(entry, len(sizes_Q)).cast(pa.binary()).to_pylist()]
 
 
 def _texts(column: Mapping[str, Any], names: Mapping[str, Any], others: str) -> dict[str, Any]:
