@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,15 @@ from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
 from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["evaluation_table", "query_table", "trial_table"]
+
+_BLOCK = 4096  # queries of which the pools are looked at together; those of a million queries would take gigabytes
+
+
+class _Images(NamedTuple):
+    """Holds the training items of which the image is known, ascending, and a number for the image of each."""
+
+    items: np.ndarray
+    numbers: np.ndarray
 
 
 def trial_table(data: RLData, reward: Reward = DEFAULT_REWARD) -> pd.DataFrame:
@@ -75,8 +85,9 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
     figures = by_group.agg({"reward": ["mean", "min", "max"], "positive": "sum"}).reindex(range(len(columns)))
     spread = (figures["reward", "max"] - figures["reward", "min"]).where(columns.sizes_Q > 0, 0.0)
     n_positive = figures["positive", "sum"].fillna(0).astype(np.int64)
-    owners_P = columns.owners_P
-    is_query_P = columns.pools_P == columns.query_ids_Q[owners_P]
+    images = _images(data, columns, train)
+    blocks = [_pool_figures(columns[start : start + _BLOCK], images) for start in range(0, max(len(columns), 1), _BLOCK)]
+    repeats, leaks, same_image = map(np.concatenate, zip(*blocks, strict=True))
     return pd.DataFrame(
         {
             "query_id": columns.query_ids_Q,
@@ -84,11 +95,9 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
             "n_positive": n_positive,
             "n_distinct_pointers": _distinct_pointers(columns),
             "pool_size": columns.pool_sizes_Q,
-            "pool_distinct": ~_marked(_repeating(owners_P, columns.pools_P), len(columns)),
-            "query_in_pool": _marked(owners_P[is_query_P], len(columns)),
-            "image_in_pool": _same_image(
-                columns, _images(data, columns, train), owners_P[~is_query_P], columns.pools_P[~is_query_P]
-            ),
+            "pool_distinct": ~repeats,
+            "query_in_pool": leaks,
+            "image_in_pool": same_image,
             "no_answer_in_pool": _no_answer(data, columns, train),
             "positive": (n_positive > 0).astype(np.int64),
             "reward_mean": figures["reward", "mean"],
@@ -128,6 +137,15 @@ def _repeating(owners: np.ndarray, values: np.ndarray) -> np.ndarray:
     return owners[1:][(np.diff(values) == 0) & (np.diff(owners) == 0)]
 
 
+def _pool_figures(columns: GroupColumns, images: _Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns whether each pool has an item twice, whether it has the query, and how many others show the query's image."""
+    owners_P, pools_P = columns.owners_P, columns.pools_P
+    is_query_P = pools_P == columns.query_ids_Q[owners_P]
+    repeats = _marked(_repeating(owners_P, pools_P), len(columns))
+    leaks = _marked(owners_P[is_query_P], len(columns))
+    return repeats, leaks, _same_image(columns, images, owners_P[~is_query_P], pools_P[~is_query_P])
+
+
 def _distinct_pointers(columns: GroupColumns) -> np.ndarray:
     """Returns the number of different pointers of each query."""
     distinct = np.zeros(len(columns), dtype=np.int64)
@@ -142,12 +160,16 @@ def _distinct_pointers(columns: GroupColumns) -> np.ndarray:
     return distinct
 
 
-def _images(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> dict[int, int]:
-    """Returns the picture, or its image id, of every training item for which it is known, by the item's index."""
+def _images(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> _Images:
+    """Returns the picture, or its image id, of every training item for which it is known."""
     if train and data.match:
-        return {sample.index: sample.picture for sample in train}
-    pairs = zip(columns.query_ids_Q.tolist(), columns.queries_Q, strict=True)
-    return {query_id: query["image_id"] for query_id, query in pairs if "image_id" in query}
+        images = {sample.index: sample.picture for sample in train}
+    else:
+        pairs = zip(columns.query_ids_Q.tolist(), columns.queries_Q, strict=True)
+        images = {query_id: query["image_id"] for query_id, query in pairs if "image_id" in query}
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images.values()))}
+    items = np.array(sorted(images), dtype=np.int64)
+    return _Images(items, np.array([numbers[images[item]] for item in items.tolist()], dtype=np.int64))
 
 
 def _no_answer(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> np.ndarray:
@@ -161,20 +183,16 @@ def _no_answer(data: RLData, columns: GroupColumns, train: Sequence[Sample] | No
     return 1.0 - answers_in_pools(queries, train, map(columns.pool, range(len(columns))))
 
 
-def _same_image(columns: GroupColumns, images: dict[int, int], owners_P: np.ndarray, items_P: np.ndarray) -> np.ndarray:
+def _same_image(columns: GroupColumns, images: _Images, owners_P: np.ndarray, items_P: np.ndarray) -> np.ndarray:
     """Returns how many pool items other than the query show its image; NaN where no known one does, but others may.
 
     Args:
         columns: the groups.
-        images: the image of every item for which it is known.
+        images: the images that are known.
         owners_P: the row of the query of each of these pool items.
         items_P: the pool items.
     """
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(images.values()))}
-    known = np.array(list(images), dtype=np.int64)
-    order = np.argsort(known)
-    known, shown = known[order], np.array([numbers[image] for image in images.values()], dtype=np.int64)[order]
-    image_Q, image_P = (looked_up(items, known, shown) for items in (columns.query_ids_Q, items_P))
+    image_Q, image_P = (looked_up(items, *images) for items in (columns.query_ids_Q, items_P))
     same_P = (image_P >= 0) & (image_P == image_Q[owners_P])
     n_same = np.bincount(owners_P[same_P], minlength=len(columns)).astype(float)
     unknown = (image_Q < 0) | _marked(owners_P[image_P < 0], len(columns))

@@ -63,6 +63,7 @@ SCHEMA = pa.schema(
     | {name: kind for level, kinds in _LEVELS.items() for name, kind in {**kinds, f"{level}_as_written": pa.string()}.items()}
 )
 _GROUP_ROWS = 20_000  # trials of a row group, about 2 MB
+_TABLE_ROWS = 5_000  # trials that are read at a time, which takes some 20 MB
 _MAGIC = b"PAR1"
 
 
@@ -148,7 +149,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def tables(path: Path) -> Iterator[tuple[int, pa.Table]]:
-    """Yields the rows of a file with the schema of this module, some ten thousand at a time, and the row number of their first.
+    """Yields the rows of a file with the schema of this module, some thousand at a time, and the row number of their first.
 
     No table ends within a query.
 
@@ -158,7 +159,7 @@ def tables(path: Path) -> Iterator[tuple[int, pa.Table]]:
     with _opened(path) as file:
         _check_columns(path, file.schema_arrow)
         held, first = SCHEMA.empty_table(), 0
-        for batch in file.iter_batches(_GROUP_ROWS, use_threads=False):
+        for batch in file.iter_batches(_TABLE_ROWS, use_threads=False):
             table = pa.concat_tables([held, _typed(path, pa.table(batch), first + held.num_rows)]).combine_chunks()
             keys = table[KEY].to_numpy(zero_copy_only=False)
             whole = int((keys != keys[-1]).nonzero()[0][-1]) + 1 if len(keys) and (keys != keys[-1]).any() else 0
