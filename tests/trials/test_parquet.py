@@ -108,7 +108,8 @@ def test_each_column_holds_its_field(both):
 
 
 def test_row_groups_end_between_queries_and_tables_too(both, monkeypatch):
-    monkeypatch.setattr(parquet, "_GROUP_ROWS", 3)
+    for name in ("_GROUP_ROWS", "_TABLE_ROWS"):
+        monkeypatch.setattr(parquet, name, 3)
     of_json, path = both(PLAIN)
     with pq.ParquetFile(path) as file:
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4]
