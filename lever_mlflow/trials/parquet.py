@@ -168,6 +168,7 @@ def tables(path: Path) -> Iterator[tuple[int, pa.Table]]:
             held, first = table.slice(whole), first + whole
         if held.num_rows:
             yield first, held.combine_chunks()
+    pa.default_memory_pool().release_unused()  # Arrow would keep some 50 MB for further tables
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

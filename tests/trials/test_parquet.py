@@ -48,6 +48,7 @@ ODD = {
     "an empty pool": {"1": {"candidate_pool_ids": [], "pointer_candidates": []}, "2": query(trial([0]))},
     "whole numbers as floats": {"1": query(trial([0], vqa_correct=1.0, vqa_acc_score=1), query={"image_id": 5})},
     "large numbers": {"1": query(trial([0], beam_rank=2**80, beam_score=10**400))},
+    "truth values": {"1": query(trial([0], beam_rank=True, temperature=False, vqa_pred_answer=False))},
     "other types": {"1": query(trial([0], beam_rank="x", temperature=None, vqa_pred_answer=[None]), note={"a": []})},
     "outside the pool": {"1": query({**trial([0]), "pointer": [4], "pointer_global": [999]})},
     "named twice": {"1": query({**trial([1]), "pointer": [60], "pointer_pos": [1]})},
@@ -209,6 +210,19 @@ def test_damaged_files_are_refused_in_one_line(both, tmp_path):
         load_rl_data(tmp_path / "none.parquet")
     (tmp_path / "named.json").write_bytes(content)  # told by its content, whatever its name is
     assert load_rl_data(tmp_path / "named.json").groups[0].query_id == 4
+
+
+def test_no_damaged_byte_goes_unnoticed(both):
+    _, path = both(PLAIN)
+    content, digest = path.read_bytes(), load_rl_data(path).digest
+    refused = 0
+    for place in range(0, len(content), 41):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            assert load_rl_data(path).digest == digest  # a byte of statistics, or of the names of writers
+        except DataError:
+            refused += 1
+    assert refused > 100
 
 
 def test_what_cannot_be_converted_is_refused(both, tmp_path):
