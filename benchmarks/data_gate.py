@@ -1,15 +1,19 @@
-"""Compares the data gate with a plain pandas computation of the same figures, by seconds and peak memory.
+"""Compares the data gate with a plain pandas computation of the same figures, by seconds of processor time and peak memory.
 
-Both read the same generated file, each in a process of its own, and imports are not counted. The pandas side reads the file
+The gate reads a generated file as JSON and the same data as Parquet, and pandas reads the JSON file, each in a process of its
+own. Imports are not counted as time, but as memory, which the row of the fewest trials shows. The pandas side reads the file
 with ``json.load``, makes one data frame of all trials and computes every figure that an expectation of the suites checks. It
 does not look for duplicate keys, compute a digest or tell where something is wrong.
 
-    python -m benchmarks.data_gate [--trials 16000,1000000]
+Another checkout of this repository, such as one of an earlier commit, can be measured in the same run as a further side.
+
+    python -m benchmarks.data_gate [--trials 16000,1000000] [--other FOLDER]
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import subprocess
@@ -71,16 +75,17 @@ def _trial(rng: random.Random, pool: list[int], pointer: tuple[int, ...], i: int
 def run_gate(path: Path) -> tuple[float, dict[str, float]]:
     """Returns the seconds from the file to the verdict, and the figures of the data."""
     import great_expectations  # noqa: F401  (imported before the clock starts)
+    import pyarrow.compute  # noqa: F401
 
     from lever_mlflow.gate import check, expectations  # noqa: F401
     from lever_mlflow.gate.result import metric_name
     from lever_mlflow.trials.reading import load_rl_data
 
-    started = time.perf_counter()
+    started = time.process_time()
     data = load_rl_data(path)
-    loaded = time.perf_counter()
+    loaded = time.process_time()
     result = check(data)
-    ended = time.perf_counter()
+    ended = time.process_time()
     assert result.verdict == "pass", result.checks
     figures = {name.removeprefix(metric_name("")): value for name, value in result.metrics.items()}
     return ended - started, {"reading": loaded - started, **figures}
@@ -90,11 +95,11 @@ def run_pandas(path: Path) -> tuple[float, dict[str, float]]:
     """Returns the seconds of the pandas computation, and the figures of the data."""
     import pandas as pd
 
-    started = time.perf_counter()
+    started = time.process_time()
     with path.open() as file:
         content = json.load(file)
     content.pop("_meta")
-    loaded = time.perf_counter()
+    loaded = time.process_time()
     fields = ("pointer", "gen_method", "vqa_correct", "vqa_acc_score", "vqa_eval_mode", "eval_failed")
     trials = pd.DataFrame(
         [
@@ -139,41 +144,58 @@ def run_pandas(path: Path) -> tuple[float, dict[str, float]]:
         "outside": sum(min(p) < 0 or max(p) >= size for p, size in zip(trials.pointer, trials.pool_size, strict=True)),
         "bad_pools": (pools.repeats | pools.leaks).sum(),
     }
-    return time.perf_counter() - started, {"reading": loaded - started, **{k: float(v) for k, v in figures.items()}}
+    return time.process_time() - started, {"reading": loaded - started, **{k: float(v) for k, v in figures.items()}}
 
 
-def in_a_process(side: str, path: Path) -> dict[str, float]:
-    """Runs one side in a process of its own, and returns its seconds, its peak memory in GB and its figures."""
-    command = [sys.executable, "-m", "benchmarks.data_gate", "--side", side, "--path", str(path)]
-    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+def in_a_process(side: str, path: Path, folder: Path | None = None) -> dict[str, float]:
+    """Runs one side in a process of its own, and returns its seconds, its peak memory in GB and its figures.
+
+    ``folder`` is another checkout, whose package is measured.
+    """
+    command = [sys.executable, __file__, "--side", side, "--path", str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(folder or Path(__file__).parents[1])}
+    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout))
+
+
+def compare(n_trials: int, other: Path | None) -> dict[str, dict[str, float]]:
+    """Returns the results of each side for a file of so many trials; all sides find the same figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, columns = Path(folder, "rl.json"), Path(folder, "rl.parquet")
+        write_file(file, n_trials)
+        subprocess.run([sys.executable, "-m", "entrypoints.convert", str(file), str(columns)], check=True)
+        results = {"gate, JSON": in_a_process("gate", file), "gate, Parquet": in_a_process("gate", columns)}
+        if other:
+            results["other gate, JSON"] = in_a_process("gate", file, other)
+        results["pandas, JSON"] = in_a_process("pandas", file)
+        for side, result in results.items():
+            result["megabytes"] = (columns if "Parquet" in side else file).stat().st_size / 1e6
+    by_pandas = results["pandas, JSON"]
+    for side, result in results.items():
+        for name in result.keys() & by_pandas.keys() - {"seconds", "reading", "peak_gb", "megabytes"}:
+            assert abs(result[name] - by_pandas[name]) <= 1e-9 * max(1.0, abs(by_pandas[name])), f"{side}: {name}"
+    return results
 
 
 @click.command()
 @click.option("--trials", default="16000,1000000", show_default=True, help="trials of each file, separated by commas")
+@click.option("--other", type=click.Path(path_type=Path, exists=True, file_okay=False), help="another checkout to measure too")
 @click.option("--side", type=click.Choice(["gate", "pandas"]), hidden=True)
 @click.option("--path", type=Path, hidden=True)
-def main(trials: str, side: str | None, path: Path | None) -> None:
+def main(trials: str, other: Path | None, side: str | None, path: Path | None) -> None:
     """Compares the data gate with a plain pandas computation of the same figures."""
     if side and path:
         seconds, figures = (run_gate if side == "gate" else run_pandas)(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps({"seconds": seconds, "peak_gb": peak, **figures}))
         return
-    print("| trials | file | side | reading, s | all, s | peak memory, GB | gate / pandas |\n|---|---|---|---|---|---|---|")
+    print("| trials | side | file, MB | reading, s | all, s | peak memory, GB | all / pandas |\n|---|---|---|---|---|---|---|")
     for n_trials in map(int, trials.split(",")):
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "rl.json")
-            write_file(file, n_trials)
-            results = {name: in_a_process(name, file) for name in ("gate", "pandas")}
-            size = file.stat().st_size / 1e6
-        for name in results["pandas"].keys() & results["gate"].keys() - {"seconds", "reading", "peak_gb"}:
-            by_gate, by_pandas = results["gate"][name], results["pandas"][name]
-            assert abs(by_gate - by_pandas) <= 1e-9 * max(1.0, abs(by_pandas)), f"{name}: {by_gate} and {by_pandas}"
-        ratio = results["gate"]["seconds"] / results["pandas"]["seconds"]
+        results = compare(n_trials, other.resolve() if other else None)
         for name, result in results.items():
+            ratio = result["seconds"] / results["pandas, JSON"]["seconds"]
             print(
-                f"| {n_trials:,} | {size:,.0f} MB | {name} | {result['reading']:.1f} | {result['seconds']:.1f} | "
-                f"{result['peak_gb']:.2f} | {f'{ratio:.2f}' if name == 'gate' else ''} |"
+                f"| {n_trials:,} | {name} | {result['megabytes']:,.0f} | {result['reading']:.1f} | {result['seconds']:.1f} | "
+                f"{result['peak_gb']:.2f} | {ratio:.2f} |"
             )
 
 

@@ -52,7 +52,7 @@ def test_names_of_the_entry_points():
     steps = ["main", "rollout", "merge", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
     assert list(ENTRY_POINTS) == steps
     scripts = {path.stem for path in (ROOT / "entrypoints").glob("[a-z]*.py")}
-    assert scripts == {*ENTRY_POINTS, "merge_answers"}  # which computes nothing, so is no run
+    assert scripts == {*ENTRY_POINTS, "convert", "merge_answers"}  # which compute nothing, so are no runs
     assert PROJECT["conda_env"] == "conda.yaml"
 
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "cli",
     "compare",
+    "convert",
     "evaluate",
     "grpo",
     "main",
@@ -145,7 +146,8 @@ def main(**values: Any) -> None:
 def rollout(**values: Any) -> None:
     """Record trials as RL data.
 
-    Pointers of a starting policy and of baselines are answered by the VLM and scored. The run holds them as rl_data.json.
+    Pointers of a starting policy and of baselines are answered by the VLM and scored. The run holds them as rl_data.json, or
+    where there are more than 100,000 trials as rl_data.parquet.
     """
     from lever_mlflow.pipeline.rollout import rollout_step
 
@@ -161,7 +163,8 @@ def rollout(**values: Any) -> None:
 def merge(**values: Any) -> None:
     """Merge RL data that were recorded in parts.
 
-    The run holds them as rl_data.json. The data gate judges the whole, and a failed critical expectation fails the run.
+    The run holds them as rl_data.json, or where there are more than 100,000 trials as rl_data.parquet. The data gate judges the
+    whole, and a failed critical expectation fails the run.
     """
     from lever_mlflow.pipeline.merging import merge_step
 
@@ -357,6 +360,23 @@ def merge_answers(into: Path, sources: tuple[Path, ...]) -> None:
     say(f"{into}: {merge_caches(sources, into)} answers added")
 
 
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+def convert(source: Path, target: Path) -> None:
+    """Convert RL data between JSON and Parquet.
+
+    Writes the RL data of the file SOURCE to the new file TARGET, whose name ends in .json or .parquet. Both hold the same and
+    have the same digest. This is no MLflow run, as nothing is computed.
+    """
+    from lever_mlflow.trials.columns import as_columns
+    from lever_mlflow.trials.converting import convert as convert_rl_data
+
+    data = convert_rl_data(source, target)
+    n_trials = as_columns(data.groups).n_trials
+    click.echo(f"{target}: {len(data.groups):,} queries with {n_trials:,} usable trials, digest {data.digest}")
+
+
 class StepGroup(click.Group):
     """Lists its commands in the order of the experiment."""
 
@@ -380,7 +400,7 @@ def cli() -> None:
     """
 
 
-for command in (*COMMANDS.values(), merge_answers):
+for command in (*COMMANDS.values(), convert, merge_answers):
     cli.add_command(command)
 
 

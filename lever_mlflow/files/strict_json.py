@@ -9,13 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.text import EncodingError, looked_for, open_text
 
-__all__ = ["iterate_list", "iterate_object", "read_object"]
+__all__ = ["iterate_list", "iterate_object", "parse_object", "read_object"]
 
 _CHUNK = 1 << 20  # characters
 _LONGEST_TOKEN = 16  # characters by which a number, a literal or an escape can reach beyond the position of an error in it
@@ -59,6 +60,25 @@ def iterate_list(path: Path, key: str, chunk: int = _CHUNK, /, *, missing: str, 
     """
     with _reader(path, chunk, missing, damaged) as reader:
         yield from reader.entries(key)
+
+
+def parse_object(text: str, name: str, damaged: str) -> dict[str, Any]:
+    """Returns the JSON object in a text.
+
+    Args:
+        text: the JSON.
+        name: where the text stands, for an error message.
+        damaged: the remedy that an error message gives.
+
+    Raises:
+        DataError: as ``iterate_object``.
+    """
+    try:
+        return dict(_Reader(StringIO(text), name, damaged, _CHUNK).items())
+    except UnicodeError as error:
+        raise DataError(f"{name}: cannot be read: {error}; {damaged}") from None
+    except RecursionError:
+        raise DataError(f"{name}: nested too deeply; {damaged}") from None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lever_mlflow.trials.columns import GroupColumns, as_columns
 from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["Pair", "differences", "pairs", "reward_partition", "shared"]
@@ -55,14 +56,18 @@ def shared(data: RLData, reference: RLData) -> dict[str, float]:
     ``shared_queries`` is the share of the smaller set's queries that the other set has too. ``same_pools`` is the share of
     these shared queries that have the same candidate pool in both sets.
     """
-    pools = {group.query_id: group.pool for group in data.groups}
-    other_pools = {group.query_id: group.pool for group in reference.groups}
+    pools, other_pools = (_pools(as_columns(either.groups)) for either in (data, reference))
     both = pools.keys() & other_pools.keys()
     same = sum(set(pools[query]) == set(other_pools[query]) for query in both)
     return {
         "shared_queries": len(both) / min(len(pools), len(other_pools)),
         "same_pools": same / len(both) if both else 0.0,
     }
+
+
+def _pools(columns: GroupColumns) -> dict[int, tuple[int, ...]]:
+    """Returns the pool of each query by the query's train index."""
+    return {query_id: columns.pool(row) for row, query_id in enumerate(columns.query_ids_Q.tolist())}
 
 
 def differences(figures: Mapping[str, Pair], overlap: Mapping[str, float]) -> pd.DataFrame:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
+from lever_mlflow.trials.columns import GroupColumns, as_columns, check_scores, looked_up
 from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
-from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, rewards
-from lever_mlflow.trials.rl_data import RLData, check_scores
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["evaluation_table", "query_table", "trial_table"]
+
+_BLOCK = 4096  # queries of which the pools are looked at together; those of a million queries would take gigabytes
+
+
+class _Images(NamedTuple):
+    """Holds the training items of which the image is known, ascending, and a number for the image of each."""
+
+    items: np.ndarray
+    numbers: np.ndarray
 
 
 def trial_table(data: RLData, reward: Reward = DEFAULT_REWARD) -> pd.DataFrame:
@@ -32,31 +41,22 @@ def trial_table(data: RLData, reward: Reward = DEFAULT_REWARD) -> pd.DataFrame:
     Raises:
         ParameterError: a trial lacks a score that the reward takes.
     """
-    check_scores(data.groups, reward)
-    trials = [trial for group in data.groups for trial in group.trials]
-    n_trials = len(trials)
-    correct = np.fromiter((trial.correct for trial in trials), float, n_trials)
-    accuracy = np.fromiter((trial.accuracy for trial in trials), float, n_trials)
-    gt_prob = np.fromiter((np.nan if trial.gt_prob is None else trial.gt_prob for trial in trials), float, n_trials)
-    rel_score = np.fromiter((np.nan if trial.rel_score is None else trial.rel_score for trial in trials), float, n_trials)
-    shots = np.fromiter((len(trial.pointer) for trial in trials), np.int64, n_trials)
-    group_sizes = [len(group.trials) for group in data.groups]
-    pool_sizes = np.repeat([len(group.pool) for group in data.groups], group_sizes)
+    columns = as_columns(data.groups)
+    check_scores(columns, reward)
+    n_trials = columns.n_trials
     # One entry per pointer position, with the trial that it belongs to.
-    positions = np.fromiter(chain.from_iterable(trial.pointer for trial in trials), np.int64, int(shots.sum()))
-    owners = np.repeat(np.arange(n_trials), shots)
-    outside = (positions < 0) | (positions >= pool_sizes[owners])
-    order = np.lexsort((positions, owners))
-    repeated = (np.diff(positions[order]) == 0) & (np.diff(owners[order]) == 0)
+    owners = np.repeat(np.arange(n_trials), columns.shots_T)
+    positions = columns.pointers_X
+    outside = (positions < 0) | (positions >= columns.pool_sizes_Q[columns.owners_T][owners])
     return pd.DataFrame(
         {
-            "query_id": np.repeat(np.array([group.query_id for group in data.groups], dtype=np.int64), group_sizes),
-            "shots": shots,
-            "gen_method": pd.Series([trial.gen_method for trial in trials], dtype=object),
-            "vqa_correct": correct,
-            "vqa_acc_score": accuracy,
-            "reward": rewards(correct, accuracy, reward, gt_prob=gt_prob, rel_score=rel_score),
-            "pointer_distinct": ~_marked(owners[order][1:][repeated], n_trials),
+            "query_id": columns.query_ids_Q[columns.owners_T],
+            "shots": columns.shots_T,
+            "gen_method": pd.Series(np.array(columns.method_names, dtype=object)[columns.methods_T], dtype=object),
+            "vqa_correct": columns.correct_T,
+            "vqa_acc_score": columns.accuracy_T,
+            "reward": columns.rewards_T(reward),
+            "pointer_distinct": ~_marked(_repeating(owners, positions), n_trials),
             "pointer_in_pool": ~_marked(owners[outside], n_trials),
         }
     )
@@ -79,25 +79,26 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
         pool item shows a right answer, 0 if one does, NaN where that is not known), ``positive``, ``reward_mean`` (NaN without
         trials), ``reward_spread`` (largest minus smallest reward) and ``zero_spread``.
     """
-    groups = data.groups
-    sizes = [len(group.trials) for group in groups]
+    columns = as_columns(data.groups)
     per_trial = trials[["reward"]].assign(positive=trials["vqa_correct"] == 1)
-    by_group = per_trial.groupby(np.repeat(np.arange(len(groups)), sizes))
-    figures = by_group.agg({"reward": ["mean", "min", "max"], "positive": "sum"}).reindex(range(len(groups)))
-    spread = (figures["reward", "max"] - figures["reward", "min"]).where(np.array(sizes) > 0, 0.0)
+    by_group = per_trial.groupby(columns.owners_T)
+    figures = by_group.agg({"reward": ["mean", "min", "max"], "positive": "sum"}).reindex(range(len(columns)))
+    spread = (figures["reward", "max"] - figures["reward", "min"]).where(columns.sizes_Q > 0, 0.0)
     n_positive = figures["positive", "sum"].fillna(0).astype(np.int64)
-    images = _images(data, train)
+    images = _images(data, columns, train)
+    blocks = [_pool_figures(columns[start : start + _BLOCK], images) for start in range(0, max(len(columns), 1), _BLOCK)]
+    repeats, leaks, same_image = map(np.concatenate, zip(*blocks, strict=True))
     return pd.DataFrame(
         {
-            "query_id": np.array([group.query_id for group in groups], dtype=np.int64),
-            "n_trials": np.array(sizes, dtype=np.int64),
+            "query_id": columns.query_ids_Q,
+            "n_trials": columns.sizes_Q,
             "n_positive": n_positive,
-            "n_distinct_pointers": [len({trial.pointer for trial in group.trials}) for group in groups],
-            "pool_size": [len(group.pool) for group in groups],
-            "pool_distinct": [len(set(group.pool)) == len(group.pool) for group in groups],
-            "query_in_pool": [group.query_id in group.pool for group in groups],
-            "image_in_pool": [_same_image(group.query_id, group.pool, images) for group in groups],
-            "no_answer_in_pool": _no_answer(data, train),
+            "n_distinct_pointers": _distinct_pointers(columns),
+            "pool_size": columns.pool_sizes_Q,
+            "pool_distinct": ~repeats,
+            "query_in_pool": leaks,
+            "image_in_pool": same_image,
+            "no_answer_in_pool": _no_answer(data, columns, train),
             "positive": (n_positive > 0).astype(np.int64),
             "reward_mean": figures["reward", "mean"],
             "reward_spread": spread,
@@ -129,28 +130,71 @@ def _marked(indices: np.ndarray, length: int) -> np.ndarray:
     return mask
 
 
-def _images(data: RLData, train: Sequence[Sample] | None) -> Mapping[int, int]:
-    """Returns the picture, or its image id, of every training item for which it is known, by the item's index."""
+def _repeating(owners: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the owners that have a value twice."""
+    order = np.lexsort((values, owners))
+    owners, values = owners[order], values[order]
+    return owners[1:][(np.diff(values) == 0) & (np.diff(owners) == 0)]
+
+
+def _pool_figures(columns: GroupColumns, images: _Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns whether each pool has an item twice, whether it has the query, and how many others show the query's image."""
+    owners_P, pools_P = columns.owners_P, columns.pools_P
+    is_query_P = pools_P == columns.query_ids_Q[owners_P]
+    repeats = _marked(_repeating(owners_P, pools_P), len(columns))
+    leaks = _marked(owners_P[is_query_P], len(columns))
+    return repeats, leaks, _same_image(columns, images, owners_P[~is_query_P], pools_P[~is_query_P])
+
+
+def _distinct_pointers(columns: GroupColumns) -> np.ndarray:
+    """Returns the number of different pointers of each query."""
+    distinct = np.zeros(len(columns), dtype=np.int64)
+    for shots in np.unique(columns.shots_T):  # pointers of different lengths differ
+        trials = np.flatnonzero(columns.shots_T == shots)
+        places = columns.pointer_starts_T[trials, None] + np.arange(shots)
+        keys = [columns.owners_T[trials], *columns.pointers_X[places].T]
+        order = np.lexsort(keys[::-1])
+        changes = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
+        first = order[np.concatenate([[True], changes])]
+        distinct += np.bincount(keys[0][first], minlength=len(columns))
+    return distinct
+
+
+def _images(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> _Images:
+    """Returns the picture, or its image id, of every training item for which it is known."""
     if train and data.match:
-        return {sample.index: sample.picture for sample in train}
-    return {group.query_id: group.query["image_id"] for group in data.groups if "image_id" in group.query}
+        images = {sample.index: sample.picture for sample in train}
+    else:
+        pairs = zip(columns.query_ids_Q.tolist(), columns.queries_Q, strict=True)
+        images = {query_id: query["image_id"] for query_id, query in pairs if "image_id" in query}
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images.values()))}
+    items = np.array(sorted(images), dtype=np.int64)
+    return _Images(items, np.array([numbers[images[item]] for item in items.tolist()], dtype=np.int64))
 
 
-def _no_answer(data: RLData, train: Sequence[Sample] | None) -> np.ndarray:
+def _no_answer(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> np.ndarray:
     """Returns 1 for each query in whose pool no item shows a right answer, 0 where one does, NaN where that is not known.
 
     Files of older vintages name only those items of a pool that were tried.
     """
     if not train or data.vintage != "pools" or not data.match:
-        return np.full(len(data.groups), np.nan)
-    queries, pools = [train[group.query_id] for group in data.groups], [group.pool for group in data.groups]
-    return 1.0 - answers_in_pools(queries, train, pools)
+        return np.full(len(columns), np.nan)
+    queries = [train[query_id] for query_id in columns.query_ids_Q.tolist()]
+    return 1.0 - answers_in_pools(queries, train, map(columns.pool, range(len(columns))))
 
 
-def _same_image(query_id: int, pool: Sequence[int], images: Mapping[int, int]) -> float:
-    """Returns how many pool items other than the query show the query's image; NaN where no known one does, but others may."""
-    others = [index for index in pool if index != query_id]
-    known = [images[index] for index in others if index in images]
-    n_same = sum(image == images.get(query_id) for image in known)
-    all_known = query_id in images and len(known) == len(others)
-    return n_same if n_same or all_known else math.nan
+def _same_image(columns: GroupColumns, images: _Images, owners_P: np.ndarray, items_P: np.ndarray) -> np.ndarray:
+    """Returns how many pool items other than the query show its image; NaN where no known one does, but others may.
+
+    Args:
+        columns: the groups.
+        images: the images that are known.
+        owners_P: the row of the query of each of these pool items.
+        items_P: the pool items.
+    """
+    image_Q, image_P = (looked_up(items, *images) for items in (columns.query_ids_Q, items_P))
+    same_P = (image_P >= 0) & (image_P == image_Q[owners_P])
+    n_same = np.bincount(owners_P[same_P], minlength=len(columns)).astype(float)
+    unknown = (image_Q < 0) | _marked(owners_P[image_P < 0], len(columns))
+    n_same[(n_same == 0) & unknown] = np.nan
+    return n_same

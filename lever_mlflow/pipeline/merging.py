@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import mlflow
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate
-from lever_mlflow.pipeline.rollout import RL_DATA_FILE, read_rl_data, rl_data_of_run
+from lever_mlflow.pipeline.rollout import log_rl_data, read_rl_data, rl_data_of_run
 from lever_mlflow.runs.steps import Step, active_run
 from lever_mlflow.runs.tags import Tag, record, set_description
 from lever_mlflow.trials.merging import merge
-from lever_mlflow.trials.rl_data import RLData, save_rl_data
+from lever_mlflow.trials.rl_data import RLData
 
 __all__ = ["merge_step"]
 
@@ -42,12 +38,9 @@ def merge_step(context: Context, references: Sequence[str]) -> Step:
 
 
 def _merge_parts(context: Context, parts: Sequence[RLData]) -> None:
-    """Logs the merged ``rl_data.json``; raises GateError where the data gate refuses it."""
+    """Logs the merged RL data; raises GateError where the data gate refuses them."""
     merged = merge(parts)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / RL_DATA_FILE
-        save_rl_data(path, merged.groups, merged.meta)
-        mlflow.log_artifact(str(path))
+    log_rl_data(merged.groups, merged.meta)
     data = rl_data_of_run(context, active_run().info.run_id)
     n_trials = sum(len(group.trials) for group in data.groups)
     repeated = f"; {merged.n_repeated:,} repeated trials left out" if merged.n_repeated else ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import mlflow
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from lever_mlflow.data.features import check_sampler
@@ -19,7 +21,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import first_misfit
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context, make_step
-from lever_mlflow.runs.artifacts import artifact
+from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.metrics import ANSWER_RATE, ROLLOUT
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure
@@ -27,6 +29,7 @@ from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_descrip
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
+from lever_mlflow.trials.columns import as_columns
 from lever_mlflow.trials.global_search import GLOBAL_SEARCH
 from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
@@ -42,9 +45,9 @@ from lever_mlflow.trials.rollout import (
 
 __all__ = [
     "LEFT_OUT",
-    "RL_DATA_FILE",
     "SCORING",
     "find_rl_data",
+    "log_rl_data",
     "read_rl_data",
     "record_groups",
     "recorded_settings",
@@ -52,7 +55,9 @@ __all__ = [
     "rollout_step",
 ]
 
-STEP, RL_DATA_FILE = "rollout", "rl_data.json"
+STEP = "rollout"
+RL_DATA_FILE, LARGE_RL_DATA_FILE = "rl_data.json", "rl_data.parquet"
+_MOST_TRIALS_IN_JSON = 100_000  # about 50 MB
 SCORING = "scoring"  # in the meta of RL data: how the answers were scored
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
 
@@ -127,10 +132,10 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool
     origin = tags.get(Tag.RL_DATA_SOURCE)
     if path:
         return _load(context, artifact(run_id, path), keep_all, source=f"runs:/{run_id}/{path}")
-    own = f"runs:/{run_id}/{RL_DATA_FILE}"
-    if origin in (None, own):
-        origin = own
-        data = _load(context, artifact(run_id, RL_DATA_FILE), keep_all, source=own)
+    if origin is None or origin in {f"runs:/{run_id}/{name}" for name in (RL_DATA_FILE, LARGE_RL_DATA_FILE)}:
+        file = LARGE_RL_DATA_FILE if LARGE_RL_DATA_FILE in list_artifacts(run_id, "") else RL_DATA_FILE
+        origin = f"runs:/{run_id}/{file}"
+        data = _load(context, artifact(run_id, file), keep_all, source=origin)
     else:
         data = read_rl_data(context, origin, keep_all)
     recorded = tags.get(Tag.RL_DATA_DIGEST, data.digest)  # a step that has just logged its data has not recorded it yet
@@ -145,6 +150,16 @@ def _load(context: Context, path: str | Path, keep_all: bool, source: str | None
     """Reads an RL data file and finds the training items that its indices mean."""
     data = load_rl_data(path, use_fallback=context.use_fallback, keep_records=keep_all, keep_dropped=keep_all, source=source)
     return match_items(data, context.resources.train, context.item_order)
+
+
+def log_rl_data(groups: Sequence[Group], meta: Mapping[str, Any]) -> str:
+    """Logs RL data as an artifact of the active run, many trials as Parquet and fewer as JSON; returns their digest."""
+    large = sum(len(group.trials) for group in groups) > _MOST_TRIALS_IN_JSON
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (LARGE_RL_DATA_FILE if large else RL_DATA_FILE)
+        save_rl_data(path, groups, meta)
+        mlflow.log_artifact(str(path))
+        return load_rl_data(path).digest
 
 
 def recorded_settings(data: RLData) -> RolloutSettings:
@@ -163,12 +178,11 @@ def recorded_settings(data: RLData) -> RolloutSettings:
         for setting in fields(RolloutSettings)
         if setting.name in data.meta
     }
-    trials = [trial for group in data.groups for trial in group.trials]
-    shots = max((len(trial.pointer) for trial in trials), default=RolloutSettings.shots)
-    settings |= {"n_queries": len(data.groups), "shots": shots}
-    settings["gt_prob"] = any(trial.gt_prob is not None for trial in trials)
+    columns = as_columns(data.groups)
+    shots = int(columns.shots_T.max(initial=0)) or RolloutSettings.shots
+    settings |= {"n_queries": len(columns), "shots": shots, "gt_prob": not np.isnan(columns.gt_prob_T).all()}
     if data.vintage == "pools":  # in the older vintages, a pool is only what the pointers name
-        settings["pool_size"] = max(len(group.pool) for group in data.groups)
+        settings["pool_size"] = int(columns.pool_sizes_Q.max())
     recorded = RolloutSettings(**settings)
     check_settings(recorded)
     return recorded
@@ -218,14 +232,9 @@ def record_groups(
 
 
 def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
-    """Records the trials; logs ``rl_data.json``, its digest and its figures, those of the pools included."""
+    """Records the trials; logs them, their digest and their figures, those of the pools included."""
     groups, meta = record_groups(context, settings, selector, round_number)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / RL_DATA_FILE
-        save_rl_data(path, groups, meta)
-        data = load_rl_data(path)
-        mlflow.log_artifact(str(path))
-    record({Tag.RL_DATA_DIGEST: data.digest})
+    record({Tag.RL_DATA_DIGEST: log_rl_data(groups, meta)})
     trials = [trial for group in groups for trial in group.trials]
     figures = {
         "n_queries": len(groups),

@@ -6,8 +6,8 @@ S training items, D feature dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.objectives import zero_spread
+from lever_mlflow.trials.columns import GroupColumns, as_columns, check_scores
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.trials.rl_data import Group, RLData, check_items, check_scores, is_positive
+from lever_mlflow.trials.rl_data import Group, RLData, check_items
 
 __all__ = ["GroupBatch", "GroupTable", "filtered", "left_by_filters", "split_groups", "split_tables", "tabulate"]
 
@@ -129,7 +130,7 @@ class GroupTable:
         return float(rewards.std(ddof=1, dtype=np.float64)) if len(rewards) > 1 else 0.0
 
 
-def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[list[Group], list[Group]]:
+def split_groups(groups: Iterable[Group], val_share: float, seed: int) -> tuple[GroupColumns, GroupColumns]:
     """Splits the groups that have trials into training and validation queries, shuffled by ``seed``.
 
     At least one query goes to each side.
@@ -137,15 +138,16 @@ def split_groups(groups: Sequence[Group], val_share: float, seed: int) -> tuple[
     Raises:
         DataError: fewer than two queries have usable trials.
     """
-    usable = [group for group in groups if group.trials]
+    columns = as_columns(groups)
+    usable = np.flatnonzero(columns.sizes_Q)
     if len(usable) < 2:
         raise DataError(f"{len(usable)} queries have usable trials, but training needs at least 2; record more in a rollout")
     order = np.random.default_rng([seed, SeedStream.VALIDATION]).permutation(len(usable))
     n_val = min(max(1, round(val_share * len(usable))), len(usable) - 1)
-    return [usable[i] for i in order[n_val:]], [usable[i] for i in order[:n_val]]
+    return columns.selected(usable[order[n_val:]]), columns.selected(usable[order[:n_val]])
 
 
-def filtered(groups: Sequence[Group], settings: RceSettings | GrpoSettings) -> list[Group]:
+def filtered(groups: Iterable[Group], settings: RceSettings | GrpoSettings) -> GroupColumns:
     """Returns groups with those trials that ``filter_gen_methods`` keeps, without groups that have none of them.
 
     With ``require_positive_query``, groups without a positive trial among them are left out too.
@@ -153,22 +155,23 @@ def filtered(groups: Sequence[Group], settings: RceSettings | GrpoSettings) -> l
     Raises:
         DataError: no trial is of one of the methods, or no group is left.
     """
-    methods, positive = settings.filter_gen_methods, settings.require_positive_query
-    present = {trial.gen_method for group in groups for trial in group.trials}
+    columns, methods, positive = as_columns(groups), settings.filter_gen_methods, settings.require_positive_query
+    present = {columns.method_names[code]: code for code in np.unique(columns.methods_T).tolist()}
     for method in methods:
         if method not in present:
             raise DataError(
                 f"filter_gen_methods: no trial of the training queries has the gen_method {method!r}; "
                 f"their methods are {', '.join(sorted(present))}"
             )
-    kept = [replace(group, trials=tuple(t for t in group.trials if t.gen_method in methods or not methods)) for group in groups]
-    kept = [group for group in kept if (is_positive(group.trials) if positive else group.trials)]
-    if not kept:
+    kept_T = np.isin(columns.methods_T, [present[method] for method in methods or present])
+    needed_T = kept_T & (columns.correct_T == 1.0) if positive else kept_T
+    rows = np.flatnonzero(np.bincount(columns.owners_T[needed_T], minlength=len(columns)))
+    if not len(rows):
         raise DataError(
             f"require_positive_query=true leaves no training query{' with filter_gen_methods' if methods else ''}; leave the "
             "filters out, or record trials with mine_positives or search_positives"
         )
-    return kept
+    return columns.selected(rows, kept_T)
 
 
 def left_by_filters(data: RLData, settings: RceSettings | GrpoSettings, seed: int) -> str:
@@ -184,12 +187,12 @@ def left_by_filters(data: RLData, settings: RceSettings | GrpoSettings, seed: in
         groups = filtered(all_groups, settings)
     except DataError as error:
         raise DataError(f"{data.source}: {error}") from None
-    trials, all_trials = (sum(len(group.trials) for group in some) for some in (groups, all_groups))
-    return f"{len(groups):,} of {len(all_groups):,} training queries with {trials:,} of {all_trials:,} trials"
+    trials = f"{groups.n_trials:,} of {all_groups.n_trials:,} trials"
+    return f"{len(groups):,} of {len(all_groups):,} training queries with {trials}"
 
 
 def split_tables(
-    groups: Sequence[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, reward: Reward, seed: int
+    groups: Iterable[Group], features_SD: np.ndarray, settings: RceSettings | GrpoSettings, reward: Reward, seed: int
 ) -> tuple[GroupTable, GroupTable]:
     """Returns the tables of the training and of the validation queries.
 
@@ -203,7 +206,7 @@ def split_tables(
     return tabulate(train, features_SD, reward, top_k=settings.top_k), tabulate(val, features_SD, reward)
 
 
-def tabulate(groups: Sequence[Group], features_SD: np.ndarray, reward: Reward, *, top_k: int = 0) -> GroupTable:
+def tabulate(groups: Iterable[Group], features_SD: np.ndarray, reward: Reward, *, top_k: int = 0) -> GroupTable:
     """Puts groups into a table.
 
     Args:
@@ -218,43 +221,55 @@ def tabulate(groups: Sequence[Group], features_SD: np.ndarray, reward: Reward, *
             pointers differ in length.
         ParameterError: a trial lacks a score that the reward takes.
     """
-    K = _shots(groups)
-    check_scores(groups, reward)
-    for group in groups:
-        check_items(group, len(features_SD))
-        _check_positions(group)
-    rewards, pointers = zip(*(_best_trials(group, reward, top_k) for group in groups), strict=True)
-    sizes_Q = np.array([len(rewards_G) for rewards_G in rewards])
-    pool_sizes_Q = np.array([len(group.pool) for group in groups])
-    pools_QN = np.zeros((len(groups), pool_sizes_Q.max()), dtype=np.int64)
-    pointers_QGK = np.tile(np.arange(K), (len(groups), sizes_Q.max(), 1))  # padding: any valid pointer
-    rewards_QG = np.zeros((len(groups), sizes_Q.max()), dtype=np.float32)
-    for q, group in enumerate(groups):
-        pools_QN[q, : pool_sizes_Q[q]] = group.pool
-        pointers_QGK[q, : sizes_Q[q]], rewards_QG[q, : sizes_Q[q]] = pointers[q], rewards[q]
-    query_ids_Q = np.array([group.query_id for group in groups])
-    return GroupTable(query_ids_Q, pools_QN, pool_sizes_Q, pointers_QGK, rewards_QG, sizes_Q, features_SD)
+    columns = as_columns(groups)
+    K = _shots(columns)
+    check_scores(columns, reward)
+    _check_items(columns, len(features_SD))
+    _check_positions(columns)
+    rewards_T = columns.rewards_T(reward)
+    best_T = _best_trials(columns, rewards_T, top_k)
+    owners_T, pointers_TK = columns.owners_T[best_T], columns.pointers_X.reshape(-1, K)[best_T]
+    sizes_Q = np.bincount(owners_T, minlength=len(columns))
+    places_T = np.arange(len(best_T)) - np.repeat(np.cumsum(sizes_Q) - sizes_Q, sizes_Q)  # of each trial in its group
+    places_P = np.arange(len(columns.pools_P)) - columns.pool_starts_Q[columns.owners_P]
+    pools_QN = np.zeros((len(columns), columns.pool_sizes_Q.max()), dtype=np.int64)
+    pools_QN[columns.owners_P, places_P] = columns.pools_P
+    pointers_QGK = np.tile(np.arange(K), (len(columns), sizes_Q.max(), 1))  # padding: any valid pointer
+    pointers_QGK[owners_T, places_T] = pointers_TK
+    rewards_QG = np.zeros((len(columns), sizes_Q.max()), dtype=np.float32)
+    rewards_QG[owners_T, places_T] = rewards_T[best_T]
+    return GroupTable(columns.query_ids_Q, pools_QN, columns.pool_sizes_Q, pointers_QGK, rewards_QG, sizes_Q, features_SD)
 
 
-def _shots(groups: Sequence[Group]) -> int:
+def _shots(columns: GroupColumns) -> int:
     """Returns the length that all pointers have."""
-    lengths = {len(trial.pointer) for group in groups for trial in group.trials}
+    lengths = np.unique(columns.shots_T).tolist()
     if len(lengths) != 1:
-        raise DataError(f"the file holds pointers of {sorted(lengths)} shots; keep the trials of one number of shots")
-    return lengths.pop()
+        raise DataError(f"the file holds pointers of {lengths} shots; keep the trials of one number of shots")
+    return int(lengths[0])
 
 
-def _check_positions(group: Group) -> None:
-    highest = max(position for trial in group.trials for position in trial.pointer)
-    if highest >= len(group.pool):
+def _check_items(columns: GroupColumns, n_items: int) -> None:
+    """Checks that all queries and candidates are among the training items; errors as ``check_items``."""
+    query_outside_Q = (columns.query_ids_Q < 0) | (columns.query_ids_Q >= n_items)
+    outside_P = (columns.pools_P < 0) | (columns.pools_P >= n_items)
+    for row in sorted([*np.flatnonzero(query_outside_Q)[:1].tolist(), *columns.owners_P[outside_P][:1].tolist()]):
+        check_items(columns[row], n_items)
+
+
+def _check_positions(columns: GroupColumns) -> None:
+    rows_X = np.repeat(columns.owners_T, columns.shots_T)
+    outside_X = (columns.pointers_X < 0) | (columns.pointers_X >= columns.pool_sizes_Q[rows_X])
+    for place in np.flatnonzero(outside_X)[:1]:
+        row = rows_X[place]
         raise DataError(
-            f"query {group.query_id}: a pointer names position {highest}, but its pool has {len(group.pool)} "
-            "candidates; take the query out, or record it again"
+            f"query {columns.query_ids_Q[row]}: a pointer names position {columns.pointers_X[place]}, but its pool has "
+            f"{columns.pool_sizes_Q[row]} candidates; take the query out, or record it again"
         )
 
 
-def _best_trials(group: Group, reward: Reward, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rewards and pointers of the trials with the ``top_k`` highest rewards, or of all trials if it is 0."""
-    rewards_G = group.rewards_G(reward)
-    best = np.sort(np.argsort(-rewards_G, kind="stable")[: top_k or len(rewards_G)])
-    return rewards_G[best], group.pointers_GK[best]
+def _best_trials(columns: GroupColumns, rewards_T: np.ndarray, top_k: int) -> np.ndarray:
+    """Returns the trials with the ``top_k`` highest rewards of each group, or all trials if it is 0, in their order."""
+    order = np.lexsort((-rewards_T, columns.owners_T))
+    ranks = np.arange(len(order)) - columns.trial_starts_Q[columns.owners_T]
+    return np.sort(order[ranks < top_k]) if top_k else np.arange(len(order))

@@ -12,16 +12,16 @@ from typing import Any
 
 from lever_mlflow.exceptions import DataError
 
-__all__ = ["finite_number", "positions_in_pool", "shown", "train_indices", "whole_numbers"]
+__all__ = ["LARGEST_INDEX", "finite_number", "positions_in_pool", "shown", "train_indices", "whole_numbers"]
 
-_LARGEST_INDEX = 10**18 - 1  # a train index fits 64 bits
+LARGEST_INDEX = 10**18 - 1  # a train index fits 64 bits
 
 
 def whole_numbers(name: str, value: Any) -> tuple[int, ...]:
     """Returns a list of whole numbers of up to 18 digits as a tuple; ``true`` and ``1.0`` are no whole numbers."""
     if not isinstance(value, list) or not set(map(type, value)) <= {int}:
         raise DataError(f"{name} is {shown(value)}, expected a list of whole numbers")
-    if value and (max(value) > _LARGEST_INDEX or min(value) < -_LARGEST_INDEX):
+    if value and (max(value) > LARGEST_INDEX or min(value) < -LARGEST_INDEX):
         raise DataError(f"{name} is {shown(value)}, which holds a number of more than 18 digits")
     return tuple(value)
 

@@ -18,10 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import AUTO, ItemOrder
-from lever_mlflow.trials.rl_data import Group, ItemMatch, RLData, Trial
+from lever_mlflow.trials.columns import GroupColumns, as_columns, looked_up
+from lever_mlflow.trials.rl_data import ItemMatch, RLData
 
 __all__ = ["LEFT_OUT", "OTHER_ITEM", "match_items"]
 
@@ -43,37 +46,49 @@ def match_items(data: RLData, train: Sequence[Sample], item_order: ItemOrder = "
         DataError: the file tells no order and none is given, the given order is not that of the question ids in the file, one
             index has two question ids, or no query of the file is in the data set.
     """
-    recorded = _recorded_ids(data.groups, data.source)
+    columns = as_columns(data.groups)
+    recorded = _recorded_ids(columns, data.source)
     order: Literal["ids", "file", "question_id"]
-    n_checked = sum("question_id" in group.query for group in data.groups)
-    if n_checked == len(data.groups) and all(group.pool_question_ids is not None for group in data.groups):
+    n_checked = sum("question_id" in query for query in columns.queries_Q)
+    if n_checked == len(columns) and columns.has_question_ids_Q.all():
         order, item_of = "ids", _items_by_id(recorded, train)
     else:
         order = _order(data, recorded, train, item_order)
         item_of = dict(enumerate(range(len(train)) if order == "file" else _rows_by_question_id(train)))
-    converted = [_converted(group, item_of, train) for group in data.groups]
-    groups = sorted(
-        (new for new, group in zip(converted, data.groups, strict=True) if new and (new.trials or not group.trials)),
-        key=lambda group: group.query_id,
-    )
-    n_other = sum(group is None for group in converted)
-    if n_other == len(converted):
+    groups, n_other = _converted(columns, item_of, train)
+    if n_other == len(columns):
         where = "in the data set" if order == "ids" else "the question that the data set has at its index"
         raise DataError(f"{data.source}: none of the {n_other} queries is {where}; {_OTHER_DATA_SET}")
-    lost = sum(len(group.trials) for group in data.groups) - sum(len(group.trials) for group in groups)
+    lost = columns.n_trials - groups.n_trials
     return replace(
         data,
-        groups=tuple(groups),
+        groups=groups,
         digest=data.digest if n_checked or order == "file" else _digest_in_order(data.digest, order),
         dropped={**data.dropped, **({LEFT_OUT if order == "ids" else OTHER_ITEM: lost} if lost else {})},
-        match=ItemMatch(order, len(converted), n_checked, n_other),
+        match=ItemMatch(order, len(columns), n_checked, n_other),
     )
 
 
-def _recorded_ids(groups: Sequence[Group], source: str) -> dict[int, int]:
+def _recorded_ids(columns: GroupColumns, source: str) -> dict[int, int]:
     """Returns the question id of each index for which the RL data record it."""
+    named_P = np.repeat(columns.has_question_ids_Q, columns.pool_sizes_Q)
+    indices, places = np.unique(columns.pools_P[named_P], return_inverse=True)
+    ids = np.zeros(len(indices), dtype=np.int64)
+    ids[places] = columns.question_ids_R
+    recorded = dict(zip(indices.tolist(), ids.tolist(), strict=True))
+    queries = list(zip(columns.query_ids_Q.tolist(), columns.queries_Q, strict=True))
+    of_queries = {query_id: query["question_id"] for query_id, query in queries if "question_id" in query}
+    agree = len(of_queries) == sum("question_id" in query for _, query in queries)
+    agree &= bool((ids[places] == columns.question_ids_R).all())
+    if not agree or any(recorded.get(index, question_id) != question_id for index, question_id in of_queries.items()):
+        _refuse_two_ids(columns, source)
+    return recorded | of_queries
+
+
+def _refuse_two_ids(columns: GroupColumns, source: str) -> None:
+    """Raises a DataError that names the first index that has two question ids."""
     recorded: dict[int, int] = {}
-    for group in groups:
+    for group in columns:
         ids = dict(zip(group.pool, group.pool_question_ids or (), strict=False))
         if "question_id" in group.query:
             ids[group.query_id] = group.query["question_id"]
@@ -83,7 +98,6 @@ def _recorded_ids(groups: Sequence[Group], source: str) -> dict[int, int]:
                     f"{source}: query {group.query_id}: item {index} has the question ids {recorded[index]} and {question_id}; "
                     "the file mixes RL data of different data sets or orders; merge their files with the step merge"
                 )
-    return recorded
 
 
 def _items_by_id(recorded: Mapping[int, int], train: Sequence[Sample]) -> dict[int, int]:
@@ -126,41 +140,52 @@ def _agreeing(recorded: Mapping[int, int], question_ids: Sequence[int]) -> int:
     return sum(index < len(question_ids) and question_ids[index] == recorded_id for index, recorded_id in recorded.items())
 
 
-def _converted(group: Group, item_of: Mapping[int, int], train: Sequence[Sample]) -> Group | None:
-    """Returns a group with the training items that its indices mean; None where its query is not in the data set.
+def _converted(columns: GroupColumns, item_of: Mapping[int, int], train: Sequence[Sample]) -> tuple[GroupColumns, int]:
+    """Returns the groups with the training items that their indices mean, and how many queries the data set lacks.
 
-    Candidates that the data set lacks are taken from the pool, and with them the trials that show one of them.
+    Candidates that the data set lacks are taken from their pools, and with them the trials that show one of them. A query that
+    loses all trials by that is left out too. Positions outside the pool stay outside, because the data gate reports them.
     """
-    query = item_of.get(group.query_id)
-    if query is None or group.query.get("question_id", train[query].question_id) != train[query].question_id:
-        return None
-    kept = [position for position, index in enumerate(group.pool) if index in item_of]
-    pool = tuple(item_of[group.pool[position]] for position in kept)
-    trials = group.trials
-    if len(kept) < len(group.pool):
-        trials = _moved(trials, kept, len(group.pool))
-    return replace(
-        group,
-        query_id=query,
-        pool=pool,
-        trials=trials,
-        query={**group.query, "question_id": train[query].question_id, "image_id": train[query].image_id},
-        pool_question_ids=tuple(train[item].question_id for item in pool),
+    known = np.array(sorted(item_of), dtype=np.int64)
+    items = np.array([item_of[index] for index in known.tolist()], dtype=np.int64)
+    items_Q, items_P = (looked_up(indices, known, items) for indices in (columns.query_ids_Q, columns.pools_P))
+    ids = [train[item].question_id for item in items_Q.tolist()]  # of any item where the query has none
+    pairs = zip(columns.queries_Q, ids, strict=True)
+    found_Q = (items_Q >= 0) & np.array([query.get("question_id", own) == own for query, own in pairs], dtype=bool)
+    stays_P = items_P >= 0
+    stays_T, pointers_X = _moved(columns, stays_P)
+    ids_of_train = np.array([sample.question_id for sample in train])
+    changed = replace(
+        columns,
+        query_ids_Q=items_Q,
+        queries_Q=[
+            {**query, "question_id": train[item].question_id, "image_id": train[item].image_id}
+            for query, item in zip(columns.queries_Q, items_Q.tolist(), strict=True)
+        ],
+        pool_sizes_Q=np.bincount(columns.owners_P[stays_P], minlength=len(columns)),
+        pools_P=items_P[stays_P],
+        has_question_ids_Q=np.ones(len(columns), dtype=bool),
+        question_ids_R=ids_of_train[items_P[stays_P]],
+        pointers_X=pointers_X,
     )
+    left_Q = np.bincount(columns.owners_T[stays_T], minlength=len(columns))
+    rows = np.flatnonzero(found_Q & ((left_Q > 0) | (columns.sizes_Q == 0)))
+    return changed.selected(rows, stays_T).in_order(), int((~found_Q).sum())
 
 
-def _moved(trials: Sequence[Trial], kept: Sequence[int], pool_size: int) -> tuple[Trial, ...]:
-    """Returns the trials that show kept candidates only, with their pointers as positions among these.
-
-    Positions outside the pool stay outside, because the data gate reports them.
-    """
-    moved = {position: new for new, position in enumerate(kept)}
-    moved_trials = []
-    for trial in trials:
-        if all(position in moved or not 0 <= position < pool_size for position in trial.pointer):
-            pointer = tuple(moved.get(position, position) for position in trial.pointer)
-            moved_trials.append(replace(trial, pointer=pointer))
-    return tuple(moved_trials)
+def _moved(columns: GroupColumns, stays_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which trials show only candidates that stay, and all pointers as positions among these."""
+    owners_X = np.repeat(np.arange(columns.n_trials), columns.shots_T)
+    rows_X = columns.owners_T[owners_X]
+    inside_X = (columns.pointers_X >= 0) & (columns.pointers_X < columns.pool_sizes_Q[rows_X])
+    place_X = columns.pool_starts_Q[rows_X[inside_X]] + columns.pointers_X[inside_X]
+    stays_T = np.ones(columns.n_trials, dtype=bool)
+    stays_T[owners_X[inside_X][~stays_P[place_X]]] = False
+    gone_before_P = np.cumsum(~stays_P) - ~stays_P  # in all pools
+    gone_before_P -= np.repeat(np.append(gone_before_P, 0)[columns.pool_starts_Q], columns.pool_sizes_Q)  # in its own pool
+    pointers_X = columns.pointers_X.copy()
+    pointers_X[inside_X] -= gone_before_P[place_X]
+    return stays_T, pointers_X
 
 
 def _digest_in_order(digest: str, order: str) -> str:

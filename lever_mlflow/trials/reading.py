@@ -11,35 +11,35 @@ is written:
 
 A query without a pool gets the sorted set of all indices that its pointers name as its pool.
 
-A file is read query by query. By default a trial keeps only what training needs, which takes about 0.2 kB of memory, where
-the file has 0.5 kB.
+A file is read query by query, into columns. By default a trial keeps only what training needs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.strict_json import iterate_object
+from lever_mlflow.files.text import looked_for
+from lever_mlflow.trials.canonical import CANONICAL
+from lever_mlflow.trials.columns import ColumnsBuilder, GroupColumns
 from lever_mlflow.trials.fields import finite_number, positions_in_pool, shown, train_indices, whole_numbers
+from lever_mlflow.trials.ordinary import EVAL_MODES, UNKNOWN_METHOD, ordinary_trials
+from lever_mlflow.trials.parquet import entries, is_parquet, read_meta, tables
+from lever_mlflow.trials.parquet_columns import OrdinaryTable, ordinary_table
 from lever_mlflow.trials.rl_data import POOL_IDS, POOL_QUESTION_IDS, Group, RLData, Trial
 
 __all__ = ["load_rl_data"]
 
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # an index has one spelling and fits 64 bits
-_EVAL_MODES = ("vqaEval", "fallback", "error")
 _DIGEST_CHARS = 32  # MLflow accepts at most 36
 _QUERY_IDS = ("question_id", "image_id")
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-
-_Value = TypeVar("_Value", bound=Hashable)
 
 
 def load_rl_data(
@@ -69,12 +69,29 @@ def load_rl_data(
     path = Path(path)
     remedy = {"missing": "give rl_data=FILE or run the rollout step", "damaged": "copy it again or run the rollout step"}
     reader = _Reader(path, use_fallback, keep_records, keep_dropped)
-    for key, entry in iterate_object(path, **remedy):
-        reader.read(key, entry)
-    groups = tuple(sorted(reader.finish(), key=lambda group: group.query_id))
-    if not groups:
+    if is_parquet(path):
+        _read_parquet(path, reader, columnwise=not (keep_records or keep_dropped), missing=remedy["missing"])
+    else:
+        for key, entry in iterate_object(path, **remedy):
+            reader.read(key, entry)
+    groups = reader.finish()
+    if not len(groups):
         raise DataError(f"{path}: no queries; run the rollout step to make RL data")
     return RLData(groups, reader.digest(), reader.vintage, reader.dropped(), reader.meta, source or str(path))
+
+
+def _read_parquet(path: Path, reader: _Reader, columnwise: bool, missing: str) -> None:
+    """Reads a Parquet file, ordinary tables of it column by column if that is asked for."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file{looked_for(path)}; {missing}")
+    reader.meta = read_meta(path)
+    for first_row, table in tables(path):
+        ordinary = ordinary_table(table, reader.use_fallback) if columnwise else None
+        if ordinary is not None:
+            reader.add_table(ordinary, first_row)
+            continue
+        for row, key, entry in entries(path, table, first_row):
+            reader.read(key, entry, row)
 
 
 @dataclass
@@ -82,43 +99,43 @@ class _Queries:
     """Holds the queries of one kind: those that have a pool, or those that have none.
 
     Attributes:
-        groups: the queries with their trials.
+        columns: the queries with their trials.
         n_trials: number of trials, dropped ones included.
         dropped: number of trials that are not used, by reason.
         error: what is wrong with the first query that cannot be read.
     """
 
-    groups: list[Group] = field(default_factory=list)
+    columns: ColumnsBuilder
     n_trials: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     error: DataError | None = None
 
 
 class _Reader:
-    """Turns the entries of a file into groups, one by one.
+    """Puts the entries of a file into columns, one by one.
 
-    Equal values are stored once, which saves memory because a file has few different ones.
+    The trials of an ordinary query are read all at once (``ordinary_trials``). Where anything else is in a query, such as an
+    error, its trials are read one by one, which takes several times as long and tells the place.
     """
 
     def __init__(self, path: Path, use_fallback: bool, keep_records: bool, keep_dropped: bool) -> None:
         self.path, self.use_fallback, self.keep_records, self.keep_dropped = path, use_fallback, keep_records, keep_dropped
         self.meta: dict[str, Any] = {}
-        self._with_pool, self._without_pool = _Queries(), _Queries()
+        self._with_pool, self._without_pool = (_Queries(ColumnsBuilder(keep_records)) for _ in range(2))
         self._pointer_field = ""  # of queries without a pool, as the first of them tells it
         self._digests: dict[str, bytes] = {}
         self._fallback_used = False
-        self._shared: defaultdict[type, dict[Any, Any]] = defaultdict(dict)  # by type, because 1 and 1.0 are equal
 
     @property
     def vintage(self) -> str:
         """Returns the vintage of the queries that were read."""
-        if self._with_pool.groups:
+        if len(self._with_pool.columns):
             return "pools"
         return "pointer_pos" if self._pointer_field == "pointer_pos" else "pointers"
 
     def dropped(self) -> dict[str, int]:
         """Returns the number of trials that are not used, by reason."""
-        if not self._with_pool.groups:
+        if not len(self._with_pool.columns):
             return dict(self._without_pool.dropped)
         without_pool = {"no_pool": self._without_pool.n_trials} if self._without_pool.n_trials else {}
         return {**self._with_pool.dropped, **without_pool}
@@ -130,8 +147,27 @@ class _Reader:
             total.update(key.encode() + b"\0" + self._digests[key])
         return total.hexdigest()[:_DIGEST_CHARS]
 
-    def read(self, key: str, entry: Any) -> None:
+    def add_table(self, table: OrdinaryTable, first_row: int) -> None:
+        """Adds the queries of a table, of which the first stands in the given row of the file; errors as ``read``."""
+        for query_id, digest in zip(table.columns.query_ids_Q.tolist(), table.digests, strict=True):
+            self._check_new(str(query_id), first_row)
+            self._digests[str(query_id)] = digest
+        self._with_pool.columns.extend(table.columns)
+        self._with_pool.n_trials += table.n_trials
+        self._with_pool.dropped.update(table.dropped)
+        self._fallback_used |= table.fallback_used
+
+    def _check_new(self, key: str, row: int) -> None:
+        if key in self._digests:
+            raise DataError(
+                f"{self.path}: query {key} has trials in rows that do not stand together (from row {row} on); sort the rows by "
+                "train_index"
+            )
+
+    def read(self, key: str, entry: Any, row: int | None = None) -> None:
         """Adds one entry of the file. An error in the trials of a query without a pool waits, as such queries may be dropped.
+
+        ``row`` is the row in which the entry begins, in a file that has rows.
 
         Raises:
             DataError: it is not a query of one of the vintages; the message names the place.
@@ -142,7 +178,9 @@ class _Reader:
                 raise DataError(f"{self.path}: _meta holds a JSON {kind}, expected an object; correct or remove it")
             self.meta = entry
             return
-        place = f"{self.path}: query {key[:40]!r}"
+        if row is not None:
+            self._check_new(key, row)
+        place = f"{self.path}: {'' if row is None else f'rows from {row} on: '}query {key[:40]!r}"
         try:
             _check_form(key, entry)
         except DataError as error:
@@ -150,25 +188,35 @@ class _Reader:
         queries = self._with_pool if POOL_IDS in entry else self._without_pool
         queries.n_trials += len(entry["pointer_candidates"])
         try:
-            queries.groups.append(self._group(key, entry, queries))
+            self._add(key, entry, queries)
         except DataError as error:
             located = DataError(f"{place}: {error}")
             if queries is self._with_pool:
                 raise located from None
             queries.error = queries.error or located
-        self._digests[key] = hashlib.sha256(_CANONICAL.encode(entry).encode()).digest()
+        self._digests[key] = hashlib.sha256(CANONICAL.encode(entry).encode()).digest()
 
-    def finish(self) -> list[Group]:
-        """Returns the groups of the queries with a pool, or where none has one, all groups.
+    def finish(self) -> GroupColumns:
+        """Returns the queries with a pool, or where none has one, all queries, ordered by train index.
 
         Raises:
             DataError: no query has a pool, and one of them cannot be read.
         """
-        if self._with_pool.groups:
-            return self._with_pool.groups
+        if len(self._with_pool.columns):
+            return self._with_pool.columns.columns().in_order()
         if self._without_pool.error:
             raise self._without_pool.error
-        return self._without_pool.groups
+        return self._without_pool.columns.columns().in_order()
+
+    def _add(self, key: str, entry: Mapping[str, Any], queries: _Queries) -> None:
+        """Adds a query with its usable trials to the columns, and counts the others."""
+        records, pool = entry["pointer_candidates"], entry.get(POOL_IDS)
+        trials = ordinary_trials(records, pool)
+        if pool is None or trials is None:
+            queries.columns.add(self._group(key, entry, queries))
+            return
+        queries.columns.add_query(int(key), pool, self._query(entry), self._pool_question_ids(entry, pool))
+        queries.columns.add_trials(trials, records)
 
     def _group(self, key: str, entry: Mapping[str, Any], queries: _Queries) -> Group:
         """Returns a query with its usable trials, and counts the others."""
@@ -195,7 +243,7 @@ class _Reader:
     def _pool_question_ids(self, entry: Mapping[str, Any], pool: Sequence[int]) -> tuple[int, ...] | None:
         if POOL_QUESTION_IDS not in entry:
             return None
-        ids = self._indices(POOL_QUESTION_IDS, entry[POOL_QUESTION_IDS])
+        ids = whole_numbers(POOL_QUESTION_IDS, entry[POOL_QUESTION_IDS])
         if len(ids) != len(pool):
             raise DataError(f"{POOL_QUESTION_IDS} holds {len(ids)} ids for {len(pool)} candidates; run the rollout step again")
         return ids
@@ -205,7 +253,7 @@ class _Reader:
     ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
         """Returns the pointers of all trials as positions in the pool, and the pool as train indices."""
         has_pool = POOL_IDS in entry
-        pool = self._indices(POOL_IDS, entry[POOL_IDS]) if has_pool else ()
+        pool = whole_numbers(POOL_IDS, entry[POOL_IDS]) if has_pool else ()
         if not has_pool and records:
             self._pointer_field = self._pointer_field or ("pointer" if "pointer" in records[0] else "pointer_pos")
         items: dict[int, int] = {}  # of the unknown pool
@@ -221,7 +269,7 @@ class _Reader:
             pool = tuple(sorted({index for pointer in pointers for index in pointer}))
             position = {index: i for i, index in enumerate(pool)}
             pointers = [tuple(position[index] for index in pointer) for pointer in pointers]
-        return [self._once(pointer) for pointer in pointers], pool
+        return pointers, pool
 
     def _trial(self, record: Mapping[str, Any], pointer: tuple[int, ...], queries: _Queries) -> Trial | None:
         """Returns a trial, or None where it is dropped.
@@ -231,8 +279,8 @@ class _Reader:
         failed, mode = record.get("eval_failed", False), record.get("vqa_eval_mode", "vqaEval")
         if not isinstance(failed, bool):
             raise DataError(f"eval_failed is {shown(failed)}, expected true or false")
-        if mode not in _EVAL_MODES:
-            raise DataError(f"vqa_eval_mode is {shown(mode)}, expected one of {', '.join(_EVAL_MODES)}")
+        if mode not in EVAL_MODES:
+            raise DataError(f"vqa_eval_mode is {shown(mode)}, expected one of {', '.join(EVAL_MODES)}")
         method = record.get("gen_method")
         if not isinstance(method, str | None):
             raise DataError(f"gen_method is {shown(method)}, expected a name")
@@ -246,23 +294,15 @@ class _Reader:
         gt_prob, rel_score = record.get("vqa_gt_prob"), record.get("vqa_rel_score")
         return Trial(
             pointer=pointer,
-            correct=self._once(finite_number("vqa_correct", record.get("vqa_correct") if scored else 0)),
-            accuracy=self._once(finite_number("vqa_acc_score", record.get("vqa_acc_score") if scored else 0)),
-            gen_method=self._once(method or "unknown"),
-            eval_mode=self._once(mode),
+            correct=finite_number("vqa_correct", record.get("vqa_correct") if scored else 0),
+            accuracy=finite_number("vqa_acc_score", record.get("vqa_acc_score") if scored else 0),
+            gen_method=method or UNKNOWN_METHOD,
+            eval_mode=mode,
             eval_failed=failed,
             gt_prob=None if gt_prob is None else finite_number("vqa_gt_prob", gt_prob),
             rel_score=None if rel_score is None else finite_number("vqa_rel_score", rel_score),
             record=record if self.keep_records else None,
         )
-
-    def _indices(self, name: str, value: Any) -> tuple[int, ...]:
-        indices = whole_numbers(name, value)
-        return tuple(map(self._shared[int].setdefault, indices, indices))
-
-    def _once(self, value: _Value) -> _Value:
-        """Returns the stored value that is equal to this one."""
-        return self._shared[type(value)].setdefault(value, value)
 
 
 def _check_form(key: str, entry: Any) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lever_mlflow.exceptions import DataError, ParameterError
+from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
-from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, missing_score, rewards
+from lever_mlflow.trials import parquet
+from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward, rewards
 
 __all__ = [
     "POOL_IDS",
@@ -22,9 +23,9 @@ __all__ = [
     "RLData",
     "Trial",
     "check_items",
-    "check_scores",
     "is_positive",
     "save_rl_data",
+    "write_rl_data",
 ]
 
 POOL_IDS, POOL_QUESTION_IDS = "candidate_pool_ids", "candidate_question_ids"  # fields of a query in a file
@@ -131,7 +132,8 @@ class RLData:
     """Holds the groups of one file.
 
     Attributes:
-        groups: one group per query, ordered by train index, with its usable trials only.
+        groups: one group per query, ordered by train index, with its usable trials only; read from a file, they are held as
+            ``columns.GroupColumns``.
         digest: digest of the content of all queries and trials, 32 hex characters. It covers every field as it stands in the
             file, indices and question ids among them. It does not depend on the order of keys, on whitespace or on ``_meta``.
             The same file has another digest where fallback trials of it are used, and where the user said that its indices
@@ -145,7 +147,7 @@ class RLData:
         origin: as ``source``, with the whole path of a file, so that it can be given from any folder.
     """
 
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
     digest: str
     vintage: str
     dropped: Mapping[str, int]
@@ -173,43 +175,47 @@ def check_items(group: Group, n_items: int, source: str = "") -> None:
         )
 
 
-def check_scores(groups: Iterable[Group], reward: Reward) -> None:
-    """Checks that all trials have the scores that a reward takes.
-
-    Raises:
-        ParameterError: a trial lacks one; the message names the query, the trial's pointer and the field.
-    """
-    for name in reward.fields:
-        attribute = name.removeprefix("vqa_")
-        for group in groups:
-            for trial in group.trials:
-                if getattr(trial, attribute) is None:
-                    place = f"query {group.query_id}: the trial with pointer {list(trial.pointer)} has no {name}"
-                    raise ParameterError(f"{place}, but {missing_score(reward, name)}")
-
-
 def is_positive(trials: Iterable[Trial]) -> bool:
     """Returns whether any of the trials is correct."""
     return any(trial.correct == 1.0 for trial in trials)
 
 
 def save_rl_data(path: str | Path, groups: Iterable[Group], meta: Mapping[str, Any]) -> None:
-    """Writes groups in the newest vintage; the file is there as a whole or not at all.
+    """Writes groups in the newest vintage, as Parquet where the path ends in ``.parquet`` and as JSON otherwise.
+
+    The file is there as a whole or not at all.
 
     Raises:
         ValueError: a score is NaN or infinite; or a trial was read without its record, which would be lost.
     """
-    content: dict[str, Any] = {"_meta": dict(meta)}
-    for group in groups:
-        question_ids = {} if group.pool_question_ids is None else {POOL_QUESTION_IDS: list(group.pool_question_ids)}
-        content[str(group.query_id)] = {
-            "query": dict(group.query),
-            POOL_IDS: list(group.pool),
-            **question_ids,
-            "pointer_candidates": [_trial_record(group.pool, trial) for trial in group.trials],
-        }
-    with whole_file(Path(path)) as file:
-        json.dump(content, file, allow_nan=False)
+    write_rl_data(Path(path), ((str(group.query_id), _entry(group)) for group in groups), meta)
+
+
+def write_rl_data(path: Path, content: Iterable[tuple[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> None:
+    """Writes RL data from the train index and the object of each query, as ``save_rl_data`` does.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    if path.suffix == parquet.SUFFIX:
+        parquet.write_entries(path, content, meta)
+        return
+    with whole_file(path) as file:
+        file.write(f'{{"_meta": {json.dumps(dict(meta), allow_nan=False)}')
+        for key, entry in content:
+            file.write(f", {json.dumps(key)}: {json.dumps(entry, allow_nan=False)}")
+        file.write("}")
+
+
+def _entry(group: Group) -> dict[str, Any]:
+    """Returns what the file holds of a query."""
+    question_ids = {} if group.pool_question_ids is None else {POOL_QUESTION_IDS: list(group.pool_question_ids)}
+    return {
+        "query": dict(group.query),
+        POOL_IDS: list(group.pool),
+        **question_ids,
+        "pointer_candidates": [_trial_record(group.pool, trial) for trial in group.trials],
+    }
 
 
 def _trial_record(pool: tuple[int, ...], trial: Trial) -> dict[str, Any]:

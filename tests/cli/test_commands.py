@@ -1,8 +1,10 @@
 """The command ``lever-mlflow``: all steps in one group, quick help, completion, and errors as one line."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -13,11 +15,12 @@ from lever_mlflow.cli.commands import cli
 from lever_mlflow.cli.launching import launch
 from lever_mlflow.cli.step_commands import COMMANDS
 from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
+from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.trials.rl_data import Group, Trial, save_rl_data
 from lever_mlflow.vlm.answer_cache import AnswerCache
 
 STEPS = ["main", "rollout", "merge", "validate", "rce", "grpo", "evaluate", "compare", "promote", "rollback", "status"]
-STEPS += ["merge-answers"]
+STEPS += ["convert", "merge-answers"]
 HEAVY = {"torch", "mlflow", "pandas", "numpy", "transformers", "great_expectations", "accelerate", "pydantic"}
 
 
@@ -131,6 +134,14 @@ def test_what_is_wrong_is_said_before_a_rollout_begins(arguments, error, mlflow_
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow.note.content"] == f"failed: {result.exception}"
+
+
+def test_rl_data_are_converted(good_rl_data, tmp_path):
+    data = load_rl_data(good_rl_data)
+    for source, target in ((good_rl_data, "rl.parquet"), (str(tmp_path / "rl.parquet"), "again.json")):
+        result = CliRunner().invoke(cli, ["convert", source, str(tmp_path / target)])
+        assert result.output == f"{tmp_path / target}: 60 queries with 540 usable trials, digest {data.digest}\n"
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(Path(good_rl_data).read_text())
 
 
 def test_answers_of_other_machines_are_merged(tmp_path):

@@ -8,9 +8,11 @@ import pytest
 from helpers.projects import run_step
 
 from lever_mlflow.exceptions import GateError, ParameterError
+from lever_mlflow.pipeline import rollout
 from lever_mlflow.pipeline.merging import merge_step
 from lever_mlflow.pipeline.rollout import read_rl_data
 from lever_mlflow.settings import GateSettings
+from lever_mlflow.trials.converting import convert
 
 
 @pytest.fixture
@@ -41,6 +43,24 @@ def test_merged_data_are_those_of_the_parts_and_pass_the_gate(local, halves, goo
     assert run.data.tags["lever.gate"] == "pass"
     n_trials = sum(map(len, expected)) - 1
     assert run.data.tags["mlflow.note.content"] == f"2 parts: {len(data.groups)} queries, {n_trials:,} trials"
+
+
+def test_many_trials_are_merged_into_parquet_whatever_form_the_parts_have(local, halves, tmp_path, monkeypatch):
+    context = local()
+    small = run_step(lambda: merge_step(context, halves))
+    convert(halves[1], tmp_path / "b.parquet")
+    monkeypatch.setattr(rollout, "_MOST_TRIALS_IN_JSON", 538)
+    large = run_step(lambda: merge_step(local(item_order="file"), [halves[0], str(tmp_path / "b.parquet")]))
+    names = [{item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)} for run in (small, large)]
+    assert [{name for name in found if name.startswith("rl_data.")} for found in names] == [
+        {"rl_data.json"},
+        {"rl_data.parquet"},
+    ]
+    of_json, of_parquet = (read_rl_data(context, run.info.run_id) for run in (small, large))
+    assert of_parquet.groups == of_json.groups
+    assert of_parquet.digest == of_json.digest == large.data.tags["lever.rl_data_digest"]
+    assert of_parquet.source == f"runs:/{large.info.run_id}/rl_data.parquet"
+    assert read_rl_data(context, large.info.run_id, keep_all=True).dropped == {"eval_failed": 1}
 
 
 def test_the_gate_judges_the_whole(local, halves):

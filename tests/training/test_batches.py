@@ -8,8 +8,11 @@ import pytest
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.training.batches import filtered, left_by_filters, split_groups, split_tables, tabulate
+from lever_mlflow.trials.columns import as_columns
+from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.trials.rl_data import Group, RLData, Trial
+from lever_mlflow.trials.rl_data import Group, RLData, Trial, save_rl_data
+from tests.helpers.trainings import run_grpo, run_rce
 
 
 def test_groups_of_different_sizes_share_a_batch(problem):
@@ -32,7 +35,7 @@ def test_the_spread_of_rewards_is_that_of_the_whole_step(problem):
 def test_queries_are_split_once_and_completely(problem):
     train, val = split_groups(problem.groups, 0.2, seed=3)
     assert len(val) == 24
-    assert sorted(g.query_id for g in train + val) == list(range(120))
+    assert sorted(g.query_id for g in (*train, *val)) == list(range(120))
     assert [g.query_id for g in val] == [g.query_id for g in split_groups(problem.groups, 0.2, seed=3)[1]]
 
 
@@ -152,3 +155,24 @@ def test_groups_that_do_not_fit_are_refused(problem, change, message):
     assert len(problem.features_SD) == 300
     with pytest.raises(DataError, match=message):
         problem.table([replace(problem.groups[0], **change), problem.groups[1]])
+
+
+@pytest.mark.parametrize("train", [run_rce, run_grpo])
+def test_training_on_both_forms_gives_the_same_weights(problem, tmp_path, train):
+    epochs = []
+    for name in ("rl.json", "rl.parquet"):
+        save_rl_data(tmp_path / name, problem.groups, {})
+        groups = load_rl_data(tmp_path / name).groups
+        epochs.append(train(problem._replace(groups=groups))[0])
+    assert epochs[0].repeatable == epochs[1].repeatable
+    assert epochs[0].digest == train(problem)[0].digest
+
+
+def test_columns_give_the_groups_that_they_were_made_of(problem):
+    columns = as_columns(problem.groups)
+    assert list(columns) == list(problem.groups)
+    assert columns[3:5] == problem.groups[3:5]
+    assert columns[-1] == problem.groups[-1]
+    assert columns != problem.groups[:-1]
+    with pytest.raises(IndexError):
+        columns[len(problem.groups)]

@@ -6,9 +6,9 @@ import pytest
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.settings import REWARD_MODES
+from lever_mlflow.trials.columns import check_scores
 from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.trials.rewards import Reward, rewards
-from lever_mlflow.trials.rl_data import check_scores
 
 CORRECT, ACCURACY = np.array([1, 0, 1]), np.array([1.0, 0.3, 0.6])
 GT_PROB, REL_SCORE = np.array([0.5, 0.1, 0.2]), np.array([0.9, -0.4, 0.7])
