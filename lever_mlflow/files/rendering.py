@@ -38,7 +38,8 @@ def render(template: str, /, **values: object) -> str:
 def markdown_text(text: str) -> str:
     """Escapes a text so that Markdown shows it as it is: nothing in it is a tag, a link, the border of a table or emphasis."""
     one_line = re.sub(r"\s+", " ", text.replace("```", "'''"))
-    escaped = re.sub(r"([\\`*|]|(?<=\])[(:\[])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;")
+    escaped = re.sub(r"([\\`*|]|(?<=\])[(:\[])", r"\\\1", one_line).replace("&", "&amp;")
+    escaped = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped)  # before anything else it begins no tag
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)  # within a word it is no emphasis
 
 
