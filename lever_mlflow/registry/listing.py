@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from mlflow.entities.model_registry import ModelVersion
@@ -46,12 +46,9 @@ def table(name: str, versions: Sequence[ListedVersion]) -> str:
 
 
 def _place(row: ListedVersion) -> tuple[float, int]:
-    """Returns what versions are ordered by; those of others, or with a beta that somebody made no number, come last."""
-    try:
-        beta = float(row.version.tags[VersionTag.KL_BETA]) if is_ours(row.version) else math.inf
-    except ValueError:
-        beta = math.inf
-    return (math.inf if math.isnan(beta) else beta), int(row.version.version)
+    """Returns what versions are ordered by: beta, then number. Those that no evaluation registered come last."""
+    beta = float(row.version.tags[VersionTag.KL_BETA]) if is_ours(row.version) else inf
+    return beta, int(row.version.version)
 
 
 def _row(row: ListedVersion, by_shots: Mapping[int, float], shots: Sequence[int]) -> list[str]:
