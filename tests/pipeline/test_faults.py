@@ -183,6 +183,7 @@ def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
     assert int(project.client.get_run(run.info.run_id).data.tags["lever.state_epoch"]) >= 2
 
 
+@pytest.mark.slow
 def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_data, monkeypatch):
     line = local()
     data = read_rl_data(line, good_rl_data)
@@ -210,6 +211,7 @@ def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_d
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeypatch, caplog):
     line = local()
     data = read_rl_data(line, good_rl_data)
@@ -229,6 +231,7 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     assert not (unsent / run.info.run_id).exists()
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_said(local, good_rl_data, monkeypatch, caplog):
     line = local()
     data = read_rl_data(line, good_rl_data)

@@ -145,6 +145,7 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     assert validation.data.tags["lever.gate"] == "warning"  # as there are few queries
 
 
+@pytest.mark.slow
 def test_a_filtered_training_weighs_and_records_what_it_was_trained_on(local, good_rl_data):
     plain, weighted = local(), local(reward_weights={"hard": 2.0})
     data = find_rl_data(plain, good_rl_data)
@@ -213,6 +214,7 @@ def what_is_registered_again_is_not_logged_again(line, grpo_run, settings):
     assert MlflowClient().get_model_version_by_alias(NAME, "kl-0-12").version in (2, "2")
 
 
+@pytest.mark.slow
 def test_other_checkpoints_are_evaluated_beside_the_epochs(local, good_rl_data, tmp_path):
     line = local()
     data = find_rl_data(line, good_rl_data)
@@ -265,6 +267,7 @@ def test_a_damaged_record_of_a_verdict_is_replaced(local, bad_rl_data, caplog):
     assert line.startswith(f"validate (run {run.info.run_id}) is not used again: its gate.json has ")
 
 
+@pytest.mark.slow
 def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_data):
     line = local(gate=GateSettings(on_bad_data="warn"))
     data = find_rl_data(line, bad_rl_data)
@@ -286,6 +289,7 @@ def test_an_override_is_a_tag_on_runs_checkpoints_and_versions(local, bad_rl_dat
     assert (version.tags["gate_override"], version.tags["start_gate_override"]) == (reason, reason)
 
 
+@pytest.mark.slow
 def test_nothing_is_registered_from_overridden_data_unless_that_is_asked(local, bad_rl_data, caplog):
     line = local(gate=GateSettings(on_bad_data="warn"))
     data = find_rl_data(line, bad_rl_data)
@@ -331,6 +335,7 @@ def test_nothing_is_registered_from_a_training_that_changed_no_picks(local, good
     assert not MlflowClient().search_registered_models()
 
 
+@pytest.mark.slow
 def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_data):
     line = local()
     good = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
