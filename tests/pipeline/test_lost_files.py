@@ -71,7 +71,7 @@ def test_an_experiment_whose_artifact_folder_was_moved_runs_again(line, tmp_path
     assert experiment(line) == first
     start = start_of_run(first["rce"])
     (tmp_path / "artifacts").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=f"run {first['grpo']}: its artifact facts.json is gone; restore the folder of its artifacts"):
+    with pytest.raises(DataError, match=f"run {first['grpo']}: its artifact facts.json is gone; restore the folder"):
         find_grpo(line, first["grpo"], 0.12)
     with pytest.raises(CheckpointError, match="the files of this model are gone; run the training again with rerun=true"):
         checkpoint_folder(start)
