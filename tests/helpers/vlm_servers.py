@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,6 +78,7 @@ class Script(ThreadingHTTPServer):
 
     def __init__(self, chat, models, base="/v1"):
         self.chat, self.models, self.base, self.bodies, self.headers, self.paths = chat, models, base, [], [], []
+        self.counting = threading.Lock()
         super().__init__(("127.0.0.1", 0), ScriptHandler)
         self.root = f"http://127.0.0.1:{self.server_port}"
         self.url = self.root + base
@@ -94,10 +96,12 @@ class ScriptHandler(BaseHTTPRequestHandler):
     def do_POST(self):
         self.server.paths.append(self.path)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
+        with self.server.counting:  # requests come in several threads, and each number is that of one request
+            self.server.bodies.append(body)
+            number = len(self.server.bodies)
         self.server.headers.append(self.headers)
         there = self.path.partition("?")[0] == f"{self.server.base}/chat/completions"
-        self.reply(self.server.chat(body, len(self.server.bodies)) if there else (404, {"detail": "Not Found"}))
+        self.reply(self.server.chat(body, number) if there else (404, {"detail": "Not Found"}))
 
     def reply(self, what):
         status, content, headers = (*what, {})[:3] if isinstance(what, tuple) else (200, what, {})
