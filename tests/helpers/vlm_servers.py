@@ -75,6 +75,7 @@ class Script(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait; the usual 5 are fewer than the requests that come at once
 
     def __init__(self, chat, models, base="/v1"):
         self.chat, self.models, self.base, self.bodies, self.headers, self.paths = chat, models, base, [], [], []
