@@ -227,11 +227,11 @@ def test_a_run_counts_poor_answers(script, mlflow_store, cache_dir, caplog):
         run = run_step(lambda: rollout_step(context, RolloutSettings(n_queries=2, random_pointers=1)))
     metrics = run.data.metrics
     answers = metrics["vlm/answers"]
-    assert metrics["vlm/answers_failed"] >= 1  # a busy machine may lose a connection, which is asked for again
+    assert metrics["vlm/answers_failed"] == 1
     assert metrics["vlm/answers_empty"] > 0
     assert metrics["vlm/answers_cut"] > 0
     counts = ", ".join(f"{metrics[f'vlm/answers_{kind}']:.0f} {kind}" for kind in ("cut", "empty", "failed"))
-    assert f"rollout: of {answers + metrics['vlm/answers_failed']:.0f} replies of the VLM's server: {counts}" in caplog.messages
+    assert f"rollout: of {answers + 1:.0f} replies of the VLM's server: {counts}" in caplog.messages
     assert facts(run)["vlm_served"] == "m"
 
 
