@@ -54,6 +54,17 @@ REQUESTS, BATCHES, AFTER_FIRST, RELOADS = 200, 10, 20, 5
 
 
 @contextmanager
+def temporary_store() -> Iterator[tuple[str, Path]]:
+    """Opens an empty MLflow store for as long as the block lasts, and gives its URI and the folder that it is in."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("serving", (folder / "artifacts").as_uri()))
+        yield uri, folder
+
+
+@contextmanager
 def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, Callable[[], float]]]:
     """Starts a server; yields its URL, the seconds until it was ready, and what measures its memory in MB."""
     with socket.socket() as probe:
@@ -226,11 +237,7 @@ def main(rows: int, starts: int, pools: str) -> None:
     if pools:
         print_pool_requests(pools, Encoder(resources.encoder_folder))
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("serving", (folder / "artifacts").as_uri()))
+    with temporary_store() as (uri, folder):
         retriever, checkpoint = log_models(resources, folder)
         model, all_rows = mlflow.pyfunc.load_model(f"models:/{retriever}"), rows_of(resources, rows)
         first_body = json.dumps({"inputs": all_rows[IMAGES][:1]}).encode()

@@ -15,22 +15,19 @@ import io
 import json
 import random
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import click
-import mlflow
 import numpy as np
 from PIL import Image
 
-from benchmarks.serving import bodies_of, log_models, rows_of, served
+from benchmarks.serving import bodies_of, log_models, rows_of, served, temporary_store
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.resources import Resources
 
@@ -162,11 +159,7 @@ def loaded(
 def main(clients: int, seconds: int) -> None:
     """Measures and prints the table; ends with status 1 where a reply was wrong."""
     resources = Resources(cache_dir=default_cache_dir())
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("serving", (folder / "artifacts").as_uri()))
+    with temporary_store() as (uri, folder):
         retriever, _ = log_models(resources, folder)
         rows = rows_of(resources, 100)
         good = [body for of_kind in rows.values() for body in bodies_of(of_kind)]

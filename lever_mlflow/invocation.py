@@ -122,7 +122,10 @@ def _form() -> Form:
 
 
 def _store() -> str:
-    """Returns the setting of the store where it is not MLflow's default; a URI that may hold a password is left out."""
+    """Returns the beginning of a pasted command that names MLflow's store, such as ``MLFLOW_TRACKING_URI=http://host:5000 ``.
+
+    It is empty where MLflow finds the store by itself, and where the URI could hold a password.
+    """
     uri, default = _present.store, ("", "sqlite:///mlflow.db", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     return "" if uri in default or "@" in uri or "?" in uri else f"{_STORE}={shlex.quote(uri)} "
 

@@ -334,9 +334,9 @@ class RlDataSettings:
     use_fallback: bool = option(False, help="Whether trials that only the fallback metric could score are used as well.")
     item_order: ItemOrder = option(
         "auto",
-        help="Order of the training items in which the indices of an RL data file count. The question ids in the file tell it, "
-        "which auto relies on; a file without them needs file (the order of the questions file) or question_id (sorted by "
-        "question id, as Lever-Plus sorts them).",
+        help="Order of the training items that the indices in an RL data file refer to. With auto, the question ids in the "
+        "file tell it. A file without question ids needs file, the order of the questions file, or question_id, the order by "
+        "question id, which Lever-Plus uses.",
     )
 
 
@@ -398,7 +398,7 @@ class RolloutSettings:
         at_least=0,
         help="Largest number of pointers to items of the whole training set that are tried for a query that still has no "
         "correct trial; 0 searches none. Items that show a right answer of the query are tried first. A demonstration that "
-        "makes the query positive replaces an item of its pool.",
+        "makes the VLM answer correctly replaces an item in the pool of that query.",
     )
     gt_prob: bool = option(
         False,
@@ -495,15 +495,16 @@ class GrpoSettings:
         above=0,
         below=1,
         predecessor=0.2,
-        help="Lower clip bound of the probability ratio, given as epsilon in 1 - epsilon. The ratio compares the policy "
-        "with the one that the round began with, so the bounds limit how far a whole round can move the policy.",
+        help="Lower bound to which GRPO clips the probability ratio, as the epsilon in 1 - epsilon. The ratio is the "
+        "probability of a pointer under the policy, divided by that under the policy at the start of the round. So the bounds "
+        "limit how far one round can move the policy.",
     )
     epsilon_high: float = option(
         5.0,
         at_least=0,
         predecessor=0.0,
-        help="Upper clip bound of the probability ratio, given as epsilon_high in 1 + epsilon_high; 0 means epsilon. "
-        "An epsilon that is set alone bounds the ratio on both sides.",
+        help="Upper bound to which GRPO clips the probability ratio, as the epsilon_high in 1 + epsilon_high. With 0 it equals "
+        "epsilon. An epsilon that is set alone bounds the ratio on both sides.",
     )
     scale_rewards: ScaleRewards = option(
         "group", help="Standard deviation that advantages are divided by: that of the group, of the batch, or none."
@@ -703,8 +704,8 @@ class OutputSettings:
     verbose: bool = option(
         False,
         short="v",
-        help="Whether to print more than how each step starts and ends. Then the log also lists all expectations of the data "
-        "gate, says how many answers the cache held, and names the runs that verdicts were taken from.",
+        help="Whether to print details beside the lines at the start and the end of each step: all expectations of the data "
+        "gate, the number of answers that were in the cache, and the runs that verdicts were taken from.",
     )
 
 

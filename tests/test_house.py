@@ -1,9 +1,10 @@
-"""Rules of this house that no linter checks: short functions, documented public names, commands that start at once."""
+"""Rules of this house that no linter checks: short functions, documented names, commands that start at once, no archives."""
 
 import ast
 import subprocess
 import sys
 
+import pytest
 from helpers.projects import ROOT
 
 LONGEST = 60
@@ -56,3 +57,13 @@ def test_entry_points_import_nothing_heavy_before_they_have_read_their_options()
     code += f"    print(name, *sorted(set({HEAVY}) & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.splitlines() == ENTRY_POINTS
+
+
+def test_git_holds_no_archives_and_only_the_embedded_models_are_large():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this folder is no clone")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert not [path.name for path in files if path.suffix in {".whl", ".gz", ".zip", ".tar"}]
+    large = {str(path.parent.relative_to(ROOT)) for path in files if path.stat().st_size > 1_000_000}
+    assert large == {"lever_mlflow/mini/clip", "lever_mlflow/mini/vlm"}

@@ -1,4 +1,4 @@
-"""Names the kinds of items of a data set that cannot be used, counts such items, and says what is wrong with the first ones."""
+"""Describes the items of a data set that cannot be used: names for the kinds of faults, counts of each, and some examples."""
 
 from __future__ import annotations
 

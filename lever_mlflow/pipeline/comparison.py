@@ -152,7 +152,7 @@ def _results(evaluations: Mapping[str, Evaluation], trained: Mapping[str, Mappin
 
 
 def _common(values: Iterable[str]) -> str:
-    """Returns the value that all runs share; nothing where they differ."""
+    """Returns the value if all of the values are equal, else an empty text."""
     different = {*values}
     return different.pop() if len(different) == 1 else ""
 

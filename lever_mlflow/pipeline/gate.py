@@ -92,7 +92,7 @@ def pass_gate(context: Context, data: RLData, result: gate.GateResult) -> dict[s
 
 
 def rl_data_figures(run_id: str) -> dict[str, float]:
-    """Returns the data gate's figures of the RL data that a training worked on, such as ``data/reward_mean``."""
+    """Returns the figures, such as ``data/reward_mean``, that the data gate computed of the RL data of a training run."""
     return read_json(run_id, FIGURES_FILE)
 
 

@@ -189,7 +189,7 @@ def _restorable(context: Context) -> str:
 
 
 def _user() -> str:
-    """Returns the name of the user as MLflow would note it on a run."""
+    """Returns the name of the user who runs this process, as MLflow writes it into the tag ``mlflow.user`` of runs."""
     return str(resolve_tags().get(MLFLOW_USER, "unknown"))
 
 

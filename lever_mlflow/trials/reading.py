@@ -1,6 +1,6 @@
-"""Reads RL data files.
+"""Reads RL data files, which are JSON or Parquet.
 
-There are four vintages of the file format, which the fields of a query and its trials tell apart. All are read, and the newest
+There are four vintages of the format, which the fields of a query and its trials tell apart. All are read, and the newest
 is written:
 
 * ``pools``: the query has ``candidate_pool_ids``; a trial's ``pointer`` holds positions in it, and ``pointer_global`` holds

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 from helpers import tiny_vlms
+from helpers.prompts import mini_prompts
 
 from lever_mlflow import mini
-from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.vlm.asking import Asker, AskerSettings
 from lever_mlflow.vlm.generic import GenericVLM
 from lever_mlflow.vlm.language_model import VlmName, check_language_model, open_language_model
@@ -24,9 +23,7 @@ SMALL = replace(PROFILES["generic"], min_pixels=56 * 56, max_pixels=64 * 64)
 @pytest.fixture(scope="module")
 def prompts(cache_dir):
     """Twelve prompts of 0 to 2 demonstrations."""
-    root = ensure_dataset(cache_dir)
-    train, val = load_split(root, "train"), load_split(root, "val")
-    return [Prompt(tuple(train[7 * i + j] for j in range(i % 3)), val[i]) for i in range(12)]
+    return mini_prompts(cache_dir, [0, 1, 2] * 4)
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.projects import ROOT, error_lines, facts, run_step
+from helpers.prompts import mini_prompts
 from helpers.servers import free_port
 from helpers.vlm_servers import NAME, TransformersServe, ask, cards, completion, failure, texts
 from PIL import Image
 
 from lever_mlflow import mini
-from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.exceptions import DataError, ParameterError, ServerError
 from lever_mlflow.files.cache_dir import CACHE_DIR
-from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import rollout_step
@@ -43,9 +42,7 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prompts(cache_dir):
     """24 prompts of 0, 1 and 3 demonstrations."""
-    root = ensure_dataset(cache_dir)
-    train, val = load_split(root, "train"), load_split(root, "val")
-    return [Prompt(tuple(train[7 * i + j] for j in range(shots)), val[i]) for i in range(8) for shots in (0, 1, 3)]
+    return mini_prompts(cache_dir, [0, 1, 3] * 8, each=3)
 
 
 def test_a_server_answers_as_the_local_model_does(served, prompts):

@@ -8,21 +8,19 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers.prompts import mini_prompts
 from helpers.vlm_servers import completion, texts
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lever_mlflow import mini
-from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.exceptions import ParameterError
-from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.pipeline.rollout import record_groups
 from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.vlm.profiles import PROFILES
-from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.qwen import QwenVLM
 from lever_mlflow.vlm.server import ServerVLM
 from lever_mlflow.vlm.server_replies import FailedReply
@@ -65,9 +63,7 @@ class PromptLogprobs:
 @pytest.fixture(scope="module")
 def prompts(cache_dir):
     """Six prompts of 0 to 2 demonstrations, whose annotators gave several answers."""
-    root = ensure_dataset(cache_dir)
-    train, val = load_split(root, "train"), load_split(root, "val")
-    return [Prompt(tuple(train[7 * i + j] for j in range(i % 3)), val[i]) for i in range(6)]
+    return mini_prompts(cache_dir, [0, 1, 2] * 2)
 
 
 @pytest.fixture(scope="module")
