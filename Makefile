@@ -45,6 +45,9 @@ lint: $(INSTALLED) ## Checks style, format, types, which package imports which, 
 	hadolint Dockerfile
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
+bench: $(INSTALLED) ## Runs all benchmarks at a small size and prints their ratios; ARGS="--page docs/performance.md" stores the table.
+	python -m benchmarks.ratios $(ARGS)
+
 gpu: $(INSTALLED) ## Measures speed, memory and records on a GPU against their targets; ARGS="--parts records" takes a part.
 	python -m benchmarks.gpu $(ARGS)
 

@@ -38,7 +38,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.bench import (
+from benchmarks.embedded import (
     DATA_SEED,
     RANDOM_DRAWS,
     SIMILARITY,

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -114,59 +114,86 @@ def shared_prefix(vlm: QwenVLM, prompts: Sequence[Prompt]) -> float:
     return 1 - sum(tokens.values()) / max(whole, 1)
 
 
-@click.command()
-@click.option(
-    "--sizes", default="10,20,40,80", show_default=True, help="nested numbers of questions; the predecessor's: 100,200,400,800"
-)
-@click.option("--num_beams", default=1, show_default=True, help="the embedded profile has 1, that of a Qwen2.5-VL 3")
-def main(sizes: str, num_beams: int) -> None:
-    """Print what each step brings."""
-    profile = replace(PROFILES["mini"], num_beams=num_beams)
+class Way(NamedTuple):
+    """Holds a way of answering the grid, and its seconds."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Holds the prompts of all cells of the grid, those that differ, and how often two policies pick the same 2 items."""
+
+    cells: list[Prompt]
+    different: list[Prompt]
+    same_picks: float
+
+    def ways(self, profile: PromptProfile, vlm: QwenVLM) -> Iterator[Way]:
+        """Answers the grid in one way after the other, each with one more improvement than the one before.
+
+        Raises:
+            AssertionError: a way gives other answers than the first one.
+        """
+        plain, again = PlainVLM(profile), QwenVLM(mini.VLM_PATH, "digest", profile)
+        for loading in (vlm, again):
+            _ = loading.loaded
+        plain.answers(self.cells[:1])
+        seconds, texts = timed(lambda: [plain.answers([cell])[0] for cell in self.cells])
+        expected = [texts[self.cells.index(prompt)] for prompt in self.different]
+        yield Way("one by one, every cell anew", seconds)
+        for name, answers in (
+            ("equal prompts once", lambda: [plain.answers([prompt])[0] for prompt in self.different]),
+            ("in batches", lambda: batched(again, plain, self.different)),
+            ("images encoded once, prompts read once", lambda: ordered(vlm.generate(self.different))),
+        ):
+            seconds, texts = timed(answers)
+            assert texts == expected, f"{name}: other answers"
+            yield Way(name, seconds)
+
+
+def make_grid(sizes: Sequence[int]) -> Grid:
+    """Makes the grid of nested sizes, 1 to 4 shots and 6 policies on the embedded default."""
     resources = Resources(cache_dir=default_cache_dir(), device="cpu")
-    counts = [int(size) for size in sizes.split(",")]
     train_table, val_table = resources.features("train"), resources.features("val")
-    questions = resources.val[: max(counts)]
+    questions = resources.val[: max(sizes)]
     pools_QN = np.stack([random_pool(resources.train, question, POOL_SIZE, SEED) for question in questions])
     queries_QD = val_table.fused_SD[[sample.index for sample in questions]]
     selectors = policies(train_table.fused_SD.shape[1])
     picks = {
         f"policy {i}": greedy_picks(s, queries_QD, pools_QN, train_table.fused_SD, max(SHOTS)) for i, s in enumerate(selectors)
     }
-    grid = [
+    cells = [
         Prompt(tuple(resources.train[item] for item in picks_QK[q, :k]), questions[q])
         for picks_QK in picks.values()
-        for size in counts
+        for size in sizes
         for k in SHOTS
         for q in range(size)
     ]
-    position = {item: i for i, item in enumerate(dict.fromkeys(grid))}
-    unique = list(position)
     same = np.mean([row.ordered for row in overlaps(picks, (2,))])
-    print(f"{torch.get_num_threads()} threads, {num_beams} beams; {len(grid)} prompts, {len(unique)} different;")
-    print(f"two policies pick the same 2 demonstrations for {same:.0%} of the questions\n")
-    plain = PlainVLM(profile)
-    ours, again = (QwenVLM(mini.VLM_PATH, "digest", profile) for _ in range(2))
-    for vlm in (ours, again):
-        _ = vlm.loaded
-    plain.answers(grid[:1])
-    steps = [
-        ("one by one, every cell anew", lambda: [plain.answers([item])[0] for item in grid]),
-        ("equal prompts once", lambda: [plain.answers([item])[0] for item in unique]),
-        ("in batches", lambda: batched(again, plain, unique)),
-        ("images encoded once, prompts read once", lambda: ordered(ours.generate(unique))),
-    ]
+    return Grid(cells, list(dict.fromkeys(cells)), float(same))
+
+
+@click.command()
+@click.option(
+    "--sizes", default="10,20,40,80", show_default=True, help="nested numbers of questions; the predecessor's: 100,200,400,800"
+)
+@click.option("--num_beams", default=1, show_default=True, help="the embedded profile has 1, that of a Qwen2.5-VL 3")
+def main(sizes: str, num_beams: int) -> None:
+    """Prints what each improvement brings."""
+    profile = replace(PROFILES["mini"], num_beams=num_beams)
+    grid, vlm = make_grid([int(size) for size in sizes.split(",")]), QwenVLM(mini.VLM_PATH, "digest", profile)
+    threads = torch.get_num_threads()
+    print(f"{threads} threads, {num_beams} beams; {len(grid.cells)} prompts, {len(grid.different)} different;")
+    print(f"two policies pick the same 2 demonstrations for {grid.same_picks:.0%} of the questions\n")
     print("| way | seconds | times as fast as before | in all |\n|---|---|---|---|")
-    results, seconds = [], []
-    for name, work in steps:
-        spent, texts = timed(work)
-        seconds.append(spent)
-        results.append(texts)
-        factor = f"{seconds[-2] / spent:.1f}" if len(seconds) > 1 else "1"
-        print(f"| {name} | {spent:.1f} | {factor} | {seconds[0] / spent:.1f} |", flush=True)
-    expected = [results[0][grid.index(item)] for item in unique]
-    for name, texts in zip((name for name, _ in steps[1:]), results[1:], strict=True):
-        assert texts == expected, f"{name}: other answers"
-    print(f"\nShared prefixes of demonstrations could save {shared_prefix(ours, unique):.0%} more of their tokens.")
+    seconds: list[float] = []
+    for way in grid.ways(profile, vlm):
+        seconds.append(way.seconds)
+        factor = f"{seconds[-2] / way.seconds:.1f}" if len(seconds) > 1 else "1"
+        print(f"| {way.name} | {way.seconds:.1f} | {factor} | {seconds[0] / way.seconds:.1f} |", flush=True)
+    saved = shared_prefix(vlm, grid.different)
+    print(f"\nShared prefixes of demonstrations could save {saved:.0%} more of their tokens.")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
-from benchmarks.bench import RANDOM_DRAWS, SIMILARITY, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
+from benchmarks.embedded import RANDOM_DRAWS, SIMILARITY, Bench, QuestionSet, append_row, as_rl_data, best_epoch, read_rows
 from lever_mlflow import gate
 from lever_mlflow.evaluation.policies import RANDOM
 from lever_mlflow.files.cache_dir import default_cache_dir

@@ -28,9 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ import torch
 import transformers
 
 from benchmarks.evaluation_grid import ordered
+from benchmarks.figures import Figure, at_least, at_most, chosen_parts, failed, figures_or_failure, print_table
 from benchmarks.generation import (
     MAX_SHOTS,
     attainable,
@@ -54,7 +55,6 @@ from benchmarks.generation import (
 from benchmarks.real_size import SIZES
 from benchmarks.training import compare_with_plain, difference_of_losses, make_data, make_features
 from lever_mlflow.evaluation.records import REPORT, EvaluationRecords
-from lever_mlflow.exceptions import first_line
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.qwen import QwenVLM
 
@@ -70,18 +70,7 @@ EXPERIMENT = {  # options of the embedded default, for at most a minute
     "n_selection": 20,
     "shots": "1,2",
 }
-FAILED = "failed"
 RECORD_KEY = ["policy", "draw", "part", "position", "shots"]
-
-
-class Figure(NamedTuple):
-    """Holds a measured value in words, its target and whether it is reached; a value without a target has none of the two."""
-
-    part: str
-    what: str
-    value: str
-    target: str = ""
-    reached: bool | None = None
 
 
 class Choices(NamedTuple):
@@ -100,11 +89,6 @@ class Outcome(NamedTuple):
     trials: dict[tuple[Any, ...], str]
     records: pd.DataFrame
     accuracy: float
-
-
-def at_least(part: str, what: str, value: float, target: float, form: str) -> Figure:
-    """Returns a figure that must reach a target."""
-    return Figure(part, what, format(value, form), f"at least {format(target, form)}", value >= target)
 
 
 # generation
@@ -226,8 +210,8 @@ def records(choices: Choices, folder: Path) -> Iterator[Figure]:
             named = f"{dtype}: the same {what} as on the CPU"
             yield at_least(part, named, share, SAME, ".1%") if targets else Figure(part, named, f"{share:.1%}")
         difference = abs(found.accuracy - expected.accuracy)
-        limit = (f"at most {POINTS:.1f}", difference <= POINTS) if targets else ()
-        yield Figure(part, f"{dtype}: difference of mean accuracy, points", f"{difference:.2f}", *limit)
+        named = f"{dtype}: difference of mean accuracy, points"
+        yield at_most(part, named, difference, POINTS, ".2f") if targets else Figure(part, named, f"{difference:.2f}")
 
 
 def processes(choices: Choices, folder: Path) -> Iterator[Figure]:
@@ -239,9 +223,7 @@ def processes(choices: Choices, folder: Path) -> Iterator[Figure]:
     running = [start_experiment(path, device, "float32") for path in folders]
     both = [finish(process, path) for process, path in zip(running, folders, strict=True)]
     together = time.perf_counter() - started
-    yield Figure(
-        part, "two at once, times as long as one", f"{together / seconds:.2f}", "at most 2.00", together <= 2 * seconds
-    )
+    yield at_most(part, "two at once, times as long as one", together / seconds, 2.0, ".2f")
     for name, outcome in zip(("first", "second"), both, strict=True):
         yield at_least(part, f"{name} of two: the same trials as alone", same_trials(alone, outcome), SAME, ".1%")
         yield at_least(part, f"{name} of two: the same records as alone", same_records(alone, outcome), SAME, ".1%")
@@ -260,21 +242,12 @@ def training(choices: Choices, folder: Path) -> Iterator[Figure]:
             plain = row
         elif row.batch == 1 and plain is not None:
             loss = difference_of_losses(plain, row)
-            yield Figure(part, f"{row.training}: difference of mean losses", f"{loss:.1e}", f"at most {LOSS:.0e}", loss <= LOSS)
+            yield at_most(part, f"{row.training}: difference of mean losses", loss, LOSS, ".1e")
 
 
 PARTS: dict[str, Callable[[Choices, Path], Iterator[Figure]]] = {
     function.__name__: function for function in (generation, records, processes, training)
 }
-
-
-def figures_or_failure(name: str, choices: Choices, folder: Path) -> Iterator[Figure]:
-    """Yields the figures of a part, and its error as the last one where it fails; the traceback goes to the error stream."""
-    try:
-        yield from PARTS[name](choices, folder)
-    except Exception as error:  # a figure that is missing must not cost the others, as a GPU may be at hand only once
-        traceback.print_exc()
-        yield Figure(name, FAILED, f"{type(error).__name__}: {first_line(error)}", "", False)
 
 
 @click.command()
@@ -286,22 +259,19 @@ def figures_or_failure(name: str, choices: Choices, folder: Path) -> Iterator[Fi
 @click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts to run, separated by commas.")
 def main(parts: str, **chosen: Any) -> None:
     """Prints the table."""
-    choices, names = Choices(**chosen), parts.split(",")
-    if unknown := set(names) - set(PARTS):
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}", param_hint="--parts")
+    choices, names = Choices(**chosen), chosen_parts(parts, PARTS)
     if choices.device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("PyTorch sees no CUDA device; --device cpu --size tiny tries the benchmark on a CPU")
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{device_name(choices.device)}, {datetime.now(UTC):%Y-%m-%d}, {versions}, size {choices.size}\n")
-    print("| part | what | value | target | reached |\n|---|---|---|---|---|", flush=True)
-    failed = False
+    sys.exit(int(failed(print_table(figures_of(names, choices)))))
+
+
+def figures_of(names: list[str], choices: Choices) -> Iterator[Figure]:
+    """Yields the figures of these parts, each of which has a temporary folder."""
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            for figure in figures_or_failure(name, choices, Path(folder)):
-                reached = {True: "yes", False: "no", None: ""}[figure.reached]
-                print(f"| {figure.part} | {figure.what} | {figure.value} | {figure.target} | {reached} |", flush=True)
-                failed |= figure.what == FAILED
-    sys.exit(int(failed))
+            yield from figures_or_failure(name, partial(PARTS[name], choices, Path(folder)))
 
 
 if __name__ == "__main__":

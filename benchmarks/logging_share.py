@@ -11,9 +11,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import mlflow
@@ -61,38 +61,52 @@ def timed(spent: dict[str, float], name: str, function: Callable[..., Any]) -> C
     return call
 
 
+class LoggedEpoch(NamedTuple):
+    """Holds the seconds of an epoch of training, and the seconds of each kind of logging beside it, as means over epochs."""
+
+    name: str
+    training: float
+    logging: dict[str, float]
+
+
+def measure(folder: Path, queries: int, epochs: int) -> Iterator[LoggedEpoch]:
+    """Trains RCE and then GRPO with a store in a folder, and yields what an epoch of each costs."""
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment("benchmark", artifact_location=f"{folder}/artifacts")
+    mlflow.set_experiment("benchmark")
+    resources = Resources(cache_dir=default_cache_dir())
+    write_data(folder / "data.json", queries, len(resources.train))
+    context = Context(resources)
+    data = read_rl_data(context, str(folder / "data.json"))
+    with steps.project_run("warm-up"):
+        start = training.start_of_run(steps.ensure(training.rce_step(context, data, RceSettings(epochs=1))))
+    spent: dict[str, float] = defaultdict(float)
+    training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
+    UnsentEpochs.log_state = timed(spent, "training state", UnsentEpochs.log_state)  # type: ignore[method-assign]
+    UnsentEpochs.save_state = timed(spent, "state on disk", UnsentEpochs.save_state)  # type: ignore[method-assign]
+    mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
+    for step in (
+        training.rce_step(context, data, RceSettings(epochs=epochs)),
+        training.round_step(context, data, start, GrpoSettings(epochs=epochs), training.RoundPlace()),
+    ):
+        spent.clear()
+        with steps.project_run(step.name) as run:
+            steps.run_here(step)
+        seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
+        yield LoggedEpoch(step.name, seconds / epochs, {name: value / epochs for name, value in spent.items()})
+
+
 @click.command()
 @click.option("--queries", default=640, show_default=True)
 @click.option("--epochs", default=5, show_default=True)
 def main(queries: int, epochs: int) -> None:
-    """Print the time of each kind of logging beside the time of training."""
+    """Prints the time of each kind of logging beside the time of training."""
     with tempfile.TemporaryDirectory() as folder:
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.create_experiment("benchmark", artifact_location=f"{folder}/artifacts")
-        mlflow.set_experiment("benchmark")
-        resources = Resources(cache_dir=default_cache_dir())
-        write_data(Path(folder) / "data.json", queries, len(resources.train))
-        context = Context(resources)
-        data = read_rl_data(context, str(Path(folder) / "data.json"))
-        with steps.project_run("warm-up"):
-            start = training.start_of_run(steps.ensure(training.rce_step(context, data, RceSettings(epochs=1))))
-        spent: dict[str, float] = defaultdict(float)
-        training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
-        UnsentEpochs.log_state = timed(spent, "training state", UnsentEpochs.log_state)  # type: ignore[method-assign]
-        UnsentEpochs.save_state = timed(spent, "state on disk", UnsentEpochs.save_state)  # type: ignore[method-assign]
-        mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
-        for step in (
-            training.rce_step(context, data, RceSettings(epochs=epochs)),
-            training.round_step(context, data, start, GrpoSettings(epochs=epochs), training.RoundPlace()),
-        ):
-            spent.clear()
-            with steps.project_run(step.name) as run:
-                steps.run_here(step)
-            seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
-            print(f"\n{step.name}: {epochs} epochs of {seconds / epochs:.2f} s\n\n| what | s per epoch | share of training |")
+        for epoch in measure(Path(folder), queries, epochs):
+            print(f"\n{epoch.name}: {epochs} epochs of {epoch.training:.2f} s\n\n| what | s per epoch | share of training |")
             print("|---|---|---|")
-            for name, value in spent.items():
-                print(f"| {name} | {value / epochs:.3f} | {value / seconds:.1%} |")
+            for name, value in epoch.logging.items():
+                print(f"| {name} | {value:.3f} | {value / epoch.training:.1%} |")
 
 
 if __name__ == "__main__":

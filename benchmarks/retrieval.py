@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -51,31 +52,44 @@ def exact(queries_QD: np.ndarray, items_SD: np.ndarray) -> np.ndarray:
     return nearest(queries_QD, items_SD, K, list(np.arange(len(queries_QD))[:, None]))
 
 
-def measured(search: Callable[[np.ndarray, np.ndarray], np.ndarray], *inputs: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Returns the result of a search, its seconds, and the peak of allocated memory in GB."""
+class Search(NamedTuple):
+    """Holds what a search found, its seconds, and the peak of allocated memory in GB."""
+
+    items_QK: np.ndarray
+    seconds: float
+    peak: float
+
+
+def measured(search: Callable[[np.ndarray, np.ndarray], np.ndarray], *inputs: np.ndarray) -> Search:
+    """Runs a search."""
     tracemalloc.start()
     started = time.perf_counter()
     result = search(*inputs)
     seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return result, seconds, peak / 1e9
+    return Search(result, seconds, peak / 1e9)
+
+
+def compare(items: int, queries: int) -> tuple[Search, Search]:
+    """Returns the plain search and ours, which must find the same items."""
+    with tempfile.TemporaryDirectory() as folder:
+        items_SD = make_items(Path(folder) / "items.npy", items)
+        queries_QD = np.array(items_SD[:queries])
+        expected, actual = measured(plain, queries_QD, items_SD), measured(exact, queries_QD, items_SD)
+    assert np.array_equal(actual.items_QK, expected.items_QK), "the sides find different items"
+    return expected, actual
 
 
 @click.command()
 @click.option("--items", default=1_000_000, show_default=True)
 @click.option("--queries", default=256, show_default=True)
 def main(items: int, queries: int) -> None:
-    """Compares time and memory of the plain search and of ours, which must find the same items."""
-    with tempfile.TemporaryDirectory() as folder:
-        items_SD = make_items(Path(folder) / "items.npy", items)
-        queries_QD = np.array(items_SD[:queries])
-        expected, plain_seconds, plain_peak = measured(plain, queries_QD, items_SD)
-        actual, seconds, peak = measured(exact, queries_QD, items_SD)
-    assert np.array_equal(actual, expected), "the sides find different items"
+    """Compares time and memory of the plain search and of ours."""
+    expected, actual = compare(items, queries)
     print(f"{items:,} items of {DIM}, {queries} queries, {K} nearest each\n")
     print("| side | seconds | times as fast | peak memory, GB |\n|---|---|---|---|")
-    print(f"| plain | {plain_seconds:.1f} | 1 | {plain_peak:.2f} |")
-    print(f"| nearest | {seconds:.1f} | {plain_seconds / seconds:.1f} | {peak:.2f} |")
+    for side, found in (("plain", expected), ("nearest", actual)):
+        print(f"| {side} | {found.seconds:.1f} | {expected.seconds / found.seconds:.1f} | {found.peak:.2f} |")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import click
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.bench import DATA_SEED, append_row, as_rl_data, best_epoch
+from benchmarks.embedded import DATA_SEED, append_row, as_rl_data, best_epoch
 from lever_mlflow.evaluation.answering import Answering
 from lever_mlflow.evaluation.policies import ZERO_SHOT
 from lever_mlflow.evaluation.question_set import QuestionSet

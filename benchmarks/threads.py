@@ -28,11 +28,11 @@ from typing import Any
 import click
 
 CORES = len(os.sched_getaffinity(0))
-ACTIVE, ONE = "active", "one thread"
+ACTIVE, PASSIVE, ONE = "active", "passive", "one thread"
 WAYS = {  # name -> environment
     # the number of turns that OpenMP takes where neither variable is set; it counts for more than the policy
     ACTIVE: {"OMP_NUM_THREADS": str(CORES), "GOMP_SPINCOUNT": "300000"},
-    "passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "passive"},
+    PASSIVE: {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "passive"},
     ONE: {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
 }
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -84,8 +84,8 @@ def measure(queries: int) -> dict[str, Any]:
     return found
 
 
-def print_rows(burners: int, queries: int, repeats: int) -> None:
-    """Measures all ways beside so many processes, and prints a row for each."""
+def epoch_seconds(burners: int, queries: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Returns the seconds of each epoch, by way and training, beside so many processes."""
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     digests: dict[str, set[str]] = defaultdict(set)
     with other_work(burners):
@@ -97,6 +97,11 @@ def print_rows(burners: int, queries: int, repeats: int) -> None:
                     if way != ONE:
                         digests[training].add(found[f"{training} digest"])
     assert all(len(found) == 1 for found in digests.values()), f"weights differ: {dict(digests)}"
+    return seconds
+
+
+def print_rows(burners: int, seconds: dict[str, dict[str, list[float]]]) -> None:
+    """Prints a row for each way."""
     base = {training: statistics.median(seconds[ACTIVE][training]) for training in TRAININGS}
     for way in WAYS:
         cells = []
@@ -120,7 +125,7 @@ def main(queries: int, burners: str, repeats: int, is_child: bool) -> None:
     columns = [f"{name}, {what}" for name in TRAININGS for what in ("s", "longest", "times as long as active")]
     print(f"| other processes | threads | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
     for count in burners.split(","):
-        print_rows(int(count), queries, repeats)
+        print_rows(int(count), epoch_seconds(int(count), queries, repeats))
 
 
 if __name__ == "__main__":

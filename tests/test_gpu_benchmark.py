@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import generation, gpu
+from benchmarks import figures, generation, gpu
 
 CHOICES = gpu.Choices(device="cpu", size="tiny", prompts=2, plain=1, queries=8)
 
@@ -51,8 +51,10 @@ def test_trials_and_records_are_compared_one_by_one():
 
 
 def test_a_target_is_reached_or_not():
-    assert gpu.at_least("part", "what", 0.5, 0.5, ".0%") == ("part", "what", "50%", "at least 50%", True)
-    assert gpu.at_least("part", "what", 19.96, 20.0, ".1f") == ("part", "what", "20.0", "at least 20.0", False)
+    assert figures.at_least("part", "what", 0.5, 0.5, ".0%") == ("part", "what", "50%", "at least 50%", True)
+    assert figures.at_least("part", "what", 19.96, 20.0, ".1f") == ("part", "what", "20.0", "at least 20.0", False)
+    assert figures.at_most("part", "what", 2.004, 2.0, ".2f") == ("part", "what", "2.00", "at most 2.00", False)
+    assert figures.at_most("part", "what", 2.0, 2.0, ".2f").reached
 
 
 def test_a_choice_that_cannot_be_run_is_one_line(monkeypatch):
@@ -66,11 +68,11 @@ def test_a_choice_that_cannot_be_run_is_one_line(monkeypatch):
 
 def test_a_part_that_fails_does_not_cost_the_others(monkeypatch):
     def broken(choices, folder):
-        yield gpu.Figure("records", "first", "1")
+        yield figures.Figure("records", "first", "1")
         raise ValueError("no such kernel\nand a second line")
 
     def whole(choices, folder):
-        yield gpu.Figure("training", "all", "2", "at least 1", True)
+        yield figures.Figure("training", "all", "2", "at least 1", True)
 
     monkeypatch.setattr(gpu, "PARTS", {"records": broken, "training": whole})
     result = CliRunner().invoke(gpu.main, ["--device", "cpu", "--parts", "records,training"])
@@ -85,7 +87,7 @@ def test_a_part_that_fails_does_not_cost_the_others(monkeypatch):
 @pytest.mark.slow
 def test_an_epoch_is_timed_on_both_sides(tmp_path):
     figures = list(gpu.training(CHOICES, tmp_path))
-    assert [(figure.target, figure.reached) for figure in figures if figure.target] == 2 * [("at most 1e-04", True)]
+    assert [(figure.target, figure.reached) for figure in figures if figure.target] == 2 * [("at most 1.0e-04", True)]
     rows = [figure for figure in figures if not figure.target]
     sides = ["plain, batch 1", "this project, batch 1", "this project, batch 8", "this project, batch 32"]
     assert [row.what.split(":")[0] for row in rows] == [f"{kind}, {side}" for kind in ("RCE", "GRPO") for side in sides]
