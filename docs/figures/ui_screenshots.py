@@ -38,8 +38,7 @@ def main(store: str = "sqlite:///mlflow.db", experiment: str = "demo") -> None:
     client = mlflow.MlflowClient()
     number = client.get_experiment_by_name(experiment).experiment_id
     top = newest(client, number, "main")[0]
-    children = client.search_runs([number], f"tags.`mlflow.parentRunId` = '{top.info.run_id}'")
-    runs = {step: [run for run in children if run.info.run_name.startswith(f"{step} beta")] for step in ("evaluate", "grpo")}
+    runs = {step: newest_of_each_beta(client, number, step) for step in ("evaluate", "grpo")}
     pages = {"report.png": (top.info.run_id, "report.html"), "answers.png": (runs["evaluate"][0].info.run_id, "answers.html")}
     for file, (run_id, path) in pages.items():
         page = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)
@@ -59,6 +58,12 @@ def main(store: str = "sqlite:///mlflow.db", experiment: str = "demo") -> None:
 def newest(client: mlflow.MlflowClient, number: str, step: str) -> list[mlflow.entities.Run]:
     """Returns the finished runs of a step, newest first."""
     return list(client.search_runs([number], f"tags.`lever.step` = '{step}' and attributes.status = 'FINISHED'"))
+
+
+def newest_of_each_beta(client: mlflow.MlflowClient, number: str, step: str) -> list[mlflow.entities.Run]:
+    """Returns the newest finished run of a step for each beta, in the order of the betas."""
+    runs = {run.data.params["kl_beta"]: run for run in reversed(newest(client, number, step))}
+    return [runs[kl_beta] for kl_beta in sorted(runs, key=float)]
 
 
 def listed(runs: list[mlflow.entities.Run], number: str) -> str:

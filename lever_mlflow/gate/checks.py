@@ -137,16 +137,16 @@ def _comparison(source: str, reference: str, checks: Sequence[Check], pairs: Map
         if check.suite in DRIFT_SUITES and not check.passed:
             failed.setdefault(check.name.removeprefix("drift_").removesuffix("_warning"), check)
     severities = {check.severity for check in failed.values()}
-    answer = "comparable"
+    answer = "can be compared"
     if "critical" in severities:
-        answer = "not comparable"
+        answer = "cannot be compared"
     elif "warning" in severities:
-        answer = "comparable with care"
+        answer = "can be compared with care"
     figures = [
         str(pairs[name]) if name in pairs else f"{name.replace('_', ' ')} {check.observed} (required {check.required})"
         for name, check in failed.items()
     ]
-    return f"{source} and {reference} are {answer}: {'; '.join(figures or map(str, pairs.values()))}"
+    return f"{source} and {reference} {answer}: {'; '.join(figures or map(str, pairs.values()))}"
 
 
 def _metrics(rl_data: RLData, data: _Tables, differences: pd.DataFrame | None) -> dict[str, float]:

@@ -91,16 +91,16 @@ def test_no_word_is_left_in_the_other_language(predecessor, language):
 def test_verdicts():
     better, worse, other = run(0.12, right(60)), run(0.15, right(40)), run(0.15, right(61))
     assert verdict(compared(better, worse), "en") == (
-        "Betas 0.12 and 0.15 are comparable. On these 100 questions, beta 0.12 is better than beta 0.15 by 20.00 points at "
+        "Betas 0.12 and 0.15 can be compared. On these 100 questions, beta 0.12 is better than beta 0.15 by 20.00 points at "
         "2 shots (tested on the same questions in pairs; corrected for 1 comparison)."
     )
     assert "beta 0.15 is better than beta 0.12" in verdict(compared(run(0.12, right(40)), run(0.15, right(60))), "en")
     assert verdict(compared(better, other), "en") == (
-        "Betas 0.12 and 0.15 are comparable. On these 100 questions, no difference between them is significant at any number "
+        "Betas 0.12 and 0.15 can be compared. On these 100 questions, no difference between them is significant at any number "
         "of shots."
     )
     confounded = compared(better, run(0.15, right(40), config={"lr": 1.0, "start": "rce epoch 4"}))
-    assert verdict(confounded, "en") == "Betas 0.12 and 0.15 are not comparable, because their runs also differ in lr."
+    assert verdict(confounded, "en") == "Betas 0.12 and 0.15 cannot be compared, because their runs also differ in lr."
     assert verdict(compared(better), "en") == "There is only one beta, 0.12, so there is nothing to compare it with."
 
 

@@ -63,7 +63,7 @@ def test_two_betas_with_confounders_and_sizes_of_which_they_share_one():
     assert ["beta", "0.15", "epoch", "1", "*", "-", "58.50"] in lines_of(facts)
     assert [(row.run, row.size, row.points) for row in facts.against_strongest] == [("0.15", 200, 1.25)]
     assert verdict(facts, "en") == (
-        "Betas 0.12 and 0.15 are not comparable, because their runs also differ in start_checkpoint."
+        "Betas 0.12 and 0.15 cannot be compared, because their runs also differ in start_checkpoint."
     )
     assert "The runs differ in start too: RCE epoch 5 (KL_BETA=0.12) and RCE epoch 2 (KL_BETA=0.15). " in page(facts)
     assert opening(facts, "en")[2].startswith("The runs differ in start too")
@@ -156,14 +156,14 @@ def test_two_plans_at_one_beta_that_differ_in_two_fields():
     facts = compared(*plans, vary=["lr"])
     assert (labels(facts), facts.reference) == (["lr 5e-06", "lr 5e-05"], "lr 5e-06")
     assert verdict(facts, "en") == (
-        "lr 5e-06 and lr 5e-05 are not comparable, because they do not only differ in lr but also in plan."
+        "lr 5e-06 and lr 5e-05 cannot be compared, because they do not only differ in lr but also in plan."
     )
-    assert choice(facts, "en") == "None, because the runs are not comparable. Compare runs that differ in nothing but lr."
+    assert choice(facts, "en") == "None, because the runs cannot be compared. Compare runs that differ in nothing but lr."
 
     facts = compared(*plans, vary=["lr", "plan"])
     assert facts.comparable
     assert verdict(facts, "en") == (
-        "lr 5e-06 and lr 5e-05 are comparable. On these 800 questions, no difference from lr 5e-06 is significant at any "
+        "lr 5e-06 and lr 5e-05 can be compared. On these 800 questions, no difference from lr 5e-06 is significant at any "
         "number of shots."
     )
     assert choice(facts, "en") == "None. No other run is shown to be better or worse than lr 5e-06."
@@ -178,7 +178,7 @@ def test_variants_at_one_beta():
     assert points == {"V4-1": 0.0, "V4-6": pytest.approx(-10.15), "STOP": pytest.approx(-0.65)}
     # the errors are sqrt((40 * 60 + 50.15 * 49.85) / 800) = 2.48 points at 1 shot, and 2.47 at 2 shots for 8.75 points
     assert verdict(facts, "en") == (
-        "plan5, V4-1, V4-6 and STOP are comparable. On these 800 questions, plan5 is better than V4-6 by 10.15 points at 1 "
+        "plan5, V4-1, V4-6 and STOP can be compared. On these 800 questions, plan5 is better than V4-6 by 10.15 points at 1 "
         "shot and plan5 is better than V4-6 by 8.75 points at 2 shots (tested with an upper bound on the error, because there "
         "are no records of single questions; corrected for 6 comparisons)."
     )

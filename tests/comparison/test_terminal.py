@@ -30,7 +30,7 @@ def test_summary_for_the_terminal():
         "which demonstration is picked matters for 62 % of these questions; for the others, all candidates are equally good"
     )
     assert lines[-2] == (
-        "Verdict: Betas 0.12 and 0.15 are comparable. On these 100 questions, beta 0.15 is better than beta 0.12 by 20.00 "
+        "Verdict: Betas 0.12 and 0.15 can be compared. On these 100 questions, beta 0.15 is better than beta 0.12 by 20.00 "
         "points at 2 shots (tested on the same questions in pairs; corrected for 1 comparison)."
     )
     assert lines[-1] == "Choice of KL_BETA: KL_BETA=0.15. Every other beta is significantly worse at some number of shots."

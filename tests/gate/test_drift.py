@@ -38,7 +38,7 @@ def test_data_compared_with_themselves_are_comparable():
     result = check(data(5), reference=data(5, source="b.json"))
     assert drift_checks(result) == {}
     assert result.comparison == (
-        "a.json and b.json are comparable: mean reward 0.9000 against 0.9000; positive trials 45.0 % against 45.0 %; "
+        "a.json and b.json can be compared: mean reward 0.9000 against 0.9000; positive trials 45.0 % against 45.0 %; "
         "positive queries 90.0 % against 90.0 %; queries without reward spread 10.0 % against 10.0 %"
     )
     assert result.metrics["data/drift_reward_mean"] == 0.0
@@ -62,11 +62,11 @@ def test_data_with_other_rewards_are_not():
         abs=1e-4,
     )
     assert result.comparison.startswith(
-        "a.json and b.json are not comparable: mean reward 0.3600 against 0.9000; positive trials 18.0 % against 45.0 %; "
+        "a.json and b.json cannot be compared: mean reward 0.3600 against 0.9000; positive trials 18.0 % against 45.0 %; "
         f"reward distribution {divergence:.4f} (required at most 0.05)"
     )
     with pytest.raises(
-        GateError, match=r"^a.json and b.json are not comparable: .*What to do: train both runs on the same RL data"
+        GateError, match=r"^a.json and b.json cannot be compared: .*What to do: train both runs on the same RL data"
     ):
         result.raise_if_critical()
     assert result.comparison in format_table(result).splitlines()
@@ -77,7 +77,7 @@ def test_small_differences_ask_for_care():
     result = check(data(5, accuracy=0.9), reference=data(5, source="b.json"), thresholds={"drift_reward_distribution": 9.0})
     # 45 % of the trials at 1.9 instead of 2.0: the mean differs by 0.045, the distribution by a whole bin's worth
     assert set(drift_checks(result)) == {"drift_reward_distribution_warning"}
-    assert result.comparison.startswith("a.json and b.json are comparable with care: reward distribution ")
+    assert result.comparison.startswith("a.json and b.json can be compared with care: reward distribution ")
 
 
 def test_shared_queries_and_pools():
@@ -97,7 +97,7 @@ def test_shared_queries_and_pools():
 def test_an_empty_side_is_never_comparable():
     empty = replace(data(5), groups=tuple(replace(group, trials=()) for group in data(5).groups))
     for result in (check(empty, reference=data(5, source="b.json")), check(data(5), reference=replace(empty, source="b.json"))):
-        assert "are not comparable: " in result.comparison
+        assert "cannot be compared: " in result.comparison
         assert "nan" not in {check.observed for check in result.checks if check.passed}
         assert all(math.isfinite(value) for value in result.metrics.values())
 

@@ -91,7 +91,7 @@ def of_several_differences(line, second, other):
     assert "differ in lr and pool_sampler, and it was not said which of these is meant to differ" in page
     comparison, page = comparison_of(run_step(lambda: compare_step(line, [second, other], "en", "lr")))
     assert [found["label"] for found in comparison["runs"]] == ["lr 0.001", "lr 0.01"]
-    assert "not comparable, because they do not only differ in lr but also in evaluation.pool_sampler." in page
+    assert "cannot be compared, because they do not only differ in lr but also in evaluation.pool_sampler." in page
     with steps.project_run("test"):
         runs = mlflow.search_runs(output_format="list", search_all_experiments=True)
         with pytest.raises(ParameterError, match="vary=rounds: it is the same in all runs, so there is nothing to compare; "):
@@ -112,7 +112,7 @@ def test_runs_of_a_results_file_are_named_and_the_command_says_how(local, tmp_pa
     path.write_text(json.dumps({"unit": "percent", "runs": runs}), encoding="utf-8")
     comparison, _ = comparison_of(run_step(lambda: compare_results_step(local(), path, "en", "selector")))
     assert comparison["command"] == f"mlflow run . --env-manager local -e compare -P results={path} -P vary=selector"
-    assert comparison["verdict"] == "v1 and v2 are not comparable, because they do not only differ in selector but also in lr."
+    assert comparison["verdict"] == "v1 and v2 cannot be compared, because they do not only differ in selector but also in lr."
     runs[0]["label"] = runs[1]["label"] = "one"
     path.write_text(json.dumps({"unit": "percent", "runs": runs}), encoding="utf-8")
     with (

@@ -341,12 +341,12 @@ def test_two_data_sets_are_compared_by_file_or_run(local, bad_rl_data, good_rl_d
     good = run_step(lambda: validate_step(line, read_rl_data(line, good_rl_data)))
     assert good.data.tags["lever.gate"] == "pass"
     for reference in (good_rl_data, good.info.run_id, f"runs:/{good.info.run_id}"):
-        with pytest.raises(GateError, match=r"are not comparable: mean reward 0.0000 against 0.4444"):
+        with pytest.raises(GateError, match=r"cannot be compared: mean reward 0.0000 against 0.4444"):
             run_step(
                 lambda reference=reference: validate_step(line, read_rl_data(line, bad_rl_data), read_rl_data(line, reference))
             )
         run = mlflow.last_active_run()
-        assert facts(run)["comparison"].startswith(f"{bad_rl_data} and {good_rl_data} are not comparable")
+        assert facts(run)["comparison"].startswith(f"{bad_rl_data} and {good_rl_data} cannot be compared")
         assert run.data.metrics["data/drift_reward_mean"] == pytest.approx(-4 / 9)
         names = {dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs}
         assert names == {read_rl_data(line, path).digest for path in (bad_rl_data, good_rl_data)}
