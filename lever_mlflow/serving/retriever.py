@@ -32,6 +32,7 @@ from lever_mlflow.files.images import decode_image, fit_image, png_data_url
 from lever_mlflow.files.model_folders import model_folder
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.selector.checkpoint import load_selector
+from lever_mlflow.selector.encoded_pool import EncodedPool
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
 from lever_mlflow.serving.requests import FeatureDims, Query
@@ -177,15 +178,20 @@ class Retriever:
         Returns:
             Indices into the pool's samples [Q, K], and the log-probs of the picks [Q].
         """
-        queries_QD, train_SD = features.of(self.selector.fusion), self.pool.features.of(self.selector.fusion)
+        queries_QD = features.of(self.selector.fusion)
         picks, logprobs = [], []
         for start in range(0, len(pools_QN), _ROWS):
             query_BD, pool_BN = queries_QD[start : start + _ROWS], pools_QN[start : start + _ROWS]
-            inputs = torch.from_numpy(query_BD), torch.from_numpy(train_SD[pool_BN])
-            pointers_BK, logprobs_B = self.selector.scored_greedy(*inputs, shots)
+            encoding = self._encoded_pool.encode(torch.from_numpy(query_BD), torch.from_numpy(pool_BN))
+            pointers_BK, logprobs_B = self.selector.scored_greedy_of(encoding, shots)
             picks.append(np.take_along_axis(pool_BN, pointers_BK.numpy(), axis=1))
             logprobs.append(logprobs_B.numpy())
         return np.concatenate(picks), np.concatenate(logprobs)
+
+    @cached_property
+    def _encoded_pool(self) -> EncodedPool:
+        """Returns what the selector computes of the pool's items, for all requests."""
+        return EncodedPool(self.selector, self.pool.features.of(self.selector.fusion))
 
     def messages(self, query: Query, demonstrations: Sequence[Sample]) -> list[dict[str, Any]]:
         """Returns the prompt as chat messages of OpenAI's interface, images resized by the profile and as data URLs.
