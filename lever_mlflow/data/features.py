@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lever_mlflow.files.images import image_digest, read_image
 from lever_mlflow.progress import Progress
 from lever_mlflow.settings import Fusion, PoolSampler
 
-__all__ = ["FeatureTable", "check_fusion", "check_sampler", "fused_features", "sample_features"]
+__all__ = ["FeatureTable", "check_fusion", "check_sampler", "fused_features", "longest_item", "sample_features"]
 
 _BATCH = 64  # images or texts that are encoded at a time
 
@@ -80,6 +81,21 @@ class FeatureTable:
         check_fusion(fusion, self.sides)
         array_SD: np.ndarray = getattr(self, f"{_TABLES[fusion]}_SD")
         return array_SD
+
+    def longest(self, fusion: Fusion) -> float:
+        """Returns the length of the longest of the features that a selector with this fusion takes; NaN where one is NaN."""
+        if fusion not in self._longest:
+            self._longest[fusion] = longest_item(self.of(fusion))
+        return self._longest[fusion]
+
+    @cached_property
+    def _longest(self) -> dict[Fusion, float]:
+        return {}
+
+
+def longest_item(items_SD: np.ndarray) -> float:
+    """Returns the length of the longest of some features, NaN where one is NaN."""
+    return float(np.sqrt(np.einsum("sd,sd->s", items_SD, items_SD).max(initial=0)))
 
 
 def check_fusion(fusion: Fusion, sides: Sequence[Side]) -> None:

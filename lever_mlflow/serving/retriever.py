@@ -163,7 +163,8 @@ class Retriever:
         train_SD, pool = self.pool.features.image_SD, self.pool
         if not train_SD.shape[1]:
             return [-1] * len(features.image_SD)
-        nearest_Q = nearest(features.image_SD, train_SD, 1, [np.empty(0, dtype=np.int64)] * len(features.image_SD))[:, 0]
+        none = [np.empty(0, dtype=np.int64)] * len(features.image_SD)
+        nearest_Q = nearest(features.image_SD, train_SD, 1, none, longest=pool.features.longest("image"))[:, 0]
         same_Q = np.abs(train_SD[nearest_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
         return [pool.samples[i].picture if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
 
