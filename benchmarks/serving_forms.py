@@ -119,7 +119,7 @@ def measured(servers: Mapping[str, Server], form: Form, bodies: Sequence[bytes],
 
 
 def lines(name: str, size: int, results: Mapping[str, Times]) -> Iterator[str]:
-    """Writes the rows of a table, one for each server; the last column divides the processor time of this checkout by its own."""
+    """Writes the rows of a table, one for each server; the last column is this checkout's processor time by the server's."""
     for side, (milliseconds, processor) in results.items():
         p50, p95 = np.percentile(milliseconds, [50, 95])
         ratio = f"{results[HERE].processor / processor:.2f}"
