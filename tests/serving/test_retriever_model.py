@@ -268,6 +268,12 @@ def test_what_the_server_itself_refuses(served, request_body, message):
     assert "stack_trace" not in body
 
 
+def test_what_is_no_parquet_file_is_refused_by_the_server(served):
+    status, body = served.post(b"PAR1", PARQUET)
+    assert status == 400
+    assert "Failed to parse input as a Pandas DataFrame" in body["message"]
+
+
 def test_files_are_read_in_the_folder_of_the_server(served, small, tmp_path):
     folder, sample = served.log.parent, small.val[0]
     (folder / "query.jpg").write_bytes(sample.image_path.read_bytes())
@@ -391,7 +397,7 @@ print(json.dumps([lever_mlflow.__file__, model.predict([json.load(open("row.json
 
 def test_the_lines_of_the_documentation_work_as_they_are(served, model, small, tmp_path):
     page = (ROOT / "docs" / "serving.md").read_text()
-    _, curl, _, python, refusal = (block.strip() for block in page.split("```")[1::2])
+    _, curl, _, python, parquet, refusal = (block.strip() for block in page.split("```")[1::2])
     (tmp_path / "query.jpg").write_bytes(small.val[0].image_path.read_bytes())
     line = curl.replace("http://127.0.0.1:5001", served.url)
     result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -401,4 +407,6 @@ def test_the_lines_of_the_documentation_work_as_they_are(served, model, small, t
     names = {"image_base64": row(small.val[0])["image"]}
     exec(python.replace("models:/lever-selector-mini-mini@champion", MODEL), names)
     assert names["picks"] == model.predict([{**rows[0], "question": "what is this?"}])[0].question_ids
+    exec(parquet.replace("http://127.0.0.1:5001", served.url), names)
+    assert [answer["question_ids"] for answer in names["predictions"]] == [names["picks"]]
     assert served.refused({"inputs": [{**rows[0], "question": "a" * 10_000}]}) == json.loads(refusal)["message"]
