@@ -86,6 +86,12 @@ class Query:
         """Returns the SHA-256 of the image file, hexadecimal; where there is none, that of no bytes."""
         return hashlib.sha256(self.image).hexdigest()
 
+    @cached_property
+    def pixels(self) -> int:
+        """Returns the number of pixels of the image, by its header."""
+        width, height = header_size(self.image, _FORMATS)
+        return width * height
+
     def decoded(self) -> Image.Image:
         """Decodes the image to RGB.
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -45,7 +45,8 @@ __all__ = ["CHECKPOINT", "ENCODER", "Retrieval", "Retriever", "RetrieverSettings
 CHECKPOINT = "checkpoint"
 ENCODER = "LEVER_MLFLOW_ENCODER"  # environment variable
 _POOL, _SETTINGS_FILE = "pool", "retriever.json"
-_IMAGES = 16  # images decoded at a time; a large one takes 48 MB
+_IMAGES = 16  # images that a request encodes at a time
+_PIXELS = 16_000_000  # of these images together, unless a single one has more; decoded they take 48 MB
 _ROWS = 32  # queries that the selector handles at a time, whose pools fit into the caches of a processor
 _CACHED_URLS = 32  # data URLs of demonstrations, which have up to some MB each
 _SAME_FEATURE = 1e-5  # features of one image differ by less, whatever else was in the batch
@@ -135,8 +136,7 @@ class Retriever:
                 without_features.append(row)
             else:
                 image_QD[row], text_QD[row] = query.features
-        for start in range(0, len(without_features), _IMAGES):
-            rows = without_features[start : start + _IMAGES]
+        for rows in _batches(without_features, [queries[row].pixels for row in without_features]):
             if "image" in self.encoder.sides:
                 image_QD[rows] = self.encoder.images([queries[row].decoded() for row in rows])
             if "text" in self.encoder.sides:
@@ -220,6 +220,20 @@ class Retriever:
         """Returns the data URL of an image, resized by the profile; ``name`` names it in an error message."""
         profile = self.settings.profile
         return png_data_url(fit_image(image, name, profile.min_pixels, profile.max_pixels))
+
+
+def _batches(rows: Sequence[int], pixels: Sequence[int]) -> Iterator[list[int]]:
+    """Divides the rows of a request, whose images have so many pixels, into batches whose memory is bounded."""
+    batch: list[int] = []
+    total = 0
+    for row, count in zip(rows, pixels, strict=True):
+        if batch and (len(batch) == _IMAGES or total + count > _PIXELS):
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += count
+    if batch:
+        yield batch
 
 
 def save_retriever(
