@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from lever_mlflow.data.features import FeatureTable, fused_features
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.policies import in_prompt_order
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.files.images import decode_image, fit_image, png_data_url
+from lever_mlflow.files.images import batches_of_images, decode_image, fit_image, png_data_url
 from lever_mlflow.files.model_folders import model_folder
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.selector.checkpoint import load_selector
@@ -136,7 +136,8 @@ class Retriever:
                 without_features.append(row)
             else:
                 image_QD[row], text_QD[row] = query.features
-        for rows in _batches(without_features, [queries[row].pixels for row in without_features]):
+        for batch in batches_of_images([queries[row].pixels for row in without_features], _IMAGES, _PIXELS):
+            rows = without_features[batch]
             if "image" in self.encoder.sides:
                 image_QD[rows] = self.encoder.images([queries[row].decoded() for row in rows])
             if "text" in self.encoder.sides:
@@ -220,20 +221,6 @@ class Retriever:
         """Returns the data URL of an image, resized by the profile; ``name`` names it in an error message."""
         profile = self.settings.profile
         return png_data_url(fit_image(image, name, profile.min_pixels, profile.max_pixels))
-
-
-def _batches(rows: Sequence[int], pixels: Sequence[int]) -> Iterator[list[int]]:
-    """Divides the rows of a request, whose images have so many pixels, into batches whose memory is bounded."""
-    batch: list[int] = []
-    total = 0
-    for row, count in zip(rows, pixels, strict=True):
-        if batch and (len(batch) == _IMAGES or total + count > _PIXELS):
-            yield batch
-            batch, total = [], 0
-        batch.append(row)
-        total += count
-    if batch:
-        yield batch
 
 
 def save_retriever(
