@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import mlflow
@@ -64,9 +64,30 @@ def temporary_store() -> Iterator[tuple[str, Path]]:
         yield uri, folder
 
 
+class Server(NamedTuple):
+    """Describes a running server: where it is asked, the seconds until it was ready, and the process of MLflow's command."""
+
+    url: str
+    seconds: float
+    command: psutil.Process
+
+    @property
+    def _answering(self) -> psutil.Process:
+        """Returns the process that answers, which is the largest of those that the command started."""
+        return max(self.command.children(recursive=True), key=lambda child: child.memory_info().rss)
+
+    def memory(self) -> float:
+        """Returns the memory in MB."""
+        return float(self._answering.memory_info().rss) / 1e6
+
+    def processor_time(self) -> float:
+        """Returns the seconds of processor time that it has taken since its start."""
+        return float(sum(self._answering.cpu_times()[:2]))
+
+
 @contextmanager
-def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, Callable[[], float]]]:
-    """Starts a server; yields its URL, the seconds until it was ready, and what measures its memory in MB."""
+def served(model_id: str, uri: str, folder: Path) -> Iterator[Server]:
+    """Starts a server of a model, and stops it at the end of the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +103,7 @@ def served(model_id: str, uri: str, folder: Path) -> Iterator[tuple[str, float, 
         while not _ready(url):
             time.sleep(0.05)
         seconds = time.perf_counter() - started
-        yield f"{url}/invocations", seconds, partial(_memory, process.pid)
+        yield Server(f"{url}/invocations", seconds, psutil.Process(process.pid))
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
             child.terminate()
@@ -95,11 +116,6 @@ def _ready(url: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _memory(pid: int) -> float:
-    """Returns the memory in MB of the process that answers, which is the largest of those that the command started."""
-    return max(child.memory_info().rss for child in psutil.Process(pid).children(recursive=True)) / 1e6
 
 
 def post(url: str, body: bytes) -> dict[str, Any]:
@@ -244,17 +260,18 @@ def main(rows: int, starts: int, pools: str) -> None:
 
         singles, many, firsts, ready, memory = {}, {}, [], [], []
         for start in range(starts):
-            with served(retriever, uri, folder) as (url, seconds, memory_now):
-                memory.append(memory_now())
+            with served(retriever, uri, folder) as server:
+                url = server.url
+                memory.append(server.memory())
                 times = timed(partial(post, url), [first_body] * (1 + AFTER_FIRST))
                 firsts.append(times[0] / np.median(times[1:]))
-                ready.append(seconds)
+                ready.append(server.seconds)
                 if start == starts - 1:
                     singles = {kind: single_requests(url, all_rows[kind], model) for kind in all_rows}
                     many = {kind: batches(url, all_rows[kind]) for kind in all_rows}
                     answer_ms = float(np.median(timed(partial(post, url), [first_body] * REQUESTS)))
-        with served(checkpoint, uri, folder) as (_, base_seconds, memory_now):
-            base_memory = memory_now()
+        with served(checkpoint, uri, folder) as server:
+            base_seconds, base_memory = server.seconds, server.memory()
         reload_ms = reloaded(retriever, all_rows[IMAGES][0])
 
     print(

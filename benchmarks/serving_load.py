@@ -2,10 +2,10 @@
 
 A good request must be answered with status 200, a hostile one be refused with status 400 and one line. Requests that MLflow's
 own server cannot parse, which never reach this package, get status 400 or 500 from it. The table gives the throughput, the
-times of the good requests, and the memory of the server at the start, in the middle and at the end, which should stay the same.
-It is compared with a single client in the same run.
+times of the good requests, and the memory of the server every 10 seconds, which should stay the same after the first of them.
+Each kind of request has a server of its own, which a single client asks first.
 
-    python -m benchmarks.serving_load [--clients 64] [--seconds 60]
+    python -m benchmarks.serving_load [--clients 64] [--seconds 60] [--hostile 0.25]
 """
 
 from __future__ import annotations
@@ -20,23 +20,31 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.serving import bodies_of, log_models, rows_of, served, temporary_store
+from benchmarks.serving import IMAGES, Server, bodies_of, log_models, rows_of, served, temporary_store
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.resources import Resources
 
-HOSTILE_SHARE = 0.25
 TIMEOUT = 120  # seconds for a request
+EVERY = 10  # seconds between two figures of the memory
 
 
 class Load(NamedTuple):
-    """Holds what came of a load: milliseconds of the good requests, statuses of both kinds, and memory in MB over time."""
+    """Holds what came of a load.
+
+    Attributes:
+        times: milliseconds of the good requests.
+        statuses: how many requests, good or not, had which status.
+        unclear: what was wrong with a reply.
+        memory: MB at the start, every ``EVERY`` seconds, and after the last reply.
+        seconds: from the start to the last reply.
+    """
 
     times: list[float]
     statuses: Counter[tuple[bool, int]]
@@ -49,14 +57,12 @@ class Load(NamedTuple):
         """Returns whether every good request was answered, and every hostile one refused in a line."""
         return not self.unclear
 
-    def row(self, clients: int) -> str:
-        """Writes the row of the table."""
+    def row(self) -> str:
+        """Writes a row of the table: good and hostile requests, requests in a second, median and 99th percentile, memory."""
         p50, p99 = np.percentile(self.times, [50, 99])
         good, hostile = (sum(n for (kind, _), n in self.statuses.items() if kind is wanted) for wanted in (True, False))
-        start, middle, end = self.memory[0], self.memory[len(self.memory) // 2], self.memory[-1]
-        per_second = f"{(good + hostile) / self.seconds:.0f}"
-        memory = f"{start:.0f}, {middle:.0f}, {end:.0f}"
-        return f"| {clients} | {good:,} | {hostile:,} | {per_second} | {p50:.1f} | {p99:.1f} | {memory} |"
+        memory = ", ".join(f"{megabytes:.0f}" for megabytes in self.memory)
+        return f"{good:,} | {hostile:,} | {(good + hostile) / self.seconds:.0f} | {p50:.1f} | {p99:.1f} | {memory}"
 
 
 def hostile_bodies(row: dict[str, str]) -> list[bytes]:
@@ -122,63 +128,70 @@ def send(url: str, body: bytes) -> tuple[int, str]:
         return 0, str(error)
 
 
-def loaded(
-    url: str, good: Sequence[bytes], hostile: Sequence[bytes], memory: Callable[[], float], clients: int, seconds: float
-) -> Load:
-    """Sends requests from so many clients for so many seconds."""
-    load, lock, end = Load([], Counter(), [], [memory()], seconds), threading.Lock(), time.perf_counter() + seconds
+def loaded(server: Server, good: Sequence[bytes], hostile: Sequence[bytes], share: float, clients: int, seconds: float) -> Load:
+    """Sends requests from so many clients for so many seconds; ``share`` of them are hostile."""
+    started, lock = time.perf_counter(), threading.Lock()
+    load = Load([], Counter(), [], [server.memory()], seconds)
 
     def client(number: int) -> None:
         rng = random.Random(number)
-        while time.perf_counter() < end:
-            is_good = rng.random() >= HOSTILE_SHARE
+        while time.perf_counter() < started + seconds:
+            is_good = rng.random() >= share
             body = rng.choice(good if is_good else hostile)
-            started = time.perf_counter()
-            status, text = send(url, body)
+            sent = time.perf_counter()
+            status, text = send(server.url, body)
             with lock:
                 load.statuses[is_good, status] += 1
                 if is_good:
-                    load.times.append(1e3 * (time.perf_counter() - started))
+                    load.times.append(1e3 * (time.perf_counter() - sent))
                 if status not in ((200,) if is_good else allowed(body)) or "Traceback" in text:
                     load.unclear.append(f"{status} for {body[:80]!r}... of {len(body)} bytes: {text[:200]!r}")
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
-    while time.perf_counter() < end:
-        time.sleep(min(1.0, seconds / 10))
-        load.memory.append(memory())
+    while (left := started + seconds - time.perf_counter()) > 0:
+        time.sleep(min(EVERY, left))
+        load.memory.append(server.memory())
     for thread in threads:
         thread.join()
-    return load._replace(memory=[*load.memory, memory()])
+    return load._replace(memory=[*load.memory, server.memory()], seconds=time.perf_counter() - started)
+
+
+def check_alone(server: Server, hostile: Sequence[bytes]) -> None:
+    """Sends each hostile request once, and prints those that are not refused."""
+    for body in hostile:
+        status, text = send(server.url, body)
+        if status not in allowed(body) or "Traceback" in text:
+            print(f"hostile, alone: {status} for {body[:80]!r}... of {len(body)} bytes: {text[:300]!r}", flush=True)
 
 
 @click.command()
 @click.option("--clients", default=64, show_default=True)
-@click.option("--seconds", default=60, show_default=True)
-def main(clients: int, seconds: int) -> None:
+@click.option("--seconds", default=60, show_default=True, help="of the many clients; the single one asks for a quarter of them")
+@click.option("--hostile", "share", default=0.25, show_default=True, help="share of hostile requests")
+def main(clients: int, seconds: int, share: float) -> None:
     """Measures and prints the table; ends with status 1 where a reply was wrong."""
     resources = Resources(cache_dir=default_cache_dir())
+    loads = []
+    print("| requests | clients | good | hostile | requests/s | p50, ms | p99, ms | memory every 10 s, MB |")
+    print("|---|---:|---:|---:|---:|---:|---:|---|", flush=True)
     with temporary_store() as (uri, folder):
         retriever, _ = log_models(resources, folder)
         rows = rows_of(resources, 100)
-        good = [body for of_kind in rows.values() for body in bodies_of(of_kind)]
-        hostile = hostile_bodies(rows["question and image"][0])
-        with served(retriever, uri, folder) as (url, _, memory):
-            for body in hostile:
-                status, text = send(url, body)
-                if status not in allowed(body) or "Traceback" in text:
-                    print(f"hostile, alone: {status} for {body[:80]!r}... of {len(body)} bytes: {text[:300]!r}", flush=True)
-            loads = {
-                count: loaded(url, good, hostile, memory, count, seconds / (1 if count > 1 else 4)) for count in (1, clients)
-            }
-    print("\n| clients | good | hostile | requests/s | p50, ms | p99, ms | memory at start, middle, end, MB |")
-    print("|---|---:|---:|---:|---:|---:|---|")
-    for count, load in loads.items():
-        print(load.row(count))
-    for load in loads.values():
+        hostile = hostile_bodies(rows[IMAGES][0])
+        for kind in rows:
+            with served(retriever, uri, folder) as server:
+                if share:
+                    check_alone(server, hostile)
+                for count in (1, clients):
+                    loads.append(
+                        loaded(server, bodies_of(rows[kind]), hostile, share, count, seconds / (1 if count > 1 else 4))
+                    )
+                    print(f"| {kind} | {count} | {loads[-1].row()} |", flush=True)
+    for load in loads:
         print(dict(load.statuses), *load.unclear[:10], sep="\n")
-    sys.exit(not all(load.right for load in loads.values()))
+    sys.exit(not all(load.right for load in loads))
 
 
 if __name__ == "__main__":

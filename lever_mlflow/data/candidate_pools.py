@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lever_mlflow.data.features import FeatureTable, check_sampler
+from lever_mlflow.data.features import FeatureTable, check_sampler, longest_item
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.settings import Fusion, PoolSampler
@@ -114,7 +114,7 @@ def candidate_pools(
 
     def nearest_by(fusion: Fusion) -> np.ndarray:
         queries_SD, train_SD = (table.of(fusion) for table in (query_features, train_features))
-        return nearest(queries_SD[rows], train_SD, size, same_image)
+        return nearest(queries_SD[rows], train_SD, size, same_image, longest=train_features.longest(fusion))
 
     if sampler != "mixed":
         return nearest_by(_FUSION_OF_SAMPLER[sampler])
@@ -162,6 +162,7 @@ def nearest(
     k: int,
     excluded: Sequence[np.ndarray],
     block: Block = _BLOCK,
+    longest: float | None = None,
 ) -> np.ndarray:
     """Finds the ``k`` items with the largest inner product with each query, best first, earlier ones among equals.
 
@@ -175,6 +176,7 @@ def nearest(
         k: K, number of items for each query.
         excluded: for each query the indices of items that must not be found, int64.
         block: how much is handled at a time.
+        longest: length of the longest item, where the caller keeps it for several calls.
 
     Returns:
         Indices into the items, int64 [Q, K].
@@ -189,12 +191,12 @@ def nearest(
     parts = []
     for start in range(0, len(queries_QD), block.queries):
         rows = slice(start, start + block.queries)
-        parts.append(_nearest_of_block(np.asarray(queries_QD[rows]), items_SD, k, excluded[rows], block))
+        parts.append(_nearest_of_block(np.asarray(queries_QD[rows]), items_SD, k, excluded[rows], block, longest))
     return np.concatenate(parts) if parts else np.empty((0, k), dtype=np.int64)
 
 
 def _nearest_of_block(
-    queries_BD: np.ndarray, items_SD: np.ndarray, k: int, excluded: Sequence[np.ndarray], block: Block
+    queries_BD: np.ndarray, items_SD: np.ndarray, k: int, excluded: Sequence[np.ndarray], block: Block, longest: float | None
 ) -> np.ndarray:
     """Finds the nearest items of one block of queries, int64 [B, K]."""
     best_BK = np.full((len(queries_BD), k), -1, dtype=np.int64)
@@ -207,7 +209,7 @@ def _nearest_of_block(
         rough_BC = queries_BD @ items_CD.T
         here = slice(*np.searchsorted(excluded_X, [start, start + len(items_CD)]))
         rough_BC[owner_X[here], excluded_X[here] - start] = -np.inf
-        error_B = _rounding_error(queries_BD, items_CD)
+        error_B = _rounding_error(queries_BD, longest_item(items_CD) if longest is None else longest)
         floor_B = scores_BK[:, -1]
         if start == 0 and k < len(items_CD):  # without a first bound the whole first slice would be scored again
             floor_B = np.partition(rough_BC, len(items_CD) - k, axis=1)[:, len(items_CD) - k]
@@ -218,9 +220,8 @@ def _nearest_of_block(
     return best_BK
 
 
-def _rounding_error(queries_BD: np.ndarray, items_CD: np.ndarray) -> np.ndarray:
+def _rounding_error(queries_BD: np.ndarray, longest: float) -> np.ndarray:
     """Returns a bound on the error of a float32 inner product of D terms, summed in any order, times two, [B]."""
-    longest = np.sqrt(np.einsum("cd,cd->c", items_CD, items_CD).max())
     error_B = queries_BD.shape[1] * np.finfo(np.float32).eps * longest * np.linalg.norm(queries_BD, axis=1).astype(np.float64)
     if not np.isfinite(error_B).all():
         raise DataError("similarity search: a feature is NaN or infinite; delete the folder features in the cache folder")

@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +106,7 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the features of one batch of texts, [B, D]; each text is cut to the model's limit of tokens."""
         padding = "max_length" if self._family in _PADDED else True
-        how = {"padding": padding, "truncation": True, "max_length": self._most_tokens(), "return_tensors": "pt"}
+        how = {"padding": padding, "truncation": True, "max_length": self._most_tokens, "return_tensors": "pt"}
         with self._lock:
             tokens = self._tokenize(list(texts), **how)
             inputs = self._inputs(tokens, _TEXT_INPUTS[:1] if self._family in _PADDED else _TEXT_INPUTS)
@@ -144,6 +145,7 @@ class Encoder:
         features = output if isinstance(output, torch.Tensor) else output.pooler_output
         return normalise(features.float().cpu().numpy())
 
+    @cached_property
     def _most_tokens(self) -> int:
         """Returns how many tokens of a text the model takes: its positions, without those that stand before the first token."""
         import torch

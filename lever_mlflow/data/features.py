@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from lever_mlflow.data.encoders import Encoder, Side, encoder_sides, normalise
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.files.atomic import whole_file
-from lever_mlflow.files.images import image_digest, read_image
+from lever_mlflow.files.images import MOST_PIXELS, batches_of_images, image_digest, image_size, read_image
 from lever_mlflow.progress import Progress
 from lever_mlflow.settings import Fusion, PoolSampler
 
-__all__ = ["FeatureTable", "check_fusion", "check_sampler", "fused_features", "sample_features"]
+__all__ = ["FeatureTable", "check_fusion", "check_sampler", "fused_features", "longest_item", "sample_features"]
 
 _BATCH = 64  # images or texts that are encoded at a time
 
@@ -80,6 +81,21 @@ class FeatureTable:
         check_fusion(fusion, self.sides)
         array_SD: np.ndarray = getattr(self, f"{_TABLES[fusion]}_SD")
         return array_SD
+
+    def longest(self, fusion: Fusion) -> float:
+        """Returns the length of the longest of the features that a selector with this fusion takes; NaN where one is NaN."""
+        if fusion not in self._longest:
+            self._longest[fusion] = longest_item(self.of(fusion))
+        return self._longest[fusion]
+
+    @cached_property
+    def _longest(self) -> dict[Fusion, float]:
+        return {}
+
+
+def longest_item(items_SD: np.ndarray) -> float:
+    """Returns the length of the longest of some features, NaN where one is NaN."""
+    return float(np.sqrt(np.einsum("sd,sd->s", items_SD, items_SD).max(initial=0)))
 
 
 def check_fusion(fusion: Fusion, sides: Sequence[Side]) -> None:
@@ -171,23 +187,43 @@ def fused_features(image_SD: np.ndarray, text_SD: np.ndarray, digest: str) -> Fe
 def _encode(samples: Sequence[Sample], folder: Path, device: str) -> dict[Side, np.ndarray]:
     """Returns features of the samples' images and of their questions, [S, D] each, as far as the encoder has these sides."""
     encoder = Encoder(folder, device)
+
+    def images(batch: Sequence[Path]) -> np.ndarray:
+        return encoder.images([read_image(path) for path in batch])
+
+    def pixels(path: Path) -> int:
+        width, height = image_size(path)
+        return width * height
+
     paths, questions = [sample.image_path for sample in samples], [sample.question for sample in samples]
     encoded: dict[Side, np.ndarray] = {}
     if "image" in encoder.sides:
-        encoded["image"] = _encode_unique(paths, lambda batch: encoder.images([read_image(path) for path in batch]), "images")
+        encoded["image"] = _encode_unique(paths, images, "images", pixels)
     if "text" in encoder.sides:
         encoded["text"] = _encode_unique(questions, encoder.texts, "questions")
     return encoded
 
 
-def _encode_unique(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], kind: str) -> np.ndarray:
-    """Returns the features of each item, [items, D]; equal items are encoded once. ``kind`` names them."""
+def _encode_unique(
+    items: Sequence[Any],
+    encode: Callable[[Sequence[Any]], np.ndarray],
+    kind: str,
+    pixels: Callable[[Any], int] = lambda item: 0,
+) -> np.ndarray:
+    """Returns the features of each item, [items, D]; equal items are encoded once.
+
+    Args:
+        items: the items.
+        encode: encodes a batch of items.
+        kind: names the items.
+        pixels: says how many pixels an item takes when it is decoded.
+    """
     unique = list(dict.fromkeys(items))
     row = {item: i for i, item in enumerate(unique)}
     encoded = []
     with Progress("encoding", len(unique), kind) as progress:
-        for start in range(0, len(unique), _BATCH):
-            encoded.append(encode(unique[start : start + _BATCH]))
+        for batch in batches_of_images([pixels(item) for item in unique], _BATCH, MOST_PIXELS):
+            encoded.append(encode(unique[batch]))
             progress.update(len(encoded[-1]))
     return np.concatenate(encoded)[[row[item] for item in items]]
 

@@ -28,6 +28,7 @@ from lever_mlflow.progress import Progress
 __all__ = [
     "MOST_PIXELS",
     "TOKEN_SIDE",
+    "batches_of_images",
     "decode_image",
     "fit_image",
     "fitted_image",
@@ -100,6 +101,24 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         return image.size
+
+
+def batches_of_images(pixels: Sequence[int], most_images: int, most_pixels: int) -> Iterator[slice]:
+    """Divides images into batches that can be decoded at once, in order.
+
+    Args:
+        pixels: the number of pixels of each image.
+        most_images: the largest number of images in a batch.
+        most_pixels: the largest number of pixels in a batch; an image with more is a batch of its own.
+    """
+    start = total = 0
+    for index, count in enumerate(pixels):
+        if index > start and (index - start == most_images or total + count > most_pixels):
+            yield slice(start, index)
+            start, total = index, 0
+        total += count
+    if start < len(pixels):
+        yield slice(start, len(pixels))
 
 
 @contextmanager

@@ -218,10 +218,14 @@ class PointerSelector(nn.Module):
         self, query_BD: Tensor, candidates_BND: Tensor, shots: int, pool_mask_BN: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns the pointers of ``greedy``, int64 [B, K], and their log-probs [B]; errors as ``greedy``."""
-        encoding = self.encode(query_BD, candidates_BND, pool_mask_BN)
+        return self.scored_greedy_of(self.encode(query_BD, candidates_BND, pool_mask_BN), shots)
+
+    @torch.no_grad()
+    def scored_greedy_of(self, encoding: Encoding, shots: int) -> tuple[Tensor, Tensor]:
+        """Returns what ``scored_greedy`` does for queries and pools that are encoded already."""
         _check_shots(shots, encoding)
         pointers_B1K = _no_picks(encoding)
-        logprobs_B = encoding.hidden_BH.new_zeros(len(query_BD))
+        logprobs_B = encoding.hidden_BH.new_zeros(len(encoding.hidden_BH))
         for _ in range(shots):
             logits_B1N = self.pick_logits(encoding, pointers_B1K)
             allowed_B1N = logits_B1N.scatter(2, pointers_B1K, -torch.inf)

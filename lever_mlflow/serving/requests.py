@@ -30,6 +30,9 @@ _FORMATS = ("PNG", "JPEG")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _ENDINGS = (".png", ".jpg", ".jpeg")  # by which a path is recognised, as base64 has no dots
 _NORM_TOLERANCE = 1e-3
+_FORMS_OF_FEATURES = (
+    "not a list of numbers, nor the bytes of little-endian float32 numbers in base64; give the encoder's L2-normalised vector"
+)
 
 
 class FeatureDims(NamedTuple):
@@ -40,7 +43,11 @@ class FeatureDims(NamedTuple):
 
 
 class Row(BaseModel):
-    """Describes a row for MLflow's signature. Values are checked by ``read_queries``, whose error messages are clearer."""
+    """Describes a row for MLflow's signature. Values are checked by ``read_queries``, whose error messages are clearer.
+
+    An image may also be the bytes of the file, and features the bytes of their little-endian float32 numbers, or these bytes
+    in base64. JSON holds no bytes, but Parquet and Python do.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -78,6 +85,12 @@ class Query:
     def image_digest(self) -> str:
         """Returns the SHA-256 of the image file, hexadecimal; where there is none, that of no bytes."""
         return hashlib.sha256(self.image).hexdigest()
+
+    @cached_property
+    def pixels(self) -> int:
+        """Returns the number of pixels of the image, by its header."""
+        width, height = header_size(self.image, _FORMATS)
+        return width * height
 
     def decoded(self) -> Image.Image:
         """Decodes the image to RGB.
@@ -136,12 +149,10 @@ def _question(name: str, question: Any, limits: ServingSettings) -> str:
 
 
 def _image(name: str, image: Any, limits: ServingSettings) -> bytes:
-    """Checks an image, in base64 or as a path, and returns the content of its file."""
-    if not isinstance(image, str):
-        raise ParameterError(f"{name}: image is of type {type(image).__name__}; give a PNG or JPEG file in base64")
-    if _URL.match(image):
-        raise ParameterError(f"{name}: image is a URL, and none is fetched or unpacked; give a PNG or JPEG file in base64")
-    content = _file(name, image, limits) if image[-5:].lower().endswith(_ENDINGS) else _base64(name, image, limits)
+    """Checks an image, in base64, as bytes or as a path, and returns the content of its file."""
+    content = image if isinstance(image, bytes) else _named_or_encoded(name, image, limits)
+    if len(content) > limits.max_image_bytes:
+        raise _too_large(name, limits)
     try:
         width, height = header_size(content, _FORMATS)
     except DataError as error:
@@ -151,6 +162,15 @@ def _image(name: str, image: Any, limits: ServingSettings) -> bytes:
             f"{name}: image has {width} x {height} pixels, at most {limits.max_image_pixels} are taken; make it smaller"
         )
     return content
+
+
+def _named_or_encoded(name: str, image: Any, limits: ServingSettings) -> bytes:
+    """Returns the content of an image file that a text holds in base64, or names by its path."""
+    if not isinstance(image, str):
+        raise ParameterError(f"{name}: image is of type {type(image).__name__}; give a PNG or JPEG file in base64")
+    if _URL.match(image):
+        raise ParameterError(f"{name}: image is a URL, and none is fetched or unpacked; give a PNG or JPEG file in base64")
+    return _file(name, image, limits) if image[-5:].lower().endswith(_ENDINGS) else _base64(name, image, limits)
 
 
 def _base64(name: str, image: str, limits: ServingSettings) -> bytes:
@@ -191,16 +211,33 @@ def _too_large(name: str, limits: ServingSettings) -> ParameterError:
 
 
 def _features(name: str, features: Any, feature_dim: int) -> np.ndarray:
-    """Checks a feature vector and returns it as float32 [D]."""
-    values = features.tolist() if isinstance(features, np.ndarray) else features
-    if not (isinstance(values, list) and set(map(type, values)) <= {int, float}):
-        raise ParameterError(f"{name}: not a list of numbers; give the encoder's L2-normalised vector")
-    if len(values) != feature_dim:
-        raise ParameterError(f"{name}: {len(values)} numbers, expected {feature_dim}; give features of the model's encoder")
-    try:
-        norm = float(np.linalg.norm(np.array(values, dtype=np.float64)))
-    except OverflowError:
-        norm = float("inf")
+    """Checks a feature vector, given as numbers or as their bytes, and returns it as float32 [D]."""
+    values_D = _numbers(name, features) if isinstance(features, list | np.ndarray) else _float32(name, features)
+    if len(values_D) != feature_dim:
+        raise ParameterError(f"{name}: {len(values_D)} numbers, expected {feature_dim}; give features of the model's encoder")
+    norm = float(np.linalg.norm(values_D))
     if not abs(norm - 1) <= _NORM_TOLERANCE:
         raise ParameterError(f"{name}: of length {norm:g}, expected finite numbers of length 1; give an L2-normalised vector")
-    return np.array(values, dtype=np.float32)
+    return values_D.astype(np.float32)
+
+
+def _numbers(name: str, values: list[Any] | np.ndarray) -> np.ndarray:
+    """Returns a list of numbers as float64."""
+    numbers = values.tolist() if isinstance(values, np.ndarray) else values
+    if not (isinstance(numbers, list) and set(map(type, numbers)) <= {int, float}):
+        raise ParameterError(f"{name}: {_FORMS_OF_FEATURES}")
+    try:
+        return np.array(numbers, dtype=np.float64)
+    except OverflowError:  # an int beyond the range of float64
+        return np.full(len(numbers), np.inf)
+
+
+def _float32(name: str, content: Any) -> np.ndarray:
+    """Returns the numbers whose bytes, of little-endian float32, are given as they are or in base64, as float64."""
+    if not isinstance(content, str | bytes):
+        raise ParameterError(f"{name}: {_FORMS_OF_FEATURES}")
+    try:
+        raw = base64.b64decode(content, validate=True) if isinstance(content, str) else content
+        return np.frombuffer(raw, dtype="<f4").astype(np.float64)
+    except ValueError:  # of base64, or of a number of bytes that is no multiple of 4
+        raise ParameterError(f"{name}: {_FORMS_OF_FEATURES}") from None

@@ -28,10 +28,11 @@ from lever_mlflow.data.features import FeatureTable, fused_features
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.policies import in_prompt_order
 from lever_mlflow.exceptions import DataError, ParameterError
-from lever_mlflow.files.images import decode_image, fit_image, png_data_url
+from lever_mlflow.files.images import batches_of_images, decode_image, fit_image, png_data_url
 from lever_mlflow.files.model_folders import model_folder
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.selector.checkpoint import load_selector
+from lever_mlflow.selector.encoded_pool import EncodedPool
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
 from lever_mlflow.serving.requests import FeatureDims, Query
@@ -44,7 +45,8 @@ __all__ = ["CHECKPOINT", "ENCODER", "Retrieval", "Retriever", "RetrieverSettings
 CHECKPOINT = "checkpoint"
 ENCODER = "LEVER_MLFLOW_ENCODER"  # environment variable
 _POOL, _SETTINGS_FILE = "pool", "retriever.json"
-_IMAGES = 16  # images decoded at a time; a large one takes 48 MB
+_IMAGES = 16  # images that a request encodes at a time
+_PIXELS = 16_000_000  # of these images together, unless a single one has more; decoded they take 48 MB
 _ROWS = 32  # queries that the selector handles at a time, whose pools fit into the caches of a processor
 _CACHED_URLS = 32  # data URLs of demonstrations, which have up to some MB each
 _SAME_FEATURE = 1e-5  # features of one image differ by less, whatever else was in the batch
@@ -134,8 +136,8 @@ class Retriever:
                 without_features.append(row)
             else:
                 image_QD[row], text_QD[row] = query.features
-        for start in range(0, len(without_features), _IMAGES):
-            rows = without_features[start : start + _IMAGES]
+        for batch in batches_of_images([queries[row].pixels for row in without_features], _IMAGES, _PIXELS):
+            rows = without_features[batch]
             if "image" in self.encoder.sides:
                 image_QD[rows] = self.encoder.images([queries[row].decoded() for row in rows])
             if "text" in self.encoder.sides:
@@ -162,7 +164,8 @@ class Retriever:
         train_SD, pool = self.pool.features.image_SD, self.pool
         if not train_SD.shape[1]:
             return [-1] * len(features.image_SD)
-        nearest_Q = nearest(features.image_SD, train_SD, 1, [np.empty(0, dtype=np.int64)] * len(features.image_SD))[:, 0]
+        none = [np.empty(0, dtype=np.int64)] * len(features.image_SD)
+        nearest_Q = nearest(features.image_SD, train_SD, 1, none, longest=pool.features.longest("image"))[:, 0]
         same_Q = np.abs(train_SD[nearest_Q] - features.image_SD).max(axis=1) <= _SAME_FEATURE
         return [pool.samples[i].picture if same else -1 for i, same in zip(nearest_Q.tolist(), same_Q, strict=True)]
 
@@ -177,15 +180,20 @@ class Retriever:
         Returns:
             Indices into the pool's samples [Q, K], and the log-probs of the picks [Q].
         """
-        queries_QD, train_SD = features.of(self.selector.fusion), self.pool.features.of(self.selector.fusion)
+        queries_QD = features.of(self.selector.fusion)
         picks, logprobs = [], []
         for start in range(0, len(pools_QN), _ROWS):
             query_BD, pool_BN = queries_QD[start : start + _ROWS], pools_QN[start : start + _ROWS]
-            inputs = torch.from_numpy(query_BD), torch.from_numpy(train_SD[pool_BN])
-            pointers_BK, logprobs_B = self.selector.scored_greedy(*inputs, shots)
+            encoding = self._encoded_pool.encode(torch.from_numpy(query_BD), torch.from_numpy(pool_BN))
+            pointers_BK, logprobs_B = self.selector.scored_greedy_of(encoding, shots)
             picks.append(np.take_along_axis(pool_BN, pointers_BK.numpy(), axis=1))
             logprobs.append(logprobs_B.numpy())
         return np.concatenate(picks), np.concatenate(logprobs)
+
+    @cached_property
+    def _encoded_pool(self) -> EncodedPool:
+        """Returns what the selector computes of the pool's items, for all requests."""
+        return EncodedPool(self.selector, self.pool.features.of(self.selector.fusion))
 
     def messages(self, query: Query, demonstrations: Sequence[Sample]) -> list[dict[str, Any]]:
         """Returns the prompt as chat messages of OpenAI's interface, images resized by the profile and as data URLs.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lever_mlflow.data.candidate_pools import Block, candidate_pools, items_by_image, nearest, random_pool, top_k
-from lever_mlflow.data.features import FeatureTable
+from lever_mlflow.data.features import FeatureTable, longest_item
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.settings import PoolSampler
@@ -160,6 +160,7 @@ def test_nearest_is_a_full_sort_with_many_ties(k, largest):
     indices = nearest(queries, items, k, excluded, SMALL)
     assert indices.dtype == np.int64
     assert np.array_equal(indices, plain_nearest(queries, items, k, excluded))
+    assert np.array_equal(nearest(queries, items, k, excluded, SMALL, longest_item(items)), indices)
 
 
 def test_nearest_does_not_mind_how_a_product_of_matrices_rounds():
@@ -170,7 +171,8 @@ def test_nearest_does_not_mind_how_a_product_of_matrices_rounds():
     queries = rng.standard_normal((6, 96)).astype(np.float32)
     exact_QS = [[sum(float(a) * float(b) for a, b in zip(q, i, strict=True)) for i in items] for q in queries]
     expected = np.argsort(-np.array(exact_QS), axis=1, kind="stable")[:, :30]
-    assert np.array_equal(nearest(queries, items, 30, [np.array([], dtype=np.int64)] * 6, SMALL), expected)
+    for longest in (None, longest_item(items)):
+        assert np.array_equal(nearest(queries, items, 30, [np.array([], dtype=np.int64)] * 6, SMALL, longest), expected)
     rough = np.argsort(-(queries @ items.T), axis=1, kind="stable")[:, :30]
     assert not np.array_equal(rough, expected)
 
@@ -204,3 +206,5 @@ def test_nearest_of_too_many_or_of_damaged_features():
     items[3, 3] = np.nan
     with pytest.raises(DataError, match="a feature is NaN or infinite"):
         nearest(items[:2], items, 1, [np.array([0]), np.array([1])])
+    with pytest.raises(DataError, match="a feature is NaN or infinite"):
+        nearest(items[:2], items, 1, [np.array([0]), np.array([1])], longest=longest_item(items))

@@ -88,3 +88,19 @@ def test_damaged_files_of_the_cache_are_made_again(train, tmp_path, caplog, kind
     np.testing.assert_array_equal(sample_features(train, mini.CLIP_PATH, "encoder", tmp_path).fused_SD, expected)
     assert f"{path}: " in caplog.text
     assert "; the features are computed again" in caplog.text
+
+
+def test_large_images_are_not_held_at_once(train, tmp_path, monkeypatch):
+    expected, batches, encode = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path), [], features.Encoder.images
+
+    def images(encoder, batch):
+        batches.append(len(batch))
+        return encode(encoder, batch)
+
+    width, height = Image.open(train[0].image_path).size
+    monkeypatch.setattr(features.Encoder, "images", images)
+    monkeypatch.setattr(features, "MOST_PIXELS", 2 * width * height)
+    table = sample_features(train, mini.CLIP_PATH, "encoder", tmp_path / "again")
+    different = len({sample.image_path for sample in train})
+    assert batches[1:] == [2] * (different // 2) + [1] * (different % 2)  # the first image is that of the encoder's check
+    np.testing.assert_allclose(table.image_SD, expected.image_SD, rtol=0, atol=1e-6)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.images import (
+    batches_of_images,
     decode_image,
     fit_image,
     fitted_image,
@@ -148,3 +149,14 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     path.write_bytes(content((10_000, 8_948), mode="1"))
     with pytest.raises(DataError, match=r"10000 x 8948 pixels, at most 89,478,485 are taken"):
         image_size(path)
+
+
+def test_batches_are_bounded_by_images_and_by_pixels():
+    def batches(*pixels):
+        return [list(pixels[batch]) for batch in batches_of_images(pixels, most_images=3, most_pixels=10)]
+
+    assert batches() == []
+    assert batches(1, 2, 3, 4) == [[1, 2, 3], [4]]
+    assert batches(5, 5, 5) == [[5, 5], [5]]
+    assert batches(11, 1, 12, 13) == [[11], [1], [12], [13]]
+    assert batches(0, 0, 0, 0, 0) == [[0, 0, 0], [0, 0]]

@@ -46,6 +46,30 @@ def test_features():
     assert query.features[0].dtype == np.float32
 
 
+def float32(*numbers):
+    return np.array(numbers, dtype="<f4").tobytes()
+
+
+def test_features_are_the_same_in_every_form():
+    """0.6 and 0.8 as float32 are 0x3f19999a and 0x3f4ccccd, whose bytes stand in little-endian order."""
+    assert encoded(float32(*UNIT)) == "mpkZP83MTD8=" == encoded(bytes.fromhex("9a99193fcdcc4c3f"))
+    rows = [{"image_features": form, "text_features": [0, 1]} for form in (UNIT, "mpkZP83MTD8=", float32(*UNIT))]
+    expected, *others = read(*rows)
+    for query in others:
+        assert query.content_id == expected.content_id
+        assert query.features[0].tobytes() == expected.features[0].tobytes() == float32(*UNIT)
+        assert query.features[0].dtype == np.float32
+
+
+def test_an_image_as_bytes():
+    as_bytes, as_text = read({"question": "a", "image": file()}, {"question": "a", "image": PNG})
+    assert as_bytes.content_id == as_text.content_id
+    with pytest.raises(ParameterError, match="row 0: image has more than 100000 bytes"):
+        read({"question": "a", "image": bytes(100_001)})
+    with pytest.raises(ParameterError, match=r"row 0: image is no PNG or JPEG image"):
+        read({"question": "a", "image": b"a.png"})
+
+
 def test_the_content_names_a_query_wherever_it_is():
     one, two = {"question": "a", "image": PNG}, {"image_features": UNIT, "text_features": UNIT}
     ids = [query.content_id for query in (*read(one, two), *read(two, one))]
@@ -97,7 +121,19 @@ def test_the_content_names_a_query_wherever_it_is():
         ({"image_features": UNIT}, "row 0: holds image_features; give"),
         ({"image_features": UNIT, "text_features": [1]}, "row 0: text_features: 1 numbers, expected 2; give"),
         ({"image_features": [[1], [0]], "text_features": UNIT}, "row 0: image_features: not a list of numbers"),
-        ({"image_features": "ab", "text_features": UNIT}, "row 0: image_features: not a list of numbers"),
+        ({"image_features": "ab", "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor the bytes of"),
+        ({"image_features": "mpkZP83MTD8", "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor"),
+        ({"image_features": "mpkZP\n83MTD8=", "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor"),
+        ({"image_features": "é", "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor"),
+        ({"image_features": encoded(b"123"), "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor"),
+        ({"image_features": 5, "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor"),
+        ({"image_features": np.array(1.0), "text_features": UNIT}, "row 0: image_features: not a list of numbers, nor"),
+        ({"image_features": "", "text_features": UNIT}, "row 0: image_features: 0 numbers, expected 2; give"),
+        ({"image_features": encoded(float32(1, 0, 0)), "text_features": UNIT}, "row 0: image_features: 3 numbers, expected 2"),
+        ({"image_features": np.array([1.0]).tobytes(), "text_features": UNIT}, "row 0: image_features: of length 1.875"),
+        ({"image_features": encoded(float32(np.nan, 1)), "text_features": UNIT}, "row 0: image_features: of length nan"),
+        ({"image_features": encoded(float32(np.inf, 1)), "text_features": UNIT}, "row 0: image_features: of length inf"),
+        ({"image_features": UNIT, "text_features": float32(3, 4)}, "row 0: text_features: of length 5, expected finite"),
         ({"image_features": [True, False], "text_features": UNIT}, "row 0: image_features: not a list of numbers"),
         (
             {"image_features": [float("nan"), 1.0], "text_features": UNIT},

@@ -57,6 +57,26 @@ def test_features_of_a_query_are_those_of_evaluation(retriever, small):
     np.testing.assert_allclose(alone.fused_SD[0], expected.fused_SD[5], rtol=0, atol=1e-6)
 
 
+def test_large_images_are_not_held_at_once(retriever, monkeypatch):
+    """A file of 6 kB may hold a million pixels, and a request thousands of such files."""
+    contents, batches = {}, []
+    for side in (100, 1000, 2500, 4000):
+        contents[side] = io.BytesIO()
+        Image.new("L", (side, side), side % 256).save(contents[side], "PNG")
+
+    def images(batch):
+        batches.append([image.width for image in batch])
+        return np.eye(1, 512, dtype=np.float32).repeat(len(batch), axis=0)
+
+    monkeypatch.setattr(retriever.encoder, "images", images)
+    sides = [4000, 100, 4000, 2500, 2500, 2500, *[100] * 18, *[1000] * 17]
+    queries = [Query(f"row {i}", "what?", contents[side].getvalue()) for i, side in enumerate(sides)]
+    table = retriever.features(queries)
+    assert batches == [[4000], [100], [4000], [2500] * 2, [2500, *[100] * 15], [100, 100, 100, *[1000] * 13], [1000] * 4]
+    assert table.image_SD.shape == (len(sides), 512)
+    assert [sum(side**2 for side in batch) <= 16_000_000 for batch in batches] == [True] * 7
+
+
 @pytest.mark.parametrize("sampler", ["image-similarity", "text-similarity", "fused-similarity", "fixed"])
 def test_picks_are_those_of_evaluation_where_pools_depend_on_features_alone(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler))

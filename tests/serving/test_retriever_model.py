@@ -31,16 +31,21 @@ from lever_mlflow.serving.retriever import Retriever, load_retriever
 from lever_mlflow.serving.retriever_model import RequestError, RetrieverModel
 
 MODEL = "models:/served@champion"
+PARQUET = "application/vnd.apache.parquet"
 
 
 def row(sample):
-    return {"question": sample.question, "image": base64.b64encode(sample.image_path.read_bytes()).decode()}
+    return {"question": sample.question, "image": encoded_bytes(sample.image_path.read_bytes())}
+
+
+def encoded_bytes(content):
+    return base64.b64encode(content).decode()
 
 
 def encoded(image, format="PNG"):
     content = io.BytesIO()
     image.save(content, format)
-    return base64.b64encode(content.getvalue()).decode()
+    return encoded_bytes(content.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +101,10 @@ class Served:
                 assert time.monotonic() < deadline, self.log.read_text()
                 time.sleep(0.2)
 
-    def post(self, request):
+    def post(self, request, content_type="application/json"):
         """Status and body of an answer to a request, as JSON or as it is."""
         body = request if isinstance(request, bytes) else json.dumps(request).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": content_type}
         try:
             with urllib.request.urlopen(urllib.request.Request(f"{self.url}/invocations", body, headers)) as answer:
                 return answer.status, json.load(answer)
@@ -161,6 +166,41 @@ def test_features_and_messages_over_http(served, model, small):
     assert "features cannot be shown" in served.refused({"inputs": rows, "params": {"as_messages": True}})
 
 
+def test_features_as_bytes_are_answered_as_lists_are(served, model, small):
+    table = small.features("val")
+    pairs = [(table.image_SD[i], table.text_SD[i]) for i in range(8)]
+    forms = {
+        "lists": lambda vector: vector.tolist(),
+        "base64": lambda vector: base64.b64encode(vector.tobytes()).decode(),
+        "bytes": lambda vector: vector.tobytes(),
+        "arrays": lambda vector: vector,
+    }
+    rows = {
+        name: [{"image_features": form(image), "text_features": form(text)} for image, text in pairs]
+        for name, form in forms.items()
+    }
+    expected = served.post({"inputs": rows["lists"]})
+    assert expected[0] == 200
+    assert served.post({"inputs": rows["base64"]}) == expected
+    for name in ("lists", "base64", "bytes", "arrays"):
+        assert served.post(pd.DataFrame(rows[name]).to_parquet(), PARQUET) == expected, name
+    for given in rows.values():
+        answers = [answer.model_dump() for answer in model.predict(given)]
+        assert [a["question_ids"] for a in answers] == [a["question_ids"] for a in expected[1]["predictions"]]
+    mixed = [rows[name][i] for i, name in enumerate(["lists", "base64"] * 4)]
+    assert served.post({"inputs": mixed}) == expected
+    short = {**rows["base64"][0], "text_features": encoded_bytes(bytes(4 * 511))}
+    assert served.refused({"inputs": [rows["lists"][0], short]}).startswith("row 1: text_features: 511 numbers, expected 512")
+
+
+def test_images_in_parquet(served, small):
+    frame = pd.DataFrame([{"question": s.question, "image": s.image_path.read_bytes()} for s in small.val])
+    assert served.post(frame.to_parquet(), PARQUET) == served.post({"inputs": [row(sample) for sample in small.val]})
+    both = pd.concat([frame, pd.DataFrame([{"question": "a", "image": b"%PDF-1.7"}])])
+    status, body = served.post(both.to_parquet(), PARQUET)
+    assert (status, body["message"][:41]) == (400, "row 8: image is no PNG or JPEG image (of ")
+
+
 LARGE, BOMB = Image.new("L", (4001, 4000)), Image.new("1", (14_000, 14_000))
 
 
@@ -216,6 +256,7 @@ def test_a_bad_request_is_refused_in_one_line(served, small, rows, params, messa
         ({"inputs": "abc"}, "Expected list, but got str"),
         ({"inputs": ["abc"]}, "Expecting example to be a dictionary"),
         ({"dataframe_records": [{"question": "a"}]}, "Request payload must be a dictionary with 'inputs' key"),
+        ({"dataframe_split": {"columns": ["question"], "data": [["a"]]}}, "Request payload must be a dictionary with 'inputs'"),
         ({"inputs": [{"question": "a"}], "params": {"shots": "three"}}, "Failed to validate type and shape for 'shots'"),
         (b'{"inputs": [', "Ensure that input is a valid JSON formatted string"),
     ],
@@ -225,6 +266,12 @@ def test_what_the_server_itself_refuses(served, request_body, message):
     assert status == 400
     assert message in body["message"]
     assert "stack_trace" not in body
+
+
+def test_what_is_no_parquet_file_is_refused_by_the_server(served):
+    status, body = served.post(b"PAR1", PARQUET)
+    assert status == 400
+    assert "Failed to parse input as a Pandas DataFrame" in body["message"]
 
 
 def test_files_are_read_in_the_folder_of_the_server(served, small, tmp_path):
@@ -350,7 +397,7 @@ print(json.dumps([lever_mlflow.__file__, model.predict([json.load(open("row.json
 
 def test_the_lines_of_the_documentation_work_as_they_are(served, model, small, tmp_path):
     page = (ROOT / "docs" / "serving.md").read_text()
-    _, curl, _, python, refusal = (block.strip() for block in page.split("```")[1::2])
+    _, curl, _, python, parquet, refusal = (block.strip() for block in page.split("```")[1::2])
     (tmp_path / "query.jpg").write_bytes(small.val[0].image_path.read_bytes())
     line = curl.replace("http://127.0.0.1:5001", served.url)
     result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -360,4 +407,6 @@ def test_the_lines_of_the_documentation_work_as_they_are(served, model, small, t
     names = {"image_base64": row(small.val[0])["image"]}
     exec(python.replace("models:/lever-selector-mini-mini@champion", MODEL), names)
     assert names["picks"] == model.predict([{**rows[0], "question": "what is this?"}])[0].question_ids
+    exec(parquet.replace("http://127.0.0.1:5001", served.url), names)
+    assert [answer["question_ids"] for answer in names["predictions"]] == [names["picks"]]
     assert served.refused({"inputs": [{**rows[0], "question": "a" * 10_000}]}) == json.loads(refusal)["message"]
