@@ -2,8 +2,8 @@
 
 The commands work on a small experiment of the embedded default that has finished, in a store and a cache of their own. So they
 do little but start. The baseline is ``python -c "import mlflow"`` in the same run, in turn with them. ``mlflow run`` of a
-project that does nothing shows what MLflow's own command costs. Another checkout of this repository, such as one of an earlier commit,
-can be measured in the same run as a further side; it then runs an experiment of its own first.
+project that does nothing shows what MLflow's own command costs. Another checkout of this repository, such as one of an earlier
+commit, can be measured in the same run as a further side. It then runs an experiment of its own first.
 
     python -m benchmarks.starting [--repeats 3] [--other FOLDER]
 """

@@ -99,4 +99,3 @@ def test_a_whole_experiment_that_is_reused_imports_nothing_that_work_takes(mlflo
     assert imported("main", *small, **environment) == set()
     assert imported("main", *small, "--plan=true", **environment) == set()
     assert imported("promote", "--kl_beta=0.12", "--plan=true", **environment) == set()
-    assert imported("compare", "--kl_betas=0.12", **environment) == set()
