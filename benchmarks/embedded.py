@@ -18,8 +18,9 @@ import torch
 from lever_mlflow.data.candidate_pools import candidate_pools
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import Answering
-from lever_mlflow.evaluation.policies import greedy_picks, random_picks, similarity_picks
+from lever_mlflow.evaluation.policies import random_picks, similarity_picks
 from lever_mlflow.evaluation.records import REPORT
+from lever_mlflow.evaluation.selector_picks import greedy_picks
 from lever_mlflow.pipeline.resources import Resources
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings, RolloutSettings, preset_of

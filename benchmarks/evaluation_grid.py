@@ -24,7 +24,7 @@ import torch
 from lever_mlflow import mini
 from lever_mlflow.data.candidate_pools import random_pool
 from lever_mlflow.evaluation.overlap import overlaps
-from lever_mlflow.evaluation.policies import greedy_picks
+from lever_mlflow.evaluation.selector_picks import greedy_picks
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.files.images import fitted_image
 from lever_mlflow.files.model_folders import load_pretrained, load_processor

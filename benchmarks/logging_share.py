@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 
 from lever_mlflow.files.cache_dir import default_cache_dir
+from lever_mlflow.pipeline import epochs as training_epochs
 from lever_mlflow.pipeline import training
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
@@ -81,7 +82,7 @@ def measure(folder: Path, queries: int, epochs: int) -> Iterator[LoggedEpoch]:
     with steps.project_run("warm-up"):
         start = training.start_of_run(steps.ensure(training.rce_step(context, data, RceSettings(epochs=1))))
     spent: dict[str, float] = defaultdict(float)
-    training._log_model = timed(spent, "checkpoint as a logged model", training._log_model)
+    training_epochs._log_model = timed(spent, "checkpoint as a logged model", training_epochs._log_model)
     UnsentEpochs.log_state = timed(spent, "training state", UnsentEpochs.log_state)  # type: ignore[method-assign]
     UnsentEpochs.save_state = timed(spent, "state on disk", UnsentEpochs.save_state)  # type: ignore[method-assign]
     mlflow.log_metrics = timed(spent, "metrics", mlflow.log_metrics)
@@ -92,7 +93,7 @@ def measure(folder: Path, queries: int, epochs: int) -> Iterator[LoggedEpoch]:
         spent.clear()
         with steps.project_run(step.name) as run:
             steps.run_here(step)
-        seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "seconds"))
+        seconds = sum(m.value for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/seconds"))
         yield LoggedEpoch(step.name, seconds / epochs, {name: value / epochs for name, value in spent.items()})
 
 

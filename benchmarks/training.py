@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import GrpoSettings, RceSettings, preset_of
-from lever_mlflow.training.batches import split_groups, tabulate
+from lever_mlflow.training.batches import tabulate
+from lever_mlflow.training.filters import split_groups
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, rce_loss, rce_temperature
 from lever_mlflow.training.rce import train_rce

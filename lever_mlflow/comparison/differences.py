@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr, ndtri
 
 from lever_mlflow.comparison.facts import (
     BEST,
@@ -32,6 +31,7 @@ from lever_mlflow.evaluation.statistics import (
     deviation_by_image,
     holm,
     interval,
+    normal_quantile,
     questions_needed,
     resampled_means,
     sign_flip_p_value,
@@ -258,6 +258,8 @@ def _p_value(row: _Untested) -> float:
     """Applies the sign-flip test to paired differences; without them, the normal test to two means of independent answers."""
     if row.paired_Q is not None:
         return sign_flip_p_value(row.paired_Q.to_numpy(), images_of(row.paired_Q))
+    from scipy.special import ndtr
+
     error = row.deviation / np.sqrt(row.size)
     return float(2.0 * ndtr(-abs(row.points) / error)) if error else 1.0
 
@@ -267,5 +269,5 @@ def _interval(row: _Untested, means_R: np.ndarray | None, confidence: float) -> 
     if means_R is not None:
         low, high = interval(means_R, confidence)
         return 100.0 * low, 100.0 * high
-    reach = float(-ndtri((1.0 - confidence) / 2.0)) * row.deviation / float(np.sqrt(row.size))
+    reach = -normal_quantile((1.0 - confidence) / 2.0) * row.deviation / float(np.sqrt(row.size))
     return row.points - reach, row.points + reach

@@ -28,6 +28,12 @@ __all__ = ["Encoder", "Side", "check_encoder", "encoder_sides", "forget_shared_e
 
 Side = Literal["image", "text"]
 _BOTH: tuple[Side, ...] = ("image", "text")
+# What models of these types encode. For other types transformers is asked, whose import takes a second.
+_SIDES: dict[str, tuple[Side, ...]] = {
+    **dict.fromkeys(("clip", "chinese_clip", "siglip", "siglip2"), _BOTH),
+    **dict.fromkeys(("dinov2", "vit"), ("image",)),
+    **dict.fromkeys(("bert", "mpnet", "xlm-roberta"), ("text",)),
+}
 _IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # the last two of SigLIP 2 at any aspect ratio
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 # Both SigLIPs were trained on texts that were padded to the full length, without a mask (arXiv:2303.15343, arXiv:2502.14786).
@@ -43,9 +49,11 @@ def encoder_sides(folder: Path) -> tuple[Side, ...]:
     Raises:
         DataError: there is no readable ``config.json``, or the model is no encoder.
     """
+    family = model_type(folder)
+    if family in _SIDES:
+        return _SIDES[family]
     from transformers.models.auto import modeling_auto as auto
 
-    family = model_type(folder)
     if family in auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return _BOTH
     if family in auto.MODEL_FOR_IMAGE_MAPPING_NAMES or family.endswith("_vision_model"):

@@ -1,4 +1,4 @@
-"""Names the policies that an evaluation compares, which no other module does, and says what each of them picks."""
+"""Names the policies that an evaluation compares, which no other module does, and says what those without a selector pick."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from lever_mlflow.data.candidate_pools import top_k
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.random_streams import QueryStream
-from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import Order
 
 __all__ = [
@@ -24,8 +22,6 @@ __all__ = [
     "ZERO_SHOT",
     "checkpoint_policy",
     "epoch_policy",
-    "first_logits",
-    "greedy_picks",
     "in_prompt_order",
     "is_baseline",
     "metric_name",
@@ -81,34 +77,6 @@ def is_baseline(policy: str) -> bool:
 def metric_name(policy: str) -> str:
     """Writes a policy's name with the letters, digits and underscores that tags and metrics may hold."""
     return re.sub(r"[^a-z0-9]+", "_", policy.lower()).strip("_")
-
-
-_BATCH = 256
-
-
-@torch.no_grad()
-def greedy_picks(
-    selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray, shots: int
-) -> np.ndarray:
-    """Picks greedily with a selector: train indices [Q, K], of which the first k of a row are the picks at k shots."""
-    rows = []
-    for start in range(0, len(queries_QD), _BATCH):
-        pool_BN = pools_QN[start : start + _BATCH]
-        query_BD = torch.from_numpy(np.asarray(queries_QD[start : start + _BATCH]))
-        picks_BK = selector.greedy(query_BD, torch.from_numpy(train_SD[pool_BN]), shots).numpy()
-        rows.append(np.take_along_axis(pool_BN, picks_BK, axis=1))
-    return np.concatenate(rows)
-
-
-@torch.no_grad()
-def first_logits(selector: PointerSelector, queries_QD: np.ndarray, pools_QN: np.ndarray, train_SD: np.ndarray) -> np.ndarray:
-    """Returns a selector's logits for the first pick, [Q, N]."""
-    rows = []
-    for start in range(0, len(queries_QD), _BATCH):
-        query_BD = torch.from_numpy(np.asarray(queries_QD[start : start + _BATCH]))
-        encoding = selector.encode(query_BD, torch.from_numpy(train_SD[pools_QN[start : start + _BATCH]]))
-        rows.append(selector.pick_logits(encoding, torch.empty(len(query_BD), 1, 0, dtype=torch.long))[:, 0].numpy())
-    return np.concatenate(rows)
 
 
 def in_prompt_order(picks_QK: np.ndarray, order: Order) -> np.ndarray:

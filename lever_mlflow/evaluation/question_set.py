@@ -17,13 +17,12 @@ from lever_mlflow.evaluation.policies import (
     RANDOM,
     SIMILARITIES,
     ZERO_SHOT,
-    first_logits,
-    greedy_picks,
     random_picks,
     similarity_picks,
     similarity_policy,
     whole_set_policy,
 )
+from lever_mlflow.evaluation.selector_picks import first_logits, greedy_picks
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import EvalSettings

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 
@@ -16,7 +16,6 @@ from lever_mlflow.data.features import check_sampler
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.evaluation.answering import Answering, BestSingle
 from lever_mlflow.evaluation.policies import SIMILARITY_BASELINES, metric_name
-from lever_mlflow.evaluation.question_set import QuestionSet
 from lever_mlflow.evaluation.questions import split_questions
 from lever_mlflow.evaluation.records import REPORT, AccuracyCell, EvaluationRecords
 from lever_mlflow.evaluation.rounding import decimals
@@ -29,6 +28,9 @@ from lever_mlflow.runs.metrics import ANSWER_RATE
 from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import set_description
 from lever_mlflow.settings import EvalSettings, Order
+
+if TYPE_CHECKING:
+    from lever_mlflow.evaluation.question_set import QuestionSet
 
 __all__ = [
     "Baselines",
@@ -103,6 +105,8 @@ def read_records(run_id: str) -> EvaluationRecords:
 
 def question_set(context: Context, samples: Sequence[Sample], settings: EvalSettings) -> QuestionSet:
     """Returns questions of the evaluation split together with their candidate pools and all features."""
+    from lever_mlflow.evaluation.question_set import QuestionSet
+
     resources = context.resources
     features = resources.features("val"), resources.features("train")
     return QuestionSet(samples, resources.train, *features, settings, context.seed)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from statistics import mean
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
 from pydantic import TypeAdapter
@@ -48,7 +48,7 @@ from lever_mlflow.pipeline.baselines import (
     read_baselines,
     read_records,
 )
-from lever_mlflow.pipeline.checkpoints import read_selector
+from lever_mlflow.pipeline.checkpoints import Start, start_selector
 from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import rl_data_figures
 from lever_mlflow.pipeline.grpo import GRPO, candidates_of, find_grpo
@@ -61,10 +61,11 @@ from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
 from lever_mlflow.runs.tags import Tag, finished_run_tags, record, set_description
-from lever_mlflow.selector.checkpoint import load_selector, selector_digest
-from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder
 from lever_mlflow.settings import AUTO, NONE, EvalSettings, GrpoSettings, RoundSettings, format_beta, preset_of
+
+if TYPE_CHECKING:
+    from lever_mlflow.selector.network import PointerSelector
 
 __all__ = [
     "EVALUATE",
@@ -109,7 +110,7 @@ def evaluate_step(context: Context, grpo_run: str, settings: EvalSettings, check
                 "scoring": context.resources.data.scoring,
                 "training_seed": tags[Tag.SEED],
                 "grpo_run": grpo_run,
-                "checkpoints": {policy: selector_digest(selector) for policy, selector in others.items()},
+                "checkpoints": {policy: start.digest for policy, start in others.items()},
             }
         )
         kl_beta = float(tags[Tag.KL_BETA])
@@ -137,8 +138,8 @@ def prompts_of_policies(settings: EvalSettings, learned: int, candidates: int) -
     return shots * ((learned + candidates) * report + candidates * settings.n_selection)
 
 
-def read_checkpoints(context: Context, checkpoints: Sequence[str]) -> dict[str, PointerSelector]:
-    """Reads the further checkpoints of an evaluation, each given by path or model URI, and returns them by policy.
+def read_checkpoints(context: Context, checkpoints: Sequence[str]) -> dict[str, Start]:
+    """Finds the further checkpoints of an evaluation, each given by path or model URI, and returns them by policy.
 
     Raises:
         CheckpointError: as ``read_selector``.
@@ -147,7 +148,7 @@ def read_checkpoints(context: Context, checkpoints: Sequence[str]) -> dict[str, 
     if not all(checkpoints):
         raise ParameterError("checkpoints: an empty name between commas; name each checkpoint, or give none")
     return {
-        checkpoint_policy(number, reference): read_selector(context, reference)
+        checkpoint_policy(number, reference): start_selector(context, reference)
         for number, reference in enumerate(checkpoints, start=1)
     }
 
@@ -167,9 +168,9 @@ def evaluate_version_step(context: Context, version: str, like: Evaluation) -> S
                 "give the dataset, vlm, encoder, scoring and seed of that evaluation"
             )
     reference = f"models:/{context.registered_name}/{version}"
-    selector = load_selector(checkpoint_folder(reference))
-    execute = partial(_evaluate_version, context, selector, like.settings)
-    inputs = {**identity, Tag.CHECKPOINT_DIGEST: selector_digest(selector)}
+    registered = start_selector(context, reference)
+    execute = partial(_evaluate_version, context, registered, like.settings)
+    inputs = {**identity, Tag.CHECKPOINT_DIGEST: registered.digest}
     name, shots = f"evaluate version {version}", max(like.settings.shots)
     needs: dict[str, Any] = {"shots": shots, "prompts": prompts_of_policies(like.settings, learned=1, candidates=0)}
     return make_step(context, "evaluate-version", name, asdict(like.settings), inputs, execute, **needs)
@@ -217,7 +218,7 @@ class _Evaluation:
     """Evaluates one GRPO run.
 
     Attributes:
-        checkpoints: the references of further checkpoints; ``others`` are their selectors by policy.
+        checkpoints: the references of further checkpoints; ``others`` are they themselves, by policy.
     """
 
     context: Context
@@ -225,7 +226,7 @@ class _Evaluation:
     settings: EvalSettings
     inputs: EvaluationInputs
     checkpoints: tuple[str, ...]
-    others: Mapping[str, PointerSelector]
+    others: Mapping[str, Start]
 
     @property
     def name(self) -> str:
@@ -233,10 +234,12 @@ class _Evaluation:
 
     def run(self) -> None:
         """Evaluates the epochs, logs everything, and registers the best epoch or says why not."""
+        from lever_mlflow.selector.checkpoint import load_selector, selector_digest
+
         models = candidates_of(self.inputs.grpo_run)
         epochs = {epoch: load_selector(checkpoint_folder(f"models:/{model_id}")) for epoch, model_id in models.items()}
         by_policy = {epoch_policy(epoch): selector for epoch, selector in epochs.items()}
-        checkpoints = {START: self._start(), **self.others, **by_policy}
+        checkpoints = {START: self._start(), **{policy: start.load() for policy, start in self.others.items()}, **by_policy}
         questions = split_questions(self.context.resources.val, self.settings, self.context.seed)
         report, selection = (question_set(self.context, samples, self.settings) for samples in questions)
         learned = report.learned(checkpoints)
@@ -269,6 +272,8 @@ class _Evaluation:
 
     def _start(self) -> PointerSelector:
         """Reads the start checkpoint, which must still be the one that the GRPO run started from."""
+        from lever_mlflow.selector.checkpoint import load_selector, selector_digest
+
         start = load_selector(checkpoint_folder(self.inputs.start_uri))
         if selector_digest(start) != self.inputs.start_digest:
             raise CheckpointError(
@@ -358,10 +363,10 @@ class _Evaluation:
         log_records(records)
 
 
-def _evaluate_version(context: Context, selector: PointerSelector, settings: EvalSettings) -> None:
+def _evaluate_version(context: Context, registered: Start, settings: EvalSettings) -> None:
     """Evaluates a registered version on the report questions, and logs the records."""
     samples = split_questions(context.resources.val, settings, context.seed).report
-    picks = question_set(context, samples, settings).learned({CHAMPION: selector})
+    picks = question_set(context, samples, settings).learned({CHAMPION: registered.load()})
     records = answering(context, "evaluate champion", settings.order).records(samples, REPORT, picks, settings.shots)
     log_records(records)
     set_description(f"{decimals(100 * records.frame['accuracy'].mean())} % on {len(samples):,} questions, as a mean over shots")

@@ -13,7 +13,6 @@ from lever_mlflow.exceptions import GateError, ParameterError
 from lever_mlflow.gate import GateResult
 from lever_mlflow.pipeline.context import Context, make_step, of_beta
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate
-from lever_mlflow.pipeline.resume import check_same_step
 from lever_mlflow.pipeline.rollout import find_rl_data, recorded_settings, rl_data_of_run, rollout_step
 from lever_mlflow.pipeline.training import (
     GrpoStart,
@@ -38,10 +37,9 @@ from lever_mlflow.settings import (
     format_beta,
     preset_of,
 )
-from lever_mlflow.training.batches import left_by_filters
 from lever_mlflow.training.curves import training_curves
-from lever_mlflow.training.diagnosis import taught_nothing
-from lever_mlflow.training.loop import no_longer_rising
+from lever_mlflow.training.diagnosis import no_longer_rising, taught_nothing
+from lever_mlflow.training.filters import left_by_filters
 from lever_mlflow.trials.generators import gen_methods
 from lever_mlflow.trials.rl_data import RLData
 from lever_mlflow.trials.rollout import first_choice_reward, most_prompts, positive_query_rate
@@ -277,5 +275,7 @@ def _resumed(step: Step, resume: str) -> str:
     """
     if resume in (AUTO, NONE) or Path(resume).is_dir() or run_tags(resume).get(Tag.STEP) != GRPO:
         return resume
+    from lever_mlflow.pipeline.resume import check_same_step
+
     check_same_step(step, resume)
     return AUTO

@@ -19,7 +19,7 @@ from lever_mlflow.registry.versions import beta_alias, describe_model, holds, re
 from lever_mlflow.runs.artifacts import living_run
 from lever_mlflow.runs.tags import Tag
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_retriever
-from lever_mlflow.serving.retriever import RetrieverSettings, load_retriever, save_retriever
+from lever_mlflow.serving.retriever_settings import RetrieverSettings
 from lever_mlflow.settings import EvalSettings, format_beta
 
 __all__ = ["check_registered_model", "refusal", "register_best"]
@@ -100,6 +100,8 @@ def _retriever_settings(context: Context, evaluation: Evaluation) -> RetrieverSe
 
 def _log_retriever(context: Context, evaluation: Evaluation, settings: RetrieverSettings) -> str:
     """Logs the retriever around an epoch's checkpoint; it is loaded first, since MLflow only warns of what cannot be loaded."""
+    from lever_mlflow.serving.retriever import load_retriever, save_retriever
+
     resources, model_id = context.resources, evaluation.registration.model_id
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

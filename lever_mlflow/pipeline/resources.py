@@ -6,6 +6,7 @@ the path differs.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -73,12 +74,11 @@ class Resources(ResourceSettings):
         Raises:
             ParameterError: ``cuda`` was asked for and there is none.
         """
-        import torch
-
-        available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
+        if self.device != "cpu" and _has_cuda():
+            return "cuda"
+        if self.device == "cuda":
             raise ParameterError("device=cuda, but PyTorch sees no CUDA device; use device=auto or device=cpu")
-        return "cuda" if available and self.device != "cpu" else "cpu"
+        return "cpu"
 
     # the data set
 
@@ -287,3 +287,18 @@ class Resources(ResourceSettings):
         model = self.language_model
         assert isinstance(model, ServerVLM), "the URL of a server opens a model on that server"
         return model.model
+
+
+def _has_cuda() -> bool:
+    """Says whether PyTorch sees a CUDA device; PyTorch, whose import takes over a second, is asked where there is a driver.
+
+    Without NVIDIA's library, which PyTorch loads itself, and AMD's device file, it sees none.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if not Path("/dev/kfd").exists():
+            return False
+    import torch
+
+    return torch.cuda.is_available()

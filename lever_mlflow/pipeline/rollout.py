@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import mlflow
 import numpy as np
@@ -19,15 +19,13 @@ from lever_mlflow.data.features import check_sampler
 from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.records import first_misfit
-from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, initial_selector
+from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, Start, start_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.metrics import ANSWER_RATE, ROLLOUT
 from lever_mlflow.runs.search import absent, find_run, taken
 from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_description
-from lever_mlflow.selector.checkpoint import selector_digest
-from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
 from lever_mlflow.trials.columns import as_columns
 from lever_mlflow.trials.global_search import GLOBAL_SEARCH
@@ -42,6 +40,9 @@ from lever_mlflow.trials.rollout import (
     positive_query_rate,
     rollout,
 )
+
+if TYPE_CHECKING:
+    from lever_mlflow.selector.network import PointerSelector
 
 __all__ = [
     "LEFT_OUT",
@@ -72,15 +73,15 @@ def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM
     """
     check_settings(settings)
     check_sampler(settings.pool_sampler, context.resources.encoder_sides)
-    selector = initial_selector(context, init)
+    start = start_selector(context, init)
     inputs = {
         **context.identity(),
         **context.same_resources(),
-        Tag.START_DIGEST: selector_digest(selector),
+        Tag.START_DIGEST: start.digest,
         Tag.ROUND: round_number,
     }
     name = STEP if round_number == 1 else f"{STEP} round {round_number}"
-    execute = partial(_record_trials, context, settings, selector, round_number)
+    execute = partial(_record_trials, context, settings, start, round_number)
     options = {"init": init} if round_number == 1 else None  # no command records the trials of a later round
     needs: dict[str, Any] = {"shots": settings.shots, "prompts": most_prompts(settings)}
     return make_step(context, STEP, name, asdict(settings), inputs, execute, options, **needs)
@@ -231,9 +232,9 @@ def record_groups(
     return groups, meta
 
 
-def _record_trials(context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int) -> None:
+def _record_trials(context: Context, settings: RolloutSettings, start: Start, round_number: int) -> None:
     """Records the trials; logs them, their digest and their figures, those of the pools included."""
-    groups, meta = record_groups(context, settings, selector, round_number)
+    groups, meta = record_groups(context, settings, start.load(), round_number)
     record({Tag.RL_DATA_DIGEST: log_rl_data(groups, meta)})
     trials = [trial for group in groups for trial in group.trials]
     figures = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import pickle
@@ -19,17 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lever_mlflow.exceptions import CheckpointError, DataError, ParameterError
+from lever_mlflow.exceptions import CheckpointError, ParameterError
 from lever_mlflow.files.atomic import write_folder
-from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.files.text import looked_for
+from lever_mlflow.selector.checkpoint_folder import CONFIG_FILE, WEIGHTS_FILE, digest_of, read_description
 from lever_mlflow.selector.lever_plus import foreign_selector
 from lever_mlflow.selector.network import PointerSelector
 
-__all__ = ["CONFIG_FILE", "load_selector", "read_meta", "save_selector", "selector_digest"]
+__all__ = ["load_selector", "save_selector", "selector_digest"]
 
-CONFIG_FILE = "selector.json"
-_WEIGHTS_FILE = "selector.safetensors"
 _STATE_DICTS = ("model_state_dict", "state_dict")  # the keys of files that hold more than weights
 _ANCHOR = "input_proj.weight"  # every selector has it, so it shows the prefix that wrappers have put before all names
 _OLD_PREFIXES = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
@@ -59,7 +56,7 @@ def save_selector(folder: str | Path, selector: PointerSelector, meta: Mapping[s
 
     def fill(temporary: Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in selector.state_dict().items()}
-        save_file(weights, temporary / _WEIGHTS_FILE)
+        save_file(weights, temporary / WEIGHTS_FILE)
         content = {"config": selector.config, "digest": selector_digest(selector), "meta": dict(meta)}
         (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -85,7 +82,7 @@ def load_selector(path: str | Path) -> PointerSelector:
         CheckpointError: missing, damaged, holding code or non-finite weights, or not the weights of a selector.
     """
     path = Path(path)
-    if path.name == _WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
         path = path.parent  # the weights of a checkpoint folder, whose description states the heads
     elif path.is_dir():
         path = _only_file(path)
@@ -101,27 +98,14 @@ def load_selector(path: str | Path) -> PointerSelector:
     selector = _empty_selector(path, _infer_config(path, weights), config)
     _load_strictly(path, selector, weights)
     if digest is not None and selector_digest(selector) != digest:
-        raise CheckpointError(f"{path}: {CONFIG_FILE} and {_WEIGHTS_FILE} do not belong together; copy the folder again")
+        raise CheckpointError(f"{path}: {CONFIG_FILE} and {WEIGHTS_FILE} do not belong together; copy the folder again")
     return selector.eval()
-
-
-def read_meta(folder: str | Path) -> dict[str, Any]:
-    """Reads the ``meta`` that ``save_selector`` wrote into a checkpoint folder.
-
-    Raises:
-        CheckpointError: no readable ``selector.json`` in the folder.
-    """
-    meta = _read_json(Path(folder))["meta"]
-    return dict(meta)
 
 
 def selector_digest(selector: PointerSelector) -> str:
     """Returns a digest of weights and number of heads, 32 hex characters, which is the same for every file format."""
-    digest = hashlib.sha256(str(selector.config["n_heads"]).encode())
-    for name, tensor in sorted(selector.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in selector.state_dict().items()}
+    return digest_of(selector.config["n_heads"], weights)
 
 
 def _only_file(folder: Path) -> Path:
@@ -130,7 +114,7 @@ def _only_file(folder: Path) -> Path:
     Raises:
         CheckpointError: it holds several such files, or none.
     """
-    if (folder / CONFIG_FILE).exists() or (folder / _WEIGHTS_FILE).exists():
+    if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
         return folder
     files = [path for path in folder.iterdir() if path.suffix in _FILES]
     if len(files) == 1:
@@ -139,26 +123,13 @@ def _only_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: no checkpoint folder, as it has no {CONFIG_FILE}, and holds {found}")
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    """Reads the description of a checkpoint: ``config``, ``digest`` and ``meta``."""
-    path, remedy = folder / CONFIG_FILE, "copy the folder again"
-    try:
-        content = read_object(path, missing=remedy, damaged=remedy)
-    except DataError as error:
-        raise CheckpointError(str(error)) from None
-    for name in ("config", "meta"):
-        if not isinstance(content.get(name), dict):
-            raise CheckpointError(f"{path}: {name} is {reprlib.repr(content.get(name))}, expected an object; {remedy}")
-    return content
-
-
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
     """Reads weights, sizes and digest from a checkpoint folder."""
-    content = _read_json(folder)
+    content = read_description(folder)
     try:
-        return load_file(folder / _WEIGHTS_FILE), content["config"], content.get("digest")
+        return load_file(folder / WEIGHTS_FILE), content["config"], content.get("digest")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / _WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
 
 
 class _Inert:

@@ -110,14 +110,19 @@ class PointerSelector(nn.Module):
         self.query_proj = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.cand_proj = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self.input_proj.weight)
-        with torch.no_grad():
-            for projection in (self.query_proj, self.cand_proj):
-                projection.weight.copy_(torch.eye(hidden_dim) + 0.01 * torch.randn(hidden_dim, hidden_dim))
+        if not self.input_proj.weight.is_meta:  # where there is no memory to fill, and to draw for it takes over a second
+            self._initialise(hidden_dim)
         self.state_proj = nn.Linear(hidden_dim, hidden_dim, bias=False) if state_update else None
         if self.state_proj is not None:
             nn.init.zeros_(self.state_proj.weight)
         self.query_update_gate = nn.Linear(2 * hidden_dim, hidden_dim) if query_update_gate else None
+
+    def _initialise(self, hidden_dim: int) -> None:
+        """Draws the weights that the class's docstring describes."""
+        nn.init.xavier_uniform_(self.input_proj.weight)
+        with torch.no_grad():
+            for projection in (self.query_proj, self.cand_proj):
+                projection.weight.copy_(torch.eye(hidden_dim) + 0.01 * torch.randn(hidden_dim, hidden_dim))
 
     def freeze_backbone(self) -> None:
         """Freezes input_proj, query_proj and cand_proj: 263,680 parameters (50.1 %) stay trainable at default sizes."""

@@ -22,8 +22,8 @@ from lever_mlflow.exceptions import CheckpointError, first_line
 from lever_mlflow.runs.artifacts import download_folder
 from lever_mlflow.runs.fields import LONGEST_PARAMETER, fitted
 from lever_mlflow.runs.tags import prefixed
-from lever_mlflow.selector.checkpoint import CONFIG_FILE
-from lever_mlflow.serving import retriever_model, selector_model
+from lever_mlflow.selector.checkpoint_folder import CONFIG_FILE
+from lever_mlflow.serving import selector_model
 from lever_mlflow.settings import as_text
 
 __all__ = ["checkpoint_folder", "log_checkpoint", "log_retriever"]
@@ -70,6 +70,8 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
     This package's code is part of the model, as it can be installed from no package index where the model is served. The
     weights of the embedded VLM are left out.
     """
+    from lever_mlflow.serving import retriever_model
+
     # MLflow's own filter shows its remark that chat messages are of any type; it is recorded here, and so not printed.
     with tempfile.TemporaryDirectory() as code, _no_bytecode(), warnings.catch_warnings(record=True):
         package = Path(code) / "lever_mlflow"

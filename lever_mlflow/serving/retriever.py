@@ -7,12 +7,11 @@ encoder with its digest. The encoder itself is read from its folder or the hub, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,8 @@ from lever_mlflow.selector.encoded_pool import EncodedPool
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.pool_files import DemonstrationPool, load_pool, save_pool
 from lever_mlflow.serving.requests import FeatureDims, Query
-from lever_mlflow.settings import Order, PoolSampler, ServingSettings
+from lever_mlflow.serving.retriever_settings import RetrieverSettings
+from lever_mlflow.settings import ServingSettings
 from lever_mlflow.vlm.profiles import PromptProfile
 from lever_mlflow.vlm.prompt import build_messages, with_image_urls
 
@@ -50,42 +50,6 @@ _PIXELS = 16_000_000  # of these images together, unless a single one has more; 
 _ROWS = 32  # queries that the selector handles at a time, whose pools fit into the caches of a processor
 _CACHED_URLS = 32  # data URLs of demonstrations, which have up to some MB each
 _SAME_FEATURE = 1e-5  # features of one image differ by less, whatever else was in the batch
-
-
-@dataclass(frozen=True)
-class RetrieverSettings:
-    """Holds all that decides what a retriever answers, as it was when the retriever was evaluated.
-
-    Attributes:
-        checkpoint_digest: digest of the selector.
-        dataset_digest: digest of the data set whose training items are the pool.
-        encoder: ``mini``, a folder or a hub name.
-        encoder_digest: digest of the encoder's folder.
-        profile: texts and image sizes of prompts.
-        pool_sampler, pool_size, seed: the way in which candidates are drawn.
-        order: whether the first pick stands first in the prompt, or last.
-    """
-
-    checkpoint_digest: str
-    dataset_digest: str
-    encoder: str
-    encoder_digest: str
-    profile: PromptProfile
-    pool_sampler: PoolSampler
-    pool_size: int
-    seed: int
-    order: Order = "similar-first"
-
-    @property
-    def digest(self) -> str:
-        """Returns a digest of the settings, 32 hex characters, in which the encoder counts by its content, not its place.
-
-        The order counts where it is not the default, so that retrievers from before there was a choice keep their digest.
-        """
-        content = asdict(replace(self, encoder=""))
-        if self.order == RetrieverSettings.order:
-            del content["order"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Retrieval(NamedTuple):

@@ -1,4 +1,4 @@
-"""Turns groups of RL data into padded arrays and batches of tensors, and splits them into training and validation queries.
+"""Turns groups of RL data into padded arrays and batches of tensors.
 
 Shapes: Q queries of a table, B queries of a batch, N candidates of the largest pool, G trials of the largest group, K shots,
 S training items, D feature dimensions.
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.random_streams import SeedStream
 from lever_mlflow.settings import GrpoSettings, RceSettings
+from lever_mlflow.training.filters import filtered, split_groups
 from lever_mlflow.training.objectives import zero_spread
 from lever_mlflow.trials.columns import GroupColumns, as_columns, check_scores
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.trials.rl_data import Group, RLData, check_items
+from lever_mlflow.trials.rl_data import Group, check_items
 
-__all__ = ["GroupBatch", "GroupTable", "filtered", "left_by_filters", "split_groups", "split_tables", "tabulate"]
+__all__ = ["GroupBatch", "GroupTable", "split_tables", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -128,67 +128,6 @@ class GroupTable:
     def _rewards_std(self, rows: np.ndarray) -> float:
         rewards = self.rewards_QG[rows][self._mask(rows)]
         return float(rewards.std(ddof=1, dtype=np.float64)) if len(rewards) > 1 else 0.0
-
-
-def split_groups(groups: Iterable[Group], val_share: float, seed: int) -> tuple[GroupColumns, GroupColumns]:
-    """Splits the groups that have trials into training and validation queries, shuffled by ``seed``.
-
-    At least one query goes to each side.
-
-    Raises:
-        DataError: fewer than two queries have usable trials.
-    """
-    columns = as_columns(groups)
-    usable = np.flatnonzero(columns.sizes_Q)
-    if len(usable) < 2:
-        raise DataError(f"{len(usable)} queries have usable trials, but training needs at least 2; record more in a rollout")
-    order = np.random.default_rng([seed, SeedStream.VALIDATION]).permutation(len(usable))
-    n_val = min(max(1, round(val_share * len(usable))), len(usable) - 1)
-    return columns.selected(usable[order[n_val:]]), columns.selected(usable[order[:n_val]])
-
-
-def filtered(groups: Iterable[Group], settings: RceSettings | GrpoSettings) -> GroupColumns:
-    """Returns groups with those trials that ``filter_gen_methods`` keeps, without groups that have none of them.
-
-    With ``require_positive_query``, groups without a positive trial among them are left out too.
-
-    Raises:
-        DataError: no trial is of one of the methods, or no group is left.
-    """
-    columns, methods, positive = as_columns(groups), settings.filter_gen_methods, settings.require_positive_query
-    present = {columns.method_names[code]: code for code in np.unique(columns.methods_T).tolist()}
-    for method in methods:
-        if method not in present:
-            raise DataError(
-                f"filter_gen_methods: no trial of the training queries has the gen_method {method!r}; "
-                f"their methods are {', '.join(sorted(present))}"
-            )
-    kept_T = np.isin(columns.methods_T, [present[method] for method in methods or present])
-    needed_T = kept_T & (columns.correct_T == 1.0) if positive else kept_T
-    rows = np.flatnonzero(np.bincount(columns.owners_T[needed_T], minlength=len(columns)))
-    if not len(rows):
-        raise DataError(
-            f"require_positive_query=true leaves no training query{' with filter_gen_methods' if methods else ''}; leave the "
-            "filters out, or record trials with mine_positives or search_positives"
-        )
-    return columns.selected(rows, kept_T)
-
-
-def left_by_filters(data: RLData, settings: RceSettings | GrpoSettings, seed: int) -> str:
-    """Says how many queries and trials the filters leave to train on; an empty text where there is no filter.
-
-    Raises:
-        DataError: as ``split_groups`` and ``filtered``; the message names the data.
-    """
-    if not (settings.filter_gen_methods or settings.require_positive_query):
-        return ""
-    try:
-        all_groups, _ = split_groups(data.groups, settings.val_share, seed)
-        groups = filtered(all_groups, settings)
-    except DataError as error:
-        raise DataError(f"{data.source}: {error}") from None
-    trials = f"{groups.n_trials:,} of {all_groups.n_trials:,} trials"
-    return f"{len(groups):,} of {len(all_groups):,} training queries with {trials}"
 
 
 def split_tables(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["diagnose", "taught_nothing"]
+__all__ = ["diagnose", "no_longer_rising", "taught_nothing"]
 
 _NO_SIGNAL_FROM = 0.95  # share of groups with equal rewards: at most one group in twenty teaches anything
 _DIVERGED_FROM = 1.0  # exact KL in nats: a pointer of the start is e times less probable under the policy, in geometric mean
@@ -56,6 +56,11 @@ def taught_nothing(last: Mapping[str, float]) -> str:
     if _no_signal(last):
         return f"the training found no signal, as {last[_FLAT]:.0%} of its groups have equal rewards"
     return "the training changed no picks on its validation queries" if _did_not_move(last) else ""
+
+
+def no_longer_rising(values: Sequence[float], patience: int) -> bool:
+    """Tells whether the last ``patience`` values are none of them higher than all before; never if ``patience`` is 0."""
+    return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
 
 
 def _no_signal(last: Mapping[str, float]) -> bool:

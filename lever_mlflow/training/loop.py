@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -23,8 +23,9 @@ from lever_mlflow.progress import Progress
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import LrScheduler
 from lever_mlflow.training.batches import GroupBatch, GroupTable
+from lever_mlflow.training.diagnosis import no_longer_rising
 
-__all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "no_longer_rising", "train_epochs"]
+__all__ = ["Epoch", "Metrics", "Objective", "StepOutput", "TrainingState", "lr_factor", "train_epochs"]
 
 Metrics = dict[str, float]  # of one epoch, by name
 
@@ -317,8 +318,3 @@ def _check_finite(loss: float, query_ids: np.ndarray) -> None:
             f"loss is {loss} on queries {query_ids.tolist()}; choose a smaller lr or smaller weights in the loss, "
             "or check the features of these queries and of their pools"
         )
-
-
-def no_longer_rising(values: Sequence[float], patience: int) -> bool:
-    """Tells whether the last ``patience`` values are none of them higher than all before; never if ``patience`` is 0."""
-    return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])

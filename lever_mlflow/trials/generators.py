@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from lever_mlflow.data.candidate_pools import top_k
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.random_streams import QueryStream
-from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.vlm.prompt import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from lever_mlflow.selector.network import PointerSelector
 
 __all__ = [
     "BATCH_SIZE",
@@ -174,6 +177,8 @@ def propose(inputs: RolloutInputs, queries: PooledQueries) -> list[list[Proposal
 
 def query_batches(inputs: RolloutInputs, queries: PooledQueries) -> Iterator[QueryBatch]:
     """Yields the queries in batches, with the features that the selector takes."""
+    import torch
+
     features_SD = inputs.features.of(inputs.selector.fusion)
     for start in range(0, len(queries.samples), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
@@ -190,17 +195,19 @@ def without_repeats(proposals: Iterable[Proposal]) -> list[Proposal]:
     return list(by_pointer.values())
 
 
-@torch.no_grad()
 def sampled_pointers(
     inputs: RolloutInputs, batch: QueryBatch, stream: QueryStream, temperatures: Sequence[float], count: int
 ) -> list[list[Proposal]]:
     """Samples ``count`` pointers for each query and temperature from the policy; each query has random numbers of its own."""
+    import torch
+
     keys = [[inputs.seed, query.question_id, stream] for query in batch.queries]
     states = [np.random.SeedSequence(key).generate_state(1) for key in keys]
     generators = [torch.Generator().manual_seed(int(state[0])) for state in states]
     selector, shots, features = inputs.selector, inputs.settings.shots, (batch.query_BD, batch.candidates_BND)
-    pointers_BGK = torch.cat([selector.sample(*features, shots, count, t, generators) for t in temperatures], dim=1)
-    logprobs_BG = selector.logprobs(*features, pointers_BGK)
+    with torch.no_grad():
+        pointers_BGK = torch.cat([selector.sample(*features, shots, count, t, generators) for t in temperatures], dim=1)
+        logprobs_BG = selector.logprobs(*features, pointers_BGK)
     temperatures_G = [temperature for temperature in temperatures for _ in range(count)]
     return [
         [

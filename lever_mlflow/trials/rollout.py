@@ -7,6 +7,7 @@ for queries without a correct trial in ``mining`` and ``global_search``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.random_streams import SeedStream
-from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.settings import RolloutSettings
 from lever_mlflow.trials.generators import FEATURES, FIRST_CHOICE, GENERATORS, PooledQueries, RolloutInputs, propose
 from lever_mlflow.trials.global_search import searched_trials
@@ -24,6 +24,9 @@ from lever_mlflow.trials.recording import query_record, try_out, with_gt_prob
 from lever_mlflow.trials.rewards import Reward
 from lever_mlflow.trials.rl_data import Group, is_positive
 from lever_mlflow.vlm.prompt import Prompt
+
+if TYPE_CHECKING:
+    from lever_mlflow.selector.network import PointerSelector
 
 __all__ = [
     "check_settings",

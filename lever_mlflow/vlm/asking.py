@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lever_mlflow import distributed
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.settings import CacheMode
 from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers
@@ -94,6 +93,8 @@ class Asker:
 
     def answer_share(self, request: _Request, prompts: Sequence[Prompt]) -> None:
         """Makes a following process's share of the answers or scores, stores them, and sends them to the leader."""
+        from lever_mlflow import distributed
+
         share: list[tuple[int, str]] = []
         with self._answer_cache() as cache:
             for batch in self._share(request, prompts):
@@ -126,6 +127,8 @@ class Asker:
 
     def _answer_cache(self) -> AnswerCache:
         """Opens the answer cache of this machine, one per machine as SQLite does not belong on a network share."""
+        from lever_mlflow import distributed
+
         machine = distributed.machine(distributed.join(self.settings.vlm.device))
         name = f"answers-{machine}.sqlite" if machine else "answers.sqlite"
         return AnswerCache(self.settings.cache_dir / name, self.settings.cache)
@@ -134,6 +137,8 @@ class Asker:
         """Has all processes answer the prompts; yields batches of (position, text), the followers' all at the end."""
         if not prompts:
             return
+        from lever_mlflow import distributed
+
         processes, started = distributed.join(self.settings.vlm.device), time.perf_counter()
         distributed.call_followers(processes, _follow, self.settings, request, prompts)
         yield from self._share(request, prompts)
@@ -146,6 +151,8 @@ class Asker:
 
     def _share(self, request: _Request, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Answers this process's part of the prompts; yields batches of (position in ``prompts``, text)."""
+        from lever_mlflow import distributed
+
         processes = distributed.join(self.settings.vlm.device)
         positions = distributed.share(processes, np.arange(len(prompts))).tolist()
         for batch in getattr(self.language_model, request)([prompts[i] for i in positions]):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from lever_mlflow import mini
+from lever_mlflow.data import encoders
 from lever_mlflow.data.candidate_pools import candidate_pools
 from lever_mlflow.data.encoders import Encoder, check_encoder, encoder_sides
 from lever_mlflow.evaluation.question_set import QuestionSet
@@ -46,6 +47,15 @@ def pictures():
 
 def unit(features):
     return torch.nn.functional.normalize(features, dim=-1).numpy()
+
+
+def test_the_families_that_are_known_are_what_transformers_says(tmp_path, monkeypatch):
+    known = dict(encoders._SIDES)
+    assert known["clip"] == ("image", "text")
+    monkeypatch.setattr(encoders, "_SIDES", {})
+    for family, sides in known.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+        assert encoder_sides(tmp_path) == sides, family
 
 
 @pytest.mark.parametrize("name", SIDES)

@@ -5,14 +5,11 @@ from lever_mlflow.evaluation.policies import (
     BASELINES,
     checkpoint_policy,
     epoch_policy,
-    first_logits,
-    greedy_picks,
     metric_name,
     random_picks,
     similarity_picks,
     whole_set_policy,
 )
-from lever_mlflow.selector.network import PointerSelector
 
 
 def test_names_of_the_policies():
@@ -45,13 +42,3 @@ def test_picks_of_the_baselines(samples):
     assert (many[0] == picks).all()
     for candidate in pools[0]:  # uniform: each of 4 candidates is the first pick in a quarter of the draws
         assert np.mean(many[:, 0, 0] == candidate) == pytest.approx(0.25, abs=0.04)
-
-
-def test_greedy_picks_follow_the_first_logits():
-    rng = np.random.default_rng(0)
-    train, queries = rng.standard_normal((40, 16)).astype(np.float32), rng.standard_normal((3, 16)).astype(np.float32)
-    pools = np.stack([rng.choice(40, 9, replace=False) for _ in range(3)])
-    selector = PointerSelector(feature_dim=16).eval()
-    logits = first_logits(selector, queries, pools, train)
-    by_logits = np.take_along_axis(pools, np.argsort(-logits, axis=1)[:, :4], axis=1)
-    assert greedy_picks(selector, queries, pools, train, 4).tolist() == by_logits.tolist()

@@ -19,7 +19,8 @@ from lever_mlflow.pipeline.rollout import find_rl_data
 from lever_mlflow.pipeline.training import find_start
 from lever_mlflow.runs.artifacts import artifact
 from lever_mlflow.runs.steps import project_run, run_here
-from lever_mlflow.selector.checkpoint import load_selector, read_meta, selector_digest
+from lever_mlflow.selector.checkpoint import load_selector, selector_digest
+from lever_mlflow.selector.checkpoint_folder import read_meta
 from lever_mlflow.serving import retriever_model
 from lever_mlflow.settings import GrpoSettings, RceSettings, RolloutSettings, RoundSettings, as_text
 

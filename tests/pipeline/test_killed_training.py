@@ -47,7 +47,7 @@ KILLS = [
 if os.environ.get("LEVER_KILLS") == "all":
     KILLS += [
         ("torch.optim:AdamW.step", "", 2, "before", 0),
-        ("lever_mlflow.pipeline.training:save_selector", "", 2, "before", 1),
+        ("lever_mlflow.pipeline.epochs:save_selector", "", 2, "before", 1),
         ("lever_mlflow.pipeline.resume:save_state", "", 3, "before", 1),
         ("mlflow.pyfunc:log_model", "", 2, "before", 1),
         ("mlflow.store.artifact.local_artifact_repo:LocalArtifactRepository.log_artifacts", "models/m-", 2, "before", 1),

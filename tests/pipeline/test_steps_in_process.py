@@ -38,7 +38,7 @@ from lever_mlflow.settings import (
     RolloutSettings,
     RoundSettings,
 )
-from lever_mlflow.training.batches import split_groups
+from lever_mlflow.training.filters import split_groups
 from lever_mlflow.trials.reading import load_rl_data
 from lever_mlflow.vlm.prompt import Prompt
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from lever_mlflow.exceptions import CheckpointError
-from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_selector, selector_digest
+from lever_mlflow.selector.checkpoint import load_selector, save_selector, selector_digest
+from lever_mlflow.selector.checkpoint_folder import read_meta
 from lever_mlflow.selector.network import PointerSelector
 
 

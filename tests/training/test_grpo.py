@@ -7,7 +7,7 @@ from helpers.trainings import run_grpo, untrained_selector, with_equal_rewards
 
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.settings import GrpoSettings
-from lever_mlflow.training.batches import split_groups
+from lever_mlflow.training.filters import split_groups
 from lever_mlflow.training.grpo import train_grpo
 from lever_mlflow.training.objectives import group_advantages, grpo_loss, zero_spread
 from lever_mlflow.training.validation import exact_kl, validate_selector

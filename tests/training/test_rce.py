@@ -7,7 +7,7 @@ from helpers.trainings import run_rce, untrained_selector
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.selector.checkpoint import selector_digest
 from lever_mlflow.settings import RceSettings
-from lever_mlflow.training.batches import split_groups
+from lever_mlflow.training.filters import split_groups
 from lever_mlflow.training.rce import train_rce
 from lever_mlflow.training.validation import validate_selector
 
