@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
+import entrypoints
 from lever_mlflow.cli.launching import launch
 
 WRITES = "writes: "
@@ -48,7 +49,7 @@ class Writes:
 def main() -> None:
     """Runs the entry point that the command line names, with the options behind it."""
     last, name, *options = sys.argv[1:]
-    sys.argv = [str(Path(f"{name}.py")), *options]
+    sys.argv = [str(Path(entrypoints.__file__).with_name(f"{name}.py")), *options]  # as MLflow and our messages read it
     writes = Writes(int(last))
     sys.addaudithook(writes.audit)
     event.listen(Engine, "commit", writes)

@@ -138,13 +138,13 @@ class Kills:
     def _begin(self) -> None:
         self.place.begin(self.former if self.target.after else None)
 
-    def _run(self, kill: Kill | None, count: bool = False) -> Ended:
+    def _run(self, kill: Kill | None) -> Ended:
         name, *options = self.target.command
-        write = 0 if count else None if kill is None else kill.write
+        write = 0 if kill is None else kill.write or 0
         return self.place.run(entry_point(name, *options, write=write), kill)
 
     def _serve(self, kill: Kill | None) -> Ended:
-        """Starts a server of the champion, and kills it at its moment or once it has answered; the output ends with its answer."""
+        """Starts a server of the champion, and kills it at its moment or after its answer, with which the output ends."""
         port, log = free_port(), self.place.folder / "output.txt"
         before = log.stat().st_size if log.exists() else 0
         model = "models:/lever-selector-mini-mini@champion"
@@ -173,6 +173,7 @@ class Kills:
 
     def _outcome(self) -> dict[str, Any]:
         found = self.place.outcome()
+        found.pop("promotions", None)  # a killed run does not say what it has done
         if self.target.name == "serve":
             found["answer"] = json.loads((self.place.folder / "output.txt").read_text(errors="replace").splitlines()[-1])
         return found
@@ -187,7 +188,7 @@ class Kills:
             ended = self.place.run(entry_point(name, *options))
             assert ended.status == 0, ended.output
         self.place.keep(self.former)
-        ended = self._serve(None) if self.target.name == "serve" else self._run(None, count=True)
+        ended = self._serve(None) if self.target.name == "serve" else self._run(None)
         assert ended.status == 0, ended.output
         writes = int(ended.output.rpartition(WRITES)[2].split()[0]) if WRITES in ended.output else 0
         again = self._run(None).cpu if self.target.name == "experiment" else 0.0
@@ -203,11 +204,14 @@ def differences(expected: Any, actual: Any, where: str = "") -> list[str]:
     if isinstance(expected, dict) and isinstance(actual, dict):
         names = sorted({*expected, *actual})
         return [line for name in names for line in differences(expected.get(name), actual.get(name), f"{where}/{name}")]
-    return [] if expected == actual else [f"{where}: {_short(expected)} undisturbed, but {_short(actual)}"]
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value)[:300]
+    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        pairs = enumerate(zip(expected, actual, strict=True))
+        return [line for number, pair in pairs for line in differences(*pair, f"{where}/{number}")]
+    if expected == actual:
+        return []
+    texts = json.dumps(expected), json.dumps(actual)
+    same = next((at for at, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), 0)
+    return [f"{where}: ...{texts[0][max(0, same - 50) :][:150]}... undisturbed, but ...{texts[1][same:][:100]}"]
 
 
 def answer_of(port: int) -> str:

@@ -14,7 +14,6 @@ import os
 import re
 import sqlite3
 import sys
-from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import closing
 from typing import Any
@@ -27,6 +26,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.comparison import COMPARISON_FILE
 from lever_mlflow.pipeline.evaluation import EVALUATE, RESULT_FILE, read_records
+from lever_mlflow.pipeline.promotion import EVIDENCE_FILE, PROMOTE
 from lever_mlflow.registry.champion import is_name_of_record
 from lever_mlflow.runs.artifacts import read_json
 from lever_mlflow.runs.models import checkpoints_of
@@ -70,6 +70,23 @@ def weights(client: MlflowClient, run: Run) -> dict[str, str]:
     return {str(epoch): client.get_logged_model(model).tags["lever.checkpoint_digest"] for epoch, model in models.items()}
 
 
+def repeated(finished: Iterable[Run]) -> list[str]:
+    """Names the steps that several runs have finished, which could have been reused; once for each run but the first."""
+    runs = {run.info.run_id: tags_of(run) for run in finished}
+    done = [
+        (tags[Tag.KEY], run_id)
+        for run_id, tags in runs.items()
+        if tags.get(Tag.STEP) not in (None, "main", PROMOTE, "rollback")
+    ]
+    first = dict(done)
+    return sorted(runs[run_id][Tag.STEP] for key, run_id in done if first[key] != run_id)
+
+
+def promotion(run: Run) -> tuple[str | None, str]:
+    """Returns the champion before a promotion, and the one after it."""
+    return read_json(run.info.run_id, EVIDENCE_FILE)["champion"], tags_of(run)[Tag.CHAMPION]
+
+
 def answers() -> int:
     """Returns the number of answers in the cache."""
     total = 0
@@ -94,7 +111,6 @@ def outcome() -> dict[str, Any]:
     finished = [run for run in runs if run.info.status == "FINISHED"]
     models = client.search_registered_models()
     evaluations = of_step(finished, EVALUATE)
-    keys = Counter(tags_of(run)[Tag.KEY] for run in finished if Tag.KEY in tags_of(run) and tags_of(run)[Tag.STEP] != "main")
     return {
         "registry": {model.name: registered(client, model) for model in models if not is_name_of_record(model.name)},
         "records of changes": [model.name for model in models if is_name_of_record(model.name)],
@@ -104,7 +120,8 @@ def outcome() -> dict[str, Any]:
         "evaluations": {run.info.run_name: read_json(run.info.run_id, RESULT_FILE) for run in evaluations},
         "comparisons": {run.info.run_name: read_json(run.info.run_id, COMPARISON_FILE) for run in of_step(finished, "compare")},
         "answers": answers(),
-        "finished runs": dict(Counter(run.info.run_name for run in finished if tags_of(run).get(Tag.KEY) in keys)),
+        "done more than once": repeated(finished),
+        "promotions": [promotion(run) for run in of_step(finished, PROMOTE) if Tag.CHAMPION in tags_of(run)],
         "runs that are RUNNING": sorted(run.info.run_name for run in runs if run.info.status == "RUNNING"),
     }
 

@@ -102,12 +102,13 @@ class Place:
         before = log.stat().st_size if log.exists() else 0
         process, cpu = self.start(command, log), 0.0
         since = time.monotonic()
-        while process.poll() is None and time.monotonic() - since < LIMIT:
-            cpu = max(cpu, cpu_of_group(process.pid))
-            if kill is not None and kill.cpu is not None and cpu >= kill.cpu:
-                break
-            time.sleep(TICK)
-        if process.poll() is None:
+        try:
+            while process.poll() is None and time.monotonic() - since < LIMIT:
+                cpu = max(cpu, cpu_of_group(process.pid))
+                if kill is not None and kill.cpu is not None and cpu >= kill.cpu:
+                    break
+                time.sleep(TICK)
+        finally:
             kill_group(process)
         status = process.wait()
         text = log.read_bytes()[before:].decode(errors="replace")
@@ -131,10 +132,8 @@ class Place:
         return sorted(str(path.relative_to(self.folder)) for path in (*temporary, *half, *unsent))
 
 
-def entry_point(name: str, *options: str, write: int | None = None) -> list[str]:
+def entry_point(name: str, *options: str, write: int = 0) -> list[str]:
     """Returns the command of an entry point; it is killed before the write of this number, and 0 counts the writes."""
-    if write is None:
-        return [sys.executable, "-m", f"entrypoints.{name}", *options]
     return [sys.executable, "-m", "benchmarks.campaign.killed", str(write), name, *options]
 
 
