@@ -23,7 +23,9 @@ def step(log, killed=False):
     def execute():
         with log.open("a") as file:
             file.write("done\n")
-        time.sleep(1)
+        while len(list(log.parent.glob("begun-*"))) < 2:
+            time.sleep(0.02)
+        time.sleep(0.5)
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -34,6 +36,7 @@ def run(uri, log, run_as, results, killed=False):
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("test")
     with project_run("test"):
+        log.with_name(f"begun-{os.getpid()}").touch()
         results.put(run_as(step(log, killed)))
 
 
