@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["one_at_a_time"]
+__all__ = ["lock_of", "one_at_a_time"]
 
 _PAUSE = 0.5  # seconds between two looks at a lock that another process holds
 _held: set[Path] = set()  # by this process
 
 log = logging.getLogger(__name__)
+
+
+def lock_of(thing: str) -> Path:
+    """Names the file by which processes of this user and machine take turns at a thing, which any text names."""
+    return Path(tempfile.gettempdir()) / f"lever-mlflow-{os.getuid()}-{hashlib.sha256(thing.encode()).hexdigest()[:32]}.lock"
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,7 +27,7 @@ from mlflow.entities import Run
 import lever_mlflow
 from lever_mlflow import invocation
 from lever_mlflow.exceptions import GateError, LeverError, StoreError
-from lever_mlflow.files.locks import one_at_a_time
+from lever_mlflow.files.locks import lock_of, one_at_a_time
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import log_json, log_text, read_json
@@ -207,10 +205,8 @@ def _alone(step: Step) -> Iterator[None]:
 
     What is not known to it, such as a process of another machine, does the same work, and its result is the same.
     """
-    place = f"{mlflow.get_tracking_uri()}\n{active_run().info.experiment_id}\n{step.key}"
-    name = f"lever-mlflow-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:32]}.lock"
-    waiting = f"{step.name}: another process runs the same step just now; waiting for its end"
-    with one_at_a_time(Path(tempfile.gettempdir()) / name, waiting):
+    lock = lock_of(f"{mlflow.get_tracking_uri()}\n{active_run().info.experiment_id}\n{step.key}")
+    with one_at_a_time(lock, f"{step.name}: another process runs the same step just now; waiting for its end"):
         yield
 
 
