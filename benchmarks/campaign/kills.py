@@ -144,7 +144,7 @@ class Kills:
         return self.place.run(entry_point(name, *options, write=write), kill)
 
     def _serve(self, kill: Kill | None) -> Ended:
-        """Starts a server of the champion, and kills it at its moment or after its answer, with which the output ends."""
+        """Starts a server of the champion, and kills it at its moment or after its answer, which is then kept."""
         port, log = free_port(), self.place.folder / "output.txt"
         before = log.stat().st_size if log.exists() else 0
         model = "models:/lever-selector-mini-mini@champion"
@@ -158,8 +158,13 @@ class Kills:
             time.sleep(TICK)
         kill_group(process)
         process.wait()
-        text = log.read_bytes()[before:].decode(errors="replace")
-        return Ended(0 if said else -9, not said, f"{text}\n{said}", cpu)
+        if said:
+            self._answer.write_text(said)
+        return Ended(0 if said else -9, not said, log.read_bytes()[before:].decode(errors="replace"), cpu)
+
+    @property
+    def _answer(self) -> Path:
+        return self.place.folder / "answer.json"
 
     def _differences(self) -> list[str]:
         """Says what is different from the undisturbed run, once a further command has been run."""
@@ -175,7 +180,7 @@ class Kills:
         found = self.place.outcome()
         found.pop("promotions", None)  # a killed run does not say what it has done
         if self.target.name == "serve":
-            found["answer"] = json.loads((self.place.folder / "output.txt").read_text(errors="replace").splitlines()[-1])
+            found["answer"] = json.loads(self._answer.read_text())
         return found
 
     def _reference(self) -> Undisturbed:
