@@ -59,6 +59,15 @@ def registered(client: MlflowClient, model: RegisteredModel) -> dict[str, Any]:
     }
 
 
+def is_in_force(name: str, models: Iterable[RegisteredModel]) -> bool:
+    """Says whether a name is that of the record of a change that has not ended; one that has ended stays until the next."""
+    if not is_name_of_record(name):
+        return False
+    of, _, number = name.rpartition(".champion-change-")
+    ended = next((model.tags.get("champion_changes", "0") for model in models if model.name == of), "0")
+    return int(number) > int(ended)
+
+
 def of_step(runs: Iterable[Run], *steps: str) -> list[Run]:
     """Returns those of the finished runs that did a step of one of these kinds themselves."""
     return [run for run in runs if tags_of(run).get(Tag.STEP) in steps]
@@ -113,7 +122,7 @@ def outcome() -> dict[str, Any]:
     evaluations = of_step(finished, EVALUATE)
     return {
         "registry": {model.name: registered(client, model) for model in models if not is_name_of_record(model.name)},
-        "records of changes": [model.name for model in models if is_name_of_record(model.name)],
+        "records of changes": [model.name for model in models if is_in_force(model.name, models)],
         "RL data": sorted({run_tags(run.info.run_id)[Tag.RL_DATA_DIGEST] for run in of_step(finished, "rollout")}),
         "weights": {run.info.run_name: weights(client, run) for run in of_step(finished, "rce", "grpo-round", "grpo")},
         "records": {run.info.run_name: read_records(run.info.run_id).digest for run in evaluations},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from typing import Any, NamedTuple
 import psutil
 
 ROOT = Path(__file__).parents[2]
-OURS = ("python", "-m", "benchmarks.campaign")
-LEFT_BY_LIBRARIES = ("torchinductor_", "db_init_lock-")  # of which each program and store has one, that is used again
+# what libraries leave: a folder of PyTorch and a lock of MLflow, which are used again, and the empty file with a name of eight
+# characters with which Python tries the folder
+LEFT_BY_LIBRARIES = re.compile(r"torchinductor_.*|db_init_lock-.*|[a-z0-9_]{8}")
 LIMIT = 900  # seconds of a command
 TICK = 0.02  # seconds between two looks at a process
 
@@ -124,8 +126,7 @@ class Place:
 
     def strays(self) -> list[str]:
         """Lists what is left of temporary and half-written files."""
-        of_libraries = tuple(str(self.folder / "tmp" / name) for name in LEFT_BY_LIBRARIES)
-        temporary = [path for path in (self.folder / "tmp").iterdir() if not str(path).startswith(of_libraries)]
+        temporary = [path for path in (self.folder / "tmp").iterdir() if not LEFT_BY_LIBRARIES.fullmatch(path.name)]
         cache = self.folder / "cache"
         half = [path for path in cache.rglob("*") if path.name.startswith(".") or ".damaged-" in path.name]
         unsent = list((cache / "unsent").glob("*"))

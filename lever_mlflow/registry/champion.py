@@ -129,6 +129,7 @@ def _settled(name: str) -> tuple[int, Change | None]:
         done = _count(name)
         begun = _find(client, _record(name, done + 1))
         if begun is None:
+            _remove_of_ended(client, name, done)
             return done, finished
         if not _is_record_of(name, begun):
             log.warning("%s: %s is somebody's registered model and stays; the next number is taken", name, begun.name)
@@ -251,6 +252,13 @@ def _remove(client: MlflowClient, name: str, number: int, token: str) -> None:
     except MlflowException as error:  # deleted by who finished it too; or another user's, and then it stays without effect
         if not _is_missing(error) and error.error_code != "PERMISSION_DENIED":
             raise
+
+
+def _remove_of_ended(client: MlflowClient, name: str, number: int) -> None:
+    """Deletes the record of a change that has ended, which a process leaves that is killed just before it would delete it."""
+    record = _find(client, _record(name, number))
+    if record is not None and _is_record_of(name, record):
+        _remove(client, name, number, record.tags.get("token", "none"))
 
 
 def _write(client: MlflowClient, name: str, number: int, new: Change) -> None:

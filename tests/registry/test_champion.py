@@ -139,8 +139,7 @@ def test_a_killed_change_is_finished_by_the_next_one(store, client, monkeypatch,
         assert (written.tags.get("why"), written.description or None) == (
             (f"kill {call}", f"card {call}") if call > 2 else (None, None)
         )
-        left = [f"{name}.champion-change-{done + 1}"] if call == CALLS else []  # only its deletion was missing: no effect
-        assert everything(client, name)[1] == left
+        assert everything(client, name)[1] == []
         if call % 2:
             assert champion.rollback(name, "test") == Holders(held.previous, held.champion)
         else:
@@ -163,6 +162,16 @@ def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(store, clien
         champion.rollback(name, "test")
     champion.change(name, Holders("1", "1"), to("3", "1"))
     assert champion.holders(name) == Holders("3", "1")
+
+
+def test_the_record_of_a_change_whose_process_was_killed_at_the_very_end_is_deleted_by_the_next_one(client, monkeypatch):
+    name = model(client, "last", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "_remove", lambda *_: None)
+        champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({"champion": "1"}, ["last.champion-change-1"])
+    assert champion.settle(name) == 1
+    assert everything(client, name) == ({"champion": "1"}, [])
 
 
 @pytest.mark.parametrize("gone", [True, False])
