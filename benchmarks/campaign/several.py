@@ -137,10 +137,8 @@ def servers(place: Place, _: dict[str, Any]) -> tuple[list[str], str]:
         output = log.read_text(errors="replace")
         if answer not in possible or "Traceback" in output:
             faults.append(f"answered {answer[:300]}: {output[-1500:]}")
-    return (
-        faults,
-        f"{len(changes)} changes, {len(answers)} servers answered as one of the versions, which give {len(possible)} different answers",
-    )
+    answered = f"{len(answers)} servers answered as one of the versions, which give {len(possible)} different answers"
+    return faults, f"{len(changes)} changes, {answered}"
 
 
 PARTS: dict[str, Callable[[Place, dict[str, Any]], tuple[list[str], str]]] = {

@@ -33,6 +33,7 @@ from lever_mlflow.runs.remedies import STORE, remedy
 __all__ = ["check_stores", "is_of_the_store", "reason_of", "store_errors"]
 
 _PATIENCE = 10  # seconds for which a server is waited for before any work; MLflow itself waits for minutes
+_BUSY = 60  # seconds for its first answer: one that has been reached may have much to do for others
 _LONGEST = 400  # characters of a reason; a server that is none of MLflow's may answer a whole page
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 _OURS, _BELOW = "lever_mlflow", ("mlflow", "sqlalchemy")
@@ -101,7 +102,7 @@ def _look_at(uri: str, writing: bool) -> None:
 
 def _ask_server(uri: str) -> None:
     credentials = get_default_host_creds(uri)
-    options: dict[str, Any] = {"max_retries": 0, "timeout": _PATIENCE, "raise_on_status": False}
+    options: dict[str, Any] = {"max_retries": 0, "timeout": (_PATIENCE, _BUSY), "raise_on_status": False}
     answer = verify_rest_response(http_request(credentials, _SEARCH, "POST", json={"max_results": 1}, **options), _SEARCH)
     content = answer.json()
     if not isinstance(content, dict) or content.keys() - {"experiments", "next_page_token"}:
