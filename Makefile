@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-floors lint gpu notebook ui clean
+.PHONY: help demo test test-slow test-floors lint gpu campaign notebook ui clean
 
 help: ## Prints this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ bench: $(INSTALLED) ## Runs all benchmarks at a small size and prints their rati
 
 gpu: $(INSTALLED) ## Measures speed, memory and records on a GPU against their targets; ARGS="--parts records" takes a part.
 	python -m benchmarks.gpu $(ARGS)
+
+campaign: $(INSTALLED) ## Kills commands at random moments, and runs several at once; ARGS="--parts kills --kills 100 --seed 0".
+	python -m benchmarks.campaign $(ARGS)
 
 notebook: $(INSTALLED) ## Executes docs/quickstart.ipynb and stores it with its outputs.
 	python docs/run_notebook.py

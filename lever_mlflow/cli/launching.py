@@ -17,6 +17,7 @@ import click
 
 from lever_mlflow.cli.options import options
 from lever_mlflow.exceptions import LeverError, StoreError
+from lever_mlflow.files.atomic import own_temporary_files
 from lever_mlflow.files.control_characters import without_controls
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.launch import check_switches, launch_of
@@ -42,6 +43,7 @@ def launch(command: click.Command, arguments: Sequence[str] | None = None) -> No
     """
     with _masked_output():
         _quieten()
+        own_temporary_files()
         signal.signal(signal.SIGTERM, _terminate)
         _run(command, arguments)
 

@@ -1,4 +1,9 @@
-"""Writes files and folders so that each is there as a whole or not at all, even when the process is killed."""
+"""Writes files and folders so that each is there as a whole or not at all, even when the process is killed.
+
+A process that is killed leaves its temporary files. Their names hold that of the process, so that a later one of the same
+machine removes them: in the system's folder for temporary files when a command begins, and in any other folder when it first
+writes into that folder.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-__all__ = ["build_folder", "whole_file", "write_folder"]
+from lever_mlflow.process_identity import left_behind, mark_of_this_process
+
+__all__ = ["build_folder", "own_temporary_files", "whole_file", "write_folder"]
 
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # tempfile and safetensors make files that only their owner can read
 
@@ -23,8 +31,9 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     was. Text is written in UTF-8, the file has mode 0644, and missing parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_in(path.parent)
     encoding = None if mode == "wb" else "utf-8"
-    with tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=f".{path.name}-", dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=_hidden(path), dir=path.parent, delete=False) as file:
         temporary = Path(file.name)
         try:
             yield file
@@ -50,7 +59,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     if folder.exists():
         raise existing
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    _remove_left_in(folder.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=_hidden(folder), dir=folder.parent))
     try:
         fill(temporary)
         _finish(temporary)
@@ -76,6 +86,32 @@ def build_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+def own_temporary_files() -> None:
+    """Gives the temporary files of this process its name, and removes those of commands of this user that were killed.
+
+    The temporary files of libraries are among them, such as MLflow's.
+    """
+    tempfile.template = mark_of_this_process()
+    _remove_left_in(Path(tempfile.gettempdir()))
+
+
+@cache
+def _remove_left_in(folder: Path) -> None:
+    """Removes the temporary files of this user in a folder whose processes are gone; what cannot be removed stays."""
+    for path in folder.glob("*lever-mlflow-*"):
+        with suppress(OSError):
+            if left_behind(path.name) and path.lstat().st_uid == os.geteuid():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def _hidden(path: Path) -> str:
+    """Returns the beginning of the name of a temporary file beside a path."""
+    return f".{path.name}-{mark_of_this_process()}"
 
 
 def _finish(folder: Path) -> None:

@@ -101,6 +101,7 @@ def run_training(
     unsent = UnsentEpochs(context.resources.cache_dir / "unsent" / active_run().info.run_id, step.key)
     with system_metrics(active_run().info.run_id, context.resources.torch_device):
         _log_training(training, epochs, interrupted, unsent)
+    unsent.remove_those_left_by(step)
 
 
 def _begin(

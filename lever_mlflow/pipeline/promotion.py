@@ -92,7 +92,7 @@ def roll_back(context: Context, *, plan: bool = False) -> None:
             version = _restorable(context)
             log.info("%s: version %s would be champion again; nothing was changed", context.registered_name, version)
         elif run is None:
-            log.info("%s", _rolled_back(context, f"user {_user()}"))
+            _rolled_back(context, f"user {_user()}")
         else:
             choices = {"model_name": context.registered_name}
             execute = partial(_log_rollback, context, run.info.run_id)
@@ -170,11 +170,15 @@ def _log_rollback(context: Context, run_id: str) -> None:
 
 
 def _rolled_back(context: Context, by: str) -> str:
+    """Rolls back, unless a rollback that was interrupted had to be finished first; returns what was logged of it."""
     name = context.registered_name
-    champion.settle(name)
+    finished = champion.finish_rollback(name)
+    if finished is not None:
+        message = f"{champion.restored(name, finished)}, as an interrupted rollback had begun; nothing else was changed"
+        log.info("%s", message)
+        return message
     _restorable(context)
-    holders = champion.rollback(name, by)
-    return f"{name}: version {holders.champion} is champion again, version {holders.previous} previous-champion"
+    return champion.restored(name, champion.rollback(name, by))
 
 
 def _restorable(context: Context) -> str:

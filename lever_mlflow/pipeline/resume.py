@@ -113,6 +113,12 @@ class UnsentEpochs:
         for path in [STATES_FOLDER] if states == list_artifacts(run_id, STATES_FOLDER) else states:
             delete_artifacts(run_id, path)
 
+    def remove_those_left_by(self, step: Step) -> None:
+        """Removes what runs of a step that ended early left on this machine's disk, once the step has finished."""
+        for run in find_runs(step.step, {Tag.KEY: step.key}, unfinished=True):
+            if is_running(run) is False:
+                self.remove_former(run.info.run_id)
+
     def _meta(self, models: Mapping[int, str]) -> dict[str, Any]:
         return {"models": dict(models), "key": self.key, "threads": torch.get_num_threads()}
 

@@ -3,8 +3,9 @@
 MLflow has no compare-and-swap on aliases, but of several processes only one can create a registered model of a given name. So
 change n begins with the creation of ``<name>.champion-change-<n>``, which holds all that the change will write, and ends
 with the tag ``champion_changes`` = n of the registered model. Whoever finds a change that was begun and not ended waits for it,
-and after ``PATIENCE`` seconds writes it in place of the process that is gone. Anybody may create registered models, so a change
-counts only once the registered model's own tag ``champion_change`` names it, which takes the right to edit that model.
+and writes it in place of its process after ``PATIENCE`` seconds, or sooner where that process can be seen to be gone. Anybody
+may create registered models, so a change counts only once the registered model's own tag ``champion_change`` names it, which
+takes the right to edit that model.
 
 These records stand among the users' registered models. So each has a tag that says whose record it is, and only a model with
 this tag and without versions is ever deleted. A model of such a name without the tag stays, and its number is passed over.
@@ -28,6 +29,7 @@ from mlflow.exceptions import MlflowException
 
 from lever_mlflow.exceptions import MissingRunError, PromotionError
 from lever_mlflow.invocation import command
+from lever_mlflow.process_identity import is_there, this_process
 from lever_mlflow.registry.version_tags import VersionTag
 from lever_mlflow.registry.versions import registered_model
 from lever_mlflow.runs.artifacts import as_recorded
@@ -40,16 +42,20 @@ __all__ = [
     "Change",
     "Holders",
     "change",
+    "finish_rollback",
     "holders",
     "is_name_of_record",
     "now",
+    "restored",
     "rollback",
     "settle",
 ]
 
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous-champion"
 PATIENCE = 20.0  # seconds for which a change that another process has begun is waited for
+_OF_GONE = 1.0  # seconds in place of them for a process that is gone, whose last request may still be under way
 _COUNT, _CONFIRMED, _VERSION_TAG = "champion_changes", "champion_change", "version."
+_PROCESS = "process"  # tag of each record; the process that makes the change
 _RECORD, _RECORD_OF = ".champion-change-", f"{PREFIX}champion_change_of"  # in the name of each record; its tag that says whose
 
 log = logging.getLogger(__name__)
@@ -66,7 +72,8 @@ class Holders(NamedTuple):
 class Change:
     """Describes what a change leaves: the versions behind both aliases, and what is written on the new champion.
 
-    ``previous`` None leaves that alias as it is; ``by`` says who makes the change, for others who come across it.
+    ``previous`` None leaves that alias as it is; ``by`` says who makes the change, for others who come across it. ``says`` is
+    logged when the change is written and not yet ended, so that a user who has not read it may run the command again.
     """
 
     champion: str
@@ -74,6 +81,7 @@ class Change:
     by: str
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str | None = None
+    says: str = ""
 
 
 def holders(name: str) -> Holders:
@@ -99,22 +107,41 @@ def settle(name: str) -> int:
     Raises:
         MissingRunError: there is no such registered model. PromotionError: its tag ``champion_changes`` is no number.
     """
-    client, seen, since = MlflowClient(), "", 0.0
+    return _settled(name)[0]
+
+
+def finish_rollback(name: str) -> Holders | None:
+    """Finishes a rollback that a process which is gone had begun, and returns the new holders; None where there was none.
+
+    Whoever has not read that a rollback was done runs it again, which must not take it back.
+
+    Raises:
+        MissingRunError, PromotionError: as for ``settle``.
+    """
+    _, finished = _settled(name)
+    return holders(name) if finished is not None and VersionTag.RESTORED in finished.tags else None
+
+
+def _settled(name: str) -> tuple[int, Change | None]:
+    """Settles as ``settle``, and returns beside the number the last change that was finished in place of another process."""
+    client, seen, since, finished = MlflowClient(), "", 0.0, None
     while True:
         done = _count(name)
         begun = _find(client, _record(name, done + 1))
         if begun is None:
-            return done
+            _remove_of_ended(client, name, done)
+            return done, finished
         if not _is_record_of(name, begun):
             log.warning("%s: %s is somebody's registered model and stays; the next number is taken", name, begun.name)
             client.set_registered_model_tag(name, _COUNT, str(done + 1))
         elif (token := begun.tags.get("token", "none")) != seen:
             seen, since = token, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
+        elif time.monotonic() - since > (min(_OF_GONE, PATIENCE) if _is_gone(begun) else PATIENCE):
             confirmed = registered_model(name).tags.get(_CONFIRMED) == f"{done + 1} {seen}"
             verb = "finishing" if confirmed else "passing over"
             log.warning("%s: %s change %d of champion, begun by %s", name, verb, done + 1, begun.tags.get("by", "nobody"))
-            _finish(client, name, done + 1, seen, _read(begun) if confirmed else None)
+            finished = _read(begun) if confirmed else None
+            _finish(client, name, done + 1, seen, finished)
         else:
             time.sleep(0.1)
 
@@ -153,8 +180,14 @@ def rollback(name: str, by: str) -> Holders:
     settle(name)
     present, version = holders(name), restorable(name)
     record = f"{now()}, in place of version {present.champion or 'none'}, by {by}"
-    change(name, present, Change(version, present.champion, by, {VersionTag.RESTORED: record}))
-    return Holders(version, present.champion)
+    after = Holders(version, present.champion)
+    change(name, present, Change(version, present.champion, by, {VersionTag.RESTORED: record}, says=restored(name, after)))
+    return after
+
+
+def restored(name: str, after: Holders) -> str:
+    """Says what a rollback has done."""
+    return f"{name}: version {after.champion} is champion again, version {after.previous} previous-champion"
 
 
 def restorable(name: str) -> str:
@@ -176,7 +209,8 @@ def now() -> str:
 
 def _begin(client: MlflowClient, name: str, number: int, token: str, new: Change) -> bool:
     """Begins change ``number``, and says whether this process may make it: nobody else has begun or ended it."""
-    tags = {_RECORD_OF: name, "token": token, "by": new.by, "champion": new.champion, "previous": new.previous or ""}
+    tags = {_RECORD_OF: name, "token": token, "by": new.by, _PROCESS: this_process()}
+    tags |= {"champion": new.champion, "previous": new.previous or ""}
     tags |= {f"{_VERSION_TAG}{key}": value for key, value in new.tags.items()}
     try:
         client.create_registered_model(_record(name, number), tags=tags, description=new.description)
@@ -220,6 +254,13 @@ def _remove(client: MlflowClient, name: str, number: int, token: str) -> None:
             raise
 
 
+def _remove_of_ended(client: MlflowClient, name: str, number: int) -> None:
+    """Deletes the record of a change that has ended, which a process leaves that is killed just before it would delete it."""
+    record = _find(client, _record(name, number))
+    if record is not None and _is_record_of(name, record):
+        _remove(client, name, number, record.tags.get("token", "none"))
+
+
 def _write(client: MlflowClient, name: str, number: int, new: Change) -> None:
     writes: list[Callable[[], Any]] = [
         partial(client.set_model_version_tag, name, new.champion, key, value) for key, value in new.tags.items()
@@ -236,6 +277,8 @@ def _write(client: MlflowClient, name: str, number: int, new: Change) -> None:
             if not _is_missing(error):
                 raise
             log.warning("%s: change %d of champion: %s", name, number, error)  # somebody has deleted that version
+    if new.says:
+        log.info("%s", new.says)
 
 
 def _record(name: str, number: int) -> str:
@@ -244,6 +287,10 @@ def _record(name: str, number: int) -> str:
 
 def _is_record_of(name: str, model: RegisteredModel) -> bool:
     return bool(model.tags.get(_RECORD_OF) == name)
+
+
+def _is_gone(record: RegisteredModel) -> bool:
+    return is_there(record.tags.get(_PROCESS, "")) is False
 
 
 def _read(record: RegisteredModel) -> Change:

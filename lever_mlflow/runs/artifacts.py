@@ -135,4 +135,4 @@ def download_folder() -> str:
 
 @cache
 def _downloads() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="lever-mlflow-")
+    return tempfile.TemporaryDirectory()

@@ -21,6 +21,10 @@ _DATABASE = (
     ("out-of-date database schema", "use the MLflow that made it, or after a backup upgrade an older schema with that command"),
     ("file is not a database", "that file is no SQLite database; name another one, such as {store}=sqlite:///mlflow.db"),
     ("malformed|corrupt", "the database is damaged; restore a backup of it, or name another one in {store}"),
+    (
+        "table .* already exists|Online migration expected",
+        "a process was killed while it made the tables; delete the database if it is new, or else restore a backup of it",
+    ),
     ("is locked|Lock wait timeout", "another process holds the database; wait for its end, or use a tracking server"),
     ("readonly|read-only|Read-only", "allow writing there, or name another store in {store}"),
     ("unable to open database file", "its folder must exist, and you must be allowed to write there"),

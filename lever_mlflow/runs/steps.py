@@ -12,7 +12,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +27,7 @@ from mlflow.entities import Run
 import lever_mlflow
 from lever_mlflow import invocation
 from lever_mlflow.exceptions import GateError, LeverError, StoreError
+from lever_mlflow.files.locks import lock_of, one_at_a_time
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import log_json, log_text, read_json
@@ -62,6 +63,7 @@ _PACKAGES = ("torch", "transformers", "mlflow", "great-expectations", "numpy")
 _PROJECT_SOURCE, _PROJECT_ENV = "mlflow.source.name", "mlflow.project.env"  # MLflow's own tags
 
 log = logging.getLogger(__name__)
+_locks_of_run: ContextVar[ExitStack | None] = ContextVar("locks_of_run", default=None)
 _run_anew: ContextVar[dict[str, str] | None] = ContextVar("run_anew", default=None)  # ids of the runs made, by key
 
 
@@ -120,7 +122,7 @@ def project_run(name: str) -> Iterator[Run]:
         MissingRunError: as ``check_given_run``.
     """
     failure: LeverError | None = None
-    with store_errors():
+    with store_errors(), _locks():
         check_stores()
         check_given_run(name)
         try:
@@ -163,7 +165,11 @@ def run_here(step: Step, *, rerun: bool = False) -> str:
     Returns:
         The id of the run that holds the result.
     """
-    finished = finished_run(step) if step.repeatable and not rerun else None
+    if not step.repeatable:
+        return _run(step)
+    if (locks := _locks_of_run.get()) is not None:
+        locks.enter_context(_alone(step))  # until the run has ended, as others find a finished one only
+    finished = None if rerun else finished_run(step)
     if finished is None:
         return _run(step)
     name_run(f"{step.name} (reused)")
@@ -187,7 +193,32 @@ def ensure(step: Step) -> str:
         plan.look(step.name, step.prompts, finished)
         if finished is None:
             raise Unfinished(step.name)
-    return finished or run_as_child(step)
+    if finished is not None:
+        return finished
+    with _alone(step):
+        return finished_run(step) or run_as_child(step)
+
+
+@contextmanager
+def _alone(step: Step) -> Iterator[None]:
+    """Waits while another process of this user and machine runs exactly this step, and then lets others wait.
+
+    What is not known to it, such as a process of another machine, does the same work, and its result is the same.
+    """
+    lock = lock_of(f"{mlflow.get_tracking_uri()}\n{active_run().info.experiment_id}\n{step.key}")
+    with one_at_a_time(lock, f"{step.name}: another process runs the same step just now; waiting for its end"):
+        yield
+
+
+@contextmanager
+def _locks() -> Iterator[None]:
+    """Holds until the end of the block the locks of the steps that ``run_here`` runs in it."""
+    with ExitStack() as locks:
+        token = _locks_of_run.set(locks)
+        try:
+            yield
+        finally:
+            _locks_of_run.reset(token)
 
 
 @contextmanager

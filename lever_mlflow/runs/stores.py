@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
@@ -23,12 +25,15 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 from sqlalchemy.pool import NullPool
 
 from lever_mlflow.exceptions import LeverError, StoreError
+from lever_mlflow.files.atomic import whole_file
+from lever_mlflow.files.locks import lock_of, one_at_a_time
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.runs.remedies import STORE, remedy
 
 __all__ = ["check_stores", "is_of_the_store", "reason_of", "store_errors"]
 
 _PATIENCE = 10  # seconds for which a server is waited for before any work; MLflow itself waits for minutes
+_BUSY = 60  # seconds for its first answer: one that has been reached may have much to do for others
 _LONGEST = 400  # characters of a reason; a server that is none of MLflow's may answer a whole page
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 _OURS, _BELOW = "lever_mlflow", ("mlflow", "sqlalchemy")
@@ -97,7 +102,7 @@ def _look_at(uri: str, writing: bool) -> None:
 
 def _ask_server(uri: str) -> None:
     credentials = get_default_host_creds(uri)
-    options: dict[str, Any] = {"max_retries": 0, "timeout": _PATIENCE, "raise_on_status": False}
+    options: dict[str, Any] = {"max_retries": 0, "timeout": (_PATIENCE, _BUSY), "raise_on_status": False}
     answer = verify_rest_response(http_request(credentials, _SEARCH, "POST", json={"max_results": 1}, **options), _SEARCH)
     content = answer.json()
     if not isinstance(content, dict) or content.keys() - {"experiments", "next_page_token"}:
@@ -114,8 +119,26 @@ def _ask_database(uri: str, writing: bool) -> None:
             connection.commit()
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # takes the right to write, and so needs it
             connection.rollback()
+    if not tables and writing:
+        with one_at_a_time(lock_of(uri), "another process makes the tables of the store just now; waiting for its end"):
+            _make_tables(uri)
     if "alembic_version" not in tables and tables & {"experiments", "runs", "metrics", "params", "tags"}:
         raise MlflowException(f"the database holds tables of something else: {', '.join(sorted(tables)[:5])}")
+
+
+def _make_tables(uri: str) -> None:
+    """Makes MLflow's tables in a database that has none, unless another process was faster.
+
+    MLflow takes a second and more than a thousand statements for it. SQLite keeps those before a kill, and no command can go on
+    from there, so a SQLite file is made beside its place.
+    """
+    if not uri.startswith("sqlite:"):
+        MlflowClient(uri, uri).search_experiments(max_results=1)
+        return
+    path = Path(sqlalchemy.make_url(uri).database or "")
+    if path.is_file() and not path.stat().st_size:
+        with whole_file(path, "wb") as file:
+            MlflowClient(f"sqlite:///{file.name}", f"sqlite:///{file.name}").search_experiments(max_results=1)
 
 
 def _passed_mlflow(traceback: TracebackType | None) -> bool:

@@ -1,8 +1,17 @@
 """Files and folders that are written as a whole or not at all."""
 
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 
+from lever_mlflow.files import atomic
 from lever_mlflow.files.atomic import build_folder, whole_file, write_folder
+from lever_mlflow.process_identity import mark_of_this_process
 
 
 def mode_of(path):
@@ -128,3 +137,47 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / "folder").write_text("no folder")
     with pytest.raises(FileExistsError, match="exists already"):
         build_folder(tmp_path / "folder", fill)
+
+
+KILLED = """
+import os, signal, sys, tempfile
+from pathlib import Path
+from lever_mlflow.files.atomic import own_temporary_files, whole_file, write_folder
+own_temporary_files()
+tempfile.mkdtemp()
+Path(tempfile.mkstemp()[1]).write_text("half")
+def fill(folder):
+    (folder / "a.txt").write_text("half")
+    with whole_file(Path(sys.argv[1], "b.json")) as file:
+        os.kill(os.getpid(), signal.SIGKILL)
+write_folder(Path(sys.argv[1], "c"), fill)
+"""
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    target, temporary = tmp_path / "target", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "template", "tmp")
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(target.iterdir())) == len(list(temporary.iterdir())) == 2
+    mark = mark_of_this_process()
+    *place, number, started, _ = mark.split("-")
+    of_others = [
+        mark,  # this process, which lives
+        "-".join([*place[:-1], "0" * 12, "999999999", "1", ""]),  # of another machine
+        "-".join([*place, number, "x", ""]),
+        "tmpabc",
+    ]
+    for name in of_others:
+        (temporary / f"{name}x").mkdir()
+        (target / f".{name}x").touch()
+    (temporary / "-".join([*place, number, str(int(started) - 1), "x"])).touch()  # the number is another process' by now
+    atomic.own_temporary_files()
+    assert sorted(path.name for path in temporary.iterdir()) == sorted(f"{name}x" for name in of_others)
+    assert Path(tempfile.mkdtemp()).name.startswith(mark)
+    with whole_file(target / "b.json") as file:
+        file.write("whole")
+    assert sorted(path.name for path in target.iterdir()) == sorted(["b.json", *(f".{name}x" for name in of_others)])

@@ -18,12 +18,12 @@ from helpers.projects import ROOT, error_lines, facts, run_step
 from mlflow import MlflowClient
 
 import entrypoints.grpo
+from lever_mlflow import process_identity
 from lever_mlflow.exceptions import CheckpointError, DataError, LeverError, ParameterError
 from lever_mlflow.pipeline.grpo import grpo_step
 from lever_mlflow.pipeline.resume import interrupted_training
 from lever_mlflow.pipeline.rollout import read_rl_data, rollout_step
 from lever_mlflow.pipeline.training import rce_step
-from lever_mlflow.runs import processes
 from lever_mlflow.runs.models import checkpoints_of
 from lever_mlflow.selector.checkpoint import save_selector
 from lever_mlflow.selector.network import PointerSelector
@@ -263,8 +263,8 @@ def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypat
         with mlflow.start_run():
             return interrupted_training(step, "auto")
 
-    place, number, _ = processes.this_process().rsplit(" ", 2)
-    assert found(processes.this_process()) is None
+    place, number, _ = process_identity.this_process().rsplit(" ", 2)
+    assert found(process_identity.this_process()) is None
     assert f"(run {other}) trains the same just now; starting over beside it" in caplog.text
     with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
         interrupted_training(step, other)

@@ -1,8 +1,12 @@
 """What is removed once an interrupted training has been gone on from: only what that training left in the cache folder."""
 
+import mlflow
 import pytest
+from mlflow import MlflowClient
 
+from lever_mlflow import process_identity
 from lever_mlflow.pipeline.resume import UnsentEpochs
+from lever_mlflow.runs.steps import Step
 
 FORMER, OTHER, OWN = "a" * 32, "b" * 32, "c" * 32
 
@@ -38,3 +42,21 @@ def test_a_folder_that_the_user_copied_elsewhere_stays(unsent, tmp_path):
     unsent.remove_former(str(copy))
     assert copy.is_dir()
     assert left(unsent) == [FORMER, OTHER, OWN]
+
+
+def test_what_killed_runs_of_a_step_left_is_removed_and_nothing_else(mlflow_store, unsent):
+    """A run that was killed in its first epoch has nothing to go on from, and nobody would look at its folder again."""
+    step, client = Step("rce", "rce", {}, {}, lambda: None), MlflowClient()
+    gone = process_identity.this_process().rpartition(" ")[0] + " 1"  # the number is another process' by now
+    made = {}
+    for name, key, process in (
+        ("killed", step.key, gone),
+        ("living", step.key, process_identity.this_process()),
+        ("of another step", "x", gone),
+    ):
+        tags = {"lever.step": "rce", "lever.key": key, "lever.process": process}
+        made[name] = client.create_run(client.get_experiment_by_name("test").experiment_id, tags=tags).info.run_id
+        (unsent.folder.parent / made[name] / "state-0001").mkdir(parents=True)
+    with mlflow.start_run():
+        unsent.remove_those_left_by(step)
+    assert left(unsent) == sorted([FORMER, OTHER, OWN, made["living"], made["of another step"]])

@@ -12,6 +12,7 @@ from helpers.servers import Server
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from lever_mlflow import process_identity
 from lever_mlflow.exceptions import MissingRunError, ParameterError, PromotionError
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.resources import Resources
@@ -138,8 +139,7 @@ def test_a_killed_change_is_finished_by_the_next_one(store, client, monkeypatch,
         assert (written.tags.get("why"), written.description or None) == (
             (f"kill {call}", f"card {call}") if call > 2 else (None, None)
         )
-        left = [f"{name}.champion-change-{done + 1}"] if call == CALLS else []  # only its deletion was missing: no effect
-        assert everything(client, name)[1] == left
+        assert everything(client, name)[1] == []
         if call % 2:
             assert champion.rollback(name, "test") == Holders(held.previous, held.champion)
         else:
@@ -162,6 +162,45 @@ def test_a_change_to_a_version_that_somebody_deletes_blocks_nothing(store, clien
         champion.rollback(name, "test")
     champion.change(name, Holders("1", "1"), to("3", "1"))
     assert champion.holders(name) == Holders("3", "1")
+
+
+def test_the_record_of_a_change_whose_process_was_killed_at_the_very_end_is_deleted_by_the_next_one(client, monkeypatch):
+    name = model(client, "last", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "_remove", lambda *_: None)
+        champion.change(name, Holders(None, None), to("1"))
+    assert everything(client, name) == ({"champion": "1"}, ["last.champion-change-1"])
+    assert champion.settle(name) == 1
+    assert everything(client, name) == ({"champion": "1"}, [])
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_interrupted_rollback_is_finished_and_not_taken_back(client, monkeypatch, gone):
+    """It ended between two writes; where its process can be seen to be gone, nobody waits for it for long."""
+    name = model(client, f"back-{gone}", 2)
+    champion.change(name, Holders(None, None), to("1"))
+    champion.change(name, Holders("1", None), to("2", "1"))
+    assert champion.finish_rollback(name) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "_finish", lambda *_: None)
+        champion.rollback(name, "test")
+    assert champion.holders(name) == Holders("2", "1")
+    monkeypatch.setattr(champion, "is_there", lambda process: {process_identity.this_process(): not gone}[process])
+    monkeypatch.setattr(champion, "_OF_GONE" if gone else "PATIENCE", 0.2)
+    assert champion.finish_rollback(name) == champion.holders(name) == Holders("1", "2")
+    assert champion.finish_rollback(name) is None
+    assert champion.rollback(name, "test") == Holders("2", "1")
+
+
+def test_a_rollback_says_what_it_did_before_it_can_no_longer_be_finished_by_another(client, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="lever_mlflow")
+    name = model(client, "said", 2)
+    champion.change(name, Holders(None, None), to("1"))
+    champion.change(name, Holders("1", None), to("2", "1"))
+    said = []
+    monkeypatch.setattr(champion, "_remove", lambda *_: said.append(list(caplog.messages)))
+    champion.rollback(name, "test")
+    assert said == [["said: version 1 is champion again, version 2 previous-champion"]]
 
 
 def test_a_process_that_was_taken_for_dead_writes_no_more(client, monkeypatch):

@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from lever_mlflow import process_identity
 from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.runs import processes
 from lever_mlflow.runs.optional_runs import passing_run
@@ -35,7 +36,7 @@ def status_after_a_command(run_id):
 def sleeper():
     """Starts a process that sleeps, and returns it with its name."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    return child, f"{processes._place()} {child.pid} {processes._started(child.pid)}"
+    return child, f"{process_identity._place()} {child.pid} {process_identity._started(child.pid)}"
 
 
 def test_the_run_of_a_killed_process_is_closed_and_that_of_a_living_one_is_not(mlflow_store, caplog):
@@ -57,9 +58,9 @@ def test_what_is_closed_and_what_cannot_be_known(mlflow_store, monkeypatch):
     child, _ = sleeper()
     child.kill()
     child.wait()
-    host, _, boot, namespace, number, started = processes.this_process().split()
-    monkeypatch.setattr(processes, "_OF_MACHINE", namespace)
-    monkeypatch.setattr(processes, "_machine", lambda: "a1")
+    host, _, boot, namespace, number, started = process_identity.this_process().split()
+    monkeypatch.setattr(process_identity, "_OF_MACHINE", namespace)
+    monkeypatch.setattr(process_identity, "_machine", lambda: "a1")
     here, gone = f"{host} a1 {boot} {namespace}", f"{child.pid} 5"
     cases = {
         f"{here} {gone}": "KILLED",
@@ -102,7 +103,7 @@ def test_a_process_that_cannot_be_looked_at_is_not_taken_for_gone(mlflow_store, 
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", hidden)
-    monkeypatch.setattr(processes, "_started", lambda number: None)
+    monkeypatch.setattr(process_identity, "_started", lambda number: None)
     assert processes.is_running(mlflow.get_run(run_id)) is None
     monkeypatch.undo()
     child.kill()
@@ -128,7 +129,7 @@ def test_a_run_names_its_process_while_it_is_open(mlflow_store):
     with project_run("parent") as run:
         look()
         child = ensure(Step("s", "s", {}, {}, look))
-    assert seen == [processes.this_process()] * 2
+    assert seen == [process_identity.this_process()] * 2
     for run_id in (run.info.run_id, child):
         assert "lever.process" not in mlflow.get_run(run_id).data.tags
 

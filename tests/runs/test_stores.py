@@ -1,7 +1,9 @@
 """Stores that cannot be used: each ends in one line that names the store and says what to do, and shows no password."""
 
+import contextlib
 import sqlite3
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlflow
@@ -89,6 +91,29 @@ def test_a_read_only_database_is_for_reading(refused, mlflow_store):
     mlflow.set_tracking_uri(uri)
     with placeholder_run("status"):
         assert MlflowClient().get_experiment_by_name("test") is not None
+
+
+@pytest.mark.parametrize(("busy", "answers"), [(10, True), (0.1, False)])
+def test_a_server_that_has_been_reached_may_take_its_time_but_not_for_ever(refused, monkeypatch, busy, answers):
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self):
+            time.sleep(0.5)
+            with contextlib.suppress(OSError):  # nobody may be left to hear it
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'{"experiments": []}')
+
+    monkeypatch.setattr(stores, "_PATIENCE", 0.2)
+    monkeypatch.setattr(stores, "_BUSY", busy)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        if answers:
+            mlflow.set_tracking_uri(uri)
+            stores.check_stores()
+        else:
+            assert "timed out" in refused(uri)
+        server.shutdown()
 
 
 def test_a_locked_database(refused, monkeypatch, tmp_path, mlflow_store):

@@ -1,0 +1,105 @@
+"""Runs the campaign: kills at random moments, and several commands on one store at the same time.
+
+The results of each round are added to ``results.jsonl`` in the folder ``--work``, so that a campaign that was ended goes on
+with the next round when it is started again. At the end there is a table of all results, as Markdown.
+
+    python -m benchmarks.campaign [--parts kills,promotions] [--kills 100] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.campaign.kills import TARGETS, Kills, rounds
+from benchmarks.campaign.several import PARTS as SEVERAL
+from benchmarks.campaign.several import STORES, run_parts
+
+PARTS = ("kills", *SEVERAL)
+
+
+class Results:
+    """Keeps the results of rounds in a file of a line for each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Adds the result of a round, and prints it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({**found, "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
+        what = (
+            f"round {found['round']}: {len(found['kills'])} kills" if "kills" in found else f"{found['store']}: {found['said']}"
+        )
+        click.echo(f"{found['target']} {what}, {len(found['faults'])} faults, {found['s']} s")
+        for fault in found["faults"]:
+            click.echo(f"  {fault}")
+
+    def of(self, target: str, **further: Any) -> list[dict[str, Any]]:
+        """Returns the results of a target, with further values if these are given."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        wanted = {"target": target, **further}.items()
+        return [found for found in map(json.loads, lines) if all(found.get(name) == value for name, value in wanted)]
+
+
+def table_of_kills(results: Results, seed: int) -> str:
+    """Returns the results of the kills as a table."""
+    lines = ["| killed | rounds | kills | of these before a write | rounds with a fault |", "|---|---:|---:|---:|---:|"]
+    for target in TARGETS:
+        found = results.of(target.name, seed=seed)
+        kills = [kill for one in found for kill in one["kills"]]
+        writes = sum(kill.startswith("before") for kill in kills)
+        lines.append(
+            f"| `{target.name}` | {len(found)} | {len(kills)} | {writes} | {sum(bool(one['faults']) for one in found)} |"
+        )
+    return "\n".join(lines)
+
+
+def table_of_several(results: Results) -> str:
+    """Returns the results of several commands at the same time as a table, the last one of each part and store."""
+    lines = ["| at the same time | store | what came of it | faults |", "|---|---|---|---:|"]
+    for part in SEVERAL:
+        for store in STORES:
+            for found in results.of(part, store=store)[-1:]:
+                lines.append(f"| {part} | {store} | {found['said']} | {len(found['faults'])} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts that are run, separated by commas.")
+@click.option("--targets", default=",".join(target.name for target in TARGETS), show_default=True, help="What is killed.")
+@click.option("--stores", default=",".join(STORES), show_default=True, help="Stores on which several commands run.")
+@click.option("--kills", default=100, show_default=True, help="Number of kills.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments.")
+@click.option("--work", default=".campaign", show_default=True, type=click.Path(path_type=Path), help="Folder of the campaign.")
+def main(parts: str, targets: str, stores: str, kills: int, seed: int, work: Path) -> None:
+    """Runs the parts and prints the tables; ends with status 1 where a round had a fault."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends too
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    results, faults = Results(work / "results.jsonl"), 0
+    if "kills" in parts.split(","):
+        for target in TARGETS:
+            work_of = Kills(work, target, seed)
+            if target.name in targets.split(","):
+                rounds(work_of, round(kills * target.share), results.of(target.name, seed=seed), results.add)
+            faults += sum(len(found["faults"]) for found in results.of(target.name, seed=seed))
+        click.echo(f"\n{table_of_kills(results, seed)}")
+    several = [part for part in SEVERAL if part in parts.split(",")]
+    for store in stores.split(","):
+        if not all(results.of(part, store=store) for part in several):
+            run_parts(work, store, several, results.add)
+        faults += sum(len(found["faults"]) for part in several for found in results.of(part, store=store)[-1:])
+    if several:
+        click.echo(f"\n{table_of_several(results)}")
+    sys.exit(faults > 0)
+
+
+if __name__ == "__main__":
+    main()
