@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import wraps
 from typing import Any, TextIO
 
@@ -21,6 +21,7 @@ from lever_mlflow.files.control_characters import without_controls
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.launch import check_switches, launch_of
 from lever_mlflow.settings import OutputSettings
+from lever_mlflow.shortages import in_one_line
 
 __all__ = ["in_processes", "launch", "say", "with_output"]
 
@@ -42,7 +43,9 @@ def launch(command: click.Command, arguments: Sequence[str] | None = None) -> No
     """
     with _masked_output():
         _quieten()
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets SIGHUP
+                signal.signal(number, _terminate)
         _run(command, arguments)
 
 
@@ -56,17 +59,26 @@ def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
         _fail(error.format_message(), error.exit_code)
     except StoreError as error:  # and so the run cannot be described either
         _fail(str(error), 1)
-    except (LeverError, OSError) as error:
-        _describe_run(name, str(error))
-        _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _describe_run(name, "interrupted")
         _fail("interrupted", 130)
+    except Exception as error:
+        told = str(error) if isinstance(error, LeverError) else in_one_line(error)
+        if told is None:
+            raise
+        _describe_run(name, told)
+        _fail(told, 1)
 
 
 def say(text: str) -> None:
-    """Writes a text to stdout, without control characters, and with one line break at its end."""
-    click.echo(without_controls(text.removesuffix("\n")))
+    """Writes a text to stdout, without control characters, and with one line break at its end.
+
+    Where nobody reads it any more, as behind ``| head``, nothing is written from then on.
+    """
+    try:
+        click.echo(without_controls(text.removesuffix("\n")))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
 
 
 def in_processes(command: Callable[..., None]) -> Callable[..., None]:
@@ -178,5 +190,6 @@ def _terminate(number: int, frame: Any) -> None:
 def _fail(message: str, code: int) -> None:
     line = without_secrets(without_controls(" ".join(message.split())))
     shown = line if len(line) <= _LONGEST_ERROR else f"{line[: _LONGEST_ERROR - 3]}..."
-    click.echo(f"error: {shown}", err=True)
+    with suppress(OSError):  # the terminal may be gone
+        click.echo(f"error: {shown}", err=True)
     sys.exit(code)

@@ -132,7 +132,8 @@ def project_run(name: str) -> Iterator[Run]:
                 source = without_secrets(tags.get(_PROJECT_SOURCE, ""))
                 invocation.joined(experiment, source, tags.get(_PROJECT_ENV, ""))
                 try:
-                    yield run
+                    with store_errors():
+                        yield run
                 except LeverError as error:
                     failure = error
                     if not is_of_the_store(error.__cause__):  # otherwise MLflow cannot be reached

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from lever_mlflow.exceptions import LeverError, StoreError
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.runs.remedies import STORE, remedy
+from lever_mlflow.shortages import in_one_line, out_of_memory
 
 __all__ = ["check_stores", "is_of_the_store", "reason_of", "store_errors"]
 
@@ -37,20 +38,24 @@ _BEFORE, _BEHIND = "(raised", ("[SQL", "[param", "(Background")  # beginnings of
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turns what comes from MLflow or from below it inside the block into one error.
+    """Turns what comes from MLflow or from below it inside the block into one error, and so what the machine lacks.
 
     Raises:
         StoreError: MLflow refused something, or its database, server or artifact store failed; the message names it and says
-            what to do. Other exceptions are left as they are.
+            what to do.
+        LeverError: memory did not suffice, or a file elsewhere cannot be read or written. Other exceptions are left alone.
     """
     try:
         yield
     except LeverError:
         raise
     except Exception as error:
-        if not is_of_the_store(error):
+        if is_of_the_store(error) and not out_of_memory(error):
+            raise StoreError(f"MLflow at {_place()}: {reason_of(error)}") from error
+        told = in_one_line(error)
+        if told is None:
             raise
-        raise StoreError(f"MLflow at {_place()}: {reason_of(error)}") from error
+        raise LeverError(told) from error
 
 
 def is_of_the_store(error: BaseException | None) -> bool:
