@@ -1,13 +1,11 @@
-"""Defines what is taken away from running experiments: each case is a function that yields a row for each stage."""
+"""Takes disks and folders away from running experiments: each case is a function that yields a row for each stage."""
 
 from __future__ import annotations
 
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +52,10 @@ class Cases:
         left = () if answers else ("answers*",)
         shutil.copytree(self.cache, folder / "cache", ignore=shutil.ignore_patterns(*left), dirs_exist_ok=True)
         return World(folder, **attributes)
+
+    def compared_with(self, undisturbed: Mapping[str, Any]) -> Cases:
+        """Returns the same with the results of another undisturbed experiment."""
+        return replace(self, undisturbed=undisturbed)
 
     def disturbed(
         self,
@@ -186,62 +188,3 @@ def put_back(place: Path, away: Path) -> None:
     """Puts a folder back that was moved away, in place of what has been made there meanwhile."""
     shutil.rmtree(place, ignore_errors=True)
     away.rename(place)
-
-
-def signals(cases: Cases) -> Iterator[Row]:
-    """Sends signals that end processes."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        for stage in cases.stages:
-            world = cases.world(f"{number.name}-{stage}")
-            yield cases.disturbed(number.name, stage, world, partial(signal.raise_signal, number), goes_on=False)
-
-
-def memory(cases: Cases) -> Iterator[Row]:
-    """Lets memory run out: as Python says it, as PyTorch says it of a GPU, and as it says it of a CPU."""
-
-    def fail(make_error: Callable[[], Exception]) -> None:
-        raise make_error()
-
-    def python() -> Exception:
-        return MemoryError()
-
-    def gpu() -> Exception:
-        import torch
-
-        return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ...")
-
-    def cpu() -> Exception:
-        return RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
-            "4000000000000 bytes. Error code 12 (Cannot allocate memory)"
-        )
-
-    for kind in (python, gpu, cpu):
-        for stage in cases.stages:
-            world = cases.world(f"memory-{kind.__name__}-{stage}")
-            yield cases.disturbed(f"out of memory ({kind.__name__})", stage, world, partial(fail, kind), goes_on=False)
-
-
-def clock(cases: Cases) -> Iterator[Row]:
-    """Sets the clock of the command back by a day."""
-    for stage in cases.stages:
-        world = cases.world(f"clock-{stage}")
-        yield cases.disturbed("clock set back", stage, world, set_back, goes_on=True)
-
-
-def set_back() -> None:
-    """Sets the clock of this process back by a day, as Python's functions tell it."""
-    now, now_ns = time.time, time.time_ns
-    time.time = lambda: now() - 86_400
-    time.time_ns = lambda: now_ns() - 86_400 * 10**9
-
-
-CASES: dict[str, Callable[[Cases], Iterator[Row]]] = {
-    "full-disk": full_disk,
-    "read-only": read_only,
-    "cache-deleted": cache_deleted,
-    "database-deleted": database_deleted,
-    "signals": signals,
-    "memory": memory,
-    "clock": clock,
-}

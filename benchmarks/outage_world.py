@@ -283,19 +283,21 @@ def _read_results(uri: str) -> Results:
     import mlflow
     from mlflow import MlflowClient
 
+    from lever_mlflow.runs.models import checkpoints_of
+
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments(filter_string="name = 'small'")]
     runs = client.search_runs(experiments, order_by=["attributes.start_time DESC"])
     finished = {run.data.tags.get("lever.step"): run for run in reversed(runs) if run.info.status == "FINISHED"}
-    models = client.search_logged_models(experiments)
-    done = {run.info.run_id for run in finished.values()}
     values: dict[str, Any] = {
         "rl_data": finished["rollout"].data.tags["lever.rl_data_digest"] if "rollout" in finished else None,
         "checkpoints": {
-            model.name: model.tags["lever.checkpoint_digest"]
-            for model in models
-            if model.source_run_id in done and "lever.checkpoint_digest" in model.tags
+            name: {
+                epoch: client.get_logged_model(model).tags["lever.checkpoint_digest"]
+                for epoch, model in checkpoints_of(finished[name].info.run_id).items()
+            }
+            for name in {"rce", "grpo"} & finished.keys()
         },
         "versions": sum(1 for _ in client.search_model_versions()),
         "steps": sorted(name for name in finished if name),
@@ -305,6 +307,21 @@ def _read_results(uri: str) -> Results:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         values |= {name: content[name] for name in ("accuracy", "selection_accuracy", "best_epoch", "overlap")}
     return Results(values, Counter(run.info.status for run in runs))
+
+
+def tags_of_newest(world: World, step: str) -> dict[str, str]:
+    """Returns the tags of the newest finished run of a step, and its id as ``run_id``."""
+    return in_fork(_read_tags, world.uri, step)
+
+
+def _read_tags(uri: str, step: str) -> dict[str, str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = f"tags.`lever.step` = '{step}' and attributes.status = 'FINISHED'"
+    run = client.search_runs(experiments, wanted, order_by=["attributes.start_time DESC"], max_results=1)[0]
+    return {**run.data.tags, "run_id": run.info.run_id}
 
 
 def shell(*command: object) -> None:

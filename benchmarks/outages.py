@@ -15,12 +15,29 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
-from benchmarks.outage_cases import CASES, Cases, Row
+from benchmarks.outage_cases import Cases, Row, cache_deleted, database_deleted, full_disk, read_only
+from benchmarks.outage_inputs import images, rl_data
+from benchmarks.outage_processes import PROCESS_CASES
+from benchmarks.outage_servers import second_server, tracking_server, vlm_server
 from benchmarks.outage_world import STAGES, World, preload
+
+CASES: dict[str, Callable[[Cases], Iterator[Row]]] = {
+    "tracking-server": tracking_server,
+    "second-server": second_server,
+    "vlm-server": vlm_server,
+    "full-disk": full_disk,
+    "read-only": read_only,
+    "cache-deleted": cache_deleted,
+    "database-deleted": database_deleted,
+    "rl-data": rl_data,
+    "images": images,
+    **PROCESS_CASES,
+}
 
 
 def line(row: Row) -> str:

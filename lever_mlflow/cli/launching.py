@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import wraps
 from typing import Any, TextIO
 
@@ -71,14 +72,8 @@ def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
 
 
 def say(text: str) -> None:
-    """Writes a text to stdout, without control characters, and with one line break at its end.
-
-    Where nobody reads it any more, as behind ``| head``, nothing is written from then on.
-    """
-    try:
-        click.echo(without_controls(text.removesuffix("\n")))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+    """Writes a text to stdout, without control characters, and with one line break at its end."""
+    click.echo(without_controls(text.removesuffix("\n")))
 
 
 def in_processes(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,14 +137,33 @@ def _masked_output() -> Iterator[None]:
 
 
 class _Masked:
-    """Is a stream that masks the secrets of URLs in what is written, and is otherwise the stream that it is made of."""
+    """Is a stream that masks the secrets of URLs in what is written, and is otherwise the stream that it is made of.
+
+    Where nobody reads it any more, as behind ``| head`` or when the terminal is closed, the rest is written nowhere.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Writes a text without secrets."""
-        return self._stream.write(without_secrets(text))
+        with self._read_by_somebody():
+            self._stream.write(without_secrets(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        with self._read_by_somebody():
+            self._stream.flush()
+
+    @contextmanager
+    def _read_by_somebody(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what Python still holds back, too
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -190,6 +204,5 @@ def _terminate(number: int, frame: Any) -> None:
 def _fail(message: str, code: int) -> None:
     line = without_secrets(without_controls(" ".join(message.split())))
     shown = line if len(line) <= _LONGEST_ERROR else f"{line[: _LONGEST_ERROR - 3]}..."
-    with suppress(OSError):  # the terminal may be gone
-        click.echo(f"error: {shown}", err=True)
+    click.echo(f"error: {shown}", err=True)
     sys.exit(code)

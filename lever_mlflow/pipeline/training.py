@@ -288,8 +288,8 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
         if not unsent.hold_a_state:
             raise LeverError(f"{reason}; no epoch was finished") from error
         raise LeverError(
-            f"{reason}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command "
-            f"with -P resume={unsent.folder} logs them and goes on"
+            f"{reason}; the epochs until then are safe in {unsent.folder}: once this is mended, run the same command again, or "
+            f"{training.kind} with the same settings and -P resume={unsent.folder} logs them and goes on"
         ) from error
     unsent.remove()
 

@@ -30,6 +30,7 @@ from lever_mlflow.exceptions import GateError, LeverError, StoreError
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import log_json, log_text, read_json
+from lever_mlflow.runs.clock import warn_of_the_clock
 from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_PARAMETER, LONGEST_RUN_NAME, fitted
 from lever_mlflow.runs.given_run import OPEN, check_given_run
 from lever_mlflow.runs.links import run_link
@@ -127,6 +128,7 @@ def project_run(name: str) -> Iterator[Run]:
             with run_of_this_process() as run, recorded_progress():
                 name_run(name)
                 close_runs_left()
+                warn_of_the_clock(run)
                 tags = run.data.tags
                 experiment = mlflow.get_experiment(run.info.experiment_id).name
                 source = without_secrets(tags.get(_PROJECT_SOURCE, ""))

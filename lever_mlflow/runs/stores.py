@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ _PATIENCE = 10  # seconds for which a server is waited for before any work; MLfl
 _LONGEST = 400  # characters of a reason; a server that is none of MLflow's may answer a whole page
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 _OURS, _BELOW = "lever_mlflow", ("mlflow", "sqlalchemy")
+_SAID_OF_A_LOST_FILE = ("readonly database", "disk I/O error", "no such table")  # by SQLite
 _BEFORE, _BEHIND = "(raised", ("[SQL", "[param", "(Background")  # beginnings of the lines that SQLAlchemy adds to a reason
 
 
@@ -67,8 +69,20 @@ def reason_of(error: BaseException) -> str:
     """Returns the reason that an exception of MLflow's gives, without secrets, in one line with what to do about it."""
     parts = [error, error.__cause__ or error.__context__]
     whole = " ".join(f"{type(part).__name__}: {part}" for part in parts if part is not None)
-    action = remedy(whole)
+    action = _lost_database(whole) or remedy(whole)
     return f"{_shown(error).removesuffix('.')}; {action}" if action else _shown(error)
+
+
+def _lost_database(reason: str) -> str:
+    """Says what to do where the file of a SQLite database that was in use is gone; empty where the reason is another one."""
+    if not any(words in reason for words in _SAID_OF_A_LOST_FILE):
+        return ""
+    for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()):
+        file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:///") else None
+        named = file and file != ":memory:" and not file.startswith("file:")  # URIs of SQLite may name no file
+        if named and not Path(file).exists():
+            return f"the file {file} was deleted or moved: put it back, or restore a backup, and run the command again"
+    return ""
 
 
 def check_stores(*, writing: bool = True) -> None:
