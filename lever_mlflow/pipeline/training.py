@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from lever_mlflow import distributed
 from lever_mlflow.data.features import check_fusion
-from lever_mlflow.exceptions import DataError, LeverError
+from lever_mlflow.exceptions import DataError, LeverError, first_line
 from lever_mlflow.pipeline.checkpoints import read_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset, suite_digest
@@ -37,6 +37,7 @@ from lever_mlflow.selector.checkpoint import load_selector, read_meta, save_sele
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import checkpoint_folder, log_checkpoint
 from lever_mlflow.settings import AUTO, Fusion, GrpoSettings, RceSettings, format_beta
+from lever_mlflow.shortages import in_one_line, is_of_the_machine
 from lever_mlflow.training.batches import left_by_filters, split_groups
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
@@ -262,7 +263,7 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
     What is to be logged is on this machine's disk first, until all has arrived.
 
     Raises:
-        LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
+        LeverError: MLflow, the disk or memory failed; the message says where the epochs are and how to go on.
     """
     dataset = rl_dataset(training.data)
     record({Tag.THREADS: torch.get_num_threads()})
@@ -282,9 +283,9 @@ def _log_training(training: _Training, epochs: Iterator[Epoch], interrupted: Int
             persistently(partial(unsent.log_state, state, models))
         _conclude(training, history, models)
     except Exception as error:
-        if not (isinstance(error, OSError | SafetensorError) or is_of_the_store(error)):
+        if not (isinstance(error, OSError | SafetensorError) or is_of_the_store(error) or is_of_the_machine(error)):
             raise
-        reason = reason_of(error)
+        reason = reason_of(error) if is_of_the_store(error) else in_one_line(error) or first_line(error)
         if not unsent.hold_a_state:
             raise LeverError(f"{reason}; no epoch was finished") from error
         raise LeverError(

@@ -79,8 +79,9 @@ def _lost_database(reason: str) -> str:
         return ""
     for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()):
         file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:///") else None
-        named = file and file != ":memory:" and not file.startswith("file:")  # URIs of SQLite may name no file
-        if named and not Path(file).exists():
+        if not file or file == ":memory:" or file.startswith("file:"):  # URIs of SQLite may name no file
+            continue
+        if not Path(file).exists():
             return f"the file {file} was deleted or moved: put it back, or restore a backup, and run the command again"
     return ""
 

@@ -195,12 +195,15 @@ def test_a_database_that_breaks_in_the_middle(mlflow_store, tmp_path):
 
 
 def test_a_database_that_is_deleted_in_the_middle(mlflow_store, tmp_path):
-    with (
-        pytest.raises(StoreError, match=rf"readonly database; the file {tmp_path}/mlflow.db was deleted or moved: put it back"),
-        project_run("test"),
+    def lost():
+        with project_run("test"):
+            (tmp_path / "mlflow.db").unlink()
+            mlflow.set_tag("a", "b")
+
+    with pytest.raises(
+        StoreError, match=rf"readonly database; the file {tmp_path}/mlflow.db was deleted or moved: put it back"
     ):
-        (tmp_path / "mlflow.db").unlink()
-        mlflow.set_tag("a", "b")
+        lost()
 
 
 def test_a_fault_of_our_own_stays_what_it_is(mlflow_store):
