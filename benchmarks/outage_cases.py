@@ -66,6 +66,7 @@ class Cases:
         restore: Callable[[], object] = lambda: None,
         *,
         goes_on: bool | None = None,
+        may_die: bool = False,
         **choices: Any,
     ) -> Row:
         """Strikes in the middle of an experiment, restores what was taken away, and runs the same command again.
@@ -76,22 +77,23 @@ class Cases:
             strike: is called in the command's process at the stage.
             restore: is called in this process after the command has ended.
             goes_on: whether the command has to finish in spite of it; None where either may happen.
+            may_die: whether a library below Python may abort the process, which then says nothing.
             choices: as for ``World.main``.
         """
         ended = world.main(stage, strike, **choices)
         restore()
         between = world.results()
         again = world.main()
-        return self.row(case, stage, ended, between.states, again, world, goes_on)
+        faults = [] if may_die and ended.code < 0 else [*fault_of(ended, goes_on)]
+        return self.row(case, stage, ended, between.states, again, world, faults)
 
     def row(
-        self, case: str, stage: str, ended: Ended, between: Mapping[str, int], again: Ended, world: World, goes_on: bool | None
+        self, case: str, stage: str, ended: Ended, between: Mapping[str, int], again: Ended, world: World, faults: list[str]
     ) -> Row:
-        """Judges how a command ended, and what the same command came to afterwards."""
+        """Adds to the faults of how a command ended what the same command came to afterwards."""
         results = world.results()
         same = results.values == self.undisturbed
         afterwards = "the same results" if same and again.code == 0 else f"exit {again.code}: {' '.join(again.lines)}"
-        faults = [*fault_of(ended, goes_on)]
         if again.code or again.has_traceback:
             faults.append(f"then exit {again.code}, {again.errors[-300:]}")
         elif not same:
@@ -104,7 +106,9 @@ class Cases:
 
 def told(ended: Ended) -> str:
     """Says how a command ended, with the line that its user saw."""
-    return "goes on" if ended.code == 0 else f"exit {ended.code}: {' '.join(ended.lines) or ended.errors[-200:]}"
+    return (
+        "goes on" if ended.code == 0 else f"exit {ended.code}: {' '.join(ended.lines) or ' '.join(ended.errors[-200:].split())}"
+    )
 
 
 def shown(states: Mapping[str, int]) -> str:

@@ -54,7 +54,7 @@ def address_space(cases: Cases) -> Iterator[Row]:
     """Allows the process, from a stage on, a few megabytes more than it has."""
     for stage in cases.stages:
         world = cases.world(f"limit-{stage}", answers=False)
-        yield cases.disturbed("ulimit -v reached", stage, world, _starve)
+        yield cases.disturbed("ulimit -v reached", stage, world, _starve, may_die=True)
 
 
 def _starve() -> None:
