@@ -106,9 +106,10 @@ class Cases:
 
 def told(ended: Ended) -> str:
     """Says how a command ended, with the line that its user saw."""
-    return (
-        "goes on" if ended.code == 0 else f"exit {ended.code}: {' '.join(ended.lines) or ' '.join(ended.errors[-200:].split())}"
-    )
+    if ended.code == 0:
+        return "goes on"
+    said = " ".join(ended.lines) or " ".join(ended.errors[-200:].split())
+    return f"exit {ended.code}: {said}"
 
 
 def shown(states: Mapping[str, int]) -> str:
@@ -172,7 +173,7 @@ def cache_deleted(cases: Cases) -> Iterator[Row]:
     for stage in cases.stages:
         world = cases.world(f"cache-deleted-{stage}")
         yield cases.disturbed("cache folder deleted", stage, world, partial(shutil.rmtree, world.part("cache")))
-    for stage in ("rollout", "evaluate"):
+    for stage in {"rollout", "evaluate"} & set(cases.stages):
         world = cases.world(f"cache-deleted-cold-{stage}", answers=False)
         delete = partial(shutil.rmtree, world.part("cache"))
         yield cases.disturbed("cache folder deleted, no answers known", stage, world, delete)
