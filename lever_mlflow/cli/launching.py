@@ -54,6 +54,7 @@ def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
     """Runs a command, and ends the process where it fails."""
     name = command.name or ""
     try:
+        os.getcwd()  # fails where the working folder was deleted, of which libraries below Python would crash
         command.main(arguments, standalone_mode=False)
     except click.UsageError as error:
         _describe_run(name, error.format_message())
@@ -134,6 +135,17 @@ def _masked_output() -> Iterator[None]:
         except Exception:
             traceback.print_exc()  # here, where it is masked
             sys.exit(1)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except OSError:  # as on a full disk, which has been said
+                    _write_nowhere(stream)
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    """Lets a stream lead nowhere, also for what Python still holds back and would write at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Masked:
@@ -162,8 +174,9 @@ class _Masked:
             yield
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
+                error.filename = self._stream.name
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what Python still holds back, too
+            _write_nowhere(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

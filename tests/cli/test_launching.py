@@ -86,6 +86,25 @@ def test_output_that_nobody_reads_is_no_error(stream, callback, code):
     assert (done.returncode, done.stdout or "", done.stderr or "") == (code, "", "")
 
 
+def test_output_on_a_full_disk_is_one_line():
+    script = f"import click; from lever_mlflow.cli.launching import launch, say; {OUTPUT}"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, text=True, check=False, stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: <stdout>: No space left on device; free some space there")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_working_folder_that_was_deleted_is_said(tmp_path, monkeypatch, capfd):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    line = "error: [Errno 2] No such file or directory; if the working folder was deleted, change to one that is there\n"
+    assert ended(lambda: None, capfd) == (1, line)
+
+
 def test_a_run_whose_result_cannot_be_printed_has_finished(mlflow_store, cache_dir, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
