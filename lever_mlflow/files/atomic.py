@@ -27,9 +27,10 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     with tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=f".{path.name}-", dir=path.parent, delete=False) as file:
         temporary = Path(file.name)
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _named(path):
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             temporary.chmod(_FILE_MODE)
             temporary.replace(path)
         except BaseException:
@@ -52,8 +53,9 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        fill(temporary)
-        _finish(temporary)
+        with _named(folder):
+            fill(temporary)
+            _finish(temporary)
         try:
             temporary.rename(folder)
         except OSError:
@@ -76,6 +78,17 @@ def build_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names a path in an error of writing that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _finish(folder: Path) -> None:

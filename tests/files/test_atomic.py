@@ -1,5 +1,7 @@
 """Files and folders that are written as a whole or not at all."""
 
+import errno
+
 import pytest
 
 from lever_mlflow.files.atomic import build_folder, whole_file, write_folder
@@ -128,3 +130,18 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / "folder").write_text("no folder")
     with pytest.raises(FileExistsError, match="exists already"):
         build_folder(tmp_path / "folder", fill)
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def in_a_file():
+        with whole_file(tmp_path / "file"):
+            fill()
+
+    for name, write in (("file", in_a_file), ("folder", lambda: write_folder(tmp_path / "folder", fill))):
+        with pytest.raises(OSError, match="No space left on device") as error:
+            write()
+        assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
