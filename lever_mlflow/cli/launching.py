@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from lever_mlflow.files.control_characters import without_controls
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.launch import check_switches, launch_of
 from lever_mlflow.settings import OutputSettings
+from lever_mlflow.shortages import in_one_line
 
 __all__ = ["in_processes", "launch", "say", "with_output"]
 
@@ -44,7 +46,9 @@ def launch(command: click.Command, arguments: Sequence[str] | None = None) -> No
     with _masked_output():
         _quieten()
         own_temporary_files()
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets SIGHUP
+                signal.signal(number, _terminate)
         _run(command, arguments)
 
 
@@ -52,18 +56,22 @@ def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
     """Runs a command, and ends the process where it fails."""
     name = command.name or ""
     try:
+        os.getcwd()  # fails where the working folder was deleted, of which libraries below Python would crash
         command.main(arguments, standalone_mode=False)
     except click.UsageError as error:
         _describe_run(name, error.format_message())
         _fail(error.format_message(), error.exit_code)
     except StoreError as error:  # and so the run cannot be described either
         _fail(str(error), 1)
-    except (LeverError, OSError) as error:
-        _describe_run(name, str(error))
-        _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _describe_run(name, "interrupted")
         _fail("interrupted", 130)
+    except Exception as error:
+        told = str(error) if isinstance(error, LeverError) else in_one_line(error)
+        if told is None:
+            raise
+        _describe_run(name, told)
+        _fail(told, 1)
 
 
 def say(text: str) -> None:
@@ -129,17 +137,48 @@ def _masked_output() -> Iterator[None]:
         except Exception:
             traceback.print_exc()  # here, where it is masked
             sys.exit(1)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except OSError:  # as on a full disk, which has been said
+                    _write_nowhere(stream)
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    """Lets a stream lead nowhere, also for what Python still holds back and would write at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Masked:
-    """Is a stream that masks the secrets of URLs in what is written, and is otherwise the stream that it is made of."""
+    """Is a stream that masks the secrets of URLs in what is written, and is otherwise the stream that it is made of.
+
+    Where nobody reads it any more, as behind ``| head`` or when the terminal is closed, the rest is written nowhere.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Writes a text without secrets."""
-        return self._stream.write(without_secrets(text))
+        with self._read_by_somebody():
+            self._stream.write(without_secrets(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        with self._read_by_somebody():
+            self._stream.flush()
+
+    @contextmanager
+    def _read_by_somebody(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                error.filename = self._stream.name
+                raise
+            _write_nowhere(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

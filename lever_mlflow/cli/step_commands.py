@@ -97,17 +97,18 @@ def perform(
     ):
         describe_experiment()
         context = make_context(values, check=check)
-        if not values["plan"]:
+        if values["plan"]:
+            with planning() as plan:
+                if look is None:
+                    look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=resumes)
+                else:
+                    look(context, plan)
+            text = summary_of(context, plan)
+        else:
             run_id = run_here(prepare(context), rerun=resumes)
-            if show is not None:
-                say(show(run_id))
-            return
-        with planning() as plan:
-            if look is None:
-                look_at_steps(context, plan, lambda: prepare(context), name, values.get("kl_beta"), rerun=resumes)
-            else:
-                look(context, plan)
-        say(summary_of(context, plan))
+            text = "" if show is None else show(run_id)
+    if text:  # a run has succeeded even where its result cannot be printed
+        say(text)
 
 
 def _check_parameters_of_given_run() -> None:

@@ -23,6 +23,7 @@ from lever_mlflow.exceptions import DataError, first_line
 from lever_mlflow.files.model_folders import check_parts, folder_digest, load_pretrained, model_type
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.files.text import read_text
+from lever_mlflow.shortages import let_through
 
 __all__ = ["Encoder", "Side", "check_encoder", "encoder_sides", "forget_shared_encoders", "normalise", "shared_encoder"]
 
@@ -170,6 +171,7 @@ class Encoder:
         try:
             shapes = {side: encode[side]().shape for side in self.sides}
         except Exception as error:  # each model and each processor raises errors of its own
+            let_through(error)
             raise DataError(f"{folder}: {self._family} gives no features ({first_line(error)}); give another encoder") from None
         if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
             raise DataError(f"{folder}: features of image and text are of the shapes {shapes}; give another encoder")

@@ -36,9 +36,10 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     with tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=_hidden(path), dir=path.parent, delete=False) as file:
         temporary = Path(file.name)
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _named(path):
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             temporary.chmod(_FILE_MODE)
             temporary.replace(path)
         except BaseException:
@@ -62,8 +63,9 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     _remove_left_in(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_hidden(folder), dir=folder.parent))
     try:
-        fill(temporary)
-        _finish(temporary)
+        with _named(folder):
+            fill(temporary)
+            _finish(temporary)
         try:
             temporary.rename(folder)
         except OSError:
@@ -112,6 +114,17 @@ def _remove_left_in(folder: Path) -> None:
 def _hidden(path: Path) -> str:
     """Returns the beginning of the name of a temporary file beside a path."""
     return f".{path.name}-{mark_of_this_process()}"
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names a path in an error of writing that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _finish(folder: Path) -> None:

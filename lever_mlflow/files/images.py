@@ -2,6 +2,9 @@
 
 An image is its first frame in RGB, as stored: an orientation in EXIF is not applied, transparency is dropped, and the images
 of other modes are converted by ``lever_mlflow.files.colours``.
+
+Answers and features are cached under the digest of an image. So a file of which this process knows the digest must still have
+it when it is read again: otherwise the answer to another picture would be kept as that to the first.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +26,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.colours import ColourError, to_rgb
 from lever_mlflow.progress import Progress
+from lever_mlflow.shortages import let_through
 
 __all__ = [
     "MOST_PIXELS",
@@ -46,6 +49,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # su
 TOKEN_SIDE = 28  # pixels: in Qwen2.5-VL, 2 x 2 patches of 14 x 14 pixels become one token
 MOST_PIXELS = 89_478_485  # of an image, which takes 268 MB in RGB; from there on Pillow warns of decompression bombs
 _THUMBNAIL_QUALITY = 80  # of the JPEG
+_digests: dict[Path, str] = {}  # of the files whose digest this process knows
 # Formats that Pillow decodes by itself: for EPS, which it would recognise in a file of any name, it runs Ghostscript.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO")
 
@@ -55,9 +59,10 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         DataError: the file is missing, does not decode, has more than ``MOST_PIXELS`` pixels, or holds numbers of an unknown
-            range (a ``ColourError`` then).
+            range (a ``ColourError`` then); or it has changed since ``image_digest`` read it.
     """
-    with _opened(path) as image:
+    file = io.BytesIO(_content_as_known(path)) if path in _digests else path
+    with _opened(path, file) as image:
         return to_rgb(image)
 
 
@@ -73,6 +78,7 @@ def decode_image(content: bytes) -> Image.Image:
     except ColourError:
         raise
     except Exception as error:  # all kinds, as in _opened
+        let_through(error)
         raise DataError(f"does not decode as an image ({_reason(error)})") from None
 
 
@@ -99,7 +105,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing or no image.
     """
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         return image.size
 
 
@@ -122,15 +128,40 @@ def batches_of_images(pixels: Sequence[int], most_images: int, most_pixels: int)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens an image file; any error in the block becomes a DataError that names the file."""
+def _opened(path: Path, file: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Opens an image file, or its content; any error in the block becomes a DataError that names the file."""
     try:
-        with _checked(path) as image:
+        with _checked(file) as image:
             yield image
     except ColourError as error:
         raise ColourError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's many decoders raise all kinds of exceptions for damaged files
+        let_through(error)
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own errors have no number
+            raise _unreadable(path, error) from None
         raise DataError(f"{path}: does not decode as an image ({error}); copy it again") from None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _content_as_known(path: Path) -> bytes:
+    """Reads a file; raises DataError where it is not the one any more whose digest this process knows."""
+    content = _content(path)
+    if _digests[path] != _digest(content):
+        raise DataError(f"{path}: this image was replaced while the command ran; run the command again")
+    return content
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    let_through(error)
+    return DataError(
+        f"{path}: image cannot be read ({error.strerror}); restore it, or run the command again if it was in the cache"
+    )
 
 
 def _checked(file: Path | io.BytesIO) -> Image.Image:
@@ -216,17 +247,19 @@ def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, t
     return sizes
 
 
-@lru_cache(maxsize=2**17)  # more than the 123,287 images of VQAv2
 def image_digest(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, hexadecimal. Each file is read once per process.
 
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: image cannot be read: {error}") from None
+    if path not in _digests:
+        _digests[path] = _digest(_content(path))
+    return _digests[path]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _reason(error: Exception) -> str:

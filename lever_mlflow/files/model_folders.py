@@ -13,6 +13,7 @@ from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.files.text import looked_for
+from lever_mlflow.shortages import let_through, out_of_memory
 
 __all__ = [
     "check_parts",
@@ -158,21 +159,27 @@ def load_processor(folder: Path, **settings: Any) -> Any:
 @contextmanager
 def _readable(folder: Path, kind: str) -> Iterator[None]:
     """Turns the errors of transformers about a model folder into one of ours."""
-    import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise DataError(
-            f"{folder}: the device's memory does not hold the {kind}; give a smaller model, or free the device of other work"
-        ) from None
     except ImportError as error:  # some families need a further package, which the message names
         raise DataError(f"{folder}: {' '.join(str(error).split())}") from None
+    except MemoryError:
+        raise _too_large(folder, kind) from None
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
+        if out_of_memory(error):
+            raise _too_large(folder, kind) from None
+        let_through(error)
         reason = str(error).strip().split("\n", 1)[0]
         raise DataError(f"{folder}: not a readable {kind} folder ({reason}); copy the model again") from None
+
+
+def _too_large(folder: Path, kind: str) -> DataError:
+    return DataError(
+        f"{folder}: the device's memory does not hold the {kind}; give a smaller model, or free the device of other work"
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mlflow.data.pandas_dataset import PandasDataset
 from safetensors import SafetensorError
 
 from lever_mlflow import distributed
-from lever_mlflow.exceptions import DataError, LeverError
+from lever_mlflow.exceptions import DataError, LeverError, first_line
 from lever_mlflow.pipeline.context import Context
 from lever_mlflow.pipeline.gate import find_verdict, pass_gate, rl_dataset
 from lever_mlflow.pipeline.resources import Resources
@@ -34,6 +34,7 @@ from lever_mlflow.selector.checkpoint import load_selector, save_selector, selec
 from lever_mlflow.selector.network import PointerSelector
 from lever_mlflow.serving.logged_models import log_checkpoint
 from lever_mlflow.settings import Fusion, GrpoSettings, RceSettings, format_beta
+from lever_mlflow.shortages import in_one_line, is_of_the_machine
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
 from lever_mlflow.training.filters import left_by_filters, split_groups
@@ -135,7 +136,7 @@ def _log_training(training: Training, epochs: Iterator[Epoch], interrupted: Inte
     What is to be logged is on this machine's disk first, until all has arrived.
 
     Raises:
-        LeverError: MLflow or the disk failed; the message says where the epochs are and how to go on.
+        LeverError: MLflow, the disk or memory failed; the message says where the epochs are and how to go on.
     """
     dataset = rl_dataset(training.data)
     record({Tag.THREADS: torch.get_num_threads()})
@@ -155,14 +156,14 @@ def _log_training(training: Training, epochs: Iterator[Epoch], interrupted: Inte
             persistently(partial(unsent.log_state, state, models))
         _conclude(training, history, models)
     except Exception as error:
-        if not (isinstance(error, OSError | SafetensorError) or is_of_the_store(error)):
+        if not (isinstance(error, OSError | SafetensorError) or is_of_the_store(error) or is_of_the_machine(error)):
             raise
-        reason = reason_of(error)
+        reason = reason_of(error) if is_of_the_store(error) else in_one_line(error) or first_line(error)
         if not unsent.hold_a_state:
             raise LeverError(f"{reason}; no epoch was finished") from error
         raise LeverError(
-            f"{reason}; the epochs until then are safe in {unsent.folder}: once this is mended, the same command "
-            f"with -P resume={unsent.folder} logs them and goes on"
+            f"{reason}; the epochs until then are safe in {unsent.folder}: once this is mended, run the same command again, or "
+            f"{training.kind} with the same settings and -P resume={unsent.folder} logs them and goes on"
         ) from error
     unsent.remove()
 

@@ -172,10 +172,16 @@ class Resources(ResourceSettings):
         return check_encoder(self.encoder_folder)
 
     def features(self, split: SplitName) -> FeatureTable:
-        """Returns the features of a split, computed once per content."""
-        return sample_features(
-            self._splits[split].samples, self.encoder_folder, self.encoder_digest, self.cache_dir, self.torch_device
-        )
+        """Returns the features of a split, computed once per content. Once they are here, the cache may lose them."""
+        if split not in self._features:
+            samples, encoder = self._splits[split].samples, (self.encoder_folder, self.encoder_digest)
+            self._features[split] = sample_features(samples, *encoder, self.cache_dir, self.torch_device)
+        return self._features[split]
+
+    @cached_property
+    def _features(self) -> dict[SplitName, FeatureTable]:
+        """Returns the features that are here already, by split."""
+        return {}
 
     # the VLM
 

@@ -21,6 +21,7 @@ from lever_mlflow.exceptions import DataError, MissingRunError, first_line
 from lever_mlflow.files.records import first_misfit
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.files.urls import without_secrets
+from lever_mlflow.shortages import let_through
 
 __all__ = [
     "artifact",
@@ -77,6 +78,7 @@ def artifact(run_id: str, path: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
+        let_through(error)
         raise DataError(f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); {_REMEDY}") from None
 
 

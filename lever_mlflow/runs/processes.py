@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 
 from lever_mlflow.process_identity import is_there, this_process
+from lever_mlflow.runs.clock import end_not_before_the_start
+from lever_mlflow.runs.stores import is_of_the_store
 from lever_mlflow.runs.tags import DESCRIPTION, PREFIX, Tag, prefixed, tags_of
 
 __all__ = ["close_interrupted", "close_runs_left", "is_running", "run_of_this_process"]
@@ -31,13 +34,33 @@ log = logging.getLogger(__name__)
 def run_of_this_process(**arguments: Any) -> Iterator[Run]:
     """Opens a run as ``mlflow.start_run`` does, and names this process on it for as long as the run is open.
 
-    A run that ends by an exception keeps the name.
+    A run that ends by an exception keeps the name. Where the clock was set back meanwhile, the run ends when it began.
     """
     process = prefixed({Tag.PROCESS: this_process()})
-    with mlflow.start_run(**arguments, tags=process) as run:
-        yield run
+    with ExitStack() as ending, mlflow.start_run(**arguments, tags=process) as run:
+        ending.callback(end_not_before_the_start, run)
+        try:
+            yield run
+        except Exception as error:
+            if is_of_the_store(error) or is_of_the_store(error.__cause__):
+                ending.enter_context(_without_patience())
+            raise
     with suppress(MlflowException):  # the run has ended, and the tag of an ended run means nothing
         mlflow.MlflowClient().delete_tag(run.info.run_id, f"{PREFIX}{Tag.PROCESS}")
+
+
+@contextmanager
+def _without_patience() -> Iterator[None]:
+    """Has MLflow ask a server once within the block: after minutes without it, no minutes more are spent on each open run."""
+    former = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)
+    try:
+        yield
+    finally:
+        if former is None:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
+        else:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(former)
 
 
 def is_running(run: Run) -> bool | None:

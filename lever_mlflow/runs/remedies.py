@@ -29,7 +29,10 @@ _DATABASE = (
     ("readonly|read-only|Read-only", "allow writing there, or name another store in {store}"),
     ("unable to open database file", "its folder must exist, and you must be allowed to write there"),
     ("No space left|database or disk is full", "free some space"),
-    ("no such (table|column)|tables of something else", "another program made it; name another database in {store}"),
+    (
+        "no such (table|column)|tables of something else",
+        "another program made it, or replaced it while it was in use; restore it, or name another database in {store}",
+    ),
     ("password authentication failed|Access denied for user|no password supplied", "correct user and password in {store}"),
     ("database .* does not exist|Unknown database", "create the database, or correct its name in {store}"),
 )

@@ -31,6 +31,7 @@ from lever_mlflow.files.locks import lock_of, one_at_a_time
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import log_json, log_text, read_json
+from lever_mlflow.runs.clock import warn_of_the_clock
 from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_PARAMETER, LONGEST_RUN_NAME, fitted
 from lever_mlflow.runs.given_run import OPEN, check_given_run
 from lever_mlflow.runs.links import run_link
@@ -129,12 +130,14 @@ def project_run(name: str) -> Iterator[Run]:
             with run_of_this_process() as run, recorded_progress():
                 name_run(name)
                 close_runs_left()
+                warn_of_the_clock(run)
                 tags = run.data.tags
                 experiment = mlflow.get_experiment(run.info.experiment_id).name
                 source = without_secrets(tags.get(_PROJECT_SOURCE, ""))
                 invocation.joined(experiment, source, tags.get(_PROJECT_ENV, ""))
                 try:
-                    yield run
+                    with store_errors():
+                        yield run
                 except LeverError as error:
                     failure = error
                     if not is_of_the_store(error.__cause__):  # otherwise MLflow cannot be reached

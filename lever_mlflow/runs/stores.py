@@ -29,6 +29,7 @@ from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.locks import lock_of, one_at_a_time
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.runs.remedies import STORE, remedy
+from lever_mlflow.shortages import in_one_line, out_of_memory
 
 __all__ = ["check_stores", "is_of_the_store", "reason_of", "store_errors"]
 
@@ -37,25 +38,30 @@ _BUSY = 60  # seconds for its first answer: one that has been reached may have m
 _LONGEST = 400  # characters of a reason; a server that is none of MLflow's may answer a whole page
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 _OURS, _BELOW = "lever_mlflow", ("mlflow", "sqlalchemy")
+_SAID_OF_A_LOST_FILE = ("readonly database", "disk I/O error", "no such table")  # by SQLite
 _BEFORE, _BEHIND = "(raised", ("[SQL", "[param", "(Background")  # beginnings of the lines that SQLAlchemy adds to a reason
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turns what comes from MLflow or from below it inside the block into one error.
+    """Turns what comes from MLflow or from below it inside the block into one error, and so what the machine lacks.
 
     Raises:
         StoreError: MLflow refused something, or its database, server or artifact store failed; the message names it and says
-            what to do. Other exceptions are left as they are.
+            what to do.
+        LeverError: memory did not suffice, or a file elsewhere cannot be read or written. Other exceptions are left alone.
     """
     try:
         yield
     except LeverError:
         raise
     except Exception as error:
-        if not is_of_the_store(error):
+        if is_of_the_store(error) and not out_of_memory(error):
+            raise StoreError(f"MLflow at {_place()}: {reason_of(error)}") from error
+        told = in_one_line(error)
+        if told is None:
             raise
-        raise StoreError(f"MLflow at {_place()}: {reason_of(error)}") from error
+        raise LeverError(told) from error
 
 
 def is_of_the_store(error: BaseException | None) -> bool:
@@ -67,8 +73,21 @@ def reason_of(error: BaseException) -> str:
     """Returns the reason that an exception of MLflow's gives, without secrets, in one line with what to do about it."""
     parts = [error, error.__cause__ or error.__context__]
     whole = " ".join(f"{type(part).__name__}: {part}" for part in parts if part is not None)
-    action = remedy(whole)
+    action = _lost_database(whole) or remedy(whole)
     return f"{_shown(error).removesuffix('.')}; {action}" if action else _shown(error)
+
+
+def _lost_database(reason: str) -> str:
+    """Says what to do where the file of a SQLite database that was in use is gone; empty where the reason is another one."""
+    if not any(words in reason for words in _SAID_OF_A_LOST_FILE):
+        return ""
+    for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()):
+        file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:///") else None
+        if not file or file == ":memory:" or file.startswith("file:"):  # URIs of SQLite may name no file
+            continue
+        if not Path(file).exists():
+            return f"the file {file} was deleted or moved: put it back, or restore a backup, and run the command again"
+    return ""
 
 
 def check_stores(*, writing: bool = True) -> None:

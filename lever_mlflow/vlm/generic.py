@@ -14,6 +14,7 @@ from PIL import Image
 from lever_mlflow.exceptions import DataError, first_line
 from lever_mlflow.files.images import fitted_image
 from lever_mlflow.files.model_folders import load_processor
+from lever_mlflow.shortages import let_through
 from lever_mlflow.vlm.local import LocalVLM, model_type, samples_of
 from lever_mlflow.vlm.prompt import Prompt, build_messages
 
@@ -58,6 +59,7 @@ class GenericVLM(LocalVLM):
                 processor_kwargs={"padding": True, "padding_side": "left"},
             )
         except Exception as error:  # each processor and each template raises errors of its own
+            let_through(error)
             raise DataError(
                 f"{self.folder}: the processor of {model_type(self.folder)} makes no prompt of several images "
                 f"({first_line(error)}); give another model, or a profile with another system text"

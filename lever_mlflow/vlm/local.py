@@ -19,6 +19,7 @@ from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.model_folders import check_parts, has_chat_template, load_pretrained, model_type
 from lever_mlflow.files.strict_json import read_object
 from lever_mlflow.settings import AUTO, VlmDtype
+from lever_mlflow.shortages import out_of_memory
 from lever_mlflow.vlm.profiles import PromptProfile
 from lever_mlflow.vlm.prompt import Prompt, prompt_key
 from lever_mlflow.vlm.threads import in_threads
@@ -188,8 +189,6 @@ class LocalVLM(ABC):
         self, prompts: Sequence[Prompt], work: Callable[[Any, Any], list[str]], rows: Sequence[int]
     ) -> Iterator[list[tuple[int, str]]]:
         """Yields (position, result) of ``work`` for batches of prompts, each of which takes ``rows`` rows of a batch."""
-        import torch
-
         if not prompts:
             return
         tokens = self._tokens(prompts)
@@ -203,7 +202,9 @@ class LocalVLM(ABC):
                 for batch, texts in zip(batches, in_threads(work, inputs, self._models()), strict=True):
                     yield list(zip(batch, texts, strict=True))
                     done += len(batch)
-            except torch.OutOfMemoryError as error:
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
                 failed = len(next(token_batches(waiting[done:], lengths, limit)))
                 if failed == 1:
                     raise LeverError(

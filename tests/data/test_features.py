@@ -12,6 +12,7 @@ from lever_mlflow.data import features
 from lever_mlflow.data.features import sample_features
 from lever_mlflow.data.okvqa import load_split
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.files import images
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_features_are_computed_once_per_content(train, tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         sample_features(train, mini.CLIP_PATH, "other encoder", tmp_path)
     Image.new("RGB", (56, 56)).save(train[0].image_path)  # another image under the same name
-    features.image_digest.cache_clear()
+    images._digests.clear()
     with pytest.raises(TypeError):
         sample_features(train, mini.CLIP_PATH, "encoder", tmp_path)
 

@@ -1,5 +1,6 @@
 """Files and folders that are written as a whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -181,3 +182,18 @@ def test_what_a_killed_process_left_half_written_is_removed_by_the_next_one(tmp_
     with whole_file(target / "b.json") as file:
         file.write("whole")
     assert sorted(path.name for path in target.iterdir()) == sorted(["b.json", *(f".{name}x" for name in of_others)])
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def in_a_file():
+        with whole_file(tmp_path / "file"):
+            fill()
+
+    for name, write in (("file", in_a_file), ("folder", lambda: write_folder(tmp_path / "folder", fill))):
+        with pytest.raises(OSError, match="No space left on device") as error:
+            write()
+        assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """Model folders: which are taken, and by what they are known."""
 
+import errno
 import json
 import shutil
 
@@ -79,14 +80,32 @@ def test_half_weights_have_rotary_frequencies_of_full_precision():
         assert torch.equal(ours, theirs.bfloat16())
 
 
-def test_a_model_that_the_device_does_not_hold_is_not_called_damaged(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 594.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_model_that_the_device_does_not_hold_is_not_called_damaged(monkeypatch, error):
     def full(*_, **settings):
         assert settings["device_map"] == "cuda"
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 594.00 MiB")
+        raise error
 
     monkeypatch.setattr(CLIPModel, "from_pretrained", full)
     with pytest.raises(DataError, match="clip: the device's memory does not hold the CLIPModel; give a smaller model, or free"):
         load_pretrained(CLIPModel, mini.CLIP_PATH, device="cuda")
+
+
+def test_what_the_machine_lacks_is_not_called_damage_of_a_folder(monkeypatch):
+    def fail(*_, **settings):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        load_pretrained(CLIPModel, mini.CLIP_PATH)
 
 
 def test_code_in_a_model_folder_is_never_run(clip, tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers.servers import free_port
 from lever_mlflow import mini
 from lever_mlflow.exceptions import ServerError
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.server import ServerVLM
+
+from .servers import free_port
 
 NAME = "lever/mini-vlm"
 
@@ -77,10 +78,10 @@ class Script(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # connections that wait; the usual 5 are fewer than the requests that come at once
 
-    def __init__(self, chat, models, base="/v1"):
+    def __init__(self, chat, models, base="/v1", port=0):
         self.chat, self.models, self.base, self.bodies, self.headers, self.paths = chat, models, base, [], [], []
         self.counting = threading.Lock()
-        super().__init__(("127.0.0.1", 0), ScriptHandler)
+        super().__init__(("127.0.0.1", port), ScriptHandler)
         self.root = f"http://127.0.0.1:{self.server_port}"
         self.url = self.root + base
 

@@ -10,6 +10,9 @@ import time
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 
 from lever_mlflow import process_identity
 from lever_mlflow.exceptions import MissingRunError
@@ -191,3 +194,43 @@ def test_a_plan_in_a_run_that_the_user_opened_never_sends_it_to_the_trash(mlflow
     run = mlflow.get_run(run_id)
     assert run.info.lifecycle_stage == "active"
     assert "lever.step" not in run.data.tags
+
+
+def test_a_clock_that_was_set_back_is_said_and_gives_no_negative_time(mlflow_store, monkeypatch, caplog):
+    with project_run("first") as first:
+        pass
+    now, now_ns = time.time, time.time_ns
+    with project_run("during") as during:
+        monkeypatch.setattr(time, "time", lambda: now() - 7200)
+        monkeypatch.setattr(time, "time_ns", lambda: now_ns() - 7200 * 10**9)
+    info = mlflow.get_run(during.info.run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", info.start_time)
+    assert not caplog.messages
+    with project_run("later"):
+        pass
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"the clock says that during (run {during.info.run_id}) began 2 h 0 min from now; it was set back, or is wrong"
+    )
+    assert first.info.run_id not in said
+
+
+@pytest.mark.parametrize("given", [None, "5"])
+def test_a_server_that_is_gone_is_not_waited_for_once_more_by_each_open_run(mlflow_store, monkeypatch, given):
+    """MLflow waits about four minutes for it: in the call that failed, and again in ending each of the nested runs."""
+    if given is not None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", given)
+    end_run, retries = fluent.end_run, []
+
+    def ending(status):
+        retries.append(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())
+        end_run(status)
+
+    monkeypatch.setattr(fluent, "end_run", ending)
+    with pytest.raises(MlflowException), processes.run_of_this_process(), processes.run_of_this_process(nested=True):
+        raise MlflowException("API request failed")
+    assert retries == [0, 0]
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw() == given
+    with pytest.raises(ValueError, match="other"), processes.run_of_this_process():
+        raise ValueError("other")
+    assert retries[2:] == [int(given or 7)]

@@ -219,6 +219,18 @@ def test_a_database_that_breaks_in_the_middle(mlflow_store, tmp_path):
         broken_off()
 
 
+def test_a_database_that_is_deleted_in_the_middle(mlflow_store, tmp_path):
+    def lost():
+        with project_run("test"):
+            (tmp_path / "mlflow.db").unlink()
+            mlflow.set_tag("a", "b")
+
+    with pytest.raises(
+        StoreError, match=rf"readonly database; the file {tmp_path}/mlflow.db was deleted or moved: put it back"
+    ):
+        lost()
+
+
 def test_a_fault_of_our_own_stays_what_it_is(mlflow_store):
     with pytest.raises(ZeroDivisionError), project_run("test"):
         1 / 0  # noqa: B018

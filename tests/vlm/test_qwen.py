@@ -205,8 +205,15 @@ def test_token_batches_by_hand():
     assert list(token_batches([], lengths, 2)) == []
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog, threads, count):
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [
+        (1, torch.OutOfMemoryError("CUDA out of memory")),
+        (3, RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")),
+        (1, MemoryError()),
+    ],
+)
+def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplog, threads, count, error):
     threads(count)
     expected = answers(prompts)
     model = QwenVLM(mini.VLM_PATH, "digest", MINI, batch_tokens=1_600)
@@ -214,7 +221,7 @@ def test_memory_that_does_not_hold_a_batch_halves_it(prompts, monkeypatch, caplo
 
     def small(part, batch):
         if len(batch.prompts) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return read(part, batch)
 
     monkeypatch.setattr(model, "_read", small)
