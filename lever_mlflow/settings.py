@@ -23,6 +23,7 @@ __all__ = [
     "EvaluationInputs",
     "ExperimentSettings",
     "Fusion",
+    "GateEngine",
     "GateSettings",
     "GrpoInputs",
     "GrpoSettings",
@@ -73,6 +74,7 @@ AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input 
 CacheMode = Literal["on", "read", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Fusion = Literal["mean", "concat", "image", "text"]
+GateEngine = Literal["pandas", "sql"]
 ItemOrder = Literal["auto", "file", "question_id"]
 KlReference = Literal["start", "round"]
 Language = Literal["en", "zh"]
@@ -685,6 +687,12 @@ class GateSettings:
         "stop",
         help="What to do when the data fail a critical expectation: stop, or warn and go on. "
         "With warn, a tag on whatever is trained names the failed expectations.",
+    )
+    gate_engine: GateEngine = option(
+        "pandas",
+        help="Engine by which Great Expectations checks RL data. With pandas, their tables are held in memory. With sql, they "
+        "are kept in a temporary file of SQLite, and RL data that are Parquet stay in their files, so that neither has to fit "
+        "into memory. The verdict is the same.",
     )
 
 

@@ -86,7 +86,7 @@ LANGUAGE = Part(ComparisonInputs, ("lang",))
 
 # what the whole experiment takes of each stage
 QUERIES = Part(RolloutSettings, ("n_queries", "pool_sampler"))
-JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
+JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data", "gate_engine"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
 FUSION = Part(RceSettings, ("fusion",))
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")

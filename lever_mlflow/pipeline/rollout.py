@@ -148,7 +148,14 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool
 
 def _load(context: Context, path: str | Path, keep_all: bool, source: str | None = None) -> RLData:
     """Reads an RL data file and finds the training items that its indices mean."""
-    data = load_rl_data(path, use_fallback=context.use_fallback, keep_records=keep_all, keep_dropped=keep_all, source=source)
+    data = load_rl_data(
+        path,
+        use_fallback=context.use_fallback,
+        keep_records=keep_all,
+        keep_dropped=keep_all,
+        held=context.gate.gate_engine == "pandas",
+        source=source,
+    )
     return match_items(data, context.resources.train, context.item_order)
 
 
