@@ -28,7 +28,7 @@ class TableStore(Protocol):
     types: Mapping[str, str]
 
     def add(self, name: str, rows: pd.DataFrame) -> None:
-        """Adds rows to a table, which begins with its first rows, maybe none."""
+        """Adds rows to a table; the first ones make it."""
 
     def n_rows(self, name: str) -> int:
         """Returns the number of rows of a table."""
@@ -93,8 +93,10 @@ class _SqlStore:
         connection.execute("PRAGMA synchronous = OFF")
 
     def add(self, name: str, rows: pd.DataFrame) -> None:
+        if rows.empty:
+            return
         if name not in self._tables:
-            columns = ", ".join(f'"{column}" {_SQL_TYPES[str(kind)]}' for column, kind in rows.dtypes.items())
+            columns = ", ".join(f'"{column}" {_sql_type(rows[column])}' for column in rows)
             self._connection.execute(f'CREATE TABLE "{name}" ({columns})')
             self._tables.add(name)
         values = zip(*(rows[column].tolist() for column in rows), strict=True)  # SQLite takes NaN as a missing value
@@ -103,7 +105,7 @@ class _SqlStore:
         self._connection.execute("COMMIT")
 
     def n_rows(self, name: str) -> int:
-        return self._number(f'SELECT count(*) FROM "{name}"')
+        return self._number(f'SELECT count(*) FROM "{name}"') if name in self._tables else 0
 
     def n_missing(self, name: str, column: str) -> int:
         return self._number(f'SELECT count(*) FROM "{name}" WHERE "{column}" IS NULL')
@@ -114,3 +116,9 @@ class _SqlStore:
 
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
+
+
+def _sql_type(column: pd.Series) -> str:
+    """Returns the type of a column of SQLite; one of objects holds texts, or truth values of which some are not known."""
+    of_objects = column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) in ("boolean", "empty")
+    return _SQL_TYPES["bool" if of_objects else str(column.dtype)]
