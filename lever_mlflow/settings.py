@@ -54,6 +54,7 @@ __all__ = [
     "ScaleRewards",
     "Scoring",
     "ServingSettings",
+    "ShardInputs",
     "SimilarityEvidence",
     "SweepInputs",
     "TrainingInputs",
@@ -349,6 +350,24 @@ class MergeInputs:
     parts: str = option(
         NONE, help="RL data to merge, separated by commas: files, run ids or runs:/<run id>. At least two are needed."
     )
+    shards: str = option(
+        NONE,
+        help="All shards of one rollout, to be merged without holding them in memory: Parquet files, folders of Parquet files, "
+        "run ids or runs:/<run id>, separated by commas; none merges parts instead.",
+    )
+
+
+@dataclass(frozen=True)
+class ShardInputs:
+    """Names the part of a rollout that a run records, where several machines record one rollout."""
+
+    n_shards: int = option(
+        1,
+        at_least=1,
+        help="Number of shards in which a rollout is recorded, each by a run of its own; the entry point merge puts them "
+        "together. With 1 the run records the whole.",
+    )
+    shard: int = option(1, at_least=1, help="Number of the shard that this run records, from 1 to n_shards.")
 
 
 @dataclass(frozen=True)

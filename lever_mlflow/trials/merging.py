@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.trials.parquet import agreed
 from lever_mlflow.trials.rl_data import Group, RLData
+from lever_mlflow.trials.sharding import SHARD
 
 __all__ = ["Merged", "merge"]
 
@@ -34,12 +35,17 @@ def merge(parts: Sequence[RLData]) -> Merged:
         parts: RL data that were matched with the same training items.
 
     Raises:
-        DataError: a query has different pools in two parts, so that its pointers cannot be put together.
+        DataError: a part is a shard of a rollout, which ``sharding`` merges; or a query has different pools in two parts, so
+            that its pointers cannot be put together.
     """
     groups: dict[int, Group] = {}
     sources: dict[int, str] = {}
     n_repeated = 0
     for part in parts:
+        if SHARD in part.meta:
+            raise DataError(
+                f"{part.source}: is shard {part.meta[SHARD]} of a rollout; name all its shards as shards=, not as parts="
+            )
         for group in part.groups:
             former = groups.get(group.query_id)
             if former is not None and former.pool != group.pool:

@@ -34,6 +34,7 @@ __all__ = [
     "is_parquet",
     "parquet_files",
     "read_meta",
+    "row_groups",
     "tables",
     "write_entries",
     "write_tables",
@@ -214,10 +215,22 @@ def tables(path: Path) -> Iterator[tuple[int, pa.Table]]:
             whole = int((keys != keys[-1]).nonzero()[0][-1]) + 1 if len(keys) and (keys != keys[-1]).any() else 0
             if whole:
                 yield first, table.slice(0, whole).combine_chunks()
+                pa.default_memory_pool().release_unused()  # Arrow would keep what further tables may take
             held, first = table.slice(whole), first + whole
         if held.num_rows:
             yield first, held.combine_chunks()
     pa.default_memory_pool().release_unused()  # Arrow would keep some 50 MB for further tables
+
+
+def row_groups(path: Path) -> Iterator[pa.Table]:
+    """Yields the row groups of a file with the schema of this module; errors as ``tables``."""
+    with _opened(path) as file:
+        _check_columns(path, file.schema_arrow)
+        first = 0
+        for i in range(file.num_row_groups):
+            table = _typed(path, file.read_row_group(i, use_threads=False), first)
+            first += table.num_rows
+            yield table
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

@@ -29,6 +29,7 @@ from lever_mlflow.files.strict_json import iterate_object
 from lever_mlflow.files.text import looked_for
 from lever_mlflow.trials.canonical import CANONICAL
 from lever_mlflow.trials.columns import ColumnsBuilder, GroupColumns
+from lever_mlflow.trials.digests import QueryDigests
 from lever_mlflow.trials.fields import finite_number, positions_in_pool, shown, train_indices, whole_numbers
 from lever_mlflow.trials.ordinary import EVAL_MODES, UNKNOWN_METHOD, ordinary_trials
 from lever_mlflow.trials.parquet import agreed, entries, is_parquet, parquet_files, read_meta, tables
@@ -108,7 +109,7 @@ def _stored(files: Sequence[Path], reader: _Reader, source: str) -> RLData:
 
     if not n_queries:
         raise DataError(f"{source}: {_NO_QUERIES}")
-    groups = StoredGroups(blocks, n_queries, n_trials[pooled])
+    groups = StoredGroups(files, blocks, n_queries, n_trials[pooled])
     return RLData(groups, reader.digest(), reader.vintage, reader.dropped(), reader.meta, source)
 
 
@@ -146,7 +147,7 @@ class _Reader:
         self.meta: dict[str, Any] = {}
         self._with_pool, self._without_pool = (_Queries(ColumnsBuilder(keep_records)) for _ in range(2))
         self._pointer_field = ""  # of queries without a pool, as the first of them tells it
-        self._digests: dict[str, bytes] = {}
+        self._digests = QueryDigests()
         self._fallback_used = False
 
     @property
@@ -175,10 +176,7 @@ class _Reader:
 
     def digest(self) -> str:
         """Returns the digest of the canonical JSON of all queries, in the order of their keys."""
-        total = hashlib.sha256(b"fallback used" if self._fallback_used else b"")
-        for key in sorted(self._digests):
-            total.update(key.encode() + b"\0" + self._digests[key])
-        return total.hexdigest()[:_DIGEST_CHARS]
+        return self._digests.total(b"fallback used" if self._fallback_used else b"")[:_DIGEST_CHARS]
 
     def read_tables(self, files: Sequence[Path]) -> Iterator[None]:
         """Reads Parquet files, and pauses after some thousand trials; errors as ``read``.
@@ -206,15 +204,15 @@ class _Reader:
     def _add_table(self, table: OrdinaryTable, first_row: int) -> None:
         """Adds the queries of a table, of which the first stands in the given row of the file; errors as ``read``."""
         for query_id, digest in zip(table.columns.query_ids_Q.tolist(), table.digests, strict=not self.known):
-            self._check_new(str(query_id), first_row)
-            self._digests[str(query_id)] = digest
+            self._check_new(query_id, first_row)
+            self._digests.add(query_id, digest)
         self._with_pool.columns.extend(table.columns)
         self._with_pool.n_queries += len(table.columns)
         self._with_pool.n_trials += table.n_trials
         self._with_pool.dropped.update(table.dropped)
         self._fallback_used |= table.fallback_used
 
-    def _check_new(self, key: str, row: int) -> None:
+    def _check_new(self, key: int, row: int) -> None:
         if key in self._digests:
             if self._in_folder:
                 raise DataError(
@@ -241,7 +239,7 @@ class _Reader:
             self.meta = entry
             return
         if row is not None:
-            self._check_new(key, row)
+            self._check_new(int(key), row)
         place = f"{self.path}: {'' if row is None else f'rows from {row} on: '}query {key[:40]!r}"
         try:
             _check_form(key, entry)
@@ -258,7 +256,7 @@ class _Reader:
                 raise located from None
             queries.error = queries.error or located
         if not self.known:
-            self._digests[key] = hashlib.sha256(CANONICAL.encode(entry).encode()).digest()
+            self._digests.add(int(key), hashlib.sha256(CANONICAL.encode(entry).encode()).digest())
 
     def check(self) -> None:
         """Checks that the queries can be used, after all were read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from lever_mlflow.trials.rl_data import Group
@@ -18,12 +19,15 @@ class StoredGroups(Sequence[Group]):
     """Reads groups from their files whenever they are gone through, some hundred queries at a time, in the order of the files.
 
     Attributes:
+        files: the files.
         blocks: reads the groups anew and yields them as columns, some hundred queries at a time.
         n_trials: number of trials of all groups.
     """
 
-    def __init__(self, blocks: Callable[[], Iterator[GroupColumns]], n_queries: int, n_trials: int) -> None:
-        self.blocks, self.n_trials, self._n_queries = blocks, n_trials, n_queries
+    def __init__(
+        self, files: Sequence[Path], blocks: Callable[[], Iterator[GroupColumns]], n_queries: int, n_trials: int
+    ) -> None:
+        self.files, self.blocks, self.n_trials, self._n_queries = files, blocks, n_trials, n_queries
 
     def __len__(self) -> int:
         return self._n_queries
@@ -51,4 +55,4 @@ class StoredGroups(Sequence[Group]):
         def blocks() -> Iterator[GroupColumns]:
             return (block for block in map(convert, self.blocks()) if len(block))
 
-        return StoredGroups(blocks, n_queries, n_trials)
+        return StoredGroups(self.files, blocks, n_queries, n_trials)
