@@ -23,6 +23,7 @@ __all__ = [
     "EvaluationInputs",
     "ExperimentSettings",
     "Fusion",
+    "GateEngine",
     "GateSettings",
     "GrpoInputs",
     "GrpoSettings",
@@ -53,6 +54,7 @@ __all__ = [
     "ScaleRewards",
     "Scoring",
     "ServingSettings",
+    "ShardInputs",
     "SimilarityEvidence",
     "SweepInputs",
     "TrainingInputs",
@@ -73,6 +75,7 @@ AUTO, NONE = "auto", "none"  # an input that the command finds itself; an input 
 CacheMode = Literal["on", "read", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Fusion = Literal["mean", "concat", "image", "text"]
+GateEngine = Literal["pandas", "sql"]
 ItemOrder = Literal["auto", "file", "question_id"]
 KlReference = Literal["start", "round"]
 Language = Literal["en", "zh"]
@@ -347,6 +350,24 @@ class MergeInputs:
     parts: str = option(
         NONE, help="RL data to merge, separated by commas: files, run ids or runs:/<run id>. At least two are needed."
     )
+    shards: str = option(
+        NONE,
+        help="All shards of one rollout, to be merged without holding them in memory: Parquet files, folders of Parquet files, "
+        "run ids or runs:/<run id>, separated by commas; none merges parts instead.",
+    )
+
+
+@dataclass(frozen=True)
+class ShardInputs:
+    """Names the part of a rollout that a run records, where several machines record one rollout."""
+
+    n_shards: int = option(
+        1,
+        at_least=1,
+        help="Number of shards in which a rollout is recorded, each by a run of its own; the entry point merge puts them "
+        "together. With 1 the run records the whole.",
+    )
+    shard: int = option(1, at_least=1, help="Number of the shard that this run records, from 1 to n_shards.")
 
 
 @dataclass(frozen=True)
@@ -685,6 +706,12 @@ class GateSettings:
         "stop",
         help="What to do when the data fail a critical expectation: stop, or warn and go on. "
         "With warn, a tag on whatever is trained names the failed expectations.",
+    )
+    gate_engine: GateEngine = option(
+        "pandas",
+        help="Engine by which Great Expectations checks RL data. With pandas, their tables are held in memory. With sql, they "
+        "are kept in a temporary file of SQLite, and RL data that are Parquet stay in their files, so that neither has to fit "
+        "into memory. The verdict is the same.",
     )
 
 

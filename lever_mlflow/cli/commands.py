@@ -47,6 +47,7 @@ from lever_mlflow.settings import (
     RolloutInputs,
     RolloutSettings,
     RoundSettings,
+    ShardInputs,
     SweepInputs,
     TrainingInputs,
     ValidationInputs,
@@ -86,7 +87,7 @@ LANGUAGE = Part(ComparisonInputs, ("lang",))
 
 # what the whole experiment takes of each stage
 QUERIES = Part(RolloutSettings, ("n_queries", "pool_sampler"))
-JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data"))
+JUDGEMENT = Part(GateSettings, ("thresholds", "on_bad_data", "gate_engine"))
 RCE = Part(RceSettings, ("epochs", "lr"), prefix="rce_")
 FUSION = Part(RceSettings, ("fusion",))
 GRPO = Part(GrpoSettings, ("epochs", "lr"), prefix="grpo_")
@@ -140,19 +141,20 @@ def main(**values: Any) -> None:
 
 @step_command()
 @resource_options
-@options(RolloutInputs, PresetInputs, RolloutSettings)
+@options(RolloutInputs, PresetInputs, RolloutSettings, ShardInputs)
 @with_output
 @in_processes
 def rollout(**values: Any) -> None:
     """Record trials as RL data.
 
     Pointers of a starting policy and of baselines are answered by the VLM and scored. The run holds them as rl_data.json, or
-    where there are more than 100,000 trials as rl_data.parquet.
+    where there are more than 100,000 trials, or they are a shard, as rl_data.parquet.
     """
     from lever_mlflow.pipeline.rollout import rollout_step
+    from lever_mlflow.trials.sharding import Shard
 
-    settings = settings_of(RolloutSettings, values)
-    perform(values, lambda context: rollout_step(context, settings, values["init"]))
+    settings, shard = settings_of(RolloutSettings, values), Shard(values["shard"], values["n_shards"])
+    perform(values, lambda context: rollout_step(context, settings, values["init"], shard=shard))
 
 
 @step_command()
@@ -166,10 +168,10 @@ def merge(**values: Any) -> None:
     The run holds them as rl_data.json, or where there are more than 100,000 trials as rl_data.parquet. The data gate judges the
     whole, and a failed critical expectation fails the run.
     """
-    from lever_mlflow.pipeline.merging import merge_step
+    from lever_mlflow.pipeline.merging import merge_shards_step, merge_step
 
-    references = [] if values["parts"] == NONE else split(values["parts"])
-    perform(values, lambda context: merge_step(context, references))
+    parts, shards = ([] if values[name] == NONE else split(values[name]) for name in ("parts", "shards"))
+    perform(values, lambda context: merge_shards_step(context, shards, parts) if shards else merge_step(context, parts))
 
 
 @step_command()

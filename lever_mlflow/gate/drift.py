@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from lever_mlflow.trials.columns import GroupColumns, as_columns
+from lever_mlflow.trials.columns import blocks
 from lever_mlflow.trials.rl_data import RLData
 
-__all__ = ["Pair", "differences", "pairs", "reward_partition", "shared"]
+if TYPE_CHECKING:
+    from lever_mlflow.gate.totals import Totals
+
+__all__ = ["Pair", "differences", "pairs", "partition_of", "reward_counts", "reward_partition", "shared"]
 
 _BINS = 21  # the last one holds the largest reward alone
 
@@ -31,23 +35,15 @@ class Pair:
         return f"{self.words} {' against '.join(values)}"
 
 
-def pairs(
-    trials: pd.DataFrame, queries: pd.DataFrame, other_trials: pd.DataFrame, other_queries: pd.DataFrame
-) -> dict[str, Pair]:
-    """Returns the figures of two data sets by name: reward mean, positive-trial and positive-query rate, zero-spread share.
-
-    The arguments are the ``trial_table`` and the ``query_table`` of the data, then those of the reference.
-    """
+def pairs(data: Totals, reference: Totals) -> dict[str, Pair]:
+    """Returns the figures of two data sets by name: reward mean, positive-trial and positive-query rate, zero-spread share."""
     sources = {
-        "reward_mean": ("mean reward", trials["reward"], other_trials["reward"], False),
-        "positive_trial_rate": ("positive trials", trials["vqa_correct"], other_trials["vqa_correct"], True),
-        "positive_query_rate": ("positive queries", queries["positive"], other_queries["positive"], True),
-        "zero_spread_share": ("queries without reward spread", queries["zero_spread"], other_queries["zero_spread"], True),
+        "reward_mean": ("mean reward", data.reward, reference.reward, False),
+        "positive_trial_rate": ("positive trials", data.correct, reference.correct, True),
+        "positive_query_rate": ("positive queries", data.positive, reference.positive, True),
+        "zero_spread_share": ("queries without reward spread", data.zero_spread, reference.zero_spread, True),
     }
-    return {
-        name: Pair(words, float(values.mean()), float(other_values.mean()), percent)
-        for name, (words, values, other_values, percent) in sources.items()
-    }
+    return {name: Pair(words, own.mean, other.mean, percent) for name, (words, own, other, percent) in sources.items()}
 
 
 def shared(data: RLData, reference: RLData) -> dict[str, float]:
@@ -56,18 +52,22 @@ def shared(data: RLData, reference: RLData) -> dict[str, float]:
     ``shared_queries`` is the share of the smaller set's queries that the other set has too. ``same_pools`` is the share of
     these shared queries that have the same candidate pool in both sets.
     """
-    pools, other_pools = (_pools(as_columns(either.groups)) for either in (data, reference))
+    pools, other_pools = (_pools(either) for either in (data, reference))
     both = pools.keys() & other_pools.keys()
-    same = sum(set(pools[query]) == set(other_pools[query]) for query in both)
+    same = sum(pools[query] == other_pools[query] for query in both)
     return {
         "shared_queries": len(both) / min(len(pools), len(other_pools)),
         "same_pools": same / len(both) if both else 0.0,
     }
 
 
-def _pools(columns: GroupColumns) -> dict[int, tuple[int, ...]]:
-    """Returns the pool of each query by the query's train index."""
-    return {query_id: columns.pool(row) for row, query_id in enumerate(columns.query_ids_Q.tolist())}
+def _pools(data: RLData) -> dict[int, bytes]:
+    """Returns a digest of the set of each query's candidates, by the query's train index."""
+    return {
+        query_id: hashlib.blake2b(np.unique(columns.pool(row)).tobytes(), digest_size=16).digest()
+        for columns in blocks(data.groups)
+        for row, query_id in enumerate(columns.query_ids_Q.tolist())
+    }
 
 
 def differences(figures: Mapping[str, Pair], overlap: Mapping[str, float]) -> pd.DataFrame:
@@ -82,10 +82,23 @@ def reward_partition(rewards: np.ndarray, bounds: tuple[float, float]) -> dict[s
     holds the largest reward alone. Without rewards the distribution is uniform, since Great Expectations needs one; the
     expectations on the other figures fail in that case.
     """
+    return partition_of(reward_counts(rewards, bounds), bounds)
+
+
+def reward_counts(rewards: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """Returns how many rewards each bin of ``reward_partition`` holds, int64 [bins]."""
+    values = np.clip(rewards[np.isfinite(rewards)], *bounds)
+    return np.histogram(values, bins=_edges(bounds))[0]
+
+
+def partition_of(counts: np.ndarray, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Returns the partition object of ``reward_partition`` from the number of rewards in each bin."""
+    weights = counts / counts.sum() if counts.any() else np.full(_BINS, 1 / _BINS)
+    return {"bins": _edges(bounds).tolist(), "weights": weights.tolist()}
+
+
+def _edges(bounds: tuple[float, float]) -> np.ndarray:
     low, high = bounds
-    values = np.clip(rewards[np.isfinite(rewards)], low, high)
     edges = low + np.arange(_BINS + 1) * (high - low) / (_BINS - 1)
     edges[1:] -= 1e-9  # 0.3 lies in the bin from 0.3 to 0.4, on whichever side of the edge its float may be
-    counts, _ = np.histogram(values, bins=edges)
-    weights = counts / counts.sum() if counts.any() else np.full(_BINS, 1 / _BINS)
-    return {"bins": edges.tolist(), "weights": weights.tolist()}
+    return edges

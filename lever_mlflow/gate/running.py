@@ -11,14 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.gate.result import Check
+from lever_mlflow.gate.stores import TableStore
 from lever_mlflow.invocation import in_present_form
 
 __all__ = ["run_suite"]
 
+_OF_TYPE = "expect_column_values_to_be_of_type"
 _NOT_IN_SET = "expect_column_values_to_not_be_in_set"
 _PLAIN_WORDS = {
     "expect_column_values_to_not_be_null": "no missing values",
@@ -28,30 +29,38 @@ _PLAIN_WORDS = {
 }
 
 
-def run_suite(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> tuple[list[Check], dict[str, Any]]:
+def run_suite(
+    name: str, expectations: list[dict[str, Any]], store: TableStore, table: str
+) -> tuple[list[Check], dict[str, Any]]:
     """Returns one check per expectation, and Great Expectations' own result as plain JSON values.
 
     An empty table fails every expectation. An expectation that ``may_be_unknown``, as its ``meta`` says, is not checked where
     its column holds no value at all.
 
+    Args:
+        name: the suite.
+        expectations: its expectations.
+        store: holds the tables.
+        table: the table that the suite looks at.
+
     Raises:
         ParameterError: Great Expectations cannot use an expectation; the message names it.
     """
-    if table.empty:  # Great Expectations would pass most expectations on it, and divide by zero in the others
+    if not store.n_rows(table):  # Great Expectations would pass most expectations on it, and divide by zero in the others
         return [replace(_check(name, expectation, None), observed="no rows") for expectation in expectations], {"results": []}
-    gx_result = json.loads(json.dumps(_validate(name, expectations, table), default=_plain), parse_constant=str)
+    gx_result = json.loads(json.dumps(_validate(name, expectations, store, table), default=_plain), parse_constant=str)
     by_name = {result["expectation_config"]["meta"]["name"]: result for result in gx_result["results"]}
     checks = []
     for expectation in expectations:
         try:
             check = _check(name, expectation, by_name.get(expectation["meta"]["name"]))
-            checks.append(_unless_unknown(check, expectation, table))
+            checks.append(_unless_unknown(check, expectation, store, table))
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # Great Expectations takes more than fits a table
             raise _unusable(name, expectation, error) from None
     return checks, gx_result
 
 
-def _validate(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame) -> dict[str, Any]:
+def _validate(name: str, expectations: list[dict[str, Any]], store: TableStore, table: str) -> dict[str, Any]:
     """Returns Great Expectations' result. It is made of plain JSON values but for some numbers of NumPy."""
     import great_expectations as gx
     from great_expectations.data_context.types import base
@@ -68,10 +77,22 @@ def _validate(name: str, expectations: list[dict[str, Any]], table: pd.DataFrame
     )
     # The expectations are built one by one. A suite made of plain dicts only logs those that it cannot use, and adding a
     # configuration to a suite replaces an earlier one of the same type and column: a warning would displace a critical one.
-    suite = gx.ExpectationSuite(name=name, expectations=[_expectation(name, item) for item in expectations])
-    asset = context.data_sources.add_pandas("rl_data").add_dataframe_asset(name)
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
-    return batch.validate(suite).to_json_dict()
+    translated = [_in_types_of(store, item) for item in expectations]
+    suite = gx.ExpectationSuite(name=name, expectations=[_expectation(name, item) for item in translated])
+    result = store.batch(context, table).validate(suite).to_json_dict()
+    names = {of_engine: np.dtype(kind).type.__name__ for kind, of_engine in store.types.items()}  # as pandas has them
+    for item in result["results"]:
+        if item["expectation_config"]["type"] == _OF_TYPE and "observed_value" in item["result"]:
+            item["result"]["observed_value"] = names.get(item["result"]["observed_value"], item["result"]["observed_value"])
+    return result
+
+
+def _in_types_of(store: TableStore, expectation: dict[str, Any]) -> dict[str, Any]:
+    """Returns an expectation with the name that the store's engine has for the type that a column must have."""
+    if expectation["type"] != _OF_TYPE:
+        return expectation
+    kwargs = expectation["kwargs"]
+    return {**expectation, "kwargs": {**kwargs, "type_": store.types.get(kwargs["type_"], kwargs["type_"])}}
 
 
 def _plain(value: Any) -> Any:
@@ -105,19 +126,19 @@ def _check(suite: str, expectation: Mapping[str, Any], result: Mapping[str, Any]
         column=kwargs.get("column", kwargs.get("column_A", "")),
         severity=expectation["severity"],
         passed=result is not None and result["success"] is True and error is None,
-        observed=error or _observed(expectation["type"], result["result"] if result else {}),
+        observed=error or _observed(expectation["type"], kwargs, result["result"] if result else {}),
         required=_required(expectation["type"], kwargs),
         note=meta.get("note", ""),
         remedy=in_present_form(meta.get("remedy", "")),
     )
 
 
-def _unless_unknown(check: Check, expectation: Mapping[str, Any], table: pd.DataFrame) -> Check:
+def _unless_unknown(check: Check, expectation: Mapping[str, Any], store: TableStore, table: str) -> Check:
     """Returns the check, which says how many rows could not be checked, or that none could."""
-    unknown = int(table[check.column].isna().sum()) if expectation["meta"].get("may_be_unknown") else 0
+    unknown = store.n_missing(table, check.column) if expectation["meta"].get("may_be_unknown") else 0
     if not unknown:
         return check
-    if unknown == len(table):
+    if unknown == store.n_rows(table):
         return replace(check, passed=True, checked=False, observed="not checked")
     return replace(check, observed=f"{check.observed}, {unknown} of them not checked")
 
@@ -130,12 +151,15 @@ def _exception(result: Mapping[str, Any]) -> str | None:
     return " ".join(str(raised[0]["exception_message"]).split())[:120] if raised else None
 
 
-def _observed(kind: str, result: Mapping[str, Any]) -> str:
+def _observed(kind: str, kwargs: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     if "unexpected_count" in result:
         count, total = result["unexpected_count"], result["element_count"]
         if kind == _NOT_IN_SET:
             return f"{count / max(total, 1):.1%} of rows"
-        examples = ", ".join(dict.fromkeys(str(value) for value in result.get("partial_unexpected_list", [])[:3]))
+        values = result.get("partial_unexpected_list", [])[:3]
+        if all(isinstance(value, bool) for value in kwargs.get("value_set", [None])):
+            values = map(bool, values)  # SQLite has 1 and 0 for them
+        examples = ", ".join(dict.fromkeys(map(str, values)))
         return f"{count} of {total} rows failed" + (f" ({examples})" if examples else "")
     value = result.get("observed_value")
     if isinstance(value, Mapping) and "quantiles" in value:

@@ -10,17 +10,17 @@ import pandas as pd
 
 from lever_mlflow.data.pool_answers import answers_in_pools
 from lever_mlflow.data.samples import Sample
-from lever_mlflow.trials.columns import GroupColumns, as_columns, check_scores, looked_up
+from lever_mlflow.trials.columns import GroupColumns, as_columns, blocks, check_scores, looked_up
 from lever_mlflow.trials.item_order import LEFT_OUT, OTHER_ITEM
 from lever_mlflow.trials.rewards import DEFAULT_REWARD, Reward
 from lever_mlflow.trials.rl_data import RLData
 
-__all__ = ["evaluation_table", "query_table", "trial_table"]
+__all__ = ["Images", "evaluation_table", "known_images", "query_table", "trial_table"]
 
 _BLOCK = 4096  # queries of which the pools are looked at together; those of a million queries would take gigabytes
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
     """Holds the training items of which the image is known, ascending, and a number for the image of each."""
 
     items: np.ndarray
@@ -62,7 +62,9 @@ def trial_table(data: RLData, reward: Reward = DEFAULT_REWARD) -> pd.DataFrame:
     )
 
 
-def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | None = None) -> pd.DataFrame:
+def query_table(
+    data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | None = None, images: Images | None = None
+) -> pd.DataFrame:
     """Returns a table with one row per query.
 
     Args:
@@ -71,6 +73,7 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
         train: the training items with which ``match_items`` has matched the data. They tell which image and which answer each
             item shows; without them, or without a match, only the queries of ``data`` tell images, where the data record
             ``image_id``.
+        images: what ``known_images`` returns of all RL data, where ``data`` are only a part of them.
 
     Returns:
         Columns ``query_id``, ``n_trials``, ``n_positive`` (trials with ``vqa_correct`` 1), ``n_distinct_pointers``,
@@ -85,9 +88,9 @@ def query_table(data: RLData, trials: pd.DataFrame, train: Sequence[Sample] | No
     figures = by_group.agg({"reward": ["mean", "min", "max"], "positive": "sum"}).reindex(range(len(columns)))
     spread = (figures["reward", "max"] - figures["reward", "min"]).where(columns.sizes_Q > 0, 0.0)
     n_positive = figures["positive", "sum"].fillna(0).astype(np.int64)
-    images = _images(data, columns, train)
-    blocks = [_pool_figures(columns[start : start + _BLOCK], images) for start in range(0, max(len(columns), 1), _BLOCK)]
-    repeats, leaks, same_image = map(np.concatenate, zip(*blocks, strict=True))
+    images = known_images(data, train) if images is None else images
+    parts = [_pool_figures(columns[start : start + _BLOCK], images) for start in range(0, max(len(columns), 1), _BLOCK)]
+    repeats, leaks, same_image = map(np.concatenate, zip(*parts, strict=True))
     return pd.DataFrame(
         {
             "query_id": columns.query_ids_Q,
@@ -137,7 +140,7 @@ def _repeating(owners: np.ndarray, values: np.ndarray) -> np.ndarray:
     return owners[1:][(np.diff(values) == 0) & (np.diff(owners) == 0)]
 
 
-def _pool_figures(columns: GroupColumns, images: _Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pool_figures(columns: GroupColumns, images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns whether each pool has an item twice, whether it has the query, and how many others show the query's image."""
     owners_P, pools_P = columns.owners_P, columns.pools_P
     is_query_P = pools_P == columns.query_ids_Q[owners_P]
@@ -160,16 +163,20 @@ def _distinct_pointers(columns: GroupColumns) -> np.ndarray:
     return distinct
 
 
-def _images(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> _Images:
-    """Returns the picture, or its image id, of every training item for which it is known."""
+def known_images(data: RLData, train: Sequence[Sample] | None = None) -> Images:
+    """Returns the picture, or its image id, of every training item for which it is known; arguments as ``query_table``."""
     if train and data.match:
         images = {sample.index: sample.picture for sample in train}
     else:
-        pairs = zip(columns.query_ids_Q.tolist(), columns.queries_Q, strict=True)
-        images = {query_id: query["image_id"] for query_id, query in pairs if "image_id" in query}
+        images = {
+            query_id: query["image_id"]
+            for columns in blocks(data.groups)
+            for query_id, query in zip(columns.query_ids_Q.tolist(), columns.queries_Q, strict=True)
+            if "image_id" in query
+        }
     numbers = {image: number for number, image in enumerate(dict.fromkeys(images.values()))}
     items = np.array(sorted(images), dtype=np.int64)
-    return _Images(items, np.array([numbers[images[item]] for item in items.tolist()], dtype=np.int64))
+    return Images(items, np.array([numbers[images[item]] for item in items.tolist()], dtype=np.int64))
 
 
 def _no_answer(data: RLData, columns: GroupColumns, train: Sequence[Sample] | None) -> np.ndarray:
@@ -183,7 +190,7 @@ def _no_answer(data: RLData, columns: GroupColumns, train: Sequence[Sample] | No
     return 1.0 - answers_in_pools(queries, train, map(columns.pool, range(len(columns))))
 
 
-def _same_image(columns: GroupColumns, images: _Images, owners_P: np.ndarray, items_P: np.ndarray) -> np.ndarray:
+def _same_image(columns: GroupColumns, images: Images, owners_P: np.ndarray, items_P: np.ndarray) -> np.ndarray:
     """Returns how many pool items other than the query show its image; NaN where no known one does, but others may.
 
     Args:

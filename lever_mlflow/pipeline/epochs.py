@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import torch
-from mlflow.data.pandas_dataset import PandasDataset
+from mlflow.data.dataset import Dataset
 from safetensors import SafetensorError
 
 from lever_mlflow import distributed
@@ -173,7 +173,7 @@ def _replay(
     interrupted: Interrupted,
     history: list[dict[str, float]],
     unsent: UnsentEpochs,
-    dataset: PandasDataset,
+    dataset: Dataset,
 ) -> dict[int, str]:
     """Logs the epochs of an interrupted run in this one and returns their models, the unsent ones logged now."""
     log.info("resuming after epoch %d of %s", len(interrupted.state.history), interrupted.source)

@@ -10,7 +10,9 @@ from typing import Any
 
 import mlflow
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.pandas_dataset import PandasDataset, from_pandas
+from mlflow.data.dataset import Dataset
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.pandas_dataset import from_pandas
 
 from lever_mlflow import gate
 from lever_mlflow.exceptions import DataError, GateError
@@ -25,6 +27,7 @@ from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, record, set_description
 from lever_mlflow.settings import NONE
 from lever_mlflow.trials.rl_data import RLData
+from lever_mlflow.trials.stored import StoredGroups
 
 __all__ = ["find_verdict", "pass_gate", "rl_data_figures", "rl_dataset", "suite_digest", "validate_step"]
 
@@ -96,9 +99,14 @@ def rl_data_figures(run_id: str) -> dict[str, float]:
     return read_json(run_id, FIGURES_FILE)
 
 
-def rl_dataset(data: RLData) -> PandasDataset:
-    """Returns RL data as an MLflow data set under our content digest; MLflow's own covers the first 10,000 rows only."""
+def rl_dataset(data: RLData) -> Dataset:
+    """Returns RL data as an MLflow data set under our content digest; MLflow's own covers the first 10,000 rows only.
+
+    Of RL data that stay in their files it holds no profile, which is made of the whole table.
+    """
     source = CodeDatasetSource(tags={"source": data.source})  # MLflow resolves no ``runs:/`` URIs as a source
+    if isinstance(data.groups, StoredGroups):
+        return MetaDataset(source, name="rl_data", digest=data.digest)  # type: ignore[abstract]  # its profile is None
     return from_pandas(trial_table(data), source=source, name="rl_data", digest=data.digest)
 
 
@@ -112,6 +120,7 @@ def _check_data(context: Context, data: RLData, reference: RLData | None) -> Non
         train=context.resources.train,
         reference=reference,
         thresholds=settings.thresholds,
+        engine=settings.gate_engine,
     )
     mlflow.log_metrics(finite(result.metrics))
     log_text(report_html(result), "gate.html")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, fields
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -31,15 +34,15 @@ from lever_mlflow.trials.columns import as_columns
 from lever_mlflow.trials.global_search import GLOBAL_SEARCH
 from lever_mlflow.trials.item_order import match_items
 from lever_mlflow.trials.reading import load_rl_data
-from lever_mlflow.trials.rl_data import Group, RLData, save_rl_data
+from lever_mlflow.trials.rl_data import Group, RLData, is_positive, save_rl_data
 from lever_mlflow.trials.rollout import (
     check_settings,
     choose_queries,
     is_mined,
     most_prompts,
-    positive_query_rate,
     rollout,
 )
+from lever_mlflow.trials.sharding import SHARD, Shard
 
 if TYPE_CHECKING:
     from lever_mlflow.selector.network import PointerSelector
@@ -59,32 +62,41 @@ __all__ = [
 STEP = "rollout"
 RL_DATA_FILE, LARGE_RL_DATA_FILE = "rl_data.json", "rl_data.parquet"
 _MOST_TRIALS_IN_JSON = 100_000  # about 50 MB
+_QUERIES_AT_A_TIME = 10_000  # of which the trials are objects in memory, about 100 MB
+WHOLE = Shard()
 SCORING = "scoring"  # in the meta of RL data: how the answers were scored
 LEFT_OUT = "skipped_train"  # in the meta of RL data: how many training items were left out when they were recorded
 
 
-def rollout_step(context: Context, settings: RolloutSettings, init: str = RANDOM_INIT, round_number: int = 1) -> Step:
+def rollout_step(
+    context: Context, settings: RolloutSettings, init: str = RANDOM_INIT, round_number: int = 1, shard: Shard = WHOLE
+) -> Step:
     """Prepares the recording of trials of a starting policy: ``init`` is ``random`` (an untrained selector) or a checkpoint.
 
-    Each round of GRPO, numbered from 1, has other queries.
+    Each round of GRPO, numbered from 1, has other queries. A shard has a part of them, and is never taken for the rollout.
 
     Raises:
         ParameterError: the settings do not fit together.
     """
     check_settings(settings)
+    shard.rows(settings.n_queries)
     check_sampler(settings.pool_sampler, context.resources.encoder_sides)
     start = start_selector(context, init)
-    inputs = {
+    inputs: dict[str, Any] = {
         **context.identity(),
         **context.same_resources(),
         Tag.START_DIGEST: start.digest,
-        Tag.ROUND: round_number,
     }
+    if shard == WHOLE:
+        inputs[Tag.ROUND] = round_number
     name = STEP if round_number == 1 else f"{STEP} round {round_number}"
-    execute = partial(_record_trials, context, settings, start, round_number)
+    choices = asdict(settings)
+    if shard != WHOLE:
+        name, choices = f"{STEP} shard {shard}", {**choices, "shard": shard.number, "n_shards": shard.of}
+    execute = partial(_record_trials, context, settings, start, round_number, shard)
     options = {"init": init} if round_number == 1 else None  # no command records the trials of a later round
-    needs: dict[str, Any] = {"shots": settings.shots, "prompts": most_prompts(settings)}
-    return make_step(context, STEP, name, asdict(settings), inputs, execute, options, **needs)
+    needs: dict[str, Any] = {"shots": settings.shots, "prompts": math.ceil(most_prompts(settings) / shard.of)}
+    return make_step(context, STEP, name, choices, inputs, execute, options, **needs)
 
 
 def find_rl_data(context: Context, reference: str) -> RLData:
@@ -101,29 +113,30 @@ def find_rl_data(context: Context, reference: str) -> RLData:
     return rl_data_of_run(context, taken("rl_data", STEP, run))
 
 
-def read_rl_data(context: Context, reference: str, keep_all: bool = False) -> RLData:
+def read_rl_data(context: Context, reference: str, keep_all: bool = False, held: bool | None = None) -> RLData:
     """Reads RL data from a file, or from a run given by its id or as ``runs:/<id>[/<artifact>]``.
 
     Args:
         context: what the data are matched with.
         reference: the file or run.
         keep_all: whether all fields and the trials that are not used are kept, so that the data can be saved again.
+        held: whether the data are held in memory, as for ``load_rl_data``; if None, the engine of the data gate decides it.
 
     Raises:
         DataError, MissingRunError: as ``rl_data_of_run``; or the file cannot be read.
     """
     if reference.startswith("runs:/"):
         run_id, _, path = reference.removeprefix("runs:/").partition("/")
-        return rl_data_of_run(context, run_id, path, keep_all)
+        return rl_data_of_run(context, run_id, path, keep_all, held)
     if re.fullmatch("[0-9a-f]{32}", reference) and not Path(reference).exists():
-        return rl_data_of_run(context, reference, keep_all=keep_all)
-    return _load(context, reference, keep_all)
+        return rl_data_of_run(context, reference, keep_all=keep_all, held=held)
+    return _load(context, reference, keep_all, held)
 
 
-def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool = False) -> RLData:
+def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool = False, held: bool | None = None) -> RLData:
     """Reads the RL data that a run logged as an artifact, by default a rollout's, or that another step worked on.
 
-    ``keep_all`` is as for ``read_rl_data``.
+    ``keep_all`` and ``held`` are as for ``read_rl_data``.
 
     Raises:
         MissingRunError: there is no such run. DataError: it has no RL data, or they have changed since the run read them.
@@ -132,13 +145,13 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool
     tags = run_tags(run_id)
     origin = tags.get(Tag.RL_DATA_SOURCE)
     if path:
-        return _load(context, artifact(run_id, path), keep_all, source=f"runs:/{run_id}/{path}")
+        return _load(context, artifact(run_id, path), keep_all, held, source=f"runs:/{run_id}/{path}")
     if origin is None or origin in {f"runs:/{run_id}/{name}" for name in (RL_DATA_FILE, LARGE_RL_DATA_FILE)}:
         file = LARGE_RL_DATA_FILE if LARGE_RL_DATA_FILE in list_artifacts(run_id, "") else RL_DATA_FILE
         origin = f"runs:/{run_id}/{file}"
-        data = _load(context, artifact(run_id, file), keep_all, source=origin)
+        data = _load(context, artifact(run_id, file), keep_all, held, source=origin)
     else:
-        data = read_rl_data(context, origin, keep_all)
+        data = read_rl_data(context, origin, keep_all, held)
     recorded = tags.get(Tag.RL_DATA_DIGEST, data.digest)  # a step that has just logged its data has not recorded it yet
     if data.digest != recorded:
         raise DataError(
@@ -147,20 +160,36 @@ def rl_data_of_run(context: Context, run_id: str, path: str = "", keep_all: bool
     return data
 
 
-def _load(context: Context, path: str | Path, keep_all: bool, source: str | None = None) -> RLData:
+def _load(context: Context, path: str | Path, keep_all: bool, held: bool | None, source: str | None = None) -> RLData:
     """Reads an RL data file and finds the training items that its indices mean."""
-    data = load_rl_data(path, use_fallback=context.use_fallback, keep_records=keep_all, keep_dropped=keep_all, source=source)
+    data = load_rl_data(
+        path,
+        use_fallback=context.use_fallback,
+        keep_records=keep_all,
+        keep_dropped=keep_all,
+        held=context.gate.gate_engine == "pandas" if held is None else held,
+        source=source,
+    )
     return match_items(data, context.resources.train, context.item_order)
 
 
-def log_rl_data(groups: Sequence[Group], meta: Mapping[str, Any]) -> str:
-    """Logs RL data as an artifact of the active run, many trials as Parquet and fewer as JSON; returns their digest."""
-    large = sum(len(group.trials) for group in groups) > _MOST_TRIALS_IN_JSON
+def log_rl_data(groups: Iterable[Group], meta: Mapping[str, Any], *, shard: bool = False) -> str:
+    """Logs RL data as an artifact of the active run, many trials as Parquet and fewer as JSON; returns their digest.
+
+    Groups are written as they come, so that many need not be in memory. A ``shard`` is Parquet whatever its size is.
+    """
+    groups, first, n_trials = iter(groups), [], 0
+    for group in groups:
+        first.append(group)
+        n_trials += len(group.trials)
+        if n_trials > _MOST_TRIALS_IN_JSON:
+            break
+    large = shard or n_trials > _MOST_TRIALS_IN_JSON
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / (LARGE_RL_DATA_FILE if large else RL_DATA_FILE)
-        save_rl_data(path, groups, meta)
+        save_rl_data(path, chain(first, groups), meta)
         mlflow.log_artifact(str(path))
-        return load_rl_data(path).digest
+        return load_rl_data(path, held=False).digest
 
 
 def recorded_settings(data: RLData) -> RolloutSettings:
@@ -204,23 +233,29 @@ def _checked(setting: Field[Any], kind: Any, data: RLData) -> Any:
 
 
 def record_groups(
-    context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int = 1
-) -> tuple[list[Group], dict[str, Any]]:
-    """Records trials of a selector, which takes no MLflow run; returns a group for each query, and the meta of their file.
+    context: Context, settings: RolloutSettings, selector: PointerSelector, round_number: int = 1, shard: Shard = WHOLE
+) -> tuple[Iterator[Group], dict[str, Any]]:
+    """Records trials of a selector, which takes no MLflow run.
 
     Each round of GRPO, numbered from 1, has other queries.
+
+    Returns:
+        A group for each query, recorded when it is asked for, together with at most 9,999 that follow; the meta of their file.
 
     Raises:
         ParameterError: the settings do not fit together or the data set, or the VLM cannot do what they ask for.
     """
     resources = context.resources
-    queries = choose_queries(resources.train, settings.n_queries, context.seed, round_number)
+    queries = choose_queries(resources.train, settings.n_queries, context.seed, round_number)[shard.rows(settings.n_queries)]
     answer = partial(resources.answer, description="rollout")
     score = partial(resources.score, description="rollout, right answers")
     if settings.gt_prob:
         score([])  # a VLM that cannot score is refused now, and not after all answers
     features = resources.features("train")
-    groups = rollout(queries, resources.train, features, selector, answer, settings, seed=context.seed, score=score)
+    groups = chain.from_iterable(
+        rollout(chunk, resources.train, features, selector, answer, settings, seed=context.seed, score=score)
+        for chunk in (queries[start : start + _QUERIES_AT_A_TIME] for start in range(0, len(queries), _QUERIES_AT_A_TIME))
+    )
     meta = {
         **context.identity(),
         **asdict(settings),
@@ -229,30 +264,55 @@ def record_groups(
         "generation": asdict(resources.language_model.profile),
     }
     meta[LEFT_OUT] = resources.left_out["train"]
+    if shard != WHOLE:
+        meta[SHARD] = str(shard)
     return groups, meta
 
 
-def _record_trials(context: Context, settings: RolloutSettings, start: Start, round_number: int) -> None:
-    """Records the trials; logs them, their digest and their figures, those of the pools included."""
-    groups, meta = record_groups(context, settings, start.load(), round_number)
-    record({Tag.RL_DATA_DIGEST: log_rl_data(groups, meta)})
-    trials = [trial for group in groups for trial in group.trials]
+def _record_trials(context: Context, settings: RolloutSettings, start: Start, round_number: int, shard: Shard) -> None:
+    """Records the trials and logs them as they come; logs their digest and their figures, those of the pools included."""
+    groups, meta = record_groups(context, settings, start.load(), round_number, shard)
+    counts: Counter[str] = Counter()
+
+    def counted() -> Iterator[Group]:
+        while some := list(islice(groups, _QUERIES_AT_A_TIME)):
+            counts.update(_counts(context, some))
+            yield from some
+
+    record({Tag.RL_DATA_DIGEST: log_rl_data(counted(), meta, shard=shard != WHOLE)})
+    n_queries, n_trials = counts["queries"], counts["trials"]
     figures = {
-        "n_queries": len(groups),
-        "n_trials": len(trials),
-        "positive_trial_rate": sum(trial.correct for trial in trials) / len(trials),
-        "positive_query_rate": positive_query_rate(groups),
+        "n_queries": n_queries,
+        "n_trials": n_trials,
+        "positive_trial_rate": counts["correct"] / n_trials,
+        "positive_query_rate": counts["positive"] / n_queries,
     }
     if settings.mine_positives or settings.search_positives:
         figures |= {
-            "positive_query_rate_before": positive_query_rate(groups, mined=False),
-            "mined_trials": sum(map(is_mined, trials)),
-            "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
+            "positive_query_rate_before": counts["positive_before"] / n_queries,
+            "mined_trials": counts["mined_trials"],
+            "mined_queries": counts["mined_queries"],
         }
     if settings.search_positives:
-        figures["found_trials"] = sum(trial.gen_method == GLOBAL_SEARCH for trial in trials)
-    train, pools = context.resources.train, [group.pool for group in groups]
-    in_pool = answers_in_pools([train[group.query_id] for group in groups], train, pools)
-    mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()} | {ANSWER_RATE: in_pool.mean()})
+        figures["found_trials"] = counts["found_trials"]
+    answer_rate = {ANSWER_RATE: counts["answer_in_pool"] / n_queries}
+    mlflow.log_metrics({f"{ROLLOUT}{name}": value for name, value in figures.items()} | answer_rate)
     positive = f"{100 * figures['positive_query_rate']:.0f} % of queries positive"
-    set_description(f"{len(groups):,} queries, {len(trials):,} trials, {positive}")
+    set_description(f"{n_queries:,} queries, {n_trials:,} trials, {positive}")
+
+
+def _counts(context: Context, groups: Sequence[Group]) -> dict[str, int]:
+    """Returns how many queries and trials of some groups are of which kind."""
+    train, trials = context.resources.train, [trial for group in groups for trial in group.trials]
+    in_pool = answers_in_pools([train[group.query_id] for group in groups], train, [group.pool for group in groups])
+    return {
+        "queries": len(groups),
+        "trials": len(trials),
+        "correct": sum(trial.correct == 1.0 for trial in trials),
+        "positive": sum(is_positive(group.trials) for group in groups),
+        "positive_before": sum(is_positive(t for t in group.trials if not is_mined(t)) for group in groups),
+        "mined_trials": sum(map(is_mined, trials)),
+        "mined_queries": sum(any(map(is_mined, group.trials)) for group in groups),
+        "found_trials": sum(trial.gen_method == GLOBAL_SEARCH for trial in trials),
+        "answer_in_pool": int(in_pool.sum()),
+    }

@@ -61,7 +61,7 @@ class GroupTable:
 
     Attributes:
         query_ids_Q: train indices of the queries.
-        pools_QN: train indices of the candidates, int64, valid up to ``pool_sizes_Q``.
+        pools_QN: train indices of the candidates, int32, valid up to ``pool_sizes_Q``.
         pool_sizes_Q: number of candidates of each pool.
         pointers_QGK: positions in the pools, int64, valid up to ``sizes_Q``.
         rewards_QG: rewards of the trials, float32, valid up to ``sizes_Q``.
@@ -171,7 +171,7 @@ def tabulate(groups: Iterable[Group], features_SD: np.ndarray, reward: Reward, *
     sizes_Q = np.bincount(owners_T, minlength=len(columns))
     places_T = np.arange(len(best_T)) - np.repeat(np.cumsum(sizes_Q) - sizes_Q, sizes_Q)  # of each trial in its group
     places_P = np.arange(len(columns.pools_P)) - columns.pool_starts_Q[columns.owners_P]
-    pools_QN = np.zeros((len(columns), columns.pool_sizes_Q.max()), dtype=np.int64)
+    pools_QN = np.zeros((len(columns), columns.pool_sizes_Q.max()), dtype=np.int32)  # among the features' rows
     pools_QN[columns.owners_P, places_P] = columns.pools_P
     pointers_QGK = np.tile(np.arange(K), (len(columns), sizes_Q.max(), 1))  # padding: any valid pointer
     pointers_QGK[owners_T, places_T] = pointers_TK

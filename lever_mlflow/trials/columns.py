@@ -19,8 +19,9 @@ import numpy as np
 from lever_mlflow.exceptions import ParameterError
 from lever_mlflow.trials.rewards import Reward, missing_score, rewards
 from lever_mlflow.trials.rl_data import Group, Trial
+from lever_mlflow.trials.stored import StoredGroups
 
-__all__ = ["ColumnsBuilder", "GroupColumns", "TrialValues", "as_columns", "check_scores", "looked_up", "slices"]
+__all__ = ["ColumnsBuilder", "GroupColumns", "TrialValues", "as_columns", "blocks", "check_scores", "looked_up", "slices"]
 
 _DTYPES = {"q": np.int64, "i": np.int32, "b": np.int8, "d": np.float64}  # by type code of array
 
@@ -333,13 +334,26 @@ class ColumnsBuilder:
 
 
 def as_columns(groups: Iterable[Group]) -> GroupColumns:
-    """Returns groups as columns."""
+    """Returns groups as columns; those that stay in their files are read, and ordered by train index."""
     if isinstance(groups, GroupColumns):
         return groups
+    if isinstance(groups, StoredGroups):
+        held = ColumnsBuilder(keep_records=False)
+        for block in groups.blocks():
+            held.extend(block)
+        return held.columns().in_order()
     builder = ColumnsBuilder()
     for group in groups:
         builder.add(group)
     return builder.columns()
+
+
+def blocks(groups: Iterable[Group]) -> Iterator[GroupColumns]:
+    """Yields groups as columns: those that stay in their files some hundred at a time, and others all at once."""
+    if isinstance(groups, StoredGroups):
+        yield from groups.blocks()
+    else:
+        yield as_columns(groups)
 
 
 def check_scores(groups: Iterable[Group], reward: Reward) -> None:

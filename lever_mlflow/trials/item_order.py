@@ -14,17 +14,18 @@ Trials whose query or demonstrations are not found are dropped and counted; the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import AUTO, ItemOrder
-from lever_mlflow.trials.columns import GroupColumns, as_columns, looked_up
-from lever_mlflow.trials.rl_data import ItemMatch, RLData
+from lever_mlflow.trials.columns import GroupColumns, as_columns, blocks, looked_up
+from lever_mlflow.trials.rl_data import Group, ItemMatch, RLData
+from lever_mlflow.trials.stored import StoredGroups
 
 __all__ = ["LEFT_OUT", "OTHER_ITEM", "match_items"]
 
@@ -46,31 +47,67 @@ def match_items(data: RLData, train: Sequence[Sample], item_order: ItemOrder = "
         DataError: the file tells no order and none is given, the given order is not that of the question ids in the file, one
             index has two question ids, or no query of the file is in the data set.
     """
-    columns = as_columns(data.groups)
-    recorded = _recorded_ids(columns, data.source)
+    recorded, n_checked, all_recorded = _recorded(data)
     order: Literal["ids", "file", "question_id"]
-    n_checked = sum("question_id" in query for query in columns.queries_Q)
-    if n_checked == len(columns) and columns.has_question_ids_Q.all():
+    n_queries = len(data.groups)
+    if n_checked == n_queries and all_recorded:
         order, item_of = "ids", _items_by_id(recorded, train)
     else:
         order = _order(data, recorded, train, item_order)
         item_of = dict(enumerate(range(len(train)) if order == "file" else _rows_by_question_id(train)))
-    groups, n_other = _converted(columns, item_of, train)
-    if n_other == len(columns):
+    groups, n_other, lost = _converted_groups(data.groups, _Items.of(item_of, train), train)
+    if n_other == n_queries:
         where = "in the data set" if order == "ids" else "the question that the data set has at its index"
         raise DataError(f"{data.source}: none of the {n_other} queries is {where}; {_OTHER_DATA_SET}")
-    lost = columns.n_trials - groups.n_trials
     return replace(
         data,
         groups=groups,
         digest=data.digest if n_checked or order == "file" else _digest_in_order(data.digest, order),
         dropped={**data.dropped, **({LEFT_OUT if order == "ids" else OTHER_ITEM: lost} if lost else {})},
-        match=ItemMatch(order, len(columns), n_checked, n_other),
+        match=ItemMatch(order, n_queries, n_checked, n_other),
     )
 
 
+class _Items(NamedTuple):
+    """Says which training items indices mean.
+
+    Attributes:
+        known: the indices that mean an item, ascending.
+        items: the item that each of them means.
+        question_ids: the question ids of all training items.
+    """
+
+    known: np.ndarray
+    items: np.ndarray
+    question_ids: np.ndarray
+
+    @classmethod
+    def of(cls, item_of: Mapping[int, int], train: Sequence[Sample]) -> _Items:
+        known = np.array(sorted(item_of), dtype=np.int64)
+        items = np.array([item_of[index] for index in known.tolist()], dtype=np.int64)
+        return cls(known, items, np.array([sample.question_id for sample in train]))
+
+
+def _recorded(data: RLData) -> tuple[dict[int, int], int, bool]:
+    """Returns what the RL data record of question ids.
+
+    Returns:
+        The question id of each index for which they record it, the number of queries whose own they record, and whether they
+        record those of all candidates.
+    """
+    recorded: dict[int, int] = {}
+    n_checked, complete = 0, True
+    for columns in blocks(data.groups):
+        n_checked += sum("question_id" in query for query in columns.queries_Q)
+        complete &= bool(columns.has_question_ids_Q.all())
+        for index, question_id in _recorded_ids(columns, data.source).items():
+            if recorded.setdefault(index, question_id) != question_id:
+                _refuse_two_ids(data.groups, data.source)
+    return recorded, n_checked, complete
+
+
 def _recorded_ids(columns: GroupColumns, source: str) -> dict[int, int]:
-    """Returns the question id of each index for which the RL data record it."""
+    """Returns the question id of each index for which some queries of the RL data record it."""
     named_P = np.repeat(columns.has_question_ids_Q, columns.pool_sizes_Q)
     indices, places = np.unique(columns.pools_P[named_P], return_inverse=True)
     ids = np.zeros(len(indices), dtype=np.int64)
@@ -85,10 +122,10 @@ def _recorded_ids(columns: GroupColumns, source: str) -> dict[int, int]:
     return recorded | of_queries
 
 
-def _refuse_two_ids(columns: GroupColumns, source: str) -> None:
+def _refuse_two_ids(groups: Iterable[Group], source: str) -> None:
     """Raises a DataError that names the first index that has two question ids."""
     recorded: dict[int, int] = {}
-    for group in columns:
+    for group in groups:
         ids = dict(zip(group.pool, group.pool_question_ids or (), strict=False))
         if "question_id" in group.query:
             ids[group.query_id] = group.query["question_id"]
@@ -140,21 +177,34 @@ def _agreeing(recorded: Mapping[int, int], question_ids: Sequence[int]) -> int:
     return sum(index < len(question_ids) and question_ids[index] == recorded_id for index, recorded_id in recorded.items())
 
 
-def _converted(columns: GroupColumns, item_of: Mapping[int, int], train: Sequence[Sample]) -> tuple[GroupColumns, int]:
+def _converted_groups(
+    groups: Sequence[Group], items: _Items, train: Sequence[Sample]
+) -> tuple[GroupColumns | StoredGroups, int, int]:
+    """Returns all groups with the items that their indices mean, how many queries the data set lacks, and trials are lost."""
+    if not isinstance(groups, StoredGroups):
+        columns = as_columns(groups)
+        held, n_other = _converted(columns, items, train)
+        return held, n_other, columns.n_trials - held.n_trials
+    n_other = n_queries = n_trials = 0
+    for block in groups.blocks():
+        left, n_other_here = _converted(block, items, train)
+        n_other, n_queries, n_trials = n_other + n_other_here, n_queries + len(left), n_trials + left.n_trials
+    stored = groups.converted(lambda block: _converted(block, items, train)[0], n_queries, n_trials)
+    return stored, n_other, groups.n_trials - n_trials
+
+
+def _converted(columns: GroupColumns, items: _Items, train: Sequence[Sample]) -> tuple[GroupColumns, int]:
     """Returns the groups with the training items that their indices mean, and how many queries the data set lacks.
 
     Candidates that the data set lacks are taken from their pools, and with them the trials that show one of them. A query that
     loses all trials by that is left out too. Positions outside the pool stay outside, because the data gate reports them.
     """
-    known = np.array(sorted(item_of), dtype=np.int64)
-    items = np.array([item_of[index] for index in known.tolist()], dtype=np.int64)
-    items_Q, items_P = (looked_up(indices, known, items) for indices in (columns.query_ids_Q, columns.pools_P))
+    items_Q, items_P = (looked_up(indices, items.known, items.items) for indices in (columns.query_ids_Q, columns.pools_P))
     ids = [train[item].question_id for item in items_Q.tolist()]  # of any item where the query has none
     pairs = zip(columns.queries_Q, ids, strict=True)
     found_Q = (items_Q >= 0) & np.array([query.get("question_id", own) == own for query, own in pairs], dtype=bool)
     stays_P = items_P >= 0
     stays_T, pointers_X = _moved(columns, stays_P)
-    ids_of_train = np.array([sample.question_id for sample in train])
     changed = replace(
         columns,
         query_ids_Q=items_Q,
@@ -165,7 +215,7 @@ def _converted(columns: GroupColumns, item_of: Mapping[int, int], train: Sequenc
         pool_sizes_Q=np.bincount(columns.owners_P[stays_P], minlength=len(columns)),
         pools_P=items_P[stays_P],
         has_question_ids_Q=np.ones(len(columns), dtype=bool),
-        question_ids_R=ids_of_train[items_P[stays_P]],
+        question_ids_R=items.question_ids[items_P[stays_P]],
         pointers_X=pointers_X,
     )
     left_Q = np.bincount(columns.owners_T[stays_T], minlength=len(columns))

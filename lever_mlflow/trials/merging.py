@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lever_mlflow.exceptions import DataError
+from lever_mlflow.trials.parquet import agreed
 from lever_mlflow.trials.rl_data import Group, RLData
+from lever_mlflow.trials.sharding import SHARD
 
 __all__ = ["Merged", "merge"]
 
@@ -33,12 +35,17 @@ def merge(parts: Sequence[RLData]) -> Merged:
         parts: RL data that were matched with the same training items.
 
     Raises:
-        DataError: a query has different pools in two parts, so that its pointers cannot be put together.
+        DataError: a part is a shard of a rollout, which ``sharding`` merges; or a query has different pools in two parts, so
+            that its pointers cannot be put together.
     """
     groups: dict[int, Group] = {}
     sources: dict[int, str] = {}
     n_repeated = 0
     for part in parts:
+        if SHARD in part.meta:
+            raise DataError(
+                f"{part.source}: is shard {part.meta[SHARD]} of a rollout; name all its shards as shards=, not as parts="
+            )
         for group in part.groups:
             former = groups.get(group.query_id)
             if former is not None and former.pool != group.pool:
@@ -52,12 +59,6 @@ def merge(parts: Sequence[RLData]) -> Merged:
             fresh = tuple(trial for trial in group.trials if trial.pointer not in recorded)
             n_repeated += len(group.trials) - len(fresh)
             groups[group.query_id] = replace(former or group, trials=trials + fresh)
-    meta = _agreed([part.meta for part in parts])
+    meta = agreed([part.meta for part in parts])
     meta["merged"] = [{"source": part.source, "digest": part.digest} for part in parts]
     return Merged([groups[query] for query in sorted(groups)], meta, n_repeated)
-
-
-def _agreed(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the entries that all have, with the same value."""
-    first, *others = metas
-    return {name: value for name, value in first.items() if all(name in meta and meta[name] == value for meta in others)}

@@ -23,8 +23,22 @@ from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.strict_json import parse_object
 from lever_mlflow.trials.fields import shown
 
-__all__ = ["ENTRY_FIELDS", "KEY", "QUERY_FIELDS", "SUFFIX", "TRIAL_FIELDS", "entries", "is_parquet", "read_meta", "tables"]
-__all__ += ["write_entries"]
+__all__ = [
+    "ENTRY_FIELDS",
+    "KEY",
+    "QUERY_FIELDS",
+    "SUFFIX",
+    "TRIAL_FIELDS",
+    "agreed",
+    "entries",
+    "is_parquet",
+    "parquet_files",
+    "read_meta",
+    "row_groups",
+    "tables",
+    "write_entries",
+    "write_tables",
+]
 
 SUFFIX, KEY = ".parquet", "train_index"
 _TEXTS, _NUMBERS = pa.list_(pa.string()), pa.list_(pa.int64())
@@ -68,12 +82,37 @@ _MAGIC = b"PAR1"
 
 
 def is_parquet(path: Path) -> bool:
-    """Returns whether a file begins as Parquet does, or where there is none to look at, whether its name ends like that."""
+    """Returns whether a file begins as Parquet does, or where there is none to look at, whether its name ends like that.
+
+    A folder stands for the Parquet files in it.
+    """
+    if path.is_dir():
+        return True
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC or path.suffix == SUFFIX
     except OSError:
         return path.suffix == SUFFIX
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """Returns the Parquet files of a folder in the order of their names, or the file itself.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix == SUFFIX)
+    if not files:
+        raise DataError(f"{path}: cannot be read: this folder holds no file whose name ends in {SUFFIX}; give a file")
+    return files
+
+
+def agreed(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the entries that all of these ``_meta`` have, with the same value."""
+    first, *others = metas
+    return {name: value for name, value in first.items() if all(name in meta and meta[name] == value for meta in others)}
 
 
 def write_entries(path: Path, content: Iterable[tuple[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> None:
@@ -87,16 +126,27 @@ def write_entries(path: Path, content: Iterable[tuple[str, Mapping[str, Any]]], 
     Raises:
         ValueError: a value is NaN or infinite.
     """
+    write_tables(path, _row_groups(content), meta)
+
+
+def write_tables(path: Path, groups: Iterable[pa.Table], meta: Mapping[str, Any]) -> None:
+    """Writes tables of this module's schema as one row group each; the file is there as a whole or not at all."""
     schema = SCHEMA.with_metadata({_META: json.dumps(dict(meta), allow_nan=False).encode()})
-    rows: list[dict[str, Any]] = []
     with whole_file(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-        for key, entry in content:
-            rows += _rows(key, entry)
-            if len(rows) >= _GROUP_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
+        for table in groups:
+            writer.write_table(table.cast(schema))
+
+
+def _row_groups(content: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[pa.Table]:
+    """Yields the rows of queries as tables, none of which ends within a query."""
+    rows: list[dict[str, Any]] = []
+    for key, entry in content:
+        rows += _rows(key, entry)
+        if len(rows) >= _GROUP_ROWS:
+            yield pa.Table.from_pylist(rows, SCHEMA)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, SCHEMA)
 
 
 def _rows(key: str, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -165,10 +215,22 @@ def tables(path: Path) -> Iterator[tuple[int, pa.Table]]:
             whole = int((keys != keys[-1]).nonzero()[0][-1]) + 1 if len(keys) and (keys != keys[-1]).any() else 0
             if whole:
                 yield first, table.slice(0, whole).combine_chunks()
+                pa.default_memory_pool().release_unused()  # Arrow would keep what further tables may take
             held, first = table.slice(whole), first + whole
         if held.num_rows:
             yield first, held.combine_chunks()
     pa.default_memory_pool().release_unused()  # Arrow would keep some 50 MB for further tables
+
+
+def row_groups(path: Path) -> Iterator[pa.Table]:
+    """Yields the row groups of a file with the schema of this module; errors as ``tables``."""
+    with _opened(path) as file:
+        _check_columns(path, file.schema_arrow)
+        first = 0
+        for i in range(file.num_row_groups):
+            table = _typed(path, file.read_row_group(i, use_threads=False), first)
+            first += table.num_rows
+            yield table
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

@@ -46,7 +46,7 @@ class OrdinaryTable(NamedTuple):
     fallback_used: bool
 
 
-def ordinary_table(table: pa.Table, use_fallback: bool) -> OrdinaryTable | None:
+def ordinary_table(table: pa.Table, use_fallback: bool, digests: bool = True) -> OrdinaryTable | None:
     """Returns what a table of ``parquet.tables`` tells, or None where anything in it is out of the ordinary.
 
     In an ordinary table every query has a pool and trials, its fields stand in its first row, all pointers are positions in the
@@ -55,14 +55,15 @@ def ordinary_table(table: pa.Table, use_fallback: bool) -> OrdinaryTable | None:
     Args:
         table: whole queries.
         use_fallback: whether trials of mode ``fallback`` are used.
+        digests: whether the digests are computed, which takes most of the time; otherwise there are none.
     """
     try:
-        return _read({name: table[name].combine_chunks() for name in table.column_names}, use_fallback)
+        return _read({name: table[name].combine_chunks() for name in table.column_names}, use_fallback, digests)
     except UnfitError:
         return None
 
 
-def _read(column: Mapping[str, Any], use_fallback: bool) -> OrdinaryTable:
+def _read(column: Mapping[str, Any], use_fallback: bool, with_digests: bool) -> OrdinaryTable:
     keys_T = _indices(column[KEY])
     starts_Q = np.flatnonzero(np.concatenate([[True], np.diff(keys_T) != 0]))
     sizes_Q = np.diff(starts_Q, append=len(keys_T))
@@ -103,7 +104,7 @@ def _read(column: Mapping[str, Any], use_fallback: bool) -> OrdinaryTable:
         failed_T=failed_T,
         records_T=None,
     )
-    digests = _digests(column, head, sizes_Q)
+    digests = _digests(column, head, sizes_Q) if with_digests else []
     if not usable_T.all():
         columns = columns.selected(np.arange(len(columns)), usable_T)
     reasons = np.where(failed_T, "eval_failed", np.array(EVAL_MODES)[modes_T])[~usable_T]

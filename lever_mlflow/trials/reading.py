@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,20 @@ from lever_mlflow.files.strict_json import iterate_object
 from lever_mlflow.files.text import looked_for
 from lever_mlflow.trials.canonical import CANONICAL
 from lever_mlflow.trials.columns import ColumnsBuilder, GroupColumns
+from lever_mlflow.trials.digests import QueryDigests
 from lever_mlflow.trials.fields import finite_number, positions_in_pool, shown, train_indices, whole_numbers
 from lever_mlflow.trials.ordinary import EVAL_MODES, UNKNOWN_METHOD, ordinary_trials
-from lever_mlflow.trials.parquet import entries, is_parquet, read_meta, tables
+from lever_mlflow.trials.parquet import agreed, entries, is_parquet, parquet_files, read_meta, tables
 from lever_mlflow.trials.parquet_columns import OrdinaryTable, ordinary_table
 from lever_mlflow.trials.rl_data import POOL_IDS, POOL_QUESTION_IDS, Group, RLData, Trial
+from lever_mlflow.trials.stored import StoredGroups
 
 __all__ = ["load_rl_data"]
 
 _TRAIN_INDEX = re.compile("0|[1-9][0-9]{0,17}")  # an index has one spelling and fits 64 bits
 _DIGEST_CHARS = 32  # MLflow accepts at most 36
 _QUERY_IDS = ("question_id", "image_id")
+_NO_QUERIES = "no queries; run the rollout step to make RL data"
 
 
 def load_rl_data(
@@ -48,19 +51,22 @@ def load_rl_data(
     use_fallback: bool = False,
     keep_records: bool = False,
     keep_dropped: bool = False,
+    held: bool = True,
     source: str | None = None,
 ) -> RLData:
-    """Reads one RL data file.
+    """Reads one RL data file, or a folder of Parquet files whose queries are different ones.
 
     Trials whose evaluation failed (``eval_failed``, or mode ``error``) are dropped and counted. So are the trials of queries
     without a pool in a file whose other queries have one.
 
     Args:
-        path: the file.
+        path: the file or the folder.
         use_fallback: whether trials of mode ``fallback`` are used; they are dropped and counted otherwise.
         keep_records: whether trials and queries keep all fields of the file, so that they can be saved again. This takes
             several times the memory.
         keep_dropped: whether dropped trials, which are counted all the same, stay among the trials of their group.
+        held: whether the groups are held in memory. Otherwise those of Parquet files are checked and counted, but stay in the
+            files, from which they are read whenever they are gone through; JSON and whole records are always held.
         source: what to call the data where ``path`` is only a local copy of them; the path by default.
 
     Raises:
@@ -70,28 +76,41 @@ def load_rl_data(
     remedy = {"missing": "give rl_data=FILE or run the rollout step", "damaged": "copy it again or run the rollout step"}
     reader = _Reader(path, use_fallback, keep_records, keep_dropped)
     if is_parquet(path):
-        _read_parquet(path, reader, columnwise=not (keep_records or keep_dropped), missing=remedy["missing"])
+        if not path.exists():
+            raise DataError(f"{path}: no such file{looked_for(path)}; {remedy['missing']}")
+        files = parquet_files(path)
+        reader.meta = agreed([read_meta(file) for file in files])
+        if not (held or keep_records or keep_dropped):
+            return _stored(files, reader, source or str(path))
+        for _ in reader.read_tables(files):
+            pass
     else:
         for key, entry in iterate_object(path, **remedy):
             reader.read(key, entry)
     groups = reader.finish()
     if not len(groups):
-        raise DataError(f"{path}: no queries; run the rollout step to make RL data")
+        raise DataError(f"{path}: {_NO_QUERIES}")
     return RLData(groups, reader.digest(), reader.vintage, reader.dropped(), reader.meta, source or str(path))
 
 
-def _read_parquet(path: Path, reader: _Reader, columnwise: bool, missing: str) -> None:
-    """Reads a Parquet file, ordinary tables of it column by column if that is asked for."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file{looked_for(path)}; {missing}")
-    reader.meta = read_meta(path)
-    for first_row, table in tables(path):
-        ordinary = ordinary_table(table, reader.use_fallback) if columnwise else None
-        if ordinary is not None:
-            reader.add_table(ordinary, first_row)
-            continue
-        for row, key, entry in entries(path, table, first_row):
-            reader.read(key, entry, row)
+def _stored(files: Sequence[Path], reader: _Reader, source: str) -> RLData:
+    """Reads Parquet files once to check and to count what they hold, and returns RL data that are read from them again."""
+    n_trials: Counter[bool] = Counter()  # usable ones, of the queries with and of those without a pool
+    for _ in reader.read_tables(files):
+        for pooled in (True, False):
+            n_trials[pooled] += reader.taken(pooled).n_trials
+    reader.check()
+    pooled, n_queries = reader.has_pools, reader.n_queries
+
+    def blocks() -> Iterator[GroupColumns]:
+        again = _Reader(files[0], reader.use_fallback, keep_records=False, keep_dropped=False, known=True)
+        taken = (again.taken(pooled) for _ in again.read_tables(files))
+        return (block for block in taken if len(block))
+
+    if not n_queries:
+        raise DataError(f"{source}: {_NO_QUERIES}")
+    groups = StoredGroups(files, blocks, n_queries, n_trials[pooled])
+    return RLData(groups, reader.digest(), reader.vintage, reader.dropped(), reader.meta, source)
 
 
 @dataclass
@@ -99,13 +118,15 @@ class _Queries:
     """Holds the queries of one kind: those that have a pool, or those that have none.
 
     Attributes:
-        columns: the queries with their trials.
+        columns: the queries with their trials, those that were not taken yet.
+        n_queries: number of queries, those that were taken included.
         n_trials: number of trials, dropped ones included.
         dropped: number of trials that are not used, by reason.
         error: what is wrong with the first query that cannot be read.
     """
 
     columns: ColumnsBuilder
+    n_queries: int = 0
     n_trials: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     error: DataError | None = None
@@ -116,49 +137,88 @@ class _Reader:
 
     The trials of an ordinary query are read all at once (``ordinary_trials``). Where anything else is in a query, such as an
     error, its trials are read one by one, which takes several times as long and tells the place.
+
+    The reader keeps the key and the digest of each query. It does not where the files are ``known``, as they were read before.
     """
 
-    def __init__(self, path: Path, use_fallback: bool, keep_records: bool, keep_dropped: bool) -> None:
+    def __init__(self, path: Path, use_fallback: bool, keep_records: bool, keep_dropped: bool, *, known: bool = False) -> None:
         self.path, self.use_fallback, self.keep_records, self.keep_dropped = path, use_fallback, keep_records, keep_dropped
+        self.known, self._in_folder = known, False
         self.meta: dict[str, Any] = {}
         self._with_pool, self._without_pool = (_Queries(ColumnsBuilder(keep_records)) for _ in range(2))
         self._pointer_field = ""  # of queries without a pool, as the first of them tells it
-        self._digests: dict[str, bytes] = {}
+        self._digests = QueryDigests()
         self._fallback_used = False
+
+    @property
+    def has_pools(self) -> bool:
+        """Returns whether a query has a pool; those without one are not used then."""
+        return self._with_pool.n_queries > 0
+
+    @property
+    def n_queries(self) -> int:
+        """Returns the number of queries that are used."""
+        return (self._with_pool if self.has_pools else self._without_pool).n_queries
 
     @property
     def vintage(self) -> str:
         """Returns the vintage of the queries that were read."""
-        if len(self._with_pool.columns):
+        if self.has_pools:
             return "pools"
         return "pointer_pos" if self._pointer_field == "pointer_pos" else "pointers"
 
     def dropped(self) -> dict[str, int]:
         """Returns the number of trials that are not used, by reason."""
-        if not len(self._with_pool.columns):
+        if not self.has_pools:
             return dict(self._without_pool.dropped)
         without_pool = {"no_pool": self._without_pool.n_trials} if self._without_pool.n_trials else {}
         return {**self._with_pool.dropped, **without_pool}
 
     def digest(self) -> str:
         """Returns the digest of the canonical JSON of all queries, in the order of their keys."""
-        total = hashlib.sha256(b"fallback used" if self._fallback_used else b"")
-        for key in sorted(self._digests):
-            total.update(key.encode() + b"\0" + self._digests[key])
-        return total.hexdigest()[:_DIGEST_CHARS]
+        return self._digests.total(b"fallback used" if self._fallback_used else b"")[:_DIGEST_CHARS]
 
-    def add_table(self, table: OrdinaryTable, first_row: int) -> None:
+    def read_tables(self, files: Sequence[Path]) -> Iterator[None]:
+        """Reads Parquet files, and pauses after some thousand trials; errors as ``read``.
+
+        Ordinary tables are read column by column, unless records or dropped trials are kept.
+        """
+        columnwise = not (self.keep_records or self.keep_dropped)
+        self._in_folder = len(files) > 1
+        for self.path in files:
+            for first_row, table in tables(self.path):
+                ordinary = ordinary_table(table, self.use_fallback, not self.known) if columnwise else None
+                if ordinary is not None:
+                    self._add_table(ordinary, first_row)
+                else:
+                    for row, key, entry in entries(self.path, table, first_row):
+                        self.read(key, entry, row)
+                yield
+
+    def taken(self, with_pool: bool) -> GroupColumns:
+        """Returns the queries of one kind that were read since they were last taken, which the reader holds no longer."""
+        queries = self._with_pool if with_pool else self._without_pool
+        columns, queries.columns = queries.columns, ColumnsBuilder(self.keep_records)
+        return columns.columns()
+
+    def _add_table(self, table: OrdinaryTable, first_row: int) -> None:
         """Adds the queries of a table, of which the first stands in the given row of the file; errors as ``read``."""
-        for query_id, digest in zip(table.columns.query_ids_Q.tolist(), table.digests, strict=True):
-            self._check_new(str(query_id), first_row)
-            self._digests[str(query_id)] = digest
+        for query_id, digest in zip(table.columns.query_ids_Q.tolist(), table.digests, strict=not self.known):
+            self._check_new(query_id, first_row)
+            self._digests.add(query_id, digest)
         self._with_pool.columns.extend(table.columns)
+        self._with_pool.n_queries += len(table.columns)
         self._with_pool.n_trials += table.n_trials
         self._with_pool.dropped.update(table.dropped)
         self._fallback_used |= table.fallback_used
 
-    def _check_new(self, key: str, row: int) -> None:
+    def _check_new(self, key: int, row: int) -> None:
         if key in self._digests:
+            if self._in_folder:
+                raise DataError(
+                    f"{self.path}: query {key} (row {row} or later) stands in another file of the folder too, or in other rows "
+                    "of this file; remove one of the two"
+                )
             raise DataError(
                 f"{self.path}: query {key} has trials in rows that do not stand together (from row {row} on); sort the rows by "
                 "train_index"
@@ -179,13 +239,14 @@ class _Reader:
             self.meta = entry
             return
         if row is not None:
-            self._check_new(key, row)
+            self._check_new(int(key), row)
         place = f"{self.path}: {'' if row is None else f'rows from {row} on: '}query {key[:40]!r}"
         try:
             _check_form(key, entry)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         queries = self._with_pool if POOL_IDS in entry else self._without_pool
+        queries.n_queries += 1
         queries.n_trials += len(entry["pointer_candidates"])
         try:
             self._add(key, entry, queries)
@@ -194,19 +255,22 @@ class _Reader:
             if queries is self._with_pool:
                 raise located from None
             queries.error = queries.error or located
-        self._digests[key] = hashlib.sha256(CANONICAL.encode(entry).encode()).digest()
+        if not self.known:
+            self._digests.add(int(key), hashlib.sha256(CANONICAL.encode(entry).encode()).digest())
 
-    def finish(self) -> GroupColumns:
-        """Returns the queries with a pool, or where none has one, all queries, ordered by train index.
+    def check(self) -> None:
+        """Checks that the queries can be used, after all were read.
 
         Raises:
             DataError: no query has a pool, and one of them cannot be read.
         """
-        if len(self._with_pool.columns):
-            return self._with_pool.columns.columns().in_order()
-        if self._without_pool.error:
+        if not self.has_pools and self._without_pool.error:
             raise self._without_pool.error
-        return self._without_pool.columns.columns().in_order()
+
+    def finish(self) -> GroupColumns:
+        """Returns the queries with a pool, or where none has one, all queries, ordered by train index; errors as ``check``."""
+        self.check()
+        return self.taken(self.has_pools).in_order()
 
     def _add(self, key: str, entry: Mapping[str, Any], queries: _Queries) -> None:
         """Adds a query with its usable trials to the columns, and counts the others."""
