@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +125,17 @@ def second_server(cases: Cases) -> Iterator[Row]:
         other = Server(Path(server.folder), store=server.store)
         other.start()
         try:
-            done = threading.Event()
-            thread = threading.Thread(target=write_until, args=(other.uri, done))
-            thread.start()
+            fork = get_context("fork")  # no thread, as commands are forks of this process
+            done = fork.Event()
+            writer = fork.Process(target=write_until, args=(other.uri, done))
+            writer.start()
             yield cases.disturbed("two tracking servers on one database", "rce", world, lambda: None, done.set, goes_on=True)
-            thread.join()
+            writer.join()
         finally:
             other.kill()
 
 
-def write_until(uri: str, done: threading.Event) -> None:
+def write_until(uri: str, done: Event) -> None:
     """Logs in an experiment of its own until it is told to end."""
     from mlflow import MlflowClient
 
