@@ -57,6 +57,7 @@ def test_the_gate_says_one_line_when_all_is_well(validate, perfect_rl_data):
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -77,6 +78,7 @@ def test_verbose_lists_what_passed(validate, perfect_rl_data, options):
     assert without_time(lines[-1]) == f"validate: {perfect_rl_data} {SIZE.format(verdict='pass', failed=0)}"
 
 
+@pytest.mark.slow
 def test_the_gate_lists_what_failed_and_counts_what_passed(validate, bad_rl_data):
     result = validate(bad_rl_data)
     assert result.returncode == 1

@@ -226,6 +226,7 @@ def test_the_page_is_whole_and_loads_nothing(predecessor, language):
     assert WORDS[language]["percent"].format(value="58.80") in page
 
 
+@pytest.mark.slow
 def test_fifty_betas_of_three_epochs():
     rng = np.random.default_rng(0)
     pairs = [run(round(0.01 * i, 2), *(rng.integers(0, 2, 100).astype(float) for _ in range(3))) for i in range(1, 51)]

@@ -73,6 +73,7 @@ def test_a_damaged_checkpoint_is_refused_at_once(local, tmp_path):
     assert str(refused.value) == str(expected.value)
 
 
+@pytest.mark.slow
 def test_commands_that_run_nothing_import_nothing_that_work_takes(local, mlflow_store, cache_dir):
     run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=2)))
     environment = {

@@ -407,6 +407,7 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
     assert len(set(picks.question_ids)) == 2
 
 
+@pytest.mark.slow
 def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monkeypatch, caplog):
     """In this process, with small defaults: the upstream steps run as children, in order, and the log says so."""
     monkeypatch.setattr(rollout, "RolloutSettings", partial(RolloutSettings, n_queries=40, beam_width=2))

@@ -66,6 +66,7 @@ def test_what_others_log_on_our_runs_is_not_read(trained):
     assert all("mine" not in name for row in read_evaluation(evaluation).epochs for name in row.metrics)
 
 
+@pytest.mark.slow
 def test_a_training_in_the_bin_is_no_input_and_nothing_is_registered_from_it(trained, caplog):
     line, grpo_run = trained
     evaluation = run_step(lambda: evaluate_step(line, grpo_run, SMALL)).info.run_id
@@ -98,6 +99,7 @@ def test_a_step_in_the_bin_is_not_reused(local):
             read_rl_data(line, reference)
 
 
+@pytest.mark.slow
 def test_a_registered_model_for_something_else_is_refused_before_any_work(trained):
     line, grpo_run = trained
     MlflowClient().create_registered_model(NAME, tags={"made_for": "dataset=0,vlm=0,encoder=0,profile=0"})

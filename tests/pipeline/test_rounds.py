@@ -127,6 +127,7 @@ def test_no_round_at_all_is_refused():
         command.main(["--rounds=0"], standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_critical_trials_end_the_rounds_with_what_was_reached(local, start, twelve_queries):
     line = local(gate=few(thresholds=LOW_REWARDS))
     data = read_rl_data(line, twelve_queries)

@@ -26,6 +26,7 @@ def record(context, number=1, of=1, settings=SETTINGS):
     return run_step(lambda: rollout_step(context, settings, shard=Shard(number, of))).info.run_id
 
 
+@pytest.mark.slow
 def test_merged_shards_are_the_rollout_of_one_run(local, tmp_path):
     context = local()
     shards = [record(context, number, 3) for number in (1, 2, 3)]

@@ -320,6 +320,7 @@ def test_nothing_is_registered_from_overridden_data_unless_that_is_asked(local, 
         assert find_evaluation(line, 0.12) == forced.info.run_id
 
 
+@pytest.mark.slow
 def test_nothing_is_registered_from_a_training_that_changed_no_picks(local, good_rl_data):
     line = local()
     data = find_rl_data(line, good_rl_data)
