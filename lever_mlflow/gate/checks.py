@@ -46,6 +46,15 @@ class _Tables(NamedTuple):
     evaluations: pd.DataFrame
 
 
+class _Reference(NamedTuple):
+    """Holds what the data are compared with, and how they differ: the pairs of figures, and the differences by name."""
+
+    source: str
+    totals: Totals
+    pairs: Mapping[str, drift.Pair]
+    differences: Mapping[str, float]
+
+
 def check(
     rl_data: RLData,
     *,
@@ -77,20 +86,14 @@ def check(
     """
     suites = read_suites(project_dir, thresholds)
     parameters: dict[str, Any] = {"min_pool_size": shots + 1}
-    tables = dict(zip(DATA_SUITES, DATA_SUITES, strict=True))  # the table that each suite looks at
-    differences: dict[str, float] = {}
+    tables = {suite: suite for suite in DATA_SUITES}  # the table that each suite looks at
+    other = None
     with opened_store(engine) as store:
         totals = _stored(store, _tables(rl_data, reward, train), Totals(reward.bounds))
         if reference is not None:
-            other = Totals(reward.bounds)
-            for block in _tables(reference, reward):
-                other.add(block.trials, block.queries)
-            pairs = drift.pairs(totals, other)
-            row = drift.differences(pairs, drift.shared(rl_data, reference))
-            store.add("rl_drift", row)
-            differences = {str(name): float(value) for name, value in row.iloc[0].items()}
+            other = _compared(store, rl_data, totals, reference, reward)
             tables |= dict(zip(DRIFT_SUITES, ("rl_drift", "rl_trials"), strict=True))
-            parameters["reference_rewards"] = other.partition()
+            parameters["reference_rewards"] = other.totals.partition()
         checks, gx_results = _run(suites, store, tables, parameters, reward.bounds)
     result = GateResult(
         source=rl_data.source,
@@ -99,7 +102,7 @@ def check(
         reward_mode=reward.label,
         suite_digest=suite_digest(project_dir, thresholds),
         checks=tuple(checks),
-        metrics=totals.metrics(sum(rl_data.dropped.values()), differences),
+        metrics=totals.metrics(sum(rl_data.dropped.values()), other.differences if other else {}),
         histogram=totals.histogram(),
         positives_per_query=totals.positives_per_query(),
         methods=totals.by_method(),
@@ -107,13 +110,26 @@ def check(
         dropped=dict(rl_data.dropped),
         gx_results=gx_results,
     )
-    if reference is None:
-        return result
+    return result if other is None else _with_reference(result, other)
+
+
+def _compared(store: TableStore, data: RLData, totals: Totals, reference: RLData, reward: Reward) -> _Reference:
+    """Compares RL data with others, and adds the table of differences to the store."""
+    other = Totals(reward.bounds)
+    for block in _tables(reference, reward):
+        other.add(block.trials, block.queries)
+    pairs = drift.pairs(totals, other)
+    row = drift.differences(pairs, drift.shared(data, reference))
+    store.add("rl_drift", row)
+    return _Reference(reference.source, other, pairs, {str(name): float(value) for name, value in row.iloc[0].items()})
+
+
+def _with_reference(result: GateResult, other: _Reference) -> GateResult:
     return replace(
         result,
-        reference=reference.source,
-        comparison=_comparison(rl_data.source, reference.source, checks, pairs),
-        reference_histogram=other.histogram(),
+        reference=other.source,
+        comparison=_comparison(result.source, other.source, result.checks, other.pairs),
+        reference_histogram=other.totals.histogram(),
     )
 
 
