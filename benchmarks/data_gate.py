@@ -1,9 +1,10 @@
 """Compares the data gate with a plain pandas computation of the same figures, by seconds of processor time and peak memory.
 
-The gate reads a generated file as JSON and the same data as Parquet, and pandas reads the JSON file, each in a process of its
-own. Imports are not counted as time, but as memory, which the row of the fewest trials shows. The pandas side reads the file
-with ``json.load``, makes one data frame of all trials and computes every figure that an expectation of the suites checks. It
-does not look for duplicate keys, compute a digest or tell where something is wrong.
+The gate reads a generated file as JSON and the same data as Parquet, which it also leaves in their file and checks by SQL.
+pandas reads the JSON file. Each side runs in a process of its own. Imports are not counted as time, but as memory, which
+the row of the fewest trials shows. The pandas side reads the file with ``json.load``, makes one data frame of all trials
+and computes every figure that an expectation of the suites checks. It does not look for duplicate keys, compute a digest or
+tell where something is wrong.
 
 Another checkout of this repository, such as one of an earlier commit, can be measured in the same run as a further side.
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -72,8 +74,11 @@ def _trial(rng: random.Random, pool: list[int], pointer: tuple[int, ...], i: int
     }
 
 
-def run_gate(path: Path) -> tuple[float, dict[str, float]]:
-    """Returns the seconds from the file to the verdict, and the figures of the data."""
+def run_gate(path: Path, by_sql: bool = False) -> tuple[float, dict[str, float]]:
+    """Returns the seconds from the file to the verdict, and the figures of the data.
+
+    With ``by_sql`` the data stay in their file and the tables in one of SQLite, as gate_engine=sql has it.
+    """
     import great_expectations  # noqa: F401  (imported before the clock starts)
     import pyarrow.compute  # noqa: F401
 
@@ -81,10 +86,12 @@ def run_gate(path: Path) -> tuple[float, dict[str, float]]:
     from lever_mlflow.gate.result import metric_name
     from lever_mlflow.trials.reading import load_rl_data
 
+    reading: dict[str, Any] = {"held": False} if by_sql else {}  # older versions do not know these options
+    checking: dict[str, Any] = {"engine": "sql"} if by_sql else {}
     started = time.process_time()
-    data = load_rl_data(path)
+    data = load_rl_data(path, **reading)
     loaded = time.process_time()
-    result = check(data)
+    result = check(data, **checking)
     ended = time.process_time()
     assert result.verdict == "pass", result.checks
     figures = {name.removeprefix(metric_name("")): value for name, value in result.metrics.items()}
@@ -163,7 +170,11 @@ def compare(n_trials: int, other: Path | None) -> dict[str, dict[str, float]]:
         file, columns = Path(folder, "rl.json"), Path(folder, "rl.parquet")
         write_file(file, n_trials)
         subprocess.run([sys.executable, "-m", "entrypoints.convert", str(file), str(columns)], check=True)
-        results = {"gate, JSON": in_a_process("gate", file), "gate, Parquet": in_a_process("gate", columns)}
+        results = {
+            "gate, JSON": in_a_process("gate", file),
+            "gate, Parquet": in_a_process("gate", columns),
+            "gate by SQL, Parquet": in_a_process("sql", columns),
+        }
         if other:
             results["other gate, JSON"] = in_a_process("gate", file, other)
         results["pandas, JSON"] = in_a_process("pandas", file)
@@ -179,12 +190,12 @@ def compare(n_trials: int, other: Path | None) -> dict[str, dict[str, float]]:
 @click.command()
 @click.option("--trials", default="16000,1000000", show_default=True, help="trials of each file, separated by commas")
 @click.option("--other", type=click.Path(path_type=Path, exists=True, file_okay=False), help="another checkout to measure too")
-@click.option("--side", type=click.Choice(["gate", "pandas"]), hidden=True)
+@click.option("--side", type=click.Choice(["gate", "sql", "pandas"]), hidden=True)
 @click.option("--path", type=Path, hidden=True)
 def main(trials: str, other: Path | None, side: str | None, path: Path | None) -> None:
     """Compares the data gate with a plain pandas computation of the same figures."""
     if side and path:
-        seconds, figures = (run_gate if side == "gate" else run_pandas)(path)
+        seconds, figures = run_pandas(path) if side == "pandas" else run_gate(path, by_sql=side == "sql")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps({"seconds": seconds, "peak_gb": peak, **figures}))
         return

@@ -46,8 +46,8 @@ class _Tables(NamedTuple):
     evaluations: pd.DataFrame
 
 
-class _Compared(NamedTuple):
-    """Holds the figures of reference data, and how those of the checked data differ from them."""
+class _Reference(NamedTuple):
+    """Holds what the data are compared with, and how they differ: the pairs of figures, and the differences by name."""
 
     source: str
     totals: Totals
@@ -86,30 +86,50 @@ def check(
     """
     suites = read_suites(project_dir, thresholds)
     parameters: dict[str, Any] = {"min_pool_size": shots + 1}
-    tables = dict(zip(DATA_SUITES, DATA_SUITES, strict=True))  # the table that each suite looks at
-    compared: _Compared | None = None
+    tables = {suite: suite for suite in DATA_SUITES}  # the table that each suite looks at
+    other = None
     with opened_store(engine) as store:
         totals = _stored(store, _tables(rl_data, reward, train), Totals(reward.bounds))
         if reference is not None:
-            compared = _compared(store, rl_data, totals, reference, reward)
+            other = _compared(store, rl_data, totals, reference, reward)
             tables |= dict(zip(DRIFT_SUITES, ("rl_drift", "rl_trials"), strict=True))
-            parameters["reference_rewards"] = compared.totals.partition()
+            parameters["reference_rewards"] = other.totals.partition()
         checks, gx_results = _run(suites, store, tables, parameters, reward.bounds)
-    return GateResult(
+    result = GateResult(
         source=rl_data.source,
         vintage=rl_data.vintage,
         digest=rl_data.digest,
         reward_mode=reward.label,
         suite_digest=suite_digest(project_dir, thresholds),
         checks=tuple(checks),
-        metrics=totals.metrics(sum(rl_data.dropped.values()), compared.differences if compared else {}),
+        metrics=totals.metrics(sum(rl_data.dropped.values()), other.differences if other else {}),
         histogram=totals.histogram(),
         positives_per_query=totals.positives_per_query(),
         methods=totals.by_method(),
         items=str(rl_data.match or ""),
         dropped=dict(rl_data.dropped),
         gx_results=gx_results,
-        **({} if compared is None else _comparison(rl_data, compared, checks)),
+    )
+    return result if other is None else _with_reference(result, other)
+
+
+def _compared(store: TableStore, data: RLData, totals: Totals, reference: RLData, reward: Reward) -> _Reference:
+    """Compares RL data with others, and adds the table of differences to the store."""
+    other = Totals(reward.bounds)
+    for block in _tables(reference, reward):
+        other.add(block.trials, block.queries)
+    pairs = drift.pairs(totals, other)
+    row = drift.differences(pairs, drift.shared(data, reference))
+    store.add("rl_drift", row)
+    return _Reference(reference.source, other, pairs, {str(name): float(value) for name, value in row.iloc[0].items()})
+
+
+def _with_reference(result: GateResult, other: _Reference) -> GateResult:
+    return replace(
+        result,
+        reference=other.source,
+        comparison=_comparison(result.source, other.source, result.checks, other.pairs),
+        reference_histogram=other.totals.histogram(),
     )
 
 
@@ -126,17 +146,6 @@ def _tables(data: RLData, reward: Reward, train: Sequence[Sample] | None = None)
         queries = query_table(block, trials, train, images)
         yield _Tables(trials, queries, evaluation_table(block, trials))
     yield _Tables(trials.head(0), queries.head(0), evaluation_table(data, trials.head(0)))
-
-
-def _compared(store: TableStore, rl_data: RLData, totals: Totals, reference: RLData, reward: Reward) -> _Compared:
-    """Compares RL data with reference data, and adds the table of their differences to the store."""
-    other = Totals(reward.bounds)
-    for block in _tables(reference, reward):
-        other.add(block.trials, block.queries)
-    pairs = drift.pairs(totals, other)
-    row = drift.differences(pairs, drift.shared(rl_data, reference))
-    store.add("rl_drift", row)
-    return _Compared(reference.source, other, pairs, {str(name): float(value) for name, value in row.iloc[0].items()})
 
 
 def _stored(store: TableStore, blocks: Iterable[_Tables], totals: Totals) -> Totals:
@@ -170,12 +179,8 @@ def _run(
     return checks, gx_results
 
 
-def _comparison(rl_data: RLData, compared: _Compared, checks: Sequence[Check]) -> dict[str, Any]:
-    """Returns the fields of a result that are about the reference.
-
-    ``comparison`` says in one line whether runs on the data can be compared with runs on the reference, and which figures
-    decide it.
-    """
+def _comparison(source: str, reference: str, checks: Sequence[Check], pairs: Mapping[str, drift.Pair]) -> str:
+    """Says in one line whether runs on these data can be compared with runs on the reference, and which figures decide it."""
     failed: dict[str, Check] = {}  # by figure; the critical expectation comes before the warning
     for check in checks:
         if check.suite in DRIFT_SUITES and not check.passed:
@@ -187,10 +192,7 @@ def _comparison(rl_data: RLData, compared: _Compared, checks: Sequence[Check]) -
     elif "warning" in severities:
         answer = "can be compared with care"
     figures = [
-        str(compared.pairs[name])
-        if name in compared.pairs
-        else f"{name.replace('_', ' ')} {check.observed} (required {check.required})"
+        str(pairs[name]) if name in pairs else f"{name.replace('_', ' ')} {check.observed} (required {check.required})"
         for name, check in failed.items()
     ]
-    line = f"{rl_data.source} and {compared.source} {answer}: {'; '.join(figures or map(str, compared.pairs.values()))}"
-    return {"reference": compared.source, "comparison": line, "reference_histogram": compared.totals.histogram()}
+    return f"{source} and {reference} {answer}: {'; '.join(figures or map(str, pairs.values()))}"
