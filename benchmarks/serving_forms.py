@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from lever_mlflow.pipeline.resources import Resources
 
 JSON, PARQUET = "application/json", "application/vnd.apache.parquet"
 ROUNDS, REQUESTS, BATCHES, ROWS = 10, 30, 5, 1_000  # requests of one row in a round; requests of many rows; rows of these
-HERE = "this checkout"
+HERE, ROOT = "this checkout", Path(__file__).parents[1]
 LOGGING = """
 import sys
 from pathlib import Path
@@ -69,10 +69,12 @@ def as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
     return bytes(pd.DataFrame([{name: value.tobytes() for name, value in row.items()} for row in rows]).to_parquet())
 
 
+LISTS = Form("lists of numbers, as Python writes them", JSON, partial(as_json, np.ndarray.tolist))
+BASE64 = Form("base64", JSON, partial(as_json, lambda vector: base64.b64encode(vector.tobytes()).decode()))
 FORMS = (
-    Form("lists of numbers, as Python writes them", JSON, partial(as_json, np.ndarray.tolist)),
+    LISTS,
     Form("lists of numbers with 9 digits", JSON, partial(as_json, lambda vector: [float(f"{x:.9g}") for x in vector])),
-    Form("base64", JSON, partial(as_json, lambda vector: base64.b64encode(vector.tobytes()).decode())),
+    BASE64,
     Form("bytes in Parquet", PARQUET, as_parquet),
 )
 AS_TEXT = Form(IMAGES, JSON, partial(as_json, lambda value: value))
@@ -170,6 +172,17 @@ def print_load(servers: Mapping[str, Server], resources: Resources, clients: int
             print(f"| {kind} | {side} | {loaded(server, bodies, [], 0, clients, seconds).row()} |", flush=True)
 
 
+@contextmanager
+def started(checkouts: Mapping[str, Path]) -> Iterator[dict[str, Server]]:
+    """Serves a retriever of each checkout on the embedded default, by the names of the checkouts."""
+    with temporary_store() as (uri, folder), ExitStack() as stack:
+        servers = {}
+        for name, checkout in checkouts.items():
+            (folder / name).mkdir()
+            servers[name] = stack.enter_context(served(logged_by(checkout, uri, folder / name), uri, folder))
+        yield servers
+
+
 @click.command()
 @click.option("--other", type=click.Path(path_type=Path, exists=True, file_okay=False), help="another checkout to measure too")
 @click.option("--clients", default=64, show_default=True)
@@ -177,12 +190,7 @@ def print_load(servers: Mapping[str, Server], resources: Resources, clients: int
 def main(other: Path | None, clients: int, seconds: int) -> None:
     """Measures and prints the tables."""
     resources = Resources(cache_dir=default_cache_dir())
-    with temporary_store() as (uri, folder), ExitStack() as stack:
-        checkouts = {HERE: Path(__file__).parents[1], **({"the other": other.resolve()} if other else {})}
-        servers = {}
-        for name, checkout in checkouts.items():
-            (folder / name).mkdir()
-            servers[name] = stack.enter_context(served(logged_by(checkout, uri, folder / name), uri, folder))
+    with started({HERE: ROOT, **({"the other": other.resolve()} if other else {})}) as servers:
         print(f"load of the machine: {os.getloadavg()[0]:.1f}")
         print_forms(servers, resources)
         print_load(servers, resources, clients, seconds)

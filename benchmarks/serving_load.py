@@ -57,12 +57,17 @@ class Load(NamedTuple):
         """Returns whether every good request was answered, and every hostile one refused in a line."""
         return not self.unclear
 
+    @property
+    def rate(self) -> float:
+        """Returns the requests in a second, good or not."""
+        return sum(self.statuses.values()) / self.seconds
+
     def row(self) -> str:
         """Writes a row of the table: good and hostile requests, requests in a second, median and 99th percentile, memory."""
         p50, p99 = np.percentile(self.times, [50, 99])
         good, hostile = (sum(n for (kind, _), n in self.statuses.items() if kind is wanted) for wanted in (True, False))
         memory = ", ".join(f"{megabytes:.0f}" for megabytes in self.memory)
-        return f"{good:,} | {hostile:,} | {(good + hostile) / self.seconds:.0f} | {p50:.1f} | {p99:.1f} | {memory}"
+        return f"{good:,} | {hostile:,} | {self.rate:.0f} | {p50:.1f} | {p99:.1f} | {memory}"
 
 
 def hostile_bodies(row: dict[str, str]) -> list[bytes]:

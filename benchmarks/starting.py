@@ -24,13 +24,14 @@ import click
 HERE = Path(__file__).parents[1]
 SMALL = ("--kl_betas=0.12", "--n_queries=60", "--sizes=20,40", "--n_selection=20", "--shots=1,2", "--rounds=2")
 BASELINE = 'python -c "import mlflow"'
+MLFLOW_RUN, REUSED_ROLLOUT, REUSED_MAIN = "mlflow run of a project that does nothing", "rollout, reused", "main, reused"
 NOTHING = "name: nothing\nentry_points:\n  main:\n    command: 'true'\n"
 COMMANDS = {
     "main --help": ("main", "--help"),
     "status": ("status",),
     "promote --plan=true": ("promote", "--kl_beta=0.12", "--plan=true"),
-    "rollout, reused": ("rollout", "--n_queries=60"),
-    "main, reused": ("main", *SMALL),
+    REUSED_ROLLOUT: ("rollout", "--n_queries=60"),
+    REUSED_MAIN: ("main", *SMALL),
     "rce of one epoch, run anew": ("rce", "--epochs=1", "--rerun=true"),
 }
 
@@ -63,11 +64,8 @@ class Side:
         return processor_time([sys.executable, "-m", f"entrypoints.{name}", *options], self.environment, self.folder)
 
 
-@click.command()
-@click.option("--repeats", default=3, show_default=True)
-@click.option("--other", type=click.Path(path_type=Path, exists=True), help="Another checkout to be measured too.")
-def main(repeats: int, other: Path | None) -> None:
-    """Print a table of the processor time of each command, and by how much it exceeds the baseline."""
+def measure(repeats: int, other: Path | None = None) -> dict[str, list[float]]:
+    """Returns the seconds of processor time of each command, by its name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sides = {"": Side(HERE, folder / "here"), **({", other": Side(other.resolve(), folder / "other")} if other else {})}
@@ -81,15 +79,23 @@ def main(repeats: int, other: Path | None) -> None:
             imported = processor_time([sys.executable, "-c", "import mlflow"], {}, folder)
             seconds.setdefault(BASELINE, []).append(imported)
             store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/here/mlflow.db"}
-            nothing = processor_time(mlflow_run, store, folder / "nothing")
-            seconds.setdefault("mlflow run of a project that does nothing", []).append(nothing)
+            seconds.setdefault(MLFLOW_RUN, []).append(processor_time(mlflow_run, store, folder / "nothing"))
             for command, arguments in COMMANDS.items():
                 for side, at in sides.items():
                     seconds.setdefault(f"{command}{side}", []).append(at.run(*arguments))
-        baseline = median(seconds[BASELINE])
-        print("| command | s | longest | times the baseline |\n|---|---|---|---|")
-        for command, spent in seconds.items():
-            print(f"| {command} | {median(spent):.2f} | {max(spent):.2f} | {median(spent) / baseline:.1f} |")
+        return seconds
+
+
+@click.command()
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--other", type=click.Path(path_type=Path, exists=True), help="Another checkout to be measured too.")
+def main(repeats: int, other: Path | None) -> None:
+    """Prints a table of the processor time of each command, and by how much it exceeds the baseline."""
+    seconds = measure(repeats, other)
+    baseline = median(seconds[BASELINE])
+    print("| command | s | longest | times the baseline |\n|---|---|---|---|")
+    for command, spent in seconds.items():
+        print(f"| {command} | {median(spent):.2f} | {max(spent):.2f} | {median(spent) / baseline:.1f} |")
 
 
 if __name__ == "__main__":
