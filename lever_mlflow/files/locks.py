@@ -44,9 +44,8 @@ def one_at_a_time(path: Path, waiting: str) -> Iterator[None]:
         yield
     finally:
         _held.discard(path)
-        path.unlink(
-            missing_ok=True
-        )  # while it is locked, so that those who have opened it see that it is not the file any more
+        # while it is locked, so that those who have opened it see that it is not the file any more
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
