@@ -144,7 +144,8 @@ def starting() -> Iterator[Figure]:
 
 
 def serving() -> Iterator[Figure]:
-    """Yields what requests cost in their forms, and what many clients get."""
+    """Yields what requests cost in their forms, and what many clients get, from a server with one thread of OpenMP."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # as docs/serving.md advises for single questions; the server takes it over
     from benchmarks.serving import FEATURES, IMAGES, rows_of
     from benchmarks.serving_forms import AS_TEXT, BASE64, HERE, LISTS, ROOT, ROWS, feature_rows, measured, started
     from benchmarks.serving_load import loaded

@@ -229,6 +229,8 @@ def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, t
     unique = list(dict.fromkeys(paths))
     stamps = {path: _stamp(path) for path in unique}
     unknown = [path for path in unique if stamps[path] is None or remembered.get(str(path), [])[:2] != stamps[path]]
+    for path in unknown:
+        _digests.pop(path, None)  # a data set that is read once more in this process may hold other images
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow's decoders release Python's global lock
     with pool, Progress("checking images", len(unknown), "images") as progress:
         decoded = {}
@@ -248,7 +250,7 @@ def image_sizes(paths: Sequence[Path], memo: Path | None = None) -> dict[Path, t
 
 
 def image_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, hexadecimal. Each file is read once per process.
+    """Returns the SHA-256 of a file's bytes, hexadecimal. Each file is read once, until ``image_sizes`` decodes it anew.
 
     Raises:
         DataError: the file cannot be read.

@@ -140,6 +140,9 @@ def test_a_picture_that_was_replaced_is_never_shown_under_the_digest_of_the_form
     path.write_bytes(content((20, 10)))
     with pytest.raises(DataError, match=r"/a\.png: this image was replaced while the command ran; run the command again$"):
         read_image(path)
+    assert image_sizes([path]) == {path: (20, 10)}  # the data set is read once more, as a notebook may do
+    assert read_image(path).size == (20, 10)
+    assert image_digest(path) == hashlib.sha256(content((20, 10))).hexdigest()
 
 
 def test_a_thumbnail_is_a_jpeg_of_at_most_that_size(tmp_path):
