@@ -356,12 +356,17 @@ def of_preset(frame: pd.DataFrame, preset: GrpoSettings) -> pd.Series[bool]:
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="JSON lines; an existing file is continued.",
+    help="File of JSON lines for the results. A file that exists is continued.",
 )
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG file for the picture of the results."
+)
 @click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Seeds of the trainings, separated by commas.")
 @click.option(
-    "--n_queries", default=RolloutSettings.n_queries, show_default=True, help="Queries of the RL data; few make a quick try."
+    "--n_queries",
+    default=RolloutSettings.n_queries,
+    show_default=True,
+    help="Number of queries of the RL data. A small number makes a quick trial.",
 )
 def main(output: Path, plot: Path, seeds: str, n_queries: int) -> None:
     """Measures what the output file lacks, and prints and plots all that is in it."""

@@ -118,8 +118,8 @@ def time_report(results: Results, records: dict[str, EvaluationRecords]) -> None
 
 
 @click.command()
-@click.option("--runs", default=50)
-@click.option("--questions", default=800)
+@click.option("--runs", default=50, show_default=True, help="Number of runs to compare.")
+@click.option("--questions", default=800, show_default=True, help="Number of questions of each run.")
 def main(runs: int, questions: int) -> None:
     """Times the statistics against scipy's, and the whole report."""
     results, records = made_up(runs, questions)

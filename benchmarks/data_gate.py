@@ -188,8 +188,14 @@ def compare(n_trials: int, other: Path | None) -> dict[str, dict[str, float]]:
 
 
 @click.command()
-@click.option("--trials", default="16000,1000000", show_default=True, help="trials of each file, separated by commas")
-@click.option("--other", type=click.Path(path_type=Path, exists=True, file_okay=False), help="another checkout to measure too")
+@click.option(
+    "--trials", default="16000,1000000", show_default=True, help="Numbers of trials of the files, separated by commas."
+)
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of another checkout of this repository, which is measured in the same run.",
+)
 @click.option("--side", type=click.Choice(["gate", "sql", "pandas"]), hidden=True)
 @click.option("--path", type=Path, hidden=True)
 def main(trials: str, other: Path | None, side: str | None, path: Path | None) -> None:

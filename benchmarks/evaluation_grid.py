@@ -176,9 +176,17 @@ def make_grid(sizes: Sequence[int]) -> Grid:
 
 @click.command()
 @click.option(
-    "--sizes", default="10,20,40,80", show_default=True, help="nested numbers of questions; the predecessor's: 100,200,400,800"
+    "--sizes",
+    default="10,20,40,80",
+    show_default=True,
+    help="Numbers of questions, separated by commas. Lever-Plus takes 100,200,400,800.",
 )
-@click.option("--num_beams", default=1, show_default=True, help="the embedded profile has 1, that of a Qwen2.5-VL 3")
+@click.option(
+    "--num_beams",
+    default=1,
+    show_default=True,
+    help="Number of beams. The embedded profile has 1, and that of a Qwen2.5-VL has 3.",
+)
 def main(sizes: str, num_beams: int) -> None:
     """Prints what each improvement brings."""
     profile = replace(PROFILES["mini"], num_beams=num_beams)

@@ -26,7 +26,7 @@ class Figure(NamedTuple):
     reached: bool | None = None
 
     def row(self) -> str:
-        """Returns the row of a Markdown table below ``HEAD``."""
+        """Returns the figure as a row of the Markdown table whose head is ``HEAD``."""
         reached = {True: "yes", False: "no", None: ""}[self.reached]
         return f"| {self.part} | {self.what} | {self.value} | {self.target} | {reached} |"
 

@@ -263,14 +263,24 @@ def legend_handles(frame: pd.DataFrame) -> list[Line2D | Patch]:
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="JSON lines; an existing file is continued.",
+    help="File of JSON lines for the results. A file that exists is continued.",
 )
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write.")
-@click.option("--shares", default="0,25,50,75,90,95,99,100", show_default=True, help="Percent of groups to score 0.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG file for the picture of the results."
+)
+@click.option(
+    "--shares",
+    default="0,25,50,75,90,95,99,100",
+    show_default=True,
+    help="Percentages of the groups whose trials get the score 0, separated by commas.",
+)
 @click.option("--seeds", default=5, show_default=True, help="Number of training seeds, from 0.")
 @click.option("--variants", default="mixed,dropped", show_default=True, help=f"Some of {','.join(VARIANTS)}.")
 @click.option(
-    "--n_queries", default=RolloutSettings.n_queries, show_default=True, help="Queries of the RL data; few make a quick try."
+    "--n_queries",
+    default=RolloutSettings.n_queries,
+    show_default=True,
+    help="Number of queries of the RL data. A small number makes a quick trial.",
 )
 def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_queries: int) -> None:
     """Measures what the output file lacks, and plots and prints all that is in it."""

@@ -234,12 +234,12 @@ def cells(found: Generation, rate: float) -> list[str]:
 
 
 @click.command()
-@click.option("--size", type=click.Choice([*SIZES, "embedded"]), default="3b", show_default=True)
+@click.option("--size", type=click.Choice([*SIZES, "embedded"]), default="3b", show_default=True, help="Size of the VLM.")
 @click.option(
     "--prompts", "n_prompts", default=64, show_default=True, help="Number of prompts for each number of demonstrations."
 )
 @click.option("--plain", "n_plain", default=8, show_default=True, help="Number of these prompts that plain generation answers.")
-@click.option("--repeats", default=1, show_default=True, help="How often ours is measured.")
+@click.option("--repeats", default=1, show_default=True, help="Number of times that this project's way is measured.")
 def main(size: str, n_prompts: int, n_plain: int, repeats: int) -> None:
     """Prints prompts per second for 0 to 4 demonstrations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

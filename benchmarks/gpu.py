@@ -251,12 +251,12 @@ PARTS: dict[str, Callable[[Choices, Path], Iterator[Figure]]] = {
 
 
 @click.command()
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Device to measure.")
 @click.option("--size", type=click.Choice(SIZES), default="3b", show_default=True, help="Size of the VLM in generation.")
 @click.option("--prompts", default=64, show_default=True, help="Number of prompts for each number of demonstrations.")
 @click.option("--plain", default=8, show_default=True, help="Number of these prompts that plain generation answers.")
 @click.option("--queries", default=640, show_default=True, help="Number of queries of an epoch of training.")
-@click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts to run, separated by commas.")
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="Names of the parts to run, separated by commas.")
 def main(parts: str, **chosen: Any) -> None:
     """Prints the table."""
     choices, names = Choices(**chosen), chosen_parts(parts, PARTS)

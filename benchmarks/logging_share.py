@@ -98,8 +98,8 @@ def measure(folder: Path, queries: int, epochs: int) -> Iterator[LoggedEpoch]:
 
 
 @click.command()
-@click.option("--queries", default=640, show_default=True)
-@click.option("--epochs", default=5, show_default=True)
+@click.option("--queries", default=640, show_default=True, help="Number of training queries of an epoch.")
+@click.option("--epochs", default=5, show_default=True, help="Number of epochs to train.")
 def main(queries: int, epochs: int) -> None:
     """Prints the time of each kind of logging beside the time of training."""
     with tempfile.TemporaryDirectory() as folder:

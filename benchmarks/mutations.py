@@ -208,10 +208,12 @@ def table(counts: Mapping[str, Counter[str]]) -> str:
 
 
 @click.command()
-@click.option("--number", default=10_000, show_default=True, help="Mutations over all doors together.")
-@click.option("--door", "only_door", type=click.Choice([door.name for door in DOORS]), help="One door alone.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--only", type=int, help="The number of one mutation, to repeat it.")
+@click.option("--number", default=10_000, show_default=True, help="Number of mutated inputs of all doors together.")
+@click.option(
+    "--door", "only_door", type=click.Choice([door.name for door in DOORS]), help="Name of the only door that is tried."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the mutations.")
+@click.option("--only", type=int, help="Number of the only mutation that is tried, to repeat it.")
 def main(number: int, only_door: str | None, seed: int, only: int | None) -> None:
     """Tries mutations and prints the table of outcomes."""
     logging.disable(logging.CRITICAL)

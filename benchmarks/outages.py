@@ -47,9 +47,18 @@ def line(row: Row) -> str:
 
 
 @click.command()
-@click.option("--cases", "names", default=",".join(CASES), show_default=True, help="Which cases, between commas.")
-@click.option("--stages", default=",".join(STAGES), show_default=True, help="At which stages, between commas.")
-@click.option("--keep", type=click.Path(path_type=Path), help="A new folder in which the worlds are kept.")
+@click.option(
+    "--cases", "names", default=",".join(CASES), show_default=True, help="Names of the cases to try, separated by commas."
+)
+@click.option(
+    "--stages",
+    default=",".join(STAGES),
+    show_default=True,
+    help="Stages of the experiment at which the cases are tried, separated by commas.",
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="New folder in which the store, cache and data of each case are kept."
+)
 def main(names: str, stages: str, keep: Path | None) -> None:
     """Tries the cases and prints a table of what happened."""
     folder = keep or Path(tempfile.mkdtemp(prefix="outages-"))

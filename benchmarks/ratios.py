@@ -212,8 +212,12 @@ def write_page(page: Path, table: str) -> None:
 
 
 @click.command()
-@click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts to run, separated by commas.")
-@click.option("--page", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Page to put the table into.")
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="Names of the parts to run, separated by commas.")
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Markdown page whose table is replaced by the new one.",
+)
 def main(parts: str, page: Path | None) -> None:
     """Runs the benchmarks, and prints the table."""
     names, line = chosen_parts(parts, PARTS), machine()

@@ -81,8 +81,8 @@ def compare(items: int, queries: int) -> tuple[Search, Search]:
 
 
 @click.command()
-@click.option("--items", default=1_000_000, show_default=True)
-@click.option("--queries", default=256, show_default=True)
+@click.option("--items", default=1_000_000, show_default=True, help="Number of items to search.")
+@click.option("--queries", default=256, show_default=True, help="Number of queries.")
 def main(items: int, queries: int) -> None:
     """Compares time and memory of the plain search and of ours."""
     expected, actual = compare(items, queries)

@@ -245,8 +245,8 @@ def print_pool_requests(sizes: str, encoder: Encoder) -> None:
 
 @click.command()
 @click.option("--pools", default="", help="Sizes of pools, separated by commas, to be measured in place of the server.")
-@click.option("--rows", default=1_000, show_default=True)
-@click.option("--starts", default=6, show_default=True)
+@click.option("--rows", default=1_000, show_default=True, help="Number of rows of the largest request.")
+@click.option("--starts", default=6, show_default=True, help="Number of fresh starts of the server.")
 def main(rows: int, starts: int, pools: str) -> None:
     """Measures and prints the tables of docs/performance.md."""
     resources = Resources(cache_dir=default_cache_dir())

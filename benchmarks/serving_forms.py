@@ -184,9 +184,15 @@ def started(checkouts: Mapping[str, Path]) -> Iterator[dict[str, Server]]:
 
 
 @click.command()
-@click.option("--other", type=click.Path(path_type=Path, exists=True, file_okay=False), help="another checkout to measure too")
-@click.option("--clients", default=64, show_default=True)
-@click.option("--seconds", default=60, show_default=True, help="of many clients, for each kind of request and each server")
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of another checkout of this repository, which is measured in the same run.",
+)
+@click.option("--clients", default=64, show_default=True, help="Number of clients that send requests at the same time.")
+@click.option(
+    "--seconds", default=60, show_default=True, help="Seconds for which the clients send requests of each kind to each server."
+)
 def main(other: Path | None, clients: int, seconds: int) -> None:
     """Measures and prints the tables."""
     resources = Resources(cache_dir=default_cache_dir())

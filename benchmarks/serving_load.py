@@ -172,9 +172,16 @@ def check_alone(server: Server, hostile: Sequence[bytes]) -> None:
 
 
 @click.command()
-@click.option("--clients", default=64, show_default=True)
-@click.option("--seconds", default=60, show_default=True, help="of the many clients; the single one asks for a quarter of them")
-@click.option("--hostile", "share", default=0.25, show_default=True, help="share of hostile requests")
+@click.option("--clients", default=64, show_default=True, help="Number of clients that send requests at the same time.")
+@click.option(
+    "--seconds",
+    default=60,
+    show_default=True,
+    help="Seconds for which the clients send requests. A single client does so for a quarter of them.",
+)
+@click.option(
+    "--hostile", "share", default=0.25, show_default=True, help="Share of the requests that are hostile, from 0 to 1."
+)
 def main(clients: int, seconds: int, share: float) -> None:
     """Measures and prints the table; ends with status 1 where a reply was wrong."""
     resources = Resources(cache_dir=default_cache_dir())

@@ -87,8 +87,12 @@ def measure(repeats: int, other: Path | None = None) -> dict[str, list[float]]:
 
 
 @click.command()
-@click.option("--repeats", default=3, show_default=True)
-@click.option("--other", type=click.Path(path_type=Path, exists=True), help="Another checkout to be measured too.")
+@click.option("--repeats", default=3, show_default=True, help="Number of times that each command is measured.")
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of another checkout of this repository, which is measured in the same run.",
+)
 def main(repeats: int, other: Path | None) -> None:
     """Prints a table of the processor time of each command, and by how much it exceeds the baseline."""
     seconds = measure(repeats, other)

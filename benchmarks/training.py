@@ -187,8 +187,13 @@ def measure_growth(sizes: list[int], features_SD: np.ndarray, device: str) -> No
 
 @click.command()
 @click.option("--queries", default=640, show_default=True, help="Number of training queries of the comparison.")
-@click.option("--growth", default="10000,30000,100000", show_default=True, help="Numbers of queries; leave empty to skip this.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--growth",
+    default="10000,30000,100000",
+    show_default=True,
+    help="Numbers of queries, separated by commas, at which time and memory are measured. An empty text skips this.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device to train on.")
 def main(queries: int, growth: str, device: str) -> None:
     """Compares an epoch with the plain way, and measures how time and memory grow."""
     with tempfile.TemporaryDirectory() as folder:

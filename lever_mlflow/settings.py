@@ -209,8 +209,7 @@ class CommandSettings:
     )
     rerun: bool = option(
         False,
-        help="Whether to run everything anew that the command consists of, although finished runs with the same inputs and "
-        "settings are there.",
+        help="Whether to run all steps of the command anew, even where finished runs with the same inputs and settings exist.",
     )
 
 
@@ -417,15 +416,15 @@ class RolloutSettings:
     search_positives: int = option(
         0,
         at_least=0,
-        help="Largest number of pointers to items of the whole training set that are tried for a query that still has no "
-        "correct trial; 0 searches none. Items that show a right answer of the query are tried first. A demonstration that "
-        "makes the VLM answer correctly replaces an item in the pool of that query.",
+        help="Largest number of further trials for each query without a correct trial, with demonstrations from the whole "
+        "training set; 0 switches this search off. Training items whose answer is a right answer to the query are tried first. "
+        "A demonstration with which the VLM answers correctly replaces an item in the pool of the query.",
     )
     gt_prob: bool = option(
         False,
-        help="Whether to record for each trial how probable the right answers were. With a local Qwen-VL, which it takes, this "
-        "costs about as much as the answers. A server that tells the log probabilities of prompts, as vLLM does, is asked once "
-        "for each different right answer.",
+        help="Whether to record for each trial how probable the right answers were. A local VLM must be a Qwen-VL for this, "
+        "and it costs about as much as the answers. A server that tells the log probabilities of prompts, as vLLM does, is asked "
+        "once for each different right answer.",
     )
 
 
@@ -502,7 +501,7 @@ class GrpoSettings:
     """
 
     kl_beta: float = option(
-        0.15, at_least=0, help="Weight beta of the KL penalty in GRPO; a run and its registered version are found by it."
+        0.15, at_least=0, help="Weight beta of the KL penalty in GRPO; runs and registered versions are found by this value."
     )
     adaptive_beta: bool = option(
         False, help="Whether each epoch adapts the KL weight: times 1.5 above a KL of 0.1, divided by 1.5 below a KL of 0.01."
@@ -612,8 +611,9 @@ class EvalSettings:
     pool_sampler: PoolSampler = like(RolloutSettings, "pool_sampler")
     order: Order = option(
         "similar-first",
-        help="Order of the demonstrations in the prompt. With similar-first the most similar one, or the one that a selector "
-        "picked first, stands first; with similar-last it stands last, next to the question.",
+        help="Order of the demonstrations in the prompt. With similar-first, the demonstration that is most similar to the "
+        "question, or that a selector picked first, stands first. With similar-last, this demonstration stands last, next to "
+        "the question.",
     )
     random_draws: int = option(3, at_least=1, help="Number of draws that the random baseline is the mean of.")
     n_oracle: int = option(
@@ -694,8 +694,8 @@ class GateSettings:
     thresholds: Mapping[str, float | str] = option(
         {},
         example="positive_query_rate=0.05",
-        help="Thresholds that replace those of the data gate's suites, as name=value separated by commas; none replaces none. "
-        "An example is positive_query_rate=0.05,reward_mean.max_value=1.9.",
+        help="Thresholds that replace those of the data gate's suites, as name=value separated by commas; none keeps the "
+        "thresholds of the suites. An example is positive_query_rate=0.05,reward_mean.max_value=1.9.",
     )
     max_shots: int = option(
         max(EvalSettings.shots),
@@ -709,9 +709,9 @@ class GateSettings:
     )
     gate_engine: GateEngine = option(
         "pandas",
-        help="Engine by which Great Expectations checks RL data. With pandas, their tables are held in memory. With sql, they "
-        "are kept in a temporary file of SQLite, and RL data that are Parquet stay in their files, so that neither has to fit "
-        "into memory. The verdict is the same.",
+        help="Engine with which Great Expectations checks RL data. The engine pandas holds the RL data and the tables that are "
+        "checked in memory. The engine sql keeps the tables in a temporary SQLite file and reads Parquet files in parts, so "
+        "that neither RL data nor tables have to fit into memory. Both engines give the same verdict.",
     )
 
 

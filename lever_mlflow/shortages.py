@@ -1,4 +1,4 @@
-"""Tells a lack of this machine, such as of memory or of space on a disk, from a fault of a file, and says what to do about it.
+"""Recognises errors that mean that this machine lacks memory, disk space or another resource, and says what to do about them.
 
 A reader that meets such a lack must not call its file damaged: the advice would be to copy or to make again what is whole.
 """

@@ -22,10 +22,15 @@ def here(monkeypatch):
     monkeypatch.setattr(ratios, "figures_of", lambda parts: (figure for part in parts for figure in ratios.measure(part)))
 
 
+def ending(exit_code, *arguments):
+    """Runs the command, and returns the last three lines that it prints."""
+    result = CliRunner().invoke(ratios.main, arguments)
+    assert result.exit_code == exit_code
+    return result.stdout.splitlines()[-3:]
+
+
 def test_the_table_has_each_figure_and_a_missed_target_is_no_failure(here):
-    result = CliRunner().invoke(ratios.main, ["--parts", "training"])
-    assert result.exit_code == 0
-    assert result.output.splitlines()[-3:] == [
+    assert ending(0, "--parts", "training") == [
         "| part | what | value | target | reached |",
         "|---|---|---|---|---|",
         "| training | times as fast | 4.0 | at least 4.0 | no |",
@@ -33,9 +38,7 @@ def test_the_table_has_each_figure_and_a_missed_target_is_no_failure(here):
 
 
 def test_a_part_that_fails_does_not_cost_the_others(here):
-    result = CliRunner().invoke(ratios.main, ["--parts", "gate,training"])
-    assert result.exit_code == 1
-    assert result.stdout.splitlines()[-3:] == [
+    assert ending(1, "--parts", "gate,training") == [
         "| gate | memory | 0.5 | at most 1.0 | yes |",
         "| gate | failed | ValueError: no such file |  | no |",
         "| training | times as fast | 4.0 | at least 4.0 | no |",

@@ -25,7 +25,7 @@ PARTS = ("kills", *SEVERAL)
 
 
 class Results:
-    """Keeps the results of rounds in a file of a line for each."""
+    """Keeps the results of the rounds in a file of JSON lines, one line for each round."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,12 +72,28 @@ def table_of_several(results: Results) -> str:
 
 
 @click.command()
-@click.option("--parts", default=",".join(PARTS), show_default=True, help="Parts that are run, separated by commas.")
-@click.option("--targets", default=",".join(target.name for target in TARGETS), show_default=True, help="What is killed.")
-@click.option("--stores", default=",".join(STORES), show_default=True, help="Stores on which several commands run.")
-@click.option("--kills", default=100, show_default=True, help="Number of kills.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the moments.")
-@click.option("--work", default=".campaign", show_default=True, type=click.Path(path_type=Path), help="Folder of the campaign.")
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="Names of the parts to run, separated by commas.")
+@click.option(
+    "--targets",
+    default=",".join(target.name for target in TARGETS),
+    show_default=True,
+    help="Names of the commands to kill, separated by commas.",
+)
+@click.option(
+    "--stores",
+    default=",".join(STORES),
+    show_default=True,
+    help="Kinds of stores on which several commands run at once, separated by commas.",
+)
+@click.option("--kills", default=100, show_default=True, help="Number of kills over all commands together.")
+@click.option("--seed", default=0, show_default=True, help="Seed from which the moments of the kills are drawn.")
+@click.option(
+    "--work",
+    default=".campaign",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder in which the campaign keeps its results. A campaign that was ended goes on from them.",
+)
 def main(parts: str, targets: str, stores: str, kills: int, seed: int, work: Path) -> None:
     """Runs the parts and prints the tables; ends with status 1 where a round had a fault."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends too

@@ -147,8 +147,8 @@ def main(**values: Any) -> None:
 def rollout(**values: Any) -> None:
     """Record trials as RL data.
 
-    Pointers of a starting policy and of baselines are answered by the VLM and scored. The run holds them as rl_data.json, or
-    where there are more than 100,000 trials, or they are a shard, as rl_data.parquet.
+    The VLM answers behind the pointers of a starting policy and of baselines, and its answers are scored. The run holds the
+    trials as rl_data.json. A shard, and any rollout of more than 100,000 trials, is held as rl_data.parquet.
     """
     from lever_mlflow.pipeline.rollout import rollout_step
     from lever_mlflow.trials.sharding import Shard
@@ -165,8 +165,8 @@ def rollout(**values: Any) -> None:
 def merge(**values: Any) -> None:
     """Merge RL data that were recorded in parts.
 
-    The run holds them as rl_data.json, or where there are more than 100,000 trials as rl_data.parquet. The data gate judges the
-    whole, and a failed critical expectation fails the run.
+    The run holds the merged data as rl_data.json, and more than 100,000 trials or merged shards as rl_data.parquet. The data
+    gate judges the merged data, and a failed critical expectation fails the run.
     """
     from lever_mlflow.pipeline.merging import merge_shards_step, merge_step
 
@@ -326,7 +326,8 @@ def promote(**values: Any) -> None:
 def rollback(**values: Any) -> None:
     """Make the previous champion the champion again.
 
-    Swaps the aliases champion and previous-champion. A tag of the new champion records it; only mlflow run makes a run for it.
+    Swaps the aliases champion and previous-champion. A tag of the new champion records this. Only mlflow run makes
+    an MLflow run for it.
     """
     from lever_mlflow.pipeline.promotion import roll_back
 

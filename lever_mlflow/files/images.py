@@ -129,7 +129,7 @@ def batches_of_images(pixels: Sequence[int], most_images: int, most_pixels: int)
 
 @contextmanager
 def _opened(path: Path, file: Path | io.BytesIO) -> Iterator[Image.Image]:
-    """Opens an image file, or its content; any error in the block becomes a DataError that names the file."""
+    """Opens an image for the block, from its file or from content that was read; errors in the block become a DataError."""
     try:
         with _checked(file) as image:
             yield image

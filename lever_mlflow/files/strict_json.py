@@ -28,7 +28,7 @@ def read_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged: st
 
 
 def iterate_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged: str) -> Iterator[tuple[str, Any]]:
-    """Yields keys and values of the JSON object in a file, one by one, so that only one value is in memory at a time.
+    """Yields the keys and values of the JSON object in a file one by one, so that only one value is in memory at a time.
 
     Args:
         path: the file.
@@ -149,7 +149,7 @@ class _Reader:
             raise self._broken("Extra data")
 
     def _elements(self) -> Iterator[Any]:
-        """Yields the elements of the list that starts at ``_at``."""
+        """Yields the elements of the JSON list that starts at position ``_at`` of the window."""
         self._at += 1
         if self._peek() != "]":
             while True:

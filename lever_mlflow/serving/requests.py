@@ -222,7 +222,7 @@ def _features(name: str, features: Any, feature_dim: int) -> np.ndarray:
 
 
 def _numbers(name: str, values: list[Any] | np.ndarray) -> np.ndarray:
-    """Returns a list of numbers as float64."""
+    """Returns the numbers of a feature vector as float64, infinity for those beyond its range; ``name`` is named in errors."""
     numbers = values.tolist() if isinstance(values, np.ndarray) else values
     if not (isinstance(numbers, list) and set(map(type, numbers)) <= {int, float}):
         raise ParameterError(f"{name}: {_FORMS_OF_FEATURES}")

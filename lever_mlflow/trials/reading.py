@@ -133,7 +133,7 @@ class _Queries:
 
 
 class _Reader:
-    """Puts the entries of a file into columns, one by one.
+    """Collects the queries and trials of a JSON file in columns, query by query.
 
     The trials of an ordinary query are read all at once (``ordinary_trials``). Where anything else is in a query, such as an
     error, its trials are read one by one, which takes several times as long and tells the place.
