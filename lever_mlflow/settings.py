@@ -423,8 +423,8 @@ class RolloutSettings:
     gt_prob: bool = option(
         False,
         help="Whether to record for each trial how probable the right answers were. A local VLM must be a Qwen-VL for this, "
-        "and it costs about as much as the answers. A server that tells the log probabilities of prompts, as vLLM does, is asked "
-        "once for each different right answer.",
+        "and it costs about as much as the answers. A server that tells the log probabilities of prompts, as vLLM does, is "
+        "asked once for each different right answer.",
     )
 
 

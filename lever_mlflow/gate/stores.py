@@ -47,7 +47,7 @@ def opened_store(engine: GateEngine) -> Iterator[TableStore]:
         yield _PandasStore()
         return
     with (
-        tempfile.TemporaryDirectory(prefix="lever-gate-") as folder,
+        tempfile.TemporaryDirectory() as folder,
         closing(sqlite3.connect(Path(folder, "tables.db"), isolation_level=None)) as connection,
     ):
         yield _SqlStore(Path(folder, "tables.db"), connection)
