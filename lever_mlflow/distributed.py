@@ -163,7 +163,7 @@ def _roll_call(launch: Launch) -> Store:
     Raises:
         ParameterError: they are not there in time, or where they are to meet does not answer.
     """
-    patience, began, said, reason = _join_seconds(), time.monotonic(), False, ""
+    patience, began, announced, reason = _join_seconds(), time.monotonic(), False, ""
     store, missing = None, [rank for rank in range(launch.size) if rank != launch.rank]
     while True:
         try:
@@ -179,9 +179,9 @@ def _roll_call(launch: Launch) -> Store:
                 f"process {launch.rank} of {launch.size} waited {waited:.0f} seconds for {_absent(launch, missing)}{reason}; "
                 f"{REMEDY}; {JOIN_SECONDS} sets how long is waited"
             )
-        if waited >= _USUAL_SECONDS and not said:
+        if waited >= _USUAL_SECONDS and not announced:
             log.warning("waiting up to %g seconds for %s", patience, _absent(launch, missing))
-            said = True
+            announced = True
         time.sleep(0.05)
 
 

@@ -52,11 +52,11 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
     size, local = given[_SIZE], given[_LOCAL_RANK]
     if local is None and (size is None or size[1].strip() in ("0", "1")):
         return None
-    missing = [name for name, found in given.items() if found is None]
-    named = ", ".join(f"{found[0]}={found[1]}" for found in given.values() if found)
+    missing = [name for name, variable in given.items() if variable is None]
+    named = ", ".join(f"{variable[0]}={variable[1]}" for variable in given.values() if variable)
     if missing:
         raise ParameterError(f"{named}, as in a launch of several processes, but without {', '.join(missing)}; {REMEDY}")
-    numbers = {name: _number(*found) for name, found in given.items() if found and name != _ADDRESS}
+    numbers = {name: _number(*variable) for name, variable in given.items() if variable and name != _ADDRESS}
     if not 0 <= numbers[_RANK] < numbers[_SIZE] or numbers[_LOCAL_RANK] >= numbers[_SIZE] or numbers[_PORT] > 65535:
         raise ParameterError(f"{named}: there is no such launch; {REMEDY}")
     address = given[_ADDRESS]

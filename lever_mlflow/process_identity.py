@@ -50,8 +50,8 @@ def mark_of_this_process() -> str:
 
 def left_behind(name: str) -> bool:
     """Says whether a file is called as a temporary one of a process of this place that is gone."""
-    found = _MARK.search(name)
-    return found is not None and found[1] == _digest_of_place() and is_there(f"{_place()} {found[2]} {found[3]}") is False
+    mark = _MARK.search(name)
+    return mark is not None and mark[1] == _digest_of_place() and is_there(f"{_place()} {mark[2]} {mark[3]}") is False
 
 
 @cache

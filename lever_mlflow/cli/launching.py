@@ -67,11 +67,11 @@ def _run(command: click.Command, arguments: Sequence[str] | None) -> None:
         _describe_run(name, "interrupted")
         _fail("interrupted", 130)
     except Exception as error:
-        told = str(error) if isinstance(error, LeverError) else in_one_line(error)
-        if told is None:
+        message = str(error) if isinstance(error, LeverError) else in_one_line(error)
+        if message is None:
             raise
-        _describe_run(name, told)
-        _fail(told, 1)
+        _describe_run(name, message)
+        _fail(message, 1)
 
 
 def say(text: str) -> None:

@@ -127,9 +127,9 @@ def _lists_in(place: str, hub_column: str, texts: Sequence[tuple[int, str]]) -> 
     other = next(((row, text) for row, text in texts if row not in lists), None)
     if other is not None:
         row, text = other
-        found = f"texts that hold lists, such as that in row {min(lists)}, and others" if lists else "texts"
+        content = f"texts that hold lists, such as that in row {min(lists)}, and others" if lists else "texts"
         raise DataError(
-            f"{place}: column {hub_column} has {found} that cannot be read as lists, such as {reprlib.repr(text)} in "
+            f"{place}: column {hub_column} has {content} that cannot be read as lists, such as {reprlib.repr(text)} in "
             f"row {row}; "
             f"give lists of {ANSWERS_PER_QUESTION} texts, or name another column with hf_columns={ANSWERS}=COLUMN"
         )

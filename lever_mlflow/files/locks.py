@@ -51,7 +51,7 @@ def one_at_a_time(path: Path, waiting: str) -> Iterator[None]:
 
 def _locked(path: Path, waiting: str) -> int | None:
     """Waits for the lock of a file and returns the file's descriptor; None where it cannot be made or locked."""
-    said = False
+    announced = False
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -64,9 +64,9 @@ def _locked(path: Path, waiting: str) -> int | None:
             os.close(descriptor)
         except BlockingIOError:
             os.close(descriptor)
-            if not said:
+            if not announced:
                 log.info("%s", waiting)
-                said = True
+                announced = True
             time.sleep(_PAUSE)
         except OSError:
             os.close(descriptor)

@@ -87,9 +87,9 @@ def _undecodable(path: Path, encoding: str, error: UnicodeDecodeError) -> str:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
-            except UnicodeDecodeError as found:
-                if found.reason == "unexpected end of data":
+            except UnicodeDecodeError as error_of_line:
+                if error_of_line.reason == "unexpected end of data":
                     return "ends within a character of UTF-8; it may be truncated"
-                byte = f"byte 0x{line[found.start]:02x} in line {number}"
+                byte = f"byte 0x{line[error_of_line.start]:02x} in line {number}"
                 return f"is not UTF-8 ({byte}), but text in another encoding, such as Latin-1; save it as UTF-8"
     return f"is not UTF-8 ({error.reason}); save it as UTF-8"

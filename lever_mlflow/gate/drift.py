@@ -43,7 +43,7 @@ def pairs(data: Totals, reference: Totals) -> dict[str, Pair]:
         "positive_query_rate": ("positive queries", data.positive, reference.positive, True),
         "zero_spread_share": ("queries without reward spread", data.zero_spread, reference.zero_spread, True),
     }
-    return {name: Pair(words, own.mean, other.mean, percent) for name, (words, own, other, percent) in sources.items()}
+    return {name: Pair(words, checked.mean, other.mean, percent) for name, (words, checked, other, percent) in sources.items()}
 
 
 def shared(data: RLData, reference: RLData) -> dict[str, float]:

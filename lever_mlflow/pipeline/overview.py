@@ -60,10 +60,10 @@ def show_overview(runs: Sequence[str], language: Language) -> None:
                 Path(folder, path).write_bytes(artifact(comparison_run, path).read_bytes())
         mlflow.log_artifacts(folder)
     _log_headlines(comparison)
-    own = active_run().info.run_id
-    steps = [f"- {run_link(run_id)}{'' if _is_child(run_id, own) else ' (reused)'}" for run_id in runs]
+    experiment_run = active_run().info.run_id
+    steps = [f"- {run_link(run_id)}{'' if _is_child(run_id, experiment_run) else ' (reused)'}" for run_id in runs]
     verdict, *further = opening(comparison, language)
-    set_description("\n\n".join([verdict, run_link(own, REPORT_FILE), *further, "Steps:", "\n".join(steps)]))
+    set_description("\n\n".join([verdict, run_link(experiment_run, REPORT_FILE), *further, "Steps:", "\n".join(steps)]))
 
 
 def _log_headlines(comparison: Comparison) -> None:

@@ -183,12 +183,12 @@ def _strongest_similarity(records: EvaluationRecords) -> Strongest:
     """Finds the similarity baseline with the highest mean over shots."""
     accuracies = {policy: records.by_question(policy) for policy in SIMILARITY_BASELINES}
     means: dict[tuple[str, int | None], float] = {(p, None): float(of.mean()) for p, of in accuracies.items() if of is not None}
-    found = strongest(means, None)
-    if found is None:
+    baseline = strongest(means, None)
+    if baseline is None:
         raise DataError(
             "the evaluation has no similarity baseline to compare with; run the evaluate step again with rerun=true"
         )
-    return found
+    return baseline
 
 
 def _unless(met: bool, reason: str) -> str:

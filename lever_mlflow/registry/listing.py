@@ -74,8 +74,8 @@ def _by_shots(evaluation: Evaluation | None) -> dict[int, float]:
     """Returns the accuracies of an evaluation's best epoch at its largest size, in [0, 1], by shot count."""
     if evaluation is None:
         return {}
-    own, size = epoch_policy(evaluation.best_epoch), max(evaluation.settings.sizes)
-    return {cell.shots: cell.accuracy for cell in evaluation.accuracy if (cell.policy, cell.size) == (own, size)}
+    best_epoch, size = epoch_policy(evaluation.best_epoch), max(evaluation.settings.sizes)
+    return {cell.shots: cell.accuracy for cell in evaluation.accuracy if (cell.policy, cell.size) == (best_epoch, size)}
 
 
 def _overridden(tags: Mapping[str, str]) -> str:

@@ -85,10 +85,12 @@ def _by_question(evaluation: Evaluation, records: EvaluationRecords) -> dict[tup
 def _leads(evaluation: Evaluation, values_Q: Values) -> dict[Shots, Lead]:
     """Compares the best epoch with the strongest baseline at each shot count and in the mean, where there is a baseline."""
     means = {cell: float(values.mean()) for cell, values in values_Q.items()}
-    own = epoch_policy(evaluation.best_epoch)
-    found = {shots: strongest(means, shots) for shots in (*evaluation.settings.shots, None) if (own, shots) in values_Q}
-    baselines = {shots: baseline for shots, baseline in found.items() if baseline is not None}
-    gains_Q = [values_Q[own, shots] - values_Q[baseline.policy, baseline.shots] for shots, baseline in baselines.items()]
+    epoch = epoch_policy(evaluation.best_epoch)
+    strongest_of = {
+        shots: strongest(means, shots) for shots in (*evaluation.settings.shots, None) if (epoch, shots) in values_Q
+    }
+    baselines = {shots: baseline for shots, baseline in strongest_of.items() if baseline is not None}
+    gains_Q = [values_Q[epoch, shots] - values_Q[baseline.policy, baseline.shots] for shots, baseline in baselines.items()]
     gains = _estimates(gains_Q, evaluation.inputs.seed)
     return {shots: Lead(baseline.policy, gain) for (shots, baseline), gain in zip(baselines.items(), gains, strict=True)}
 
@@ -112,7 +114,7 @@ def _card(evaluation: Evaluation, estimates: Estimates, leads: Mapping[Shots, Le
         training={**asdict(evaluation.rounds), **asdict(evaluation.training)},
         beta=format_beta(evaluation.kl_beta),
         uri=f"models:/{registration.name}@{registration.alias}",
-        own={shots: cells[epoch_policy(evaluation.best_epoch), shots] for shots in _columns(evaluation)},
+        best={shots: cells[epoch_policy(evaluation.best_epoch), shots] for shots in _columns(evaluation)},
         columns={shots: _column(shots) for shots in _columns(evaluation)},
         policies=policies,
         leads=leads,

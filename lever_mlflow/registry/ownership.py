@@ -67,8 +67,8 @@ def check_model(name: str, wanted: str) -> RegisteredModel | None:
         return None
     present = model.tags.get(VersionTag.MADE_FOR)
     if present is not None and present != wanted:
-        found = _difference(present, wanted)
-        raise ParameterError(f"model_name={name}: that registered model was {found}; give another model_name")
+        difference = _difference(present, wanted)
+        raise ParameterError(f"model_name={name}: that registered model was {difference}; give another model_name")
     others = MlflowClient().search_model_versions(f"name = '{name}'") if present is None else []
     if others and not any(map(is_ours, others)):
         raise ParameterError(f"model_name={name}: that registered model holds versions of others only; give another model_name")

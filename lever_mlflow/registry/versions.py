@@ -142,8 +142,8 @@ def _created(client: MlflowClient, name: str, model_id: str, tags: Mapping[str, 
 
 def _version_of_digest(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
     """Finds the first version of a registered model that holds a model of this digest and whose files are whole."""
-    found = client.search_model_versions(f"name = '{name}' and tags.{VersionTag.MODEL_DIGEST} = '{digest}'")
-    looked_at = [(version, lack_of_version(version)) for version in sorted(found, key=lambda version: int(version.version))]
+    versions = client.search_model_versions(f"name = '{name}' and tags.{VersionTag.MODEL_DIGEST} = '{digest}'")
+    looked_at = [(version, lack_of_version(version)) for version in sorted(versions, key=lambda version: int(version.version))]
     whole = next((version for version, lack in looked_at if not lack), None)
     if whole is None:
         for version, lack in looked_at:

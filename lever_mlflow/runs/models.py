@@ -31,5 +31,5 @@ def checkpoints_of(run_id: str) -> dict[int, str]:
 def logged_models_of(run_id: str) -> set[str]:
     """Returns the ids of the models that a run logged, and of those by epoch that others logged for it."""
     outputs = mlflow.get_run(run_id).outputs
-    own = {output.model_id for output in outputs.model_outputs} if outputs else set()
-    return own | ({*checkpoints_of(run_id).values()} if CHECKPOINTS_FILE in list_artifacts(run_id, "") else set())
+    logged = {output.model_id for output in outputs.model_outputs} if outputs else set()
+    return logged | ({*checkpoints_of(run_id).values()} if CHECKPOINTS_FILE in list_artifacts(run_id, "") else set())

@@ -60,7 +60,7 @@ _SETTINGS = (
 def remedy(reason: str) -> str:
     """Returns what to do about a reason, as MLflow or what is below it gives it; empty where nothing is known."""
     for words, action in (*_DATABASE, *_SERVER, *_SETTINGS):
-        if found := re.search(words, reason):
-            module = found.groupdict().get("module", "")
+        if match := re.search(words, reason):
+            module = match.groupdict().get("module", "")
             return action.format(store=STORE, driver=_DRIVERS.get(module, module))
     return ""

@@ -58,10 +58,10 @@ def store_errors() -> Iterator[None]:
     except Exception as error:
         if is_of_the_store(error) and not out_of_memory(error):
             raise StoreError(f"MLflow at {_place()}: {reason_of(error)}") from error
-        told = in_one_line(error)
-        if told is None:
+        message = in_one_line(error)
+        if message is None:
             raise
-        raise LeverError(told) from error
+        raise LeverError(message) from error
 
 
 def is_of_the_store(error: BaseException | None) -> bool:

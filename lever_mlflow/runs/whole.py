@@ -155,11 +155,11 @@ def _walk(files: ArtifactRepository, folder: str | None = None) -> Iterator[File
 def _lack(files: ArtifactRepository, noted: Mapping[str, _File]) -> str:
     """Says which noted file is gone or has changed; empty where none is. Files that are not noted do not matter."""
     folders = {str(PurePosixPath(path).parent) for path in noted}
-    found = {item.path: item for folder in folders for item in files.list_artifacts(None if folder == "." else folder)}
+    items = {item.path: item for folder in folders for item in files.list_artifacts(None if folder == "." else folder)}
     for path, file in noted.items():
-        if path not in found:
+        if path not in items:
             return f"{path} is gone"
-        size = found[path].file_size
+        size = items[path].file_size
         if None not in (size, file.size) and size != file.size:
             return f"{path} has {size:,} bytes, and had {file.size:,}"
         if file.sha256 and _digest(files, path) not in (None, file.sha256):

@@ -119,8 +119,8 @@ def _only_file(folder: Path) -> Path:
     files = [path for path in folder.iterdir() if path.suffix in _FILES]
     if len(files) == 1:
         return files[0]
-    found = f"several weights files ({_some(path.name for path in files)}); give one of them" if files else "no weights file"
-    raise CheckpointError(f"{folder}: no checkpoint folder, as it has no {CONFIG_FILE}, and holds {found}")
+    content = f"several weights files ({_some(path.name for path in files)}); give one of them" if files else "no weights file"
+    raise CheckpointError(f"{folder}: no checkpoint folder, as it has no {CONFIG_FILE}, and holds {content}")
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
@@ -194,8 +194,8 @@ def _without_prefix(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
         raise CheckpointError(f"{path}: no weights {_ANCHOR}, so no selector; its entries are {_some(weights)}")
     if len(prefixes) > 1:
         raise CheckpointError(f"{path}: holds several selectors, under {_some(prefixes)}; save the state dict of one of them")
-    own = {name.removeprefix(prefixes[0]): tensor for name, tensor in weights.items() if name.startswith(prefixes[0])}
-    return {_unwrapped(name): tensor for name, tensor in own.items()}
+    unprefixed = {name.removeprefix(prefixes[0]): tensor for name, tensor in weights.items() if name.startswith(prefixes[0])}
+    return {_unwrapped(name): tensor for name, tensor in unprefixed.items()}
 
 
 def _is_anchor(name: Any) -> bool:

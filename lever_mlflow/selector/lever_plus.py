@@ -43,7 +43,7 @@ def foreign_selector(names: Iterable[str]) -> str | None:
     """
     ordered = sorted(names)
     for later in _LATER:
-        own = [name for name in ordered if name.split(".")[0] in later.names]
-        if own:
-            return f"a selector {later.version} of Lever-Plus, which {later.does} ({', '.join(own[:3])})"
+        its_names = [name for name in ordered if name.split(".")[0] in later.names]
+        if its_names:
+            return f"a selector {later.version} of Lever-Plus, which {later.does} ({', '.join(its_names[:3])})"
     return None

@@ -45,8 +45,8 @@ def searched_trials(
     """
     pools_QN, extended = queries.pools_QN.copy(), [list(recorded) for recorded in trials]
     open_rows = [row for row, recorded in enumerate(extended) if not is_positive(recorded)]
-    found = _placements(inputs, queries.at(open_rows), [extended[row] for row in open_rows])
-    placements = dict(zip(open_rows, found, strict=True))
+    placements_of_rows = _placements(inputs, queries.at(open_rows), [extended[row] for row in open_rows])
+    placements = dict(zip(open_rows, placements_of_rows, strict=True))
     for turn in range(inputs.settings.search_positives):
         open_rows = [row for row in open_rows if turn < len(placements[row]) and not is_positive(extended[row])]
         if not open_rows:

@@ -202,7 +202,9 @@ def _converted(columns: GroupColumns, items: _Items, train: Sequence[Sample]) ->
     items_Q, items_P = (looked_up(indices, items.known, items.items) for indices in (columns.query_ids_Q, columns.pools_P))
     ids = [train[item].question_id for item in items_Q.tolist()]  # of any item where the query has none
     pairs = zip(columns.queries_Q, ids, strict=True)
-    found_Q = (items_Q >= 0) & np.array([query.get("question_id", own) == own for query, own in pairs], dtype=bool)
+    agrees_Q = (items_Q >= 0) & np.array(
+        [query.get("question_id", question_id) == question_id for query, question_id in pairs], dtype=bool
+    )
     stays_P = items_P >= 0
     stays_T, pointers_X = _moved(columns, stays_P)
     changed = replace(
@@ -219,8 +221,8 @@ def _converted(columns: GroupColumns, items: _Items, train: Sequence[Sample]) ->
         pointers_X=pointers_X,
     )
     left_Q = np.bincount(columns.owners_T[stays_T], minlength=len(columns))
-    rows = np.flatnonzero(found_Q & ((left_Q > 0) | (columns.sizes_Q == 0)))
-    return changed.selected(rows, stays_T).in_order(), int((~found_Q).sum())
+    rows = np.flatnonzero(agrees_Q & ((left_Q > 0) | (columns.sizes_Q == 0)))
+    return changed.selected(rows, stays_T).in_order(), int((~agrees_Q).sum())
 
 
 def _moved(columns: GroupColumns, stays_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,24 +50,24 @@ def in_order(parts: Sequence[RLData]) -> list[RLData]:
             line that names the file.
     """
     first = parts[0]
-    found: dict[int, RLData] = {}
+    shards: dict[int, RLData] = {}
     for part in parts:
         shard = _shard(part)
         _check_same_rollout(part, first)
-        if shard.number in found:
-            raise DataError(f"{part.source}: shard {shard} is there twice, also as {found[shard.number].source}; name it once")
-        found[shard.number] = part
+        if shard.number in shards:
+            raise DataError(f"{part.source}: shard {shard} is there twice, also as {shards[shard.number].source}; name it once")
+        shards[shard.number] = part
     of = _shard(first).of
-    missing = [str(number) for number in range(1, of + 1) if number not in found]
+    missing = [str(number) for number in range(1, of + 1) if number not in shards]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise DataError(
             f"{first.source}: is shard {_shard(first)}, and of these {of} shards {', '.join(missing)} {verb} not named; record "
             f"them with rollout n_shards={of} shard=NUMBER, and name all"
         )
-    for part in found.values():
+    for part in shards.values():
         _check_size(part)
-    return [found[number] for number in sorted(found)]
+    return [shards[number] for number in sorted(shards)]
 
 
 def merge_shards(target: Path, shards: Sequence[RLData]) -> None:

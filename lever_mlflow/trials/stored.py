@@ -46,8 +46,8 @@ class StoredGroups(Sequence[Group]):
         if isinstance(rows, int):
             return next(islice(self, rows, None))
         wanted = dict.fromkeys(rows)
-        found = {place: group for place, group in enumerate(self) if place in wanted}
-        return [found[place] for place in rows]
+        groups = {place: group for place, group in enumerate(self) if place in wanted}
+        return [groups[place] for place in rows]
 
     def converted(self, convert: Callable[[GroupColumns], GroupColumns], n_queries: int, n_trials: int) -> StoredGroups:
         """Returns groups that are converted block by block when they are read, of which so many queries and trials are left."""

@@ -91,8 +91,8 @@ class LocalVLM(ABC):
     @property
     def recorded(self) -> dict[str, Any]:
         """Returns what runs log of the model beside its name and digests."""
-        own = self.own_generation
-        steered = {"vlm_generation_config": json.dumps(own, sort_keys=True)} if own else {}
+        generation_config = self.own_generation
+        steered = {"vlm_generation_config": json.dumps(generation_config, sort_keys=True)} if generation_config else {}
         return {"vlm_dtype": self.dtype, "vlm_batch_tokens": self.batch_tokens, **steered}
 
     @property

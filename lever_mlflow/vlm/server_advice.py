@@ -27,28 +27,28 @@ _NOT_TAKEN = re.compile(
 )
 
 
-def advice(said: str, images: int) -> str:
+def advice(message: str, images: int) -> str:
     """Returns what to do about a refusal whose cause is known by what the server says; empty for any other.
 
     Args:
-        said: the server's message.
+        message: the server's message.
         images: number of images in the prompt that was refused.
     """
-    if images > 1 and _TOO_MANY_IMAGES.search(said):
+    if images > 1 and _TOO_MANY_IMAGES.search(message):
         limit = f"'{{\"image\": {images}}}'"
         return (
             f"a prompt of this work holds {images} images: start the server with --limit-mm-per-prompt {limit} (vLLM) or "
             f"--limit-mm-data-per-request {limit} (SGLang), or use fewer shots"
         )
-    if _NO_ANSWER_LEFT.search(said):
+    if _NO_ANSWER_LEFT.search(message):
         return "give a profile with a larger max_new_tokens"
-    if _TOO_LONG.search(said):
+    if _TOO_LONG.search(message):
         return "allow longer prompts on the server (vLLM: --max-model-len, SGLang: --context-length), or use fewer shots"
     return ""
 
 
-def refused_parameter(said: str, parameters: tuple[str, ...]) -> str | None:
+def refused_parameter(message: str, parameters: tuple[str, ...]) -> str | None:
     """Returns which of these parameters of a request the server says that it does not take; None for any other refusal."""
-    if not _NOT_TAKEN.search(said):
+    if not _NOT_TAKEN.search(message):
         return None
-    return next((name for name in parameters if re.search(rf"\b{name}\b", said)), None)
+    return next((name for name in parameters if re.search(rf"\b{name}\b", message)), None)

@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 
 
 class RefusedRequest(ServerError):
-    """Says that the server does not take a request; ``said`` is what the server says of it, with the parameter it names."""
+    """Says that the server does not take a request; ``server_message`` is its message with the parameter that it names."""
 
-    def __init__(self, message: str, status: int, said: str) -> None:
+    def __init__(self, message: str, status: int, server_message: str) -> None:
         super().__init__(message)
-        self.status, self.said = status, said
+        self.status, self.server_message = status, server_message
 
 
 class Connection:
@@ -146,12 +146,12 @@ class Connection:
             try:
                 return await self._send(request, read, self.seconds, self.retries, _images(messages))
             except RefusedRequest as refusal:
-                if options == self.options and not self._adapt(refusal.said):
+                if options == self.options and not self._adapt(refusal.server_message):
                     raise
 
-    def _adapt(self, said: str) -> bool:
+    def _adapt(self, message: str) -> bool:
         """Changes the parameters of further requests so that they meet a refusal; returns whether that is possible."""
-        match refused_parameter(said, tuple(self.options)):
+        match refused_parameter(message, tuple(self.options)):
             case "max_tokens":
                 self.options = {_NEW_LIMIT if name == _LIMIT else name: value for name, value in self.options.items()}
             case "temperature":
@@ -202,17 +202,17 @@ class Connection:
         return self._error(f"cannot be reached ({cause}); start the server, or {GIVE_URL}")
 
     def _of_status(self, error: APIStatusError, images: int) -> ServerError:
-        status, said = error.status_code, _message(error)
+        status, message = error.status_code, _message(error)
         if status in (401, 403):  # the server's message is not shown, as it may hold the key
             return self._error(f"status {status}, the key is refused; set {API_KEY} to one that it takes")
-        reason = f"status {status}: {brief(self._shown(said))}"
-        remedy = advice(said, images)
+        reason = f"status {status}: {brief(self._shown(message))}"
+        remedy = advice(message, images)
         if status == 429 or status >= 500:
             return self._error(f"{reason}; {remedy or _KEPT}")
         if status in (404, 405) and not remedy:
-            return RefusedRequest(f"{self.address.url}: {reason}; {GIVE_URL}", status, said)
+            return RefusedRequest(f"{self.address.url}: {reason}; {GIVE_URL}", status, message)
         shown = remedy or "the server does not take the request: look at what it says and at its log"
-        return RefusedRequest(f"{self.address.url}: {reason}; {shown}", status, f"{said} {_parameter(error)}")
+        return RefusedRequest(f"{self.address.url}: {reason}; {shown}", status, f"{message} {_parameter(error)}")
 
     def _error(self, message: str) -> ServerError:
         return ServerError(f"{self.address.url}: {message}")
