@@ -20,7 +20,7 @@ _GATE = {"on_bad_data": "warn"}
 
 
 def rl_data(cases: Cases) -> Iterator[Row]:
-    """Edits or deletes the file of RL data between two steps."""
+    """Edits or deletes the file of RL data between two steps, and deletes it before the evaluation, which does not read it."""
     world = cases.world("rl-data")
     ended = world.run("rollout", {"n_queries": "40"})
     assert ended.code == 0, ended.errors
@@ -48,6 +48,9 @@ def rl_data(cases: Cases) -> Iterator[Row]:
         ended = world.run(name, {"rl_data": str(file), **options, **_GATE})
         yield plain(world, "RL data deleted", name, ended, "" if ended.code else "went on")
         away.rename(file)
+    file.unlink()
+    ended = world.run("evaluate", {"kl_beta": "0.12", "sizes": "10,20", "n_selection": "10", "shots": "1,2"})
+    yield plain(world, "RL data deleted", "evaluate", ended, "did not go on" if ended.code else "")
 
 
 def digest_after(world: World, name: str, run: Callable[[], Any]) -> str:

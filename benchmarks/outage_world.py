@@ -58,9 +58,9 @@ _PRELOADED = (
 STAGES = {
     "rollout": ("lever_mlflow.pipeline.rollout", "record_groups", 1),
     "validate": ("lever_mlflow.pipeline.gate", "report_html", 1),
-    "rce": ("lever_mlflow.pipeline.training", "persistently", 2),
+    "rce": ("lever_mlflow.pipeline.epochs", "persistently", 2),
     "baselines": ("lever_mlflow.pipeline.baselines", "answering", 1),
-    "grpo": ("lever_mlflow.pipeline.training", "persistently", 8),  # RCE has logged two epochs by three calls each
+    "grpo": ("lever_mlflow.pipeline.epochs", "persistently", 8),  # RCE has logged two epochs by three calls each
     "evaluate": ("lever_mlflow.pipeline.evaluation", "answering", 1),
     "register": ("lever_mlflow.pipeline.registration", "register", 1),
     "compare": ("lever_mlflow.pipeline.comparison", "markdown", 1),
