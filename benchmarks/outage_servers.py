@@ -127,7 +127,7 @@ def second_server(cases: Cases) -> Iterator[Row]:
         try:
             fork = get_context("fork")  # no thread, as commands are forks of this process
             done = fork.Event()
-            writer = fork.Process(target=write_until, args=(other.uri, done))
+            writer = fork.Process(target=write_until, args=(other.uri, done), daemon=True)
             writer.start()
             yield cases.disturbed("two tracking servers on one database", "rce", world, lambda: None, done.set, goes_on=True)
             writer.join()
