@@ -2,11 +2,20 @@
 
 import errno
 import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from lever_mlflow.evaluation.records import EvaluationRecords
+from lever_mlflow.evaluation.result import Evaluation
+from lever_mlflow.files.records import read_record
+from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.selector.checkpoint import load_selector
+from lever_mlflow.serving.pool_files import load_pool
 from lever_mlflow.shortages import in_one_line, is_of_the_machine, let_through, out_of_memory
+from lever_mlflow.training.state import load_state
 
 MEMORY = "free memory of other work, or ask for less with batch_tokens for the VLM and batch_size for trainings"
 
@@ -83,3 +92,36 @@ def test_what_says_something_of_a_file_or_of_the_program(error, line):
     assert not is_of_the_machine(error)
     assert in_one_line(error) == line
     let_through(error)
+
+
+@contextmanager
+def no_more_open_files():
+    """Lets this process open no file while the block runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_object(path, missing="", damaged="copy it again"),
+        lambda path: read_record(Evaluation, path, "an evaluation", "evaluate"),
+        lambda path: load_selector(path.parent),
+        lambda path: load_state(path.parent),
+        lambda path: load_pool(path.parent),
+        EvaluationRecords.read,
+    ],
+    ids=["JSON", "record", "selector", "training state", "pool", "records of an evaluation"],
+)
+def test_a_reader_does_not_call_a_file_damaged_where_no_file_can_be_opened(tmp_path, read):
+    for name in ("selector.json", "state.json", "pool.json"):
+        (tmp_path / name).write_text("{}")
+    with no_more_open_files(), pytest.raises(OSError, match="Too many open files") as caught:
+        read(tmp_path / "selector.json")
+    assert "raise the limit of open files" in in_one_line(caught.value)

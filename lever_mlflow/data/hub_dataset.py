@@ -19,6 +19,7 @@ from lever_mlflow.data.origin import Origin, write_origin
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.atomic import build_folder
 from lever_mlflow.files.text import looked_for
+from lever_mlflow.shortages import let_through
 
 __all__ = ["ensure_hub_dataset"]
 
@@ -96,6 +97,7 @@ def _load(name: str, split: str) -> Any:
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        let_through(error)
         reason = " ".join(str(error.__cause__ or error).split())[:_REASON_CHARS]
         absent = "" if folder.is_dir() else f", and there is no such folder{looked_for(folder)}"
         raise DataError(f"hf:{name}, split {split}: cannot be read ({reason}){absent}; check the name and hf_splits") from None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.text import read_text
+from lever_mlflow.shortages import let_through
 
 __all__ = ["first_misfit", "read_record"]
 
@@ -29,6 +30,7 @@ def read_record(model: type[Record], path: Path, name: str, step: str) -> Record
     try:
         return model.model_validate_json(read_text(path))
     except (OSError, UnicodeError) as error:
+        let_through(error)
         reason = str(error)
     except ValidationError as error:
         reason = first_misfit(error)

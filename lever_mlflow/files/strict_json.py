@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.files.text import EncodingError, looked_for, open_text
+from lever_mlflow.shortages import let_through
 
 __all__ = ["iterate_list", "iterate_object", "parse_object", "read_object"]
 
@@ -92,6 +93,7 @@ def _reader(path: Path, chunk: int, missing: str, damaged: str) -> Iterator[_Rea
     except EncodingError as error:
         raise DataError(f"{path}: cannot be read, as it {error}") from None
     except (OSError, UnicodeError) as error:
+        let_through(error)
         raise DataError(f"{path}: cannot be read: {error}; {damaged}") from None
     except RecursionError:
         raise DataError(f"{path}: nested too deeply; {damaged}") from None

@@ -24,6 +24,7 @@ from lever_mlflow.files.text import looked_for
 from lever_mlflow.selector.checkpoint_folder import CONFIG_FILE, WEIGHTS_FILE, digest_of, read_description
 from lever_mlflow.selector.lever_plus import foreign_selector
 from lever_mlflow.selector.network import PointerSelector
+from lever_mlflow.shortages import let_through
 
 __all__ = ["load_selector", "save_selector", "selector_digest"]
 
@@ -129,6 +130,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str |
     try:
         return load_file(folder / WEIGHTS_FILE), content["config"], content.get("digest")
     except (OSError, SafetensorError) as error:
+        let_through(error)
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: not readable weights ({error}); copy the folder again") from None
 
 
@@ -184,6 +186,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
+        let_through(error)
         raise CheckpointError(f"{path}: not readable weights ({error}); copy the file again") from None
 
 

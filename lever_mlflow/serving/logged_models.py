@@ -25,6 +25,7 @@ from lever_mlflow.runs.tags import prefixed
 from lever_mlflow.selector.checkpoint_folder import CONFIG_FILE
 from lever_mlflow.serving import selector_model
 from lever_mlflow.settings import as_text
+from lever_mlflow.shortages import let_through
 
 __all__ = ["checkpoint_folder", "log_checkpoint", "log_retriever"]
 
@@ -116,6 +117,7 @@ def checkpoint_folder(reference: str) -> Path:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=download_folder()))
     except (MlflowException, OSError) as error:
+        let_through(error)
         raise CheckpointError(f"{reference}: no such model ({first_line(error)}); look its name up in the UI") from None
     if not any(folder.iterdir()):
         raise CheckpointError(f"{reference}: the files of this model are gone; run the training again with rerun=true")

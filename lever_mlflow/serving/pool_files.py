@@ -27,6 +27,7 @@ from lever_mlflow.data.samples import Sample
 from lever_mlflow.exceptions import DataError, ParameterError
 from lever_mlflow.files.images import image_digest
 from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.shortages import let_through
 
 __all__ = ["POOL_IMAGES", "DemonstrationPool", "load_pool", "save_pool"]
 
@@ -79,7 +80,8 @@ class DemonstrationPool:
             )
         try:
             content = (Path(folder) / name).read_bytes()
-        except OSError:
+        except OSError as error:
+            let_through(error)
             raise DataError(f"{POOL_IMAGES}: no readable {name} there; give the folder of the training images") from None
         if hashlib.sha256(content).hexdigest() != self.digests[name]:
             raise DataError(f"{POOL_IMAGES}: {name} there is not the training image; give the folder of the training images")
@@ -140,6 +142,7 @@ def load_pool(folder: Path) -> DemonstrationPool:
         if outside:
             raise ValueError(f"image {reprlib.repr(outside[0])} is not the name of a file alone")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, StopIteration) as error:
+        let_through(error)
         raise DataError(f"{folder}: not a readable pool of demonstrations ({error!r}); {_REMEDY}") from None
     if len(samples) != len(table.image_SD):
         raise DataError(f"{folder}: {len(samples)} items, but features of {len(table.image_SD)}; {_REMEDY}")

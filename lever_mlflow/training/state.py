@@ -19,6 +19,7 @@ from torch import Tensor
 from lever_mlflow.exceptions import CheckpointError, DataError
 from lever_mlflow.files.atomic import write_folder
 from lever_mlflow.files.strict_json import read_object
+from lever_mlflow.shortages import let_through
 from lever_mlflow.training.loop import TrainingState
 
 __all__ = ["load_state", "save_state"]
@@ -61,6 +62,7 @@ def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
         weights, optimizer = _with_prefix(tensors, _WEIGHTS), _with_prefix(tensors, _OPTIMIZER)
         return TrainingState(tuple(content["history"]), weights, optimizer), dict(content["meta"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, DataError) as error:
+        let_through(error)
         raise CheckpointError(f"{folder}: no whole training state ({error}); {_REMEDY}") from None
 
 
