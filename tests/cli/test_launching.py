@@ -27,8 +27,8 @@ RESULTS = ROOT / "tests" / "data" / "predecessor_results.json"
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    """Leaves the handlers of signals as they were."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """Gives signals their usual meaning, also where the tests run under nohup, and leaves the handlers as they were."""
+    former = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in former.items():
         signal.signal(number, handler)

@@ -47,10 +47,10 @@ class PromptLogprobs:
         return {**completion("x"), "prompt_logprobs": [None, *places]}
 
     def of(self, messages, opened):
-        settings = {"tokenize": False, "add_generation_prompt": opened, "chat_template": self.template}
-        text = self.processor.apply_chat_template(messages, **settings)
         parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
         urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        settings = {"tokenize": False, "add_generation_prompt": opened, "chat_template": self.template}
+        text = self.processor.apply_chat_template(messages, **settings)  # some versions of which change the messages
         images = [Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) for url in urls]
         # the images have been resized already
         inputs = self.processor(text=[text], images=images or None, return_tensors="pt", do_resize=False)

@@ -1,6 +1,7 @@
 """Batches in several threads: order, errors, interruption, and PyTorch's number of threads."""
 
 import _thread
+import signal
 import threading
 import time
 
@@ -75,6 +76,15 @@ def test_an_error_comes_in_its_place_and_ends_the_work():
     assert set(begun) <= set(range(6))
 
 
+@pytest.fixture
+def interruptible():
+    """Lets an interrupt end the test, also where the tests run in the background, whose processes ignore interrupts."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_work():
     begun = []
 
