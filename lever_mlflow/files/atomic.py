@@ -8,6 +8,7 @@ writes into that folder.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from safetensors import SafetensorError
+
 from lever_mlflow.process_identity import left_behind, mark_of_this_process
 
 __all__ = ["build_folder", "own_temporary_files", "whole_file", "write_folder"]
 
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # tempfile and safetensors make files that only their owner can read
+_NUMBER_OF_SYSTEM = re.compile(r"\(os error (\d+)\)")  # in what safetensors says where the system cannot write
 
 
 @contextmanager
@@ -125,6 +129,11 @@ def _named(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+    except SafetensorError as error:
+        number = _NUMBER_OF_SYSTEM.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _finish(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -25,6 +26,8 @@ __all__ = ["AnswerCache", "Answers", "cached_answers", "merge_answers"]
 
 _CHUNK = 500  # keys in a SELECT, below SQLite's limit on variables
 _APPLICATION_ID = 0x4C455652  # "LEVR", marks the file as an answer cache of this project
+_PATIENCE = 60  # seconds to wait for another process that has locked the file
+_SMALLEST_FREE = 2**16  # bytes on a disk; SQLite's companions of the file begin with 32 kB
 _TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT"
 
 log = logging.getLogger(__name__)
@@ -119,7 +122,7 @@ class AnswerCache:
             raise self._unusable(error) from None
 
     def _connect(self) -> None:
-        connection = sqlite3.connect(self.path, timeout=60)
+        connection = sqlite3.connect(self.path, timeout=_PATIENCE)
         try:
             self._inode = self.path.stat().st_ino
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -157,9 +160,19 @@ class AnswerCache:
             raise self._unusable(error) from None
 
     def _unusable(self, error: Exception) -> DataError:
-        return DataError(
-            f"{self.path}: not usable as the answer cache ({error}); mend or remove it, or set {CACHE_DIR} to another folder"
-        )
+        return DataError(f"{self.path}: not usable as the answer cache ({error}); {_remedy(error, self.path.parent)}")
+
+
+def _remedy(error: Exception, folder: Path) -> str:
+    """Returns what to do about an error that is not the content's: it never is to remove answers, which took long to make."""
+    name = getattr(error, "sqlite_errorname", "")
+    elsewhere = f"or set {CACHE_DIR} to"
+    # on a full disk SQLite also fails to write its companions of the file, and calls that an error of input and output
+    if name == "SQLITE_FULL" or (name.startswith("SQLITE_IOERR") and shutil.disk_usage(folder).free < _SMALLEST_FREE):
+        return f"no space is left there: free some, {elsewhere} a folder on another disk"
+    if name.startswith("SQLITE_BUSY"):
+        return f"another process has locked it for {_PATIENCE} seconds: end that process, {elsewhere} another folder"
+    return f"allow this user to read and write there, {elsewhere} another folder"
 
 
 def _damaged(error: sqlite3.DatabaseError) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lever_mlflow.files import atomic
 from lever_mlflow.files.atomic import build_folder, whole_file, write_folder
@@ -196,4 +199,21 @@ def test_a_disk_that_fills_up_is_named(tmp_path):
         with pytest.raises(OSError, match="No space left on device") as error:
             write()
         assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_does_not_hold_tensors_is_named(tmp_path):
+    """safetensors raises an error of its own, which tells the system's number in its text alone."""
+
+    def fill(folder):
+        save_file({"weights": torch.zeros(100_000)}, folder / "tensors")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes of a file
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write_folder(tmp_path / "folder", fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "folder"))
     assert list(tmp_path.iterdir()) == []

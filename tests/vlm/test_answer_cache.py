@@ -8,7 +8,8 @@ import pytest
 from helpers.projects import ROOT
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.vlm.answer_cache import AnswerCache, cached_answers, merge_answers
+from lever_mlflow.vlm import answer_cache
+from lever_mlflow.vlm.answer_cache import AnswerCache, _remedy, cached_answers, merge_answers
 from lever_mlflow.vlm.prompt import Prompt
 
 
@@ -112,6 +113,32 @@ def test_a_place_that_cannot_hold_the_cache_is_named(tmp_path):
     (tmp_path / "a.sqlite").mkdir()
     with pytest.raises(DataError, match=r"a\.sqlite: not usable as the answer cache .*set LEVER_MLFLOW_CACHE"):
         AnswerCache(tmp_path / "a.sqlite")
+
+
+def test_a_full_disk_is_told_and_no_answers_are_to_be_removed(tmp_path, monkeypatch):
+    with AnswerCache(tmp_path / "a.sqlite") as cache:
+        cache.put([("1", "one")])
+        pages = cache._connection.execute("PRAGMA page_count").fetchone()[0]
+        cache._connection.execute(f"PRAGMA max_page_count={pages}")  # as if the disk had no page more
+        with pytest.raises(
+            DataError, match=r"disk is full.*: free some, or set LEVER_MLFLOW_CACHE to a folder"
+        ):
+            cache.put([(str(number), "x" * 1000) for number in range(100)])
+        assert cache.get(["1", "2"]) == {"1": "one"}
+    # what SQLite says where it cannot write beside its file on a full disk, as seen on a small one
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    assert _remedy(error, tmp_path).startswith("allow this user to read and write there")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    assert _remedy(error, tmp_path).startswith("no space is left there")
+
+
+def test_a_cache_that_another_process_keeps_locked_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_cache, "_PATIENCE", 0.1)
+    with AnswerCache(tmp_path / "a.sqlite") as cache, closing(sqlite3.connect(tmp_path / "a.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DataError, match=r"database is locked.*: end that process, or set LEVER_MLFLOW_CACHE"):
+            cache.put([("1", "one")])
 
 
 def test_modes(tmp_path):
