@@ -120,9 +120,7 @@ def test_a_full_disk_is_told_and_no_answers_are_to_be_removed(tmp_path, monkeypa
         cache.put([("1", "one")])
         pages = cache._connection.execute("PRAGMA page_count").fetchone()[0]
         cache._connection.execute(f"PRAGMA max_page_count={pages}")  # as if the disk had no page more
-        with pytest.raises(
-            DataError, match=r"disk is full.*: free some, or set LEVER_MLFLOW_CACHE to a folder"
-        ):
+        with pytest.raises(DataError, match=r"disk is full.*: free some, or set LEVER_MLFLOW_CACHE to a folder"):
             cache.put([(str(number), "x" * 1000) for number in range(100)])
         assert cache.get(["1", "2"]) == {"1": "one"}
     # what SQLite says where it cannot write beside its file on a full disk, as seen on a small one
