@@ -161,8 +161,8 @@ def test_what_a_killed_process_left_half_written_is_removed_by_the_next_one(tmp_
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(tempfile, "template", "tmp")
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
     assert len(list(target.iterdir())) == len(list(temporary.iterdir())) == 2
     mark = mark_of_this_process()
     *place, number, started, _ = mark.split("-")
