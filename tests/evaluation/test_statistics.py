@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, ttest_1samp
 
 from lever_mlflow.evaluation.statistics import (
+    detectable_difference,
     deviation_by_image,
-    difference_shown,
     holm,
     interval,
     mean_interval,
@@ -170,6 +170,6 @@ def test_questions_needed_by_hand_and_in_use():
 
 
 def test_the_difference_that_is_shown_is_the_inverse_of_the_questions_needed():
-    difference = difference_shown(800, 20.0, level=0.01)
+    difference = detectable_difference(800, 20.0, level=0.01)
     assert difference == pytest.approx((norm.isf(0.005) + norm.isf(0.2)) * 20 / 800**0.5)
     assert questions_needed(difference * 1.0001, 20.0, level=0.01) == 800

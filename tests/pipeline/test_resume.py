@@ -58,5 +58,5 @@ def test_what_killed_runs_of_a_step_left_is_removed_and_nothing_else(mlflow_stor
         run_ids[name] = client.create_run(client.get_experiment_by_name("test").experiment_id, tags=tags).info.run_id
         (unsent.folder.parent / run_ids[name] / "state-0001").mkdir(parents=True)
     with mlflow.start_run():
-        unsent.remove_those_left_by(step)
+        unsent.remove_interrupted(step)
     assert folders_beside(unsent) == sorted([FORMER, OTHER, OWN, run_ids["living"], run_ids["of another step"]])

@@ -6,7 +6,7 @@ import pytest
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import GrpoSettings, RceSettings
-from lever_mlflow.training.filters import filtered, left_by_filters, split_groups
+from lever_mlflow.training.filters import filter_summary, filtered, split_groups
 from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 
@@ -73,10 +73,10 @@ def test_filters_that_leave_nothing_or_name_no_method_are_refused():
 def test_what_filters_leave_is_said_of_the_training_queries():
     data = RLData(tuple(SOME), "digest", "pools", {}, {}, "x.json")
     train, _ = split_groups(SOME, 0.2, seed=0)
-    assert left_by_filters(data, RceSettings(), 0) == ""
+    assert filter_summary(data, RceSettings(), 0) == ""
     settings = RceSettings(filter_gen_methods=("beam",), val_share=0.2)
     groups, trials = ([g for g in train if g.query_id != 2], sum(t.gen_method == "beam" for g in train for t in g.trials))
     total = sum(len(group.trials) for group in train)
-    assert left_by_filters(data, settings, 0) == f"{len(groups)} of 3 training queries with {trials} of {total} trials"
+    assert filter_summary(data, settings, 0) == f"{len(groups)} of 3 training queries with {trials} of {total} trials"
     with pytest.raises(DataError, match=r"^x\.json: filter_gen_methods: no trial"):
-        left_by_filters(data, replace(settings, filter_gen_methods=("odd",)), 0)
+        filter_summary(data, replace(settings, filter_gen_methods=("odd",)), 0)

@@ -102,7 +102,7 @@ def test_the_client_has_no_limits_of_its_own(script):
 )
 def test_the_pause_that_a_server_asks_for(headers, seconds, monkeypatch):
     monkeypatch.setattr(server_requests, "time", lambda: 1_795_824_000.0)  # Sat, 28 Nov 2026 00:00:00 GMT
-    assert server_requests._asked_pause(headers) == seconds
+    assert server_requests._retry_after(headers) == seconds
 
 
 def newer_openai(body, number):
