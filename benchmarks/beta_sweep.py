@@ -155,7 +155,7 @@ class Sweep:
 
 def epoch_figures(metrics: Mapping[str, float]) -> dict[str, float]:
     """Returns the metrics of an epoch that are kept, rounded, and of GRPO the share of clipped trials."""
-    figures = {kept: round(metrics[name], 6) for name, kept in EPOCH_METRICS.items() if name in metrics}
+    figures = {field: round(metrics[name], 6) for name, field in EPOCH_METRICS.items() if name in metrics}
     if "train/clip_ratio_low" in metrics:
         figures["clip_fraction"] = round(metrics["train/clip_ratio_low"] + metrics["train/clip_ratio_high"], 6)
     return figures

@@ -28,16 +28,16 @@ BEST = 2  # epoch
 SAMPLE = 24  # cells that scipy is timed on
 
 
-def made_up(runs: int, questions: int) -> tuple[Results, dict[str, EvaluationRecords]]:
+def synthetic_results(runs: int, questions: int) -> tuple[Results, dict[str, EvaluationRecords]]:
     """Makes results with records of as many betas, which are multiples of 0.01."""
     rng = np.random.default_rng(0)
     common = rng.choice(ACCURACIES, questions)
-    made = [made_up_run(round(0.01 * i, 2), common, rng) for i in range(1, runs + 1)]
-    results = Results(unit="percent", runs=tuple(run for run, _ in made), complete=True)
-    return results, {run.run_id: records for run, records in made}
+    pairs = [synthetic_run(round(0.01 * i, 2), common, rng) for i in range(1, runs + 1)]
+    results = Results(unit="percent", runs=tuple(run for run, _ in pairs), complete=True)
+    return results, {run.run_id: records for run, records in pairs}
 
 
-def made_up_run(kl_beta: float, common: np.ndarray, rng: np.random.Generator) -> tuple[RunResult, EvaluationRecords]:
+def synthetic_run(kl_beta: float, common: np.ndarray, rng: np.random.Generator) -> tuple[RunResult, EvaluationRecords]:
     """Makes the results and records of one beta, whose accuracies differ from the common ones on a third of the questions."""
     questions = len(common)
     sizes = [questions // 8, questions // 4, questions // 2, questions]
@@ -122,7 +122,7 @@ def time_report(results: Results, records: dict[str, EvaluationRecords]) -> None
 @click.option("--questions", default=800, show_default=True, help="Number of questions of each run.")
 def main(runs: int, questions: int) -> None:
     """Times the statistics against scipy's, and the whole report."""
-    results, records = made_up(runs, questions)
+    results, records = synthetic_results(runs, questions)
     cells = differences(records, questions)
     ours, theirs = time_statistics(cells)
     print(f"interval and p-value of a cell of {questions} questions, ms ({len(cells)} cells; scipy on {len(cells[:SAMPLE])})")

@@ -293,8 +293,8 @@ def main(output: Path, plot: Path, shares: str, seeds: int, variants: str, n_que
         for variant in variants.split(",")
         if variant == "mixed" or 0 < float(share) < 100
     ]
-    done = {(row["share"], row["seed"], row["variant"]) for row in read_rows(output, n_queries)}
-    for share, seed, variant in tqdm([key for key in trainings if key not in done], "trainings", unit="run"):
+    measured = {(row["share"], row["seed"], row["variant"]) for row in read_rows(output, n_queries)}
+    for share, seed, variant in tqdm([key for key in trainings if key not in measured], "trainings", unit="run"):
         append_row(output, measure(bench, questions, share, seed, variant))
     frame = to_frame(read_rows(output, n_queries))
     draw(frame, plot)

@@ -220,16 +220,16 @@ def measurements(
         yield measure(vlm, plain, random_prompts(samples, shots, n_prompts), n_plain, repeats)
 
 
-def cells(found: Generation, rate: float) -> list[str]:
+def cells(measurement: Generation, rate: float) -> list[str]:
     """Returns a row of the table; ``rate`` is the attainable one."""
 
     def text(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
     return [
-        *(str(found.shots), f"{found.tokens:.0f}", f"{found.plain:.2f}", f"{found.ours:.2f}"),
-        *(f"{found.ours / found.plain:.1f}", text(found.alone, ".2f"), text(found.prefill, ".0%")),
-        *(text(found.tflops, ".3g"), "-" if found.tflops is None else f"{found.tflops / rate:.0%}"),
+        *(str(measurement.shots), f"{measurement.tokens:.0f}", f"{measurement.plain:.2f}", f"{measurement.ours:.2f}"),
+        *(f"{measurement.ours / measurement.plain:.1f}", text(measurement.alone, ".2f"), text(measurement.prefill, ".0%")),
+        *(text(measurement.tflops, ".3g"), "-" if measurement.tflops is None else f"{measurement.tflops / rate:.0%}"),
     ]
 
 
@@ -247,8 +247,8 @@ def main(size: str, n_prompts: int, n_plain: int, repeats: int) -> None:
     print(f"{size} on {device_name(device)}, attainable {rate:.3g} TFLOP/s\n\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     with tempfile.TemporaryDirectory() as temporary:
         vlm, samples = model_and_samples(Path(temporary), size, device)
-        for found in measurements(vlm, samples, n_prompts, n_plain, repeats):
-            print(f"| {' | '.join(cells(found, rate))} |", flush=True)
+        for measurement in measurements(vlm, samples, n_prompts, n_plain, repeats):
+            print(f"| {' | '.join(cells(measurement, rate))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -106,16 +106,16 @@ def generation(choices: Choices, folder: Path) -> Iterator[Figure]:
     prepared, encoded, tflops = image_rates(vlm, samples)
     yield Figure(part, "preparing images of 640x480 on the CPU", f"{prepared:.1f} images/s")
     yield Figure(part, "vision tower", f"{encoded:.1f} images/s, {tflops / rate:.0%} of attainable")
-    for found in measurements(vlm, samples, choices.prompts, choices.plain):
-        shots = f"{found.shots} shots, {found.tokens:.0f} tokens"
-        yield Figure(part, f"{shots}: prompts/s, plain prompts/s", f"{found.ours:.2f}, {found.plain:.2f}")
-        yield at_least(part, f"{shots}: times as fast as plain", found.ours / found.plain, TIMES_AS_FAST, ".1f")
-        if found.tflops is not None and found.prefill is not None:
-            yield at_least(part, f"{shots}: prefill, share of attainable", found.tflops / rate, OF_ATTAINABLE, ".0%")
-            yield Figure(part, f"{shots}: prefill, share of the time", f"{found.prefill:.0%}")
-        yield Figure(part, f"{shots}: answers equal to plain generation's", f"{found.equal:.0%}")
-        if found.peak is not None:
-            yield Figure(part, f"{shots}: peak memory of the GPU", f"{found.peak:.1f} GB")
+    for measurement in measurements(vlm, samples, choices.prompts, choices.plain):
+        shots = f"{measurement.shots} shots, {measurement.tokens:.0f} tokens"
+        yield Figure(part, f"{shots}: prompts/s, plain prompts/s", f"{measurement.ours:.2f}, {measurement.plain:.2f}")
+        yield at_least(part, f"{shots}: times as fast as plain", measurement.ours / measurement.plain, TIMES_AS_FAST, ".1f")
+        if measurement.tflops is not None and measurement.prefill is not None:
+            yield at_least(part, f"{shots}: prefill, share of attainable", measurement.tflops / rate, OF_ATTAINABLE, ".0%")
+            yield Figure(part, f"{shots}: prefill, share of the time", f"{measurement.prefill:.0%}")
+        yield Figure(part, f"{shots}: answers equal to plain generation's", f"{measurement.equal:.0%}")
+        if measurement.peak is not None:
+            yield Figure(part, f"{shots}: peak memory of the GPU", f"{measurement.peak:.1f} GB")
     if device == "cuda":
         yield from little_memory(vlm, random_prompts(samples, MAX_SHOTS, choices.prompts))
 
@@ -203,15 +203,15 @@ def records(choices: Choices, folder: Path) -> Iterator[Figure]:
     expected, seconds = experiment(folder / "cpu", "cpu", "float32")
     yield Figure(part, f"embedded default on the CPU, {len(expected.trials)} trials", f"{seconds:.0f} s")
     for dtype, targets in (("float32", True), ("bfloat16", False)):
-        found, seconds = experiment(folder / dtype, device, dtype)
+        result, seconds = experiment(folder / dtype, device, dtype)
         yield Figure(part, f"embedded default on {device} in {dtype}", f"{seconds:.0f} s")
-        shares = (("trials", same_trials(expected, found)), ("records", same_records(expected, found)))
+        shares = (("trials", same_trials(expected, result)), ("records", same_records(expected, result)))
         for what, share in shares:
-            named = f"{dtype}: the same {what} as on the CPU"
-            yield at_least(part, named, share, SAME, ".1%") if targets else Figure(part, named, f"{share:.1%}")
-        difference = abs(found.accuracy - expected.accuracy)
-        named = f"{dtype}: difference of mean accuracy, points"
-        yield at_most(part, named, difference, POINTS, ".2f") if targets else Figure(part, named, f"{difference:.2f}")
+            name = f"{dtype}: the same {what} as on the CPU"
+            yield at_least(part, name, share, SAME, ".1%") if targets else Figure(part, name, f"{share:.1%}")
+        difference = abs(result.accuracy - expected.accuracy)
+        name = f"{dtype}: difference of mean accuracy, points"
+        yield at_most(part, name, difference, POINTS, ".2f") if targets else Figure(part, name, f"{difference:.2f}")
 
 
 def processes(choices: Choices, folder: Path) -> Iterator[Figure]:

@@ -92,8 +92,8 @@ class Door(ABC):
         """Returns the door with its good inputs in a folder, all of which are taken."""
         door = cls(folder)
         for name, content in sorted(door.good.items()):
-            said = door.enter(name, content)
-            assert said[:1].islower(), f"{cls.name}, {name}: {said}"
+            outcome = door.enter(name, content)
+            assert outcome[:1].islower(), f"{cls.name}, {name}: {outcome}"
         return door
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Door(ABC):
     def enter(self, name: str, content: bytes) -> str:
         """Takes an input in and returns the outcome; raises the library's error, or Wrong."""
 
-    def written(self, name: str, content: bytes) -> Path:
+    def write(self, name: str, content: bytes) -> Path:
         """Writes an input to its file and returns its path."""
         path = self.folder / name
         path.write_bytes(content)
@@ -128,9 +128,9 @@ class RLDataDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Reads the file, and has every 25th one checked."""
-        right = test_fuzz.expected(content.removeprefix(b"\xef\xbb\xbf"))
+        right = test_fuzz.verdict_of(content.removeprefix(b"\xef\xbb\xbf"))
         try:
-            data = load_rl_data(self.written(name, content))
+            data = load_rl_data(self.write(name, content))
         except LeverError:
             if right != "refused":
                 raise Wrong(f"refused, and {right} by the independent reading") from None
@@ -159,7 +159,7 @@ class ResultsDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Reads the file, and reports every 25th one."""
-        results = read_results(self.written(name, content))
+        results = read_results(self.write(name, content))
         finite(results.to_json())
         return "results" if next(self.calls) % CHECKED else reported(results)
 
@@ -167,8 +167,8 @@ class ResultsDoor(Door):
 def reported(results: Results, **records: EvaluationRecords) -> str:
     """Writes all forms of the report, whose pages must not hold what is not escaped."""
     facts = comparing.compare(results, records, seed=0)
-    shown = [page.markdown(facts, "en"), page.html(facts, "en", {}), terminal.summary(facts, "en")]
-    if "<b>" in shown[0] or "<b>&" in shown[1] or any("\x1b" in text for text in shown[:2]):
+    pages = [page.markdown(facts, "en"), page.html(facts, "en", {}), terminal.summary(facts, "en")]
+    if "<b>" in pages[0] or "<b>&" in pages[1] or any("\x1b" in text for text in pages[:2]):
         raise Wrong("markup or control characters in a page")
     return "report"
 
@@ -185,11 +185,11 @@ class OkvqaDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Reads the split, and puts the good file back."""
-        self.written(name, content)
+        self.write(name, content)
         try:
             split = read_split(self.folder, "train")
         finally:
-            self.written(name, self.good[name])
+            self.write(name, self.good[name])
         describe(split.bad)
         if split.left_out + len(split.samples) < 1 or split_files(self.folder, "train").images != self.folder / "train2014":
             raise Wrong("questions got lost")
@@ -214,7 +214,7 @@ class ImageDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Decodes the file from disk and from memory, which must agree."""
-        image = read_image(self.written(name, content))
+        image = read_image(self.write(name, content))
         if image.mode != "RGB" or image.tobytes() != decode_image(content).tobytes():
             raise Wrong(f"mode {image.mode}, or other pixels in memory")
         return "image"
@@ -240,14 +240,14 @@ class CheckpointDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Loads what the file belongs to, asks a selector for picks, and puts the good file back."""
-        path = self.written(name, content)
+        path = self.write(name, content)
         try:
             if path.parent.name == "state":
                 load_state(path.parent)
                 return "state"
             selector = load_selector(path.parent if path.parent.name == "folder" else path)
         finally:
-            self.written(name, self.good[name])
+            self.write(name, self.good[name])
         if selector.config["feature_dim"] == 16 and not torch.isfinite(selector.greedy(self.query_BD, self.pool_BND, 2)).all():
             raise Wrong("picks that are not finite")
         return "selector"
@@ -273,11 +273,11 @@ class ConfigDoor(Door):
         for path in (DEFAULT_PROJECT_DIR / "gx" / "expectations").glob("*.json"):
             (expectations / path.name).write_bytes(path.read_bytes())
         self.read_all(expectations)
-        self.data = load_rl_data(self.written("rl.json", json.dumps(test_fuzz.GOOD["pools"]).encode()))
+        self.data = load_rl_data(self.write("rl.json", json.dumps(test_fuzz.GOOD["pools"]).encode()))
 
     def enter(self, name: str, content: bytes) -> str:
         """Reads the file; RL data are checked with every fourth suite."""
-        path = self.written(name, content)
+        path = self.write(name, content)
         if name == "config.yaml":
             read_config(str(path), self.commands)
             return "options"
@@ -288,7 +288,7 @@ class ConfigDoor(Door):
         try:
             finite(check(self.data, project_dir=self.folder).to_json())
         finally:
-            self.written(name, self.good[name])
+            self.write(name, self.good[name])
         return "verdict"
 
 
@@ -365,7 +365,7 @@ class RetrieverDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Loads the retriever, and puts the good file back."""
-        path = self.written(name, content)
+        path = self.write(name, content)
         try:
             retriever = load_retriever(self.folder / "retriever")
         finally:
@@ -392,10 +392,10 @@ class StoreDoor(Door):
         run_id = self.runs[0.12]
         version = self.client.get_model_version_by_alias(self.context.registered_name, beta_alias(0.12))
         self.version, tags = version.version, {"version": version.tags, "run": self.client.get_run(run_id).data.tags}
-        kept = {
+        files = {
             name: Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)).read_bytes() for name in FILES
         }
-        self.good = {**kept, "tags.json": json.dumps(tags).encode()}
+        self.good = {**files, "tags.json": json.dumps(tags).encode()}
 
     def registered(self, kl_beta: float, right: int) -> str:
         """Makes a version with an evaluation in which so many of 40 questions are right; returns its run."""
@@ -412,7 +412,7 @@ class StoreDoor(Door):
             records.write(self.folder / "records.parquet")
             mlflow.log_artifact(str(self.folder / "records.parquet"))
             mlflow.log_dict({"start": "rce epoch 4", "threads": "1"}, "facts.json")
-            data = load_rl_data(self.written("rl.json", json.dumps(test_fuzz.GOOD["pools"]).encode()))
+            data = load_rl_data(self.write("rl.json", json.dumps(test_fuzz.GOOD["pools"]).encode()))
             mlflow.log_dict(check(data).to_json(), "gate.json")
             mlflow.set_tags({"lever.step": "evaluate", "lever.key": "k", "lever.kl_beta": str(kl_beta)})
         name = self.context.registered_name
@@ -423,7 +423,7 @@ class StoreDoor(Door):
 
     def enter(self, name: str, content: bytes) -> str:
         """Changes an artifact or the tags, lists and promotes the version, compares both evaluations, and undoes the change."""
-        change = self.retagged if name == "tags.json" else partial(self.replaced, name)
+        change = self.set_tags if name == "tags.json" else partial(self.replaced, name)
         undo = self.good[name]
         if not change(content):
             return "mlflow"
@@ -465,12 +465,12 @@ class StoreDoor(Door):
         (self.folder / "artifacts" / self.runs[0.12] / "artifacts" / name).write_bytes(content)
         return True
 
-    def retagged(self, content: bytes) -> bool:
+    def set_tags(self, content: bytes) -> bool:
         """Sets the tags that the content names; returns whether MLflow takes them."""
         try:
             tags = json.loads(content)
-            given: Mapping[str, Any] = {**tags["version"]}
-            for tag, value in given.items():
+            version_tags: Mapping[str, Any] = {**tags["version"]}
+            for tag, value in version_tags.items():
                 self.client.set_model_version_tag(self.context.registered_name, self.version, tag, str(value))
             for tag, value in {**tags["run"]}.items():
                 self.client.set_tag(self.runs[0.12], tag, str(value))

@@ -77,10 +77,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def change_value(rng: random.Random, content: Any) -> None:
     """Replaces, deletes, repeats or renames a value somewhere in JSON, or replaces it everywhere."""
-    known = list(places(content))
-    if not known:
+    paths = list(places(content))
+    if not paths:
         return
-    path = rng.choice(known)
+    path = rng.choice(paths)
     parent = content
     for part in path[:-1]:
         parent = parent[part]
@@ -93,7 +93,7 @@ def change_value(rng: random.Random, content: Any) -> None:
         parent[rng.choice(["", "0", "007", "-1", "²", "pointer", "\x1b[2J", "__class__", "x" * 300])] = parent.pop(path[-1])
     elif kind == "everywhere":
         odd = rng.choice(ODD)
-        for other in known:
+        for other in paths:
             if other[-1] == path[-1]:
                 replace(content, other, odd)
     elif kind == "nest":
@@ -172,7 +172,7 @@ def outcome(door: Door, name: str, content: bytes) -> str:
     """Returns what comes of a file's content: ``answer``, the class of an error, or ``FAULT`` with its reason."""
     try:
         with limited(LIMIT):
-            said = door.enter(name, content)
+            answer = door.enter(name, content)
     except LeverError as error:
         line = " ".join(str(error).split())
         return type(error).__name__ if 10 < len(line) < LONGEST else f"FAULT: an error of {len(line)} characters"
@@ -187,7 +187,7 @@ def outcome(door: Door, name: str, content: bytes) -> str:
         return f"FAULT: {type(error).__name__} at {place}: {str(error)[:150]!r}"
     if door.strict and name.endswith(".json") and not is_strict_json(content):
         return "FAULT: no valid JSON, and taken all the same"
-    return said
+    return answer
 
 
 def tried(door: Door, number: int, seed: int) -> str:
@@ -201,8 +201,8 @@ def table(counts: Mapping[str, Counter[str]]) -> str:
     """Writes a row for each door: how many inputs came to what."""
     lines = ["| door | inputs | answers | errors of one line | faults |", "|---|---:|---:|---:|---:|"]
     for name, count in counts.items():
-        faults = sum(number for said, number in count.items() if said.startswith("FAULT"))
-        answers = sum(number for said, number in count.items() if said[:1].islower())
+        faults = sum(number for result, number in count.items() if result.startswith("FAULT"))
+        answers = sum(number for result, number in count.items() if result[:1].islower())
         lines.append(f"| {name} | {count.total()} | {answers} | {count.total() - answers - faults} | {faults} |")
     return "\n".join(lines)
 
@@ -219,18 +219,18 @@ def main(number: int, only_door: str | None, seed: int, only: int | None) -> Non
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    chosen = [door for door in DOORS if only_door in (None, door.name)]
+    doors = [door for door in DOORS if only_door in (None, door.name)]
     counts: dict[str, Counter[str]] = {}
-    total = sum(door.share for door in chosen)
+    total = sum(door.share for door in doors)
     with tempfile.TemporaryDirectory() as temporary:
-        for make in chosen:
+        for make in doors:
             door, started, count = make.opened(Path(temporary) / make.name), time.perf_counter(), Counter[str]()
             numbers = range(round(number * make.share / total)) if only is None else [only]
             for position in numbers:
-                said = tried(door, position, seed)
-                count["FAULT" if said.startswith("FAULT") else said] += 1
-                if said.startswith("FAULT"):
-                    print(f"--door {door.name} --seed {seed} --only {position}: {said}", flush=True)
+                result = tried(door, position, seed)
+                count["FAULT" if result.startswith("FAULT") else result] += 1
+                if result.startswith("FAULT"):
+                    print(f"--door {door.name} --seed {seed} --only {position}: {result}", flush=True)
             counts[door.name] = count
             seconds, memory = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
             print(f"{door.name}: {dict(count)}, {seconds:.0f} s, {memory:.0f} MB at most so far", flush=True)

@@ -49,8 +49,8 @@ class Cases:
         folder = self.folder / name
         (folder / "store").mkdir(parents=True, exist_ok=True)
         shutil.copy(self.database, folder / "store" / "mlflow.db")
-        left = () if answers else ("answers*",)
-        shutil.copytree(self.cache, folder / "cache", ignore=shutil.ignore_patterns(*left), dirs_exist_ok=True)
+        ignored = () if answers else ("answers*",)
+        shutil.copytree(self.cache, folder / "cache", ignore=shutil.ignore_patterns(*ignored), dirs_exist_ok=True)
         return World(folder, **attributes)
 
     def compared_with(self, undisturbed: Mapping[str, Any]) -> Cases:
@@ -101,18 +101,18 @@ class Cases:
             faults.append(f"other results: {', '.join(differing)}")
         if results.states.get("RUNNING"):
             faults.append("a run stays RUNNING")
-        return Row(case, stage, told(ended), shown(between), afterwards, "; ".join(faults))
+        return Row(case, stage, ending(ended), counts_by_state(between), afterwards, "; ".join(faults))
 
 
-def told(ended: Ended) -> str:
+def ending(ended: Ended) -> str:
     """Says how a command ended, with the line that its user saw."""
     if ended.code == 0:
         return "goes on"
-    said = " ".join(ended.lines) or " ".join(ended.errors[-200:].split())
-    return f"exit {ended.code}: {said}"
+    message = " ".join(ended.lines) or " ".join(ended.errors[-200:].split())
+    return f"exit {ended.code}: {message}"
 
 
-def shown(states: Mapping[str, int]) -> str:
+def counts_by_state(states: Mapping[str, int]) -> str:
     """Says how many runs are in which state."""
     return ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
 

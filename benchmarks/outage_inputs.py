@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.outage_cases import Cases, Row, fault_of, shown, told
+from benchmarks.outage_cases import Cases, Row, counts_by_state, ending, fault_of
 from benchmarks.outage_world import World, tags_of_newest
 from tests.helpers.small_data import write_okvqa_split
 
@@ -37,8 +37,8 @@ def rl_data(cases: Cases) -> Iterator[Row]:
         first = digest_after(world, name, run)
         edit(file)
         ended = run()
-        known = tags_of_newest(world, name)
-        changed = known.get("lever.rl_data_digest") != first
+        tags = tags_of_newest(world, name)
+        changed = tags.get("lever.rl_data_digest") != first
         yield plain(world, "RL data edited between two steps", name, ended, "" if changed else "the digest is the former one")
         by_run = {"rl_data": tags_of_newest(world, name)["run_id"], **options, **_GATE}
         edit(file)
@@ -63,7 +63,7 @@ def digest_after(world: World, name: str, run: Callable[[], Any]) -> str:
 def plain(world: World, case: str, stage: str, ended: Any, wrong: str) -> Row:
     """Makes a row of a command that is not repeated."""
     faults = [*fault_of(ended, None), *([wrong] if wrong else [])]
-    return Row(case, stage, told(ended), shown(world.results().states), "-", "; ".join(faults))
+    return Row(case, stage, ending(ended), counts_by_state(world.results().states), "-", "; ".join(faults))
 
 
 def edit(file: Path) -> None:
@@ -83,14 +83,14 @@ def images(cases: Cases) -> Iterator[Row]:
     calm = data_world(cases, "images-calm", options)
     ended = calm.main()
     assert ended.code == 0, ended.errors
-    own = cases.compared_with(calm.results().values)
+    compared = cases.compared_with(calm.results().values)
     for what, split in (("deleted", "val"), ("replaced", "val"), ("replaced", "train")):
         for stage in {"rollout", "baselines", "evaluate"} & set(cases.stages):
             world = data_world(cases, f"images-{what}-{split}-{stage}", options)
             folder = world.part("work") / "data" / f"{split}2014"
             away = folder.with_name("away")
             strike = partial(take_away if what == "deleted" else replace_all, folder, away)
-            yield own.disturbed(f"{split} images {what}", stage, world, strike, partial(bring_back, folder, away))
+            yield compared.disturbed(f"{split} images {what}", stage, world, strike, partial(bring_back, folder, away))
 
 
 def data_world(cases: Cases, name: str, options: dict[str, str]) -> World:

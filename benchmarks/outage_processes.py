@@ -118,8 +118,8 @@ def _shell(world: World, script: str) -> Ended:
     """Runs a script in bash in a world; the exit code is that of the first part of its last pipe."""
     environment = {**variables(world.folder, world.uri), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     line, started = f"{script}\nexit ${{PIPESTATUS[0]}}", time.monotonic()
-    done = subprocess.run(["bash", "-c", line], env=environment, cwd=world.part("work"), capture_output=True, text=True)
-    return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+    process = subprocess.run(["bash", "-c", line], env=environment, cwd=world.part("work"), capture_output=True, text=True)
+    return Ended(process.returncode, process.stdout, process.stderr, time.monotonic() - started)
 
 
 def newer_schema(cases: Cases) -> Iterator[Row]:
@@ -134,10 +134,10 @@ def newer_schema(cases: Cases) -> Iterator[Row]:
     for stage in cases.stages[:1]:
         world = cases.world(f"schema-{stage}")
         database = world.part("store") / "mlflow.db"
-        kept = shutil.copy(database, world.folder / "kept.db")
+        former = shutil.copy(database, world.folder / "kept.db")
         upgrade(world, "ffffffffffff")
         ended = world.main()
-        shutil.copy(kept, database)
+        shutil.copy(former, database)
         yield plain(world, "database of a newer MLflow", "start", ended, "" if ended.code else "went on")
 
 

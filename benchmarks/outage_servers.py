@@ -102,11 +102,11 @@ def vlm_server(cases: Cases) -> Iterator[Row]:
         calm = cases.world("vlm-calm", answers=False, options=options)
         ended = calm.main(before=server.script.socket.close)
         assert ended.code == 0, ended.errors
-        own = cases.compared_with(calm.results().values)
+        compared = cases.compared_with(calm.results().values)
         for stage in {"rollout", "baselines", "evaluate"} & set(cases.stages):
             world = cases.world(f"vlm-{stage}", answers=False, options=options)
             leave = server.script.socket.close  # the fork holds the port open otherwise
-            yield own.disturbed(
+            yield compared.disturbed(
                 f"VLM server away for {_RESTART:.0f} s",
                 stage,
                 world,
@@ -126,21 +126,21 @@ def second_server(cases: Cases) -> Iterator[Row]:
         other.start()
         try:
             fork = get_context("fork")  # no thread, as commands are forks of this process
-            done = fork.Event()
-            writer = fork.Process(target=write_until, args=(other.uri, done), daemon=True)
+            end = fork.Event()
+            writer = fork.Process(target=write_until, args=(other.uri, end), daemon=True)
             writer.start()
-            yield cases.disturbed("two tracking servers on one database", "rce", world, lambda: None, done.set, goes_on=True)
+            yield cases.disturbed("two tracking servers on one database", "rce", world, lambda: None, end.set, goes_on=True)
             writer.join()
         finally:
             other.kill()
 
 
-def write_until(uri: str, done: Event) -> None:
+def write_until(uri: str, end: Event) -> None:
     """Logs in an experiment of its own until it is told to end."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("another"))
-    while not done.wait(0.02):
+    while not end.wait(0.02):
         client.log_metric(run.info.run_id, "value", 1.0)
     client.set_terminated(run.info.run_id)

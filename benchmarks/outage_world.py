@@ -257,8 +257,8 @@ def _wait(process: int, struck: Path, after: tuple[float, Callable[[], object]] 
     """Waits for a fork, and calls what is to be called some time after the strike; returns the exit code."""
     deadline, due = time.monotonic() + LIMIT, 0.0
     while True:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
             return os.waitstatus_to_exitcode(status)
         now = time.monotonic()
         if after is not None and not due and struck.exists():
@@ -319,13 +319,13 @@ def _read_tags(uri: str, step: str) -> dict[str, str]:
 
     client = MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    wanted = f"tags.`lever.step` = '{step}' and attributes.status = 'FINISHED'"
-    run = client.search_runs(experiments, wanted, order_by=["attributes.start_time DESC"], max_results=1)[0]
+    filter_string = f"tags.`lever.step` = '{step}' and attributes.status = 'FINISHED'"
+    run = client.search_runs(experiments, filter_string, order_by=["attributes.start_time DESC"], max_results=1)[0]
     return {**run.data.tags, "run_id": run.info.run_id}
 
 
 def shell(*command: object) -> None:
     """Runs a program, and raises an error with what it said where it fails."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{command}: {done.stderr.strip()}")
+    process = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise click.ClickException(f"{command}: {process.stderr.strip()}")

@@ -121,9 +121,9 @@ def threads() -> Iterator[Figure]:
 
 def comparison() -> Iterator[Figure]:
     """Yields how fast the statistics of a comparison are beside scipy's."""
-    from benchmarks.comparison import differences, made_up, time_statistics
+    from benchmarks.comparison import differences, synthetic_results, time_statistics
 
-    _, records = made_up(runs=10, questions=800)
+    _, records = synthetic_results(runs=10, questions=800)
     ours, scipy = time_statistics(differences(records, 800))
     yield at_least("comparison", "interval and p-value, times as fast as scipy cell by cell", scipy / ours, 50, ".0f")
 
@@ -147,8 +147,8 @@ def serving() -> Iterator[Figure]:
     """Yields what requests cost in their forms, and what many clients get, from a server with one thread of OpenMP."""
     os.environ["OMP_NUM_THREADS"] = "1"  # as docs/serving.md advises for single questions; the server takes it over
     from benchmarks.serving import FEATURES, IMAGES, rows_of
-    from benchmarks.serving_forms import AS_TEXT, BASE64, HERE, LISTS, ROOT, ROWS, feature_rows, measured, started
-    from benchmarks.serving_load import loaded
+    from benchmarks.serving_forms import AS_TEXT, BASE64, HERE, LISTS, ROOT, ROWS, feature_rows, started, times_by_server
+    from benchmarks.serving_load import load_test
     from lever_mlflow.files.cache_dir import default_cache_dir
     from lever_mlflow.pipeline.resources import Resources
 
@@ -156,9 +156,11 @@ def serving() -> Iterator[Figure]:
     rows, kinds = feature_rows(resources.features("val"), ROWS), rows_of(resources, 30)
     with started({HERE: ROOT}) as servers:
         images = [AS_TEXT.body([row]) for row in kinds[IMAGES]]
-        one = measured(servers, AS_TEXT, images, kept=True, rounds=5)[HERE]
+        one = times_by_server(servers, AS_TEXT, images, keep_alive=True, rounds=5)[HERE]
         yield at_most(part, "one question and image, p50 in ms", float(statistics.median(one.milliseconds)), 6.0, ".1f")
-        by_form = {form: measured(servers, form, [form.body(rows)], kept=True, rounds=5)[HERE] for form in (LISTS, BASE64)}
+        by_form = {
+            form: times_by_server(servers, form, [form.body(rows)], keep_alive=True, rounds=5)[HERE] for form in (LISTS, BASE64)
+        }
         for form, times in by_form.items():
             what = f"{ROWS:,} rows of features as {form.name}, p50 in s"
             yield at_most(part, what, statistics.median(times.milliseconds) / 1e3, 0.7, ".2f")
@@ -166,7 +168,7 @@ def serving() -> Iterator[Figure]:
         yield at_most(part, f"{ROWS:,} rows as base64: processor time, times that of lists", ratio, 0.4, ".2f")
         for kind in (FEATURES, IMAGES):
             bodies = [AS_TEXT.body([row]) for row in kinds[kind]]
-            alone, many = (loaded(servers[HERE], bodies, [], 0, clients, 15) for clients in (1, 64))
+            alone, many = (load_test(servers[HERE], bodies, [], 0, clients, 15) for clients in (1, 64))
             what = f"64 clients, {kind}: requests per second, times those of one client"
             yield at_least(part, what, many.rate / alone.rate, 0.9, ".2f")
             growth = many.memory[-1] / many.memory[-2]

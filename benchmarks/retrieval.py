@@ -60,7 +60,7 @@ class Search(NamedTuple):
     peak: float
 
 
-def measured(search: Callable[[np.ndarray, np.ndarray], np.ndarray], *inputs: np.ndarray) -> Search:
+def measurement(search: Callable[[np.ndarray, np.ndarray], np.ndarray], *inputs: np.ndarray) -> Search:
     """Runs a search."""
     tracemalloc.start()
     started = time.perf_counter()
@@ -75,7 +75,7 @@ def compare(items: int, queries: int) -> tuple[Search, Search]:
     with tempfile.TemporaryDirectory() as folder:
         items_SD = make_items(Path(folder) / "items.npy", items)
         queries_QD = np.array(items_SD[:queries])
-        expected, actual = measured(plain, queries_QD, items_SD), measured(exact, queries_QD, items_SD)
+        expected, actual = measurement(plain, queries_QD, items_SD), measurement(exact, queries_QD, items_SD)
     assert np.array_equal(actual.items_QK, expected.items_QK), "the sides find different items"
     return expected, actual
 
@@ -88,8 +88,8 @@ def main(items: int, queries: int) -> None:
     expected, actual = compare(items, queries)
     print(f"{items:,} items of {DIM}, {queries} queries, {K} nearest each\n")
     print("| side | seconds | times as fast | peak memory, GB |\n|---|---|---|---|")
-    for side, found in (("plain", expected), ("nearest", actual)):
-        print(f"| {side} | {found.seconds:.1f} | {expected.seconds / found.seconds:.1f} | {found.peak:.2f} |")
+    for side, search in (("plain", expected), ("nearest", actual)):
+        print(f"| {side} | {search.seconds:.1f} | {expected.seconds / search.seconds:.1f} | {search.peak:.2f} |")
 
 
 if __name__ == "__main__":

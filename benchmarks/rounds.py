@@ -167,15 +167,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def measure(experiment: Experiment, path: Path, names: Sequence[str], seeds: int) -> None:
     """Runs what the file does not hold yet."""
-    done = {(row["sampler"], row.get("variant"), row.get("seed")) for row in read(path)}
+    measured = {(row["sampler"], row.get("variant"), row.get("seed")) for row in read(path)}
     for name in names:
         variant = VARIANTS[name]
-        if (variant.sampler, None, None) not in done:
+        if (variant.sampler, None, None) not in measured:
             for row in experiment.baselines(variant.sampler):
                 append_row(path, {"sampler": variant.sampler, **row})
-            done.add((variant.sampler, None, None))
+            measured.add((variant.sampler, None, None))
         for seed in range(seeds):
-            if (variant.sampler, name, seed) in done:
+            if (variant.sampler, name, seed) in measured:
                 continue
             rows = [
                 {
@@ -209,15 +209,15 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the tables in Markdown: baselines, the stages of each variant, and the registered epoch of each seed."""
     for sampler in dict.fromkeys(row["sampler"] for row in rows):
         baselines = {row["policy"]: percent([row])[0] for row in rows if row["sampler"] == sampler and "policy" in row}
-        shown = {policy: values for policy, values in baselines.items() if policy != ZERO_SHOT}
-        best = {k: max(shown, key=lambda policy: round(shown[policy][i].mean(), 9)) for i, k in enumerate(SHOTS)}
+        similarity = {policy: values for policy, values in baselines.items() if policy != ZERO_SHOT}
+        best = {k: max(similarity, key=lambda policy: round(similarity[policy][i].mean(), 9)) for i, k in enumerate(SHOTS)}
         print(f"\n## {sampler}\n\n| baseline | {' | '.join(f'{k} shots' for k in SHOTS)} |\n|---|{'---|' * len(SHOTS)}")
-        for policy, values in shown.items():
+        for policy, values in similarity.items():
             cells = [
                 f"{'**' * (best[k] == policy)}{values[i].mean():.2f}{'**' * (best[k] == policy)}" for i, k in enumerate(SHOTS)
             ]
             print(f"| {policy} | {' | '.join(cells)} |")
-        strongest = np.stack([shown[best[k]][i] for i, k in enumerate(SHOTS)])
+        strongest = np.stack([similarity[best[k]][i] for i, k in enumerate(SHOTS)])
         trained = [row for row in rows if row["sampler"] == sampler and "variant" in row]
         for name in dict.fromkeys(row["variant"] for row in trained):
             of_variant = [row for row in trained if row["variant"] == name]

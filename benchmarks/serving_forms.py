@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.serving import FEATURES, IMAGES, Server, rows_of, served, temporary_store, timed
-from benchmarks.serving_load import loaded
+from benchmarks.serving_load import load_test
 from lever_mlflow.data.features import FeatureTable
 from lever_mlflow.files.cache_dir import default_cache_dir
 from lever_mlflow.pipeline.resources import Resources
@@ -83,8 +83,8 @@ AS_TEXT = Form(IMAGES, JSON, partial(as_json, lambda value: value))
 class Connection:
     """Sends requests to a server, over one connection or over a new one for each."""
 
-    def __init__(self, server: Server, content_type: str, kept: bool) -> None:
-        self._kept, self._type = kept, content_type
+    def __init__(self, server: Server, content_type: str, keep_alive: bool) -> None:
+        self._keep_alive, self._type = keep_alive, content_type
         self._connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
 
     def post(self, body: bytes) -> int:
@@ -92,7 +92,7 @@ class Connection:
         self._connection.request("POST", "/invocations", body, {"Content-Type": self._type})
         reply = self._connection.getresponse()
         reply.read()
-        if not self._kept:
+        if not self._keep_alive:
             self._connection.close()
         return reply.status
 
@@ -104,18 +104,20 @@ class Times(NamedTuple):
     processor: float
 
 
-def measured(servers: Mapping[str, Server], form: Form, bodies: Sequence[bytes], kept: bool, rounds: int) -> dict[str, Times]:
+def times_by_server(
+    servers: Mapping[str, Server], form: Form, bodies: Sequence[bytes], keep_alive: bool, rounds: int
+) -> dict[str, Times]:
     """Sends all requests so many times to each server that takes the form, the servers in turn."""
     times: dict[str, list[np.ndarray]] = {}
     processor = dict.fromkeys(servers, 0.0)
     for number in range(rounds + 1):
         for name, server in servers.items():
-            connection = Connection(server, form.content_type, kept)
+            connection = Connection(server, form.content_type, keep_alive)
             if connection.post(bodies[0]) != 200:
                 continue
-            before, taken = server.processor_time(), timed(connection.post, bodies)
+            before, times_of_bodies = server.processor_time(), timed(connection.post, bodies)
             if number:  # the first round warms up
-                times.setdefault(name, []).append(taken)
+                times.setdefault(name, []).append(times_of_bodies)
                 processor[name] += server.processor_time() - before
     return {name: Times(np.concatenate(t), 1e3 * processor[name] / (rounds * len(bodies))) for name, t in times.items()}
 
@@ -148,16 +150,16 @@ def print_forms(servers: Mapping[str, Server], resources: Resources) -> None:
     """Measures and prints the tables of one row and of many rows."""
     rows, images = feature_rows(resources.features("val"), ROWS), rows_of(resources, REQUESTS)[IMAGES]
     head = "size, kB | server of | p50, ms | p95, ms | processor, ms | this / other |\n|---|---:|---|---:|---:|---:|---:|"
-    for kept in (True, False):
-        print(f"\n| one row, {'one connection' if kept else 'a new connection each'} | {head}", flush=True)
+    for keep_alive in (True, False):
+        print(f"\n| one row, {'one connection' if keep_alive else 'a new connection each'} | {head}", flush=True)
         for form in (AS_TEXT, *FORMS):
             bodies = [form.body([row]) for row in (images if form is AS_TEXT else rows[:REQUESTS])]
-            for line in lines(form.name, len(bodies[0]), measured(servers, form, bodies, kept, ROUNDS)):
+            for line in lines(form.name, len(bodies[0]), times_by_server(servers, form, bodies, keep_alive, ROUNDS)):
                 print(line, flush=True)
     print(f"\n| {ROWS:,} rows of features | {head}", flush=True)
     for form in FORMS:
         body = form.body(rows)
-        for line in lines(form.name, len(body), measured(servers, form, [body], kept=True, rounds=BATCHES)):
+        for line in lines(form.name, len(body), times_by_server(servers, form, [body], keep_alive=True, rounds=BATCHES)):
             print(line, flush=True)
 
 
@@ -169,7 +171,7 @@ def print_load(servers: Mapping[str, Server], resources: Resources, clients: int
     for kind in (FEATURES, IMAGES):
         bodies = [AS_TEXT.body([row]) for row in rows[kind]]
         for side, server in servers.items():
-            print(f"| {kind} | {side} | {loaded(server, bodies, [], 0, clients, seconds).row()} |", flush=True)
+            print(f"| {kind} | {side} | {load_test(server, bodies, [], 0, clients, seconds).row()} |", flush=True)
 
 
 @contextmanager

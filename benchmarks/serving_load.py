@@ -65,7 +65,7 @@ class Load(NamedTuple):
     def row(self) -> str:
         """Writes a row of the table: good and hostile requests, requests in a second, median and 99th percentile, memory."""
         p50, p99 = np.percentile(self.times, [50, 99])
-        good, hostile = (sum(n for (kind, _), n in self.statuses.items() if kind is wanted) for wanted in (True, False))
+        good, hostile = (sum(n for (kind, _), n in self.statuses.items() if kind is is_good) for is_good in (True, False))
         memory = ", ".join(f"{megabytes:.0f}" for megabytes in self.memory)
         return f"{good:,} | {hostile:,} | {self.rate:.0f} | {p50:.1f} | {p99:.1f} | {memory}"
 
@@ -133,7 +133,9 @@ def send(url: str, body: bytes) -> tuple[int, str]:
         return 0, str(error)
 
 
-def loaded(server: Server, good: Sequence[bytes], hostile: Sequence[bytes], share: float, clients: int, seconds: float) -> Load:
+def load_test(
+    server: Server, good: Sequence[bytes], hostile: Sequence[bytes], share: float, clients: int, seconds: float
+) -> Load:
     """Sends requests from so many clients for so many seconds; ``share`` of them are hostile."""
     started, lock = time.perf_counter(), threading.Lock()
     load = Load([], Counter(), [], [server.memory()], seconds)
@@ -198,7 +200,7 @@ def main(clients: int, seconds: int, share: float) -> None:
                     check_alone(server, hostile)
                 for count in (1, clients):
                     loads.append(
-                        loaded(server, bodies_of(rows[kind]), hostile, share, count, seconds / (1 if count > 1 else 4))
+                        load_test(server, bodies_of(rows[kind]), hostile, share, count, seconds / (1 if count > 1 else 4))
                     )
                     print(f"| {kind} | {count} | {loads[-1].row()} |", flush=True)
     for load in loads:

@@ -39,9 +39,11 @@ COMMANDS = {
 def processor_time(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> float:
     """Runs a command to its end, and returns the seconds of processor time that it and its children took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    process = subprocess.run(
+        command, env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True, check=False
+    )
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(command)}: {process.stderr[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -51,17 +51,17 @@ def other_work(burners: int) -> Iterator[None]:
             process.wait()
 
 
-def measured(way: str, queries: int) -> dict[str, Any]:
+def figures_of_process(way: str, queries: int) -> dict[str, Any]:
     """Returns what a process of its own prints: seconds and digest of the weights by training, such as ``GRPO seconds``."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, "-m", "benchmarks.threads", "--queries", str(queries), "--measure"]
     output = subprocess.run(command, env={**environment, **WAYS[way]}, stdout=subprocess.PIPE, check=True).stdout
-    found: dict[str, Any] = json.loads(output)
-    return found
+    figures: dict[str, Any] = json.loads(output)
+    return figures
 
 
 def measure(queries: int) -> dict[str, Any]:
-    """Trains an epoch of RCE and one of GRPO in this process, and returns what ``measured`` reads."""
+    """Trains an epoch of RCE and one of GRPO in this process, and returns what ``figures_of_process`` reads."""
     import torch
 
     from benchmarks.training import DIM, GRPO, RCE, SEED, make_data, make_features
@@ -71,7 +71,7 @@ def measure(queries: int) -> dict[str, Any]:
     from lever_mlflow.training.rce import train_rce
 
     data = make_data(queries + 1)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     torch.manual_seed(SEED)
     start = PointerSelector(feature_dim=DIM).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,8 +80,11 @@ def measure(queries: int) -> dict[str, Any]:
         epochs = train_rce(data, features_SD, RCE, seed=SEED), train_grpo(start, data, features_SD, grpo, seed=SEED)
         for name, (epoch,) in zip(TRAININGS, epochs, strict=True):
             weights = b"".join(tensor.numpy().tobytes() for tensor in epoch.state.weights.values())
-            found |= {f"{name} seconds": epoch.metrics["train/seconds"], f"{name} digest": hashlib.sha256(weights).hexdigest()}
-    return found
+            figures |= {
+                f"{name} seconds": epoch.metrics["train/seconds"],
+                f"{name} digest": hashlib.sha256(weights).hexdigest(),
+            }
+    return figures
 
 
 def epoch_seconds(burners: int, queries: int, repeats: int) -> dict[str, dict[str, list[float]]]:
@@ -91,12 +94,12 @@ def epoch_seconds(burners: int, queries: int, repeats: int) -> dict[str, dict[st
     with other_work(burners):
         for _ in range(repeats):
             for way in WAYS:
-                found = measured(way, queries)
+                figures = figures_of_process(way, queries)
                 for training in TRAININGS:
-                    seconds[way][training].append(found[f"{training} seconds"])
+                    seconds[way][training].append(figures[f"{training} seconds"])
                     if way != ONE:
-                        digests[training].add(found[f"{training} digest"])
-    assert all(len(found) == 1 for found in digests.values()), f"weights differ: {dict(digests)}"
+                        digests[training].add(figures[f"{training} digest"])
+    assert all(len(figures) == 1 for figures in digests.values()), f"weights differ: {dict(digests)}"
     return seconds
 
 

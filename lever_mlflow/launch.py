@@ -48,18 +48,18 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
     Raises:
         ParameterError: it describes one in part only, as variables of an earlier launch do, or with values that cannot be.
     """
-    given = {name: _first_given(environment, names) for name, names in _VARIABLES.items()}
-    size, local = given[_SIZE], given[_LOCAL_RANK]
+    variables = {name: _first_variable(environment, names) for name, names in _VARIABLES.items()}
+    size, local = variables[_SIZE], variables[_LOCAL_RANK]
     if local is None and (size is None or size[1].strip() in ("0", "1")):
         return None
-    missing = [name for name, variable in given.items() if variable is None]
-    named = ", ".join(f"{variable[0]}={variable[1]}" for variable in given.values() if variable)
+    missing = [name for name, variable in variables.items() if variable is None]
+    named = ", ".join(f"{variable[0]}={variable[1]}" for variable in variables.values() if variable)
     if missing:
         raise ParameterError(f"{named}, as in a launch of several processes, but without {', '.join(missing)}; {REMEDY}")
-    numbers = {name: _number(*variable) for name, variable in given.items() if variable and name != _ADDRESS}
+    numbers = {name: _number(*variable) for name, variable in variables.items() if variable and name != _ADDRESS}
     if not 0 <= numbers[_RANK] < numbers[_SIZE] or numbers[_LOCAL_RANK] >= numbers[_SIZE] or numbers[_PORT] > 65535:
         raise ParameterError(f"{named}: there is no such launch; {REMEDY}")
-    address = given[_ADDRESS]
+    address = variables[_ADDRESS]
     assert address is not None, "nothing is missing"
     return Launch(numbers[_RANK], numbers[_SIZE], f"{address[1]}:{numbers[_PORT]}")
 
@@ -72,7 +72,7 @@ def check_switches(environment: Mapping[str, str]) -> None:
             raise ParameterError(f"{name}={value}: trainings here know no such thing; unset it, or set it to {usual}")
 
 
-def _first_given(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:
+def _first_variable(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:
     """Returns name and value of the first of these variables that is set."""
     return next(((name, environment[name]) for name in names if environment.get(name, "").strip()), None)
 

@@ -14,7 +14,7 @@ import socket
 from functools import cache
 from pathlib import Path
 
-__all__ = ["is_there", "left_behind", "mark_of_this_process", "this_process"]
+__all__ = ["is_leftover", "is_there", "mark_of_this_process", "this_process"]
 
 _OF_MACHINE = "pid:[4026531836]"  # PID namespace outside of all containers (PROC_PID_INIT_INO in Linux)
 _STATE, _START = 0, 19  # of the fields of /proc/<pid>/stat that follow the name: proc_pid_stat(5) counts them as 3 and 22
@@ -44,11 +44,11 @@ def is_there(process: str) -> bool | None:
 
 
 def mark_of_this_process() -> str:
-    """Returns what the names of this process' temporary files hold, by which ``left_behind`` recognises them."""
+    """Returns what the names of this process' temporary files hold, by which ``is_leftover`` recognises them."""
     return f"lever-mlflow-{_digest_of_place()}-{os.getpid()}-{_started(os.getpid())}-"
 
 
-def left_behind(name: str) -> bool:
+def is_leftover(name: str) -> bool:
     """Says whether a file is called as a temporary one of a process of this place that is gone."""
     mark = _MARK.search(name)
     return mark is not None and mark[1] == _digest_of_place() and is_there(f"{_place()} {mark[2]} {mark[3]}") is False

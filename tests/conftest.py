@@ -183,7 +183,7 @@ def make_retriever(small, tmp_path_factory):
 
     def make(**settings):
         folder = tmp_path_factory.mktemp("retriever")
-        given = {
+        fields = {
             "checkpoint_digest": selector_digest(selector),
             "dataset_digest": small.dataset_digest,
             "encoder": "mini",
@@ -194,7 +194,7 @@ def make_retriever(small, tmp_path_factory):
             "seed": 0,
             **settings,
         }
-        save_retriever(folder, RetrieverSettings(**given), checkpoint, small.train, small.features("train"))
+        save_retriever(folder, RetrieverSettings(**fields), checkpoint, small.train, small.features("train"))
         return folder
 
     return make

@@ -109,9 +109,9 @@ def test_both_ways_of_generation_are_measured(tmp_path):
 def test_an_experiment_leaves_trials_and_records(tmp_path, monkeypatch):
     small = {"n_queries": 20, "sizes": 10, "n_selection": 5, "shots": "1", "rce_epochs": 1, "grpo_epochs": 1}
     monkeypatch.setattr(gpu, "EXPERIMENT", {**gpu.EXPERIMENT, **small, "on_bad_data": "warn"})
-    found, seconds = gpu.experiment(tmp_path / "run", "cpu", "float32")
-    assert len({query for _, query, *_ in found.trials}) == 20
-    assert {"zero-shot", "start"} < set(found.records.index.get_level_values("policy"))
-    assert 0 < found.accuracy <= 100
+    result, seconds = gpu.experiment(tmp_path / "run", "cpu", "float32")
+    assert len({query for _, query, *_ in result.trials}) == 20
+    assert {"zero-shot", "start"} < set(result.records.index.get_level_values("policy"))
+    assert 0 < result.accuracy <= 100
     assert seconds > 1
-    assert gpu.same_records(found, found) == 1
+    assert gpu.same_records(result, result) == 1

@@ -96,10 +96,10 @@ def test_what_is_printed_runs_when_pasted(form, tmp_path, make_store, cache_dir)
     else:
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         path = {"MLFLOW_EXPERIMENT_NAME": "my runs"}
-    refused = subprocess.run(
+    process = subprocess.run(
         [*start, *words], cwd=ROOT, env={**environment, **path}, capture_output=True, text=True, check=False
     )
-    remedy = re.search(r"no registered model my model; run `(.*)` first", refused.stderr)[1]
+    remedy = re.search(r"no registered model my model; run `(.*)` first", process.stderr)[1]
     plan = " -P plan=true" if form == "mlflow" else " --plan true"
     del environment["MLFLOW_TRACKING_URI"]  # the command names it
     pasted = subprocess.run(remedy + plan, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -96,11 +96,11 @@ def test_how_long_is_waited_is_checked(monkeypatch, seconds):
 
 
 def command(**environment):
-    left = {name: value for name, value in os.environ.items() if name not in (*WHOLE, "MLFLOW_RUN_ID")}
+    variables = {name: value for name, value in os.environ.items() if name not in (*WHOLE, "MLFLOW_RUN_ID")}
     return subprocess.Popen(
         [sys.executable, "-m", "entrypoints.rce", "--rl_data", "/nowhere.json", "--device", "cpu"],
         cwd=ROOT,
-        env={**left, **environment},
+        env={**variables, **environment},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -61,9 +61,9 @@ def test_answers_come_in_the_order_of_the_prompts_and_without_what_follows_them(
 
 
 def test_a_retriever_picks_what_its_selector_picks_from_the_pools_of_evaluation(small, tmp_path, selector):
-    made = lever.make_retriever(tmp_path / "new" / "retriever", small, selector, pool_size=12)
+    new = lever.make_retriever(tmp_path / "new" / "retriever", small, selector, pool_size=12)
     loaded = lever.load_retriever(tmp_path / "new" / "retriever")
-    assert selector_digest(loaded.selector) == selector_digest(selector) == made.settings.checkpoint_digest
+    assert selector_digest(loaded.selector) == selector_digest(selector) == new.settings.checkpoint_digest
     assert (loaded.settings.pool_sampler, loaded.settings.encoder) == ("fused-similarity", "mini")
     sample, train_SD = small.val[0], small.features("train").of("mean")
     query_D = np.array(small.features("val").of("mean")[0])

@@ -98,11 +98,11 @@ def copied():
 
 def test_the_image_copies_what_there_is_and_what_the_package_is_made_of():
     assert [path for path in copied() if not (ROOT / path).exists()] == []
-    kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert set(copied()) == kept
+    exceptions = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied()) == exceptions
     # What the build of the package reads, and what `mlflow run` reads.
-    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "lever_mlflow", "data_checks"} <= kept
-    assert {"MLproject", "conda.yaml", "entrypoints"} <= kept
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "lever_mlflow", "data_checks"} <= exceptions
+    assert {"MLproject", "conda.yaml", "entrypoints"} <= exceptions
 
 
 def test_the_image_has_the_python_and_the_versions_of_conda_yaml(tmp_path):

@@ -44,7 +44,7 @@ def test_a_line_every_half_a_minute_and_one_at_the_end(clock, caplog):
         "rollout: 80 of 100 answers (80 %), 1 per second, 20 s left",
         "rollout: 100 of 100 answers (100 %), 1.23 per second, 0.0 s left",
     ]
-    assert [getattr(record, REACHED) for record in caplog.records] == [("answers", done, 100) for done in (40, 80, 100)]
+    assert [getattr(record, REACHED) for record in caplog.records] == [("answers", count, 100) for count in (40, 80, 100)]
 
 
 def test_what_an_earlier_process_has_done_makes_the_rate_no_higher(clock, caplog):
@@ -84,18 +84,18 @@ def on_a_terminal(code):
     termios.tcsetwinsize(theirs, (24, 100))
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
-        written = b""
+        output = b""
         while True:
             try:
                 part = os.read(ours, 4096)
             except OSError:  # the process has closed its side
                 break
-            written += part
+            output += part
             if not part:
                 break
     os.close(ours)
-    assert process.returncode == 0, written.decode()
-    return written.decode()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
 
 
 LONG = """
@@ -113,13 +113,13 @@ with progress.Progress("rollout", 3, "answers", note="2 cached") as work:
 
 
 def test_a_terminal_shows_a_bar_below_the_log_and_takes_it_away_at_the_end():
-    written = on_a_terminal(LONG.format(at_once=0.1))
-    assert "rollout:  67%|" in written
-    assert "2/3 [" in written
-    assert " answers/s, 2 cached]" in written
-    assert "per second" not in written  # the bar says it
-    shown = [line.rstrip("\r").rpartition("\r")[2].strip() for line in written.split("\n")]
-    assert shown == ["line 0", "line 1", "line 2", ""]
+    output = on_a_terminal(LONG.format(at_once=0.1))
+    assert "rollout:  67%|" in output
+    assert "2/3 [" in output
+    assert " answers/s, 2 cached]" in output
+    assert "per second" not in output  # the bar says it
+    lines = [line.rstrip("\r").rpartition("\r")[2].strip() for line in output.split("\n")]
+    assert lines == ["line 0", "line 1", "line 2", ""]
 
 
 def test_a_terminal_shows_no_bar_for_short_work():

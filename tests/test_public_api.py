@@ -59,7 +59,7 @@ def test_unknown_name_is_an_attribute_error():
         _ = lever_mlflow.load_everything
 
 
-def loaded_after(statement):
+def packages_after(statement):
     """The heavy packages that are loaded in a fresh interpreter after a statement."""
     program = f"import sys\n{statement}\nprint(*sorted(set({HEAVY}) & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
@@ -67,11 +67,11 @@ def loaded_after(statement):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    assert loaded_after("import lever_mlflow; dir(lever_mlflow)") == []
+    assert packages_after("import lever_mlflow; dir(lever_mlflow)") == []
 
 
 def test_vqa_accuracy_loads_nothing_heavy():
-    assert loaded_after("from lever_mlflow import vqa_accuracy") == []
+    assert packages_after("from lever_mlflow import vqa_accuracy") == []
 
 
 def documented_example():

@@ -33,7 +33,7 @@ def test_waiting_threads_take_no_turns_unless_the_user_has_them_do_so(chosen, tu
 @pytest.mark.slow
 def test_weights_do_not_depend_on_how_threads_wait(monkeypatch):
     monkeypatch.chdir(ROOT)
-    active, passive = (threads.measured(way, 8) for way in ("active", "passive"))
+    active, passive = (threads.figures_of_process(way, 8) for way in ("active", "passive"))
     for training in threads.TRAININGS:
         assert active[f"{training} digest"] == passive[f"{training} digest"]
         assert len(active[f"{training} digest"]) == 64

@@ -30,34 +30,34 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, found: dict[str, Any]) -> None:
+    def add(self, result: dict[str, Any]) -> None:
         """Adds the result of a round, and prints it."""
         with self.path.open("a") as file:
-            file.write(json.dumps({**found, "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
-        what = (
-            f"round {found['round']}: {len(found['kills'])} kills" if "kills" in found else f"{found['store']}: {found['said']}"
-        )
-        click.echo(f"{found['target']} {what}, {len(found['faults'])} faults, {found['s']} s")
-        for fault in found["faults"]:
+            file.write(json.dumps({**result, "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
+        if "kills" in result:
+            what = f"round {result['round']}: {len(result['kills'])} kills"
+        else:
+            what = f"{result['store']}: {result['summary']}"
+        click.echo(f"{result['target']} {what}, {len(result['faults'])} faults, {result['s']} s")
+        for fault in result["faults"]:
             click.echo(f"  {fault}")
 
     def of(self, target: str, **further: Any) -> list[dict[str, Any]]:
         """Returns the results of a target, with further values if these are given."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        wanted = {"target": target, **further}.items()
-        return [found for found in map(json.loads, lines) if all(found.get(name) == value for name, value in wanted)]
+        values = {"target": target, **further}.items()
+        return [result for result in map(json.loads, lines) if all(result.get(name) == value for name, value in values)]
 
 
 def table_of_kills(results: Results, seed: int) -> str:
     """Returns the results of the kills as a table."""
     lines = ["| killed | rounds | kills | of these before a write | rounds with a fault |", "|---|---:|---:|---:|---:|"]
     for target in TARGETS:
-        found = results.of(target.name, seed=seed)
-        kills = [kill for one in found for kill in one["kills"]]
+        of_target = results.of(target.name, seed=seed)
+        kills = [kill for result in of_target for kill in result["kills"]]
         writes = sum(kill.startswith("before") for kill in kills)
-        lines.append(
-            f"| `{target.name}` | {len(found)} | {len(kills)} | {writes} | {sum(bool(one['faults']) for one in found)} |"
-        )
+        with_fault = sum(bool(result["faults"]) for result in of_target)
+        lines.append(f"| `{target.name}` | {len(of_target)} | {len(kills)} | {writes} | {with_fault} |")
     return "\n".join(lines)
 
 
@@ -66,8 +66,8 @@ def table_of_several(results: Results) -> str:
     lines = ["| at the same time | store | what came of it | faults |", "|---|---|---|---:|"]
     for part in SEVERAL:
         for store in STORES:
-            for found in results.of(part, store=store)[-1:]:
-                lines.append(f"| {part} | {store} | {found['said']} | {len(found['faults'])} |")
+            for result in results.of(part, store=store)[-1:]:
+                lines.append(f"| {part} | {store} | {result['summary']} | {len(result['faults'])} |")
     return "\n".join(lines)
 
 
@@ -105,13 +105,13 @@ def main(parts: str, targets: str, stores: str, kills: int, seed: int, work: Pat
             work_of = Kills(work, target, seed)
             if target.name in targets.split(","):
                 rounds(work_of, round(kills * target.share), results.of(target.name, seed=seed), results.add)
-            faults += sum(len(found["faults"]) for found in results.of(target.name, seed=seed))
+            faults += sum(len(result["faults"]) for result in results.of(target.name, seed=seed))
         click.echo(f"\n{table_of_kills(results, seed)}")
     several = [part for part in SEVERAL if part in parts.split(",")]
     for store in stores.split(","):
         if not all(results.of(part, store=store) for part in several):
             run_parts(work, store, several, results.add)
-        faults += sum(len(found["faults"]) for part in several for found in results.of(part, store=store)[-1:])
+        faults += sum(len(result["faults"]) for part in several for result in results.of(part, store=store)[-1:])
     if several:
         click.echo(f"\n{table_of_several(results)}")
     sys.exit(faults > 0)

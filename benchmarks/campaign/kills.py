@@ -123,13 +123,13 @@ class Kills:
         """Yields the moments of a round's kills."""
         reference, count = self.reference, self.target.kills
         places = sorted(rng.random() for _ in range(count))
-        done = 0.0
+        reached = 0.0
         for place in places:
             soon, by_write = rng.random() < SOON, rng.random() < 0.5 and self.target.name != "serve"
-            share = rng.random() * 0.1 if soon else place - done
-            repeated = reference.again if done and not soon else 0.0
+            share = rng.random() * 0.1 if soon else place - reached
+            repeated = reference.again if reached and not soon else 0.0
             if not soon:
-                done = place if self.target.name == "experiment" else 0.0
+                reached = place if self.target.name == "experiment" else 0.0
             if by_write:
                 yield Kill(write=1 + int(share * reference.writes))
             else:
@@ -149,18 +149,18 @@ class Kills:
         before = log.stat().st_size if log.exists() else 0
         model = "models:/lever-selector-mini-mini@champion"
         serve = ["-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)]
-        process, said, cpu, since = self.place.start([sys.executable, *serve], log), "", 0.0, time.monotonic()
-        while not said and process.poll() is None and time.monotonic() - since < LIMIT:
+        process, answer, cpu, since = self.place.start([sys.executable, *serve], log), "", 0.0, time.monotonic()
+        while not answer and process.poll() is None and time.monotonic() - since < LIMIT:
             cpu = max(cpu, cpu_of_group(process.pid))
             if kill is not None and kill.cpu is not None and cpu >= kill.cpu:
                 break
-            said = answer_of(port)
+            answer = answer_of(port)
             time.sleep(TICK)
         kill_group(process)
         process.wait()
-        if said:
-            self._answer.write_text(said)
-        return Ended(0 if said else -9, not said, log.read_bytes()[before:].decode(errors="replace"), cpu)
+        if answer:
+            self._answer.write_text(answer)
+        return Ended(0 if answer else -9, not answer, log.read_bytes()[before:].decode(errors="replace"), cpu)
 
     @property
     def _answer(self) -> Path:
@@ -177,11 +177,11 @@ class Kills:
         assert ended.status == 0, ended.output
 
     def _outcome(self) -> dict[str, Any]:
-        found = self.place.outcome()
-        found.pop("promotions", None)  # a killed run does not say what it has done
+        outcome = self.place.outcome()
+        outcome.pop("promotions", None)  # a killed run does not say what it has done
         if self.target.name == "serve":
-            found["answer"] = json.loads(self._answer.read_text())
-        return found
+            outcome["answer"] = json.loads(self._answer.read_text())
+        return outcome
 
     def _reference(self) -> Undisturbed:
         """Runs the target undisturbed, unless that was done already; the rounds begin with what was there before."""
@@ -198,10 +198,10 @@ class Kills:
         writes = int(ended.output.rpartition(WRITES)[2].split()[0]) if WRITES in ended.output else 0
         again = self._run(None).cpu if self.target.name == "experiment" else 0.0
         self._further_command() if self.target.name != "serve" else None
-        found = Undisturbed(self._outcome(), ended.cpu, writes, again)
+        undisturbed = Undisturbed(self._outcome(), ended.cpu, writes, again)
         self.place.keep(after)
-        path.write_text(json.dumps(found.__dict__))
-        return found
+        path.write_text(json.dumps(undisturbed.__dict__))
+        return undisturbed
 
 
 def differences(expected: Any, actual: Any, where: str = "") -> list[str]:
@@ -235,11 +235,11 @@ def answer_of(port: int) -> str:
         return ""
 
 
-def rounds(kills: Kills, wanted: int, done: list[dict[str, Any]], report: Callable[[dict[str, Any]], None]) -> None:
+def rounds(kills: Kills, n_kills: int, results: list[dict[str, Any]], report: Callable[[dict[str, Any]], None]) -> None:
     """Runs rounds until so many kills are done, those of the rounds that are done included."""
-    count = sum(len(found["kills"]) for found in done)
-    number = len(done)
-    while count < wanted:
-        found = kills.round(number)
-        report(found)
-        count, number = count + len(found["kills"]), number + 1
+    count = sum(len(result["kills"]) for result in results)
+    number = len(results)
+    while count < n_kills:
+        result = kills.round(number)
+        report(result)
+        count, number = count + len(result["kills"]), number + 1

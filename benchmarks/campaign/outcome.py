@@ -43,7 +43,7 @@ def without_ids(value: Any, ids: Collection[str]) -> Any:
     if isinstance(value, list):
         return [without_ids(item, ids) for item in value]
     if isinstance(value, str):
-        value = re.sub(ID, lambda found: "ID" if found[0] in ids else found[0], value)
+        value = re.sub(ID, lambda match: "ID" if match[0] in ids else match[0], value)
         return re.sub(TIME, "TIME", value)
     return value
 
@@ -55,7 +55,7 @@ def registered(client: MlflowClient, model: RegisteredModel) -> dict[str, Any]:
         "tags": {name: text for name, text in model.tags.items() if name not in COUNT_OF_CHANGES},
         "description": model.description,
         "aliases": {name: str(number) for name, number in model.aliases.items()},
-        "versions": {str(found.version): {"tags": found.tags, "description": found.description} for found in versions},
+        "versions": {str(version.version): {"tags": version.tags, "description": version.description} for version in versions},
     }
 
 
@@ -82,13 +82,13 @@ def weights(client: MlflowClient, run: Run) -> dict[str, str]:
 def repeated(finished: Iterable[Run]) -> list[str]:
     """Names the steps that several runs have finished, which could have been reused; once for each run but the first."""
     runs = {run.info.run_id: tags_of(run) for run in finished}
-    done = [
+    steps = [
         (tags[Tag.KEY], run_id)
         for run_id, tags in runs.items()
         if tags.get(Tag.STEP) not in (None, "main", PROMOTE, "rollback")
     ]
-    first = dict(done)
-    return sorted(runs[run_id][Tag.STEP] for key, run_id in done if first[key] != run_id)
+    first = dict(steps)
+    return sorted(runs[run_id][Tag.STEP] for key, run_id in steps if first[key] != run_id)
 
 
 def promotion(run: Run) -> tuple[str | None, str]:

@@ -119,10 +119,10 @@ class Place:
     def outcome(self) -> dict[str, Any]:
         """Returns what the commands left, as ``benchmarks.campaign.outcome`` describes it."""
         command = [sys.executable, "-m", "benchmarks.campaign.outcome"]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return {"unreadable": done.stderr.strip().splitlines()[-1:]}
-        return dict(json.loads(done.stdout))
+        process = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
+        if process.returncode:
+            return {"unreadable": process.stderr.strip().splitlines()[-1:]}
+        return dict(json.loads(process.stdout))
 
     def strays(self) -> list[str]:
         """Lists what is left of temporary and half-written files."""

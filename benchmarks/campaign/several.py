@@ -71,8 +71,8 @@ def unclear(outputs: Sequence[tuple[int, str]], may_refuse: bool = False) -> lis
     faults = []
     for status, output in outputs:
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
-        refused = may_refuse and status == 1 and len(errors) == 1
-        if (status != 0 and not refused) or any(word in output for word in SERVER_ERRORS):
+        is_refusal = may_refuse and status == 1 and len(errors) == 1
+        if (status != 0 and not is_refusal) or any(word in output for word in SERVER_ERRORS):
             faults.append(f"status {status}: {output[-1500:]}")
     return faults
 
@@ -80,42 +80,43 @@ def unclear(outputs: Sequence[tuple[int, str]], may_refuse: bool = False) -> lis
 def mains(place: Place, reference: dict[str, Any]) -> tuple[list[str], str]:
     """Runs experiments of different betas; each must end as it does alone, and nothing of it may be lost."""
     outputs = at_once(place, [entry_point("main", "--kl_betas", beta, *SMALL) for beta in BETAS])
-    found = place.outcome()
-    faults = unclear(outputs) + running(found) + as_alone(found, reference)
-    aliases = registered(found)["aliases"]
+    outcome = place.outcome()
+    faults = unclear(outputs) + running(outcome) + as_alone(outcome, reference)
+    aliases = registered(outcome)["aliases"]
     if sorted(aliases) != sorted(f"kl-{beta.replace('.', '-')}" for beta in BETAS) or len(set(aliases.values())) != len(BETAS):
         faults.append(f"aliases: {aliases}")
-    return faults, f"{len(registered(found)['versions'])} versions; {repeated(found)}"
+    return faults, f"{len(registered(outcome)['versions'])} versions; {repeated(outcome)}"
 
 
 def twins(place: Place, reference: dict[str, Any]) -> tuple[list[str], str]:
     """Runs two experiments of the same beta, which must register one version."""
     before = len(registered(place.outcome())["versions"])
     outputs = at_once(place, [entry_point("main", "--kl_betas", TWINS, *SMALL)] * 2)
-    found = place.outcome()
-    faults = unclear(outputs) + running(found) + as_alone(found, reference)
-    versions = registered(found)["versions"]
+    outcome = place.outcome()
+    faults = unclear(outputs) + running(outcome) + as_alone(outcome, reference)
+    versions = registered(outcome)["versions"]
     if len(versions) != before + 1:
         faults.append(f"{len(versions)} versions, not {before + 1}")
-    return faults, f"{len(versions) - before} version more; {repeated(found)}"
+    return faults, f"{len(versions) - before} version more; {repeated(outcome)}"
 
 
 def promotions(place: Place, _: dict[str, Any]) -> tuple[list[str], str]:
     """Promotes versions of two betas in turn; what was done must have happened in some order, one after the other."""
     betas = [("0.12", "0.15")[number % 2] for number in range(PROMOTIONS)]
     outputs = at_once(place, [entry_point("promote", "--kl_beta", beta, *FORCED) for beta in betas])
-    found = place.outcome()
-    aliases = registered(found)["aliases"]
-    faults = unclear(outputs, may_refuse=True) + running(found)
-    done = [(former, new) for former, new in found["promotions"]]
-    order = serial_order(done, None)
+    outcome = place.outcome()
+    aliases = registered(outcome)["aliases"]
+    faults = unclear(outputs, may_refuse=True) + running(outcome)
+    changes = [(former, new) for former, new in outcome["promotions"]]
+    order = serial_order(changes, None)
     if order is None or (order[-1], order[-2] if len(order) > 2 else None) != (
         aliases.get("champion"),
         aliases.get("previous-champion"),
     ):
-        faults.append(f"promotions {done} leave {aliases}")
-    refused = sum(status != 0 for status, _ in outputs)
-    return faults, f"{len(done)} promoted, {refused} refused, {PROMOTIONS - len(done) - refused} found it champion already"
+        faults.append(f"promotions {changes} leave {aliases}")
+    n_refused = sum(status != 0 for status, _ in outputs)
+    n_already = PROMOTIONS - len(changes) - n_refused
+    return faults, f"{len(changes)} promoted, {n_refused} refused, {n_already} found it champion already"
 
 
 def servers(place: Place, _: dict[str, Any]) -> tuple[list[str], str]:
@@ -137,8 +138,8 @@ def servers(place: Place, _: dict[str, Any]) -> tuple[list[str], str]:
         output = log.read_text(errors="replace")
         if answer not in possible or "Traceback" in output:
             faults.append(f"answered {answer[:300]}: {output[-1500:]}")
-    answered = f"{len(answers)} servers answered as one of the versions, which give {len(possible)} different answers"
-    return faults, f"{len(changes)} changes, {answered}"
+    summary = f"{len(answers)} servers answered as one of the versions, which give {len(possible)} different answers"
+    return faults, f"{len(changes)} changes, {summary}"
 
 
 PARTS: dict[str, Callable[[Place, dict[str, Any]], tuple[list[str], str]]] = {
@@ -178,28 +179,30 @@ def serial_order(changes: Sequence[tuple[str | None, str]], start: str | None) -
     return None
 
 
-def registered(found: dict[str, Any]) -> dict[str, Any]:
+def registered(outcome: dict[str, Any]) -> dict[str, Any]:
     """Returns the registered model of an outcome."""
-    return dict(found["registry"][NAME])
+    return dict(outcome["registry"][NAME])
 
 
-def running(found: dict[str, Any]) -> list[str]:
+def running(outcome: dict[str, Any]) -> list[str]:
     """Names the runs of an outcome that were left RUNNING."""
-    return [f"RUNNING: {name}" for name in found["runs that are RUNNING"]]
+    return [f"RUNNING: {name}" for name in outcome["runs that are RUNNING"]]
 
 
-def as_alone(found: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+def as_alone(outcome: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     """Says in what the trainings and evaluations differ from those of the undisturbed experiment, where both have them."""
     faults = []
     for kind in ("weights", "records"):
-        both = found[kind].keys() & reference[kind].keys()
-        faults += differences({name: reference[kind][name] for name in both}, {name: found[kind][name] for name in both}, kind)
+        both = outcome[kind].keys() & reference[kind].keys()
+        faults += differences(
+            {name: reference[kind][name] for name in both}, {name: outcome[kind][name] for name in both}, kind
+        )
     return faults
 
 
-def repeated(found: dict[str, Any]) -> str:
+def repeated(outcome: dict[str, Any]) -> str:
     """Says which steps were done more than once with the same key."""
-    twice = {name: count for name, count in Counter(found["done more than once"]).items() if count}
+    twice = {name: count for name, count in Counter(outcome["done more than once"]).items() if count}
     return f"done more than once: {', '.join(f'{name} ({count})' for name, count in sorted(twice.items())) or 'nothing'}"
 
 
@@ -228,6 +231,6 @@ def run_parts(work: Path, kind: str, parts: Sequence[str], report: Callable[[dic
         for name, part in PARTS.items():
             if name in parts or name == "mains":
                 since = time.monotonic()
-                faults, said = part(place, reference)
+                faults, summary = part(place, reference)
                 seconds = round(time.monotonic() - since)
-                report({"target": name, "store": kind, "faults": faults, "said": said, "s": seconds})
+                report({"target": name, "store": kind, "faults": faults, "summary": summary, "s": seconds})

@@ -18,7 +18,7 @@ import click
 
 from lever_mlflow.cli.options import options
 from lever_mlflow.exceptions import LeverError, StoreError
-from lever_mlflow.files.atomic import own_temporary_files
+from lever_mlflow.files.atomic import mark_temporary_files
 from lever_mlflow.files.control_characters import without_controls
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.launch import check_switches, launch_of
@@ -45,7 +45,7 @@ def launch(command: click.Command, arguments: Sequence[str] | None = None) -> No
     """
     with _masked_output():
         _quieten()
-        own_temporary_files()
+        mark_temporary_files()
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets SIGHUP
                 signal.signal(number, _terminate)

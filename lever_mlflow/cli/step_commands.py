@@ -54,9 +54,9 @@ class StepCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; commands that it prints then hold the options that other steps share with it."""
         names = {setting.name for part in _SHARED for setting in fields(part)}
-        given = {name: value for name, value in ctx.params.items() if name in names and _is_given(ctx, name)}
+        arguments = {name: value for name, value in ctx.params.items() if name in names and _is_given(ctx, name)}
         accepted = {step: frozenset(option.name or "" for option in command.params) for step, command in COMMANDS.items()}
-        invocation.begin({name: without_secrets(as_text(value)) for name, value in given.items()}, accepted)
+        invocation.begin({name: without_secrets(as_text(value)) for name, value in arguments.items()}, accepted)
         return super().invoke(ctx)
 
 
@@ -89,7 +89,7 @@ def perform(
     from lever_mlflow.runs.steps import anew, project_run, run_here
 
     name = click.get_current_context().command.name or ""
-    _check_parameters_of_given_run()
+    _check_parameters_of_environment_run()
     resumes = values.get("resume", AUTO) != AUTO  # who names what to resume wants the step to run
     with (
         passing_run(f"plan of {name}", "plan") if values["plan"] else project_run(name),
@@ -111,20 +111,20 @@ def perform(
         say(text)
 
 
-def _check_parameters_of_given_run() -> None:
+def _check_parameters_of_environment_run() -> None:
     """Checks that the run that ``MLFLOW_RUN_ID`` names has no parameters with which the present command does not run.
 
     Raises:
-        ParameterError: it has another value for an option of the command. MissingRunError, StoreError: as ``given_run``.
+        ParameterError: it has another value for an option of the command. MissingRunError, StoreError: as ``environment_run``.
     """
-    from lever_mlflow.runs.given_run import RUN_ID, given_run
+    from lever_mlflow.runs.environment_run import RUN_ID, environment_run
     from lever_mlflow.runs.stores import check_stores, store_errors
 
     if RUN_ID not in os.environ:
         return
     with store_errors():
         check_stores()
-        run = given_run()
+        run = environment_run()
     if run is None:
         return
     ctx = click.get_current_context()
@@ -207,9 +207,9 @@ def check_sections(sections: Mapping[str, Sequence[Part]]) -> None:
     ctx = click.get_current_context()
     config: Config = ctx.meta.get(__name__, {})
     for step, parts in sections.items():
-        taken = {setting.name for part in parts for _, setting in part.fields()}
+        accepted = {setting.name for part in parts for _, setting in part.fields()}
         for name in config.get(step, {}):
-            if name not in taken:
+            if name not in accepted:
                 raise ParameterError(
                     f"config={ctx.params['config']}: {step}.{name}: {ctx.command.name} does not take this for its step {step}; "
                     f"remove the line, or look among the options of {ctx.command.name}"

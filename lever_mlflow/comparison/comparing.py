@@ -116,11 +116,11 @@ def _reference(runs: Sequence[RunResult], *, by_beta: bool) -> RunResult:
 
 def _command(runs: Sequence[RunResult], vary: Sequence[str], *, by_beta: bool) -> str:
     """Returns the command that makes this comparison again; nothing where the runs are not in MLflow and are no betas."""
-    asked = {"vary": vary} if vary else {}
+    further = {"vary": vary} if vary else {}
     if by_beta:
-        return command("compare", kl_betas=[run.kl_beta for run in runs], **asked)
+        return command("compare", kl_betas=[run.kl_beta for run in runs], **further)
     run_ids = [run.run_id for run in runs]
-    return command("compare", evaluations=run_ids, **asked) if all(run_ids) else ""
+    return command("compare", evaluations=run_ids, **further) if all(run_ids) else ""
 
 
 def _widest(pairs: Sequence[Pair], cells: Sequence[Difference | MissingCell]) -> Pair:

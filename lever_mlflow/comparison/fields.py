@@ -66,7 +66,7 @@ def compared_fields(results: Results, varied: Collection[str]) -> tuple[Compared
     )
 
 
-def varied_aspects(results: Results, asked: Sequence[str] = ()) -> tuple[str, ...]:
+def varied_aspects(results: Results, names: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns the aspects or fields that are meant to differ: those that were asked for, else what the runs tell.
 
     Without being asked this is beta where the betas differ, else the only aspect that differs. It is nothing where none differs
@@ -77,28 +77,28 @@ def varied_aspects(results: Results, asked: Sequence[str] = ()) -> tuple[str, ..
     """
     columns = _columns(results)
     differing = [*dict.fromkeys(aspect_of(name) for name, column in columns.items() if column.state == "differs")]
-    if not asked:
+    if not names:
         alone = len(results.runs) == 1 and results.runs[0].kl_beta is not None
         if KL_BETA in differing or alone:
             return (KL_BETA,)
         return tuple(differing) if len(differing) == 1 else ()
-    for name in asked:
+    for name in names:
         _check(name, columns, differing)
-    return tuple(dict.fromkeys(asked))
+    return tuple(dict.fromkeys(names))
 
 
-def _check(asked: str, columns: dict[str, _Column], differing: Sequence[str]) -> None:
+def _check(field: str, columns: dict[str, _Column], differing: Sequence[str]) -> None:
     """Refuses a name that no run has, and one in which the runs do not differ."""
-    members = {name: column for name, column in columns.items() if asked in (name, aspect_of(name))}
+    members = {name: column for name, column in columns.items() if field in (name, aspect_of(name))}
     differ = f"the runs differ in: {', '.join(differing)}" if differing else "the runs differ in no field"
     if not members:
         others = [name for name in dict.fromkeys(map(aspect_of, columns)) if name not in differing]
         also = f"; they also have: {', '.join(others)}" if others else ""
-        raise ParameterError(f"vary={asked}: no run has such a field; {differ}{also}")
+        raise ParameterError(f"vary={field}: no run has such a field; {differ}{also}")
     states = {column.state for column in members.values()}
     if "differs" not in states:
         state = "not every run states it" if "unknown" in states else "it is the same in all runs"
-        raise ParameterError(f"vary={asked}: {state}, so there is nothing to compare; {differ}")
+        raise ParameterError(f"vary={field}: {state}, so there is nothing to compare; {differ}")
 
 
 def _columns(results: Results) -> dict[str, _Column]:

@@ -77,8 +77,8 @@ def _training_curves(facts: Comparison) -> Figure | None:
         panel.set_xlabel("epoch")
         panel.set_xticks(sorted({epoch for curves in shown for epoch in curves.epochs}))
     panels[0].legend(fontsize=8)
-    left = len(facts.curves) - len(shown)
-    more = f" ({left} {_nouns(facts)} without metrics or beyond the first {_MOST_LINES})" if left else ""
+    n_left_out = len(facts.curves) - len(shown)
+    more = f" ({n_left_out} {_nouns(facts)} without metrics or beyond the first {_MOST_LINES})" if n_left_out else ""
     figure.suptitle(f"Training curves{more}")
     return figure
 
@@ -116,8 +116,8 @@ def _differences(facts: Comparison) -> Figure | None:
     _draw_intervals(panel, {_row_label(row, facts, with_run=several): row for row in rows})
     run = _each(facts) if several else _name(rows[0].run, facts)
     panel.set_xlabel(f"{run} minus {_name(rows[0].reference, facts)}, points")
-    left = len(claims or known) - len(rows)
-    more = f" ({left} more are in the tables)" if left else ""
+    n_left_out = len(claims or known) - len(rows)
+    more = f" ({n_left_out} more are in the tables)" if n_left_out else ""
     panel.set_title(f"Differences: 95 % interval (black), corrected (grey); diamond: significant{more}", fontsize=10)
     return figure
 
@@ -152,8 +152,8 @@ def _intervals(facts: Comparison) -> Figure | None:
     figure, panels = _panels(len(parts), 1, width=5.6, height=height, ratios=counts)
     for panel, (title, rows) in zip(panels, parts.items(), strict=True):
         _draw_intervals(panel, {f"{_name(row.run, facts)}, {_shots(row.shots)}": row for row in rows})
-        left = len(shown[title]) - len(rows)
-        panel.set_title(title + (f" ({left} smaller ones are in the tables)" if left else ""), fontsize=9)
+        n_left_out = len(shown[title]) - len(rows)
+        panel.set_title(title + (f" ({n_left_out} smaller ones are in the tables)" if n_left_out else ""), fontsize=9)
     panels[-1].set_xlabel("points; black: 95 % interval, grey: corrected, diamond: significant", fontsize=8)
     return figure
 

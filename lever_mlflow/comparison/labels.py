@@ -37,14 +37,14 @@ def labelled(runs: Sequence[RunResult], fields: Sequence[ComparedField], varied:
     if named_by_beta(runs, varied):
         labels = [format_beta(run.kl_beta) for run in runs if run.kl_beta is not None]
     else:
-        labels = [run.label or made for run, made in zip(runs, _made(runs, fields, varied), strict=True)]
+        labels = [run.label or short for run, short in zip(runs, _short_labels(runs, fields, varied), strict=True)]
     twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
     if twice:
         raise DataError(f"runs: {labels.count(twice[0])} of them have the label {twice[0]!r}; give each run a label of its own")
     return tuple(run.model_copy(update={"label": label}) for run, label in zip(runs, labels, strict=True))
 
 
-def _made(runs: Sequence[RunResult], fields: Sequence[ComparedField], varied: Sequence[str]) -> list[str]:
+def _short_labels(runs: Sequence[RunResult], fields: Sequence[ComparedField], varied: Sequence[str]) -> list[str]:
     """Returns labels of as few values as tell the runs apart; where none do, the ids of the runs tell them apart."""
     labels = [""] * len(runs)
     for field in _telling(fields, varied):

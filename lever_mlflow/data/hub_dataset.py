@@ -67,12 +67,12 @@ def ensure_hub_dataset(name: str, columns: Mapping[str, str], splits: Sequence[s
     root = cache_dir / "hub-datasets" / hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def fill(folder: Path) -> None:
-        given = {}
+        ids_of_columns = {}
         for column in OPTIONAL:
             if column in names:
                 values = {split: list(table[names[column]]) for split, table in tables.items()}
-                given[column] = ids(places, column, names[column], values)
-        question_ids, image_ids = given.get("question_id") or _positions(tables), given.get("image_id")
+                ids_of_columns[column] = ids(places, column, names[column], values)
+        question_ids, image_ids = ids_of_columns.get("question_id") or _positions(tables), ids_of_columns.get("image_id")
         by_content: dict[bytes, int] = {}
         for split, table in tables.items():
             of_images = image_ids[split] if image_ids else itertools.repeat(None, len(table))
@@ -138,8 +138,8 @@ def _rows(table: Any, names: Mapping[str, str], place: str, roots: Sequence[Path
 
     plain = table.select_columns([names[QUESTION], names[IMAGE]]).cast_column(names[IMAGE], datasets.Image(decode=False))
     answers = official_answers(place, names[ANSWERS], table[names[ANSWERS]])
-    for row, given in zip(plain, answers, strict=True):
-        yield _Row(row[names[QUESTION]], given, _image_bytes(row[names[IMAGE]], roots))
+    for row, row_answers in zip(plain, answers, strict=True):
+        yield _Row(row[names[QUESTION]], row_answers, _image_bytes(row[names[IMAGE]], roots))
 
 
 def _image_bytes(image: Mapping[str, Any] | None, roots: Sequence[Path]) -> bytes | None:

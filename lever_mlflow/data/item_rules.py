@@ -48,5 +48,5 @@ def answers_problem(answers: Sequence[str]) -> str:
     longest = max(answers, key=len, default="")
     if len(longest) > MOST_CHARACTERS:
         return f"an answer {text_problem(longest)}"
-    seen = any(map(is_visible, answers))
-    return "" if seen or not answers else "all answers are empty, or nothing of them can be seen; give at least one"
+    any_visible = any(map(is_visible, answers))
+    return "" if any_visible or not answers else "all answers are empty, or nothing of them can be seen; give at least one"

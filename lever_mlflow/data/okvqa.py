@@ -200,8 +200,8 @@ def _question(item: Mapping[str, Any], share: _Share) -> _Question:
     return _Question(item["image_id"], share(item["question"], item["question"]))
 
 
-def _question_problem(kept: _Question) -> str:
-    problem = text_problem(kept.text)
+def _question_problem(question: _Question) -> str:
+    problem = text_problem(question.text)
     return problem and f"question {problem}"
 
 

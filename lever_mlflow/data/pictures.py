@@ -27,16 +27,16 @@ def with_pictures(splits: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
         DataError: an image file cannot be read.
     """
     number: dict[str, int] = {}
-    taken: set[int] = set()
+    ids: set[int] = set()
     numbered: list[list[Sample]] = []
     for samples in splits:
         numbered.append([])
         for sample in samples:
             digest = image_digest(sample.image_path)
             if digest not in number:
-                picture = sample.image_id if sample.image_id not in taken else int(digest[:_DIGITS], 16)
+                picture = sample.image_id if sample.image_id not in ids else int(digest[:_DIGITS], 16)
                 number[digest] = picture
-                taken.add(picture)
+                ids.add(picture)
             picture = number[digest]
             numbered[-1].append(sample if picture == sample.image_id else replace(sample, picture_id=picture))
     return numbered

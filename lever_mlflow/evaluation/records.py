@@ -133,7 +133,7 @@ class EvaluationRecords:
         return list(dict.fromkeys(self._report["policy"]))
 
     @property
-    def asked(self) -> set[tuple[int, int]]:
+    def question_shots(self) -> set[tuple[int, int]]:
         """Returns every question id and shot count that a policy with demonstrations was asked among the report questions."""
         rows = self._report[self._report["shots"] > 0]
         return set(zip(rows["question_id"], rows["shots"], strict=True))

@@ -18,8 +18,8 @@ import pandas as pd
 
 __all__ = [
     "RESAMPLES",
+    "detectable_difference",
     "deviation_by_image",
-    "difference_shown",
     "holm",
     "interval",
     "mean_interval",
@@ -147,7 +147,7 @@ def questions_needed(difference: float, deviation: float, level: float = 0.05, p
     return max(2, ceil(((normal_quantile(1.0 - level / 2.0) + normal_quantile(power)) * deviation / difference) ** 2))
 
 
-def difference_shown(questions: int, deviation: float, level: float = 0.05, power: float = 0.8) -> float:
+def detectable_difference(questions: int, deviation: float, level: float = 0.05, power: float = 0.8) -> float:
     """Returns the smallest difference of paired means that this many questions show in ``power`` of experiments."""
     return float((normal_quantile(1.0 - level / 2.0) + normal_quantile(power)) * deviation / np.sqrt(questions))
 

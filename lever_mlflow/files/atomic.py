@@ -19,9 +19,9 @@ from typing import IO, Any, Literal
 
 from safetensors import SafetensorError
 
-from lever_mlflow.process_identity import left_behind, mark_of_this_process
+from lever_mlflow.process_identity import is_leftover, mark_of_this_process
 
-__all__ = ["build_folder", "own_temporary_files", "whole_file", "write_folder"]
+__all__ = ["build_folder", "mark_temporary_files", "whole_file", "write_folder"]
 
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # tempfile and safetensors make files that only their owner can read
 _NUMBER_OF_SYSTEM = re.compile(r"\(os error (\d+)\)")  # in what safetensors says where the system cannot write
@@ -35,7 +35,7 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     was. Text is written in UTF-8, the file has mode 0644, and missing parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_in(path.parent)
+    _remove_leftovers(path.parent)
     encoding = None if mode == "wb" else "utf-8"
     with tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=_hidden(path), dir=path.parent, delete=False) as file:
         temporary = Path(file.name)
@@ -64,7 +64,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     if folder.exists():
         raise existing
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_in(folder.parent)
+    _remove_leftovers(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_hidden(folder), dir=folder.parent))
     try:
         with _named(folder):
@@ -94,21 +94,21 @@ def build_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
-def own_temporary_files() -> None:
+def mark_temporary_files() -> None:
     """Gives the temporary files of this process its name, and removes those of commands of this user that were killed.
 
     The temporary files of libraries are among them, such as MLflow's.
     """
     tempfile.template = mark_of_this_process()
-    _remove_left_in(Path(tempfile.gettempdir()))
+    _remove_leftovers(Path(tempfile.gettempdir()))
 
 
 @cache
-def _remove_left_in(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Removes the temporary files of this user in a folder whose processes are gone; what cannot be removed stays."""
     for path in folder.glob("*lever-mlflow-*"):
         with suppress(OSError):
-            if left_behind(path.name) and path.lstat().st_uid == os.geteuid():
+            if is_leftover(path.name) and path.lstat().st_uid == os.geteuid():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:

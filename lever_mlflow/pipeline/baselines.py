@@ -135,8 +135,8 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     """
     report = question_set(context, split_questions(context.resources.val, settings, context.seed).report, settings)
     mlflow.log_metric(ANSWER_RATE, report.answer_rate)
-    asked = answering(context, STEP, settings.order)
-    records = asked.records(report.samples, REPORT, report.baselines(), settings.shots)
+    answering_vlm = answering(context, STEP, settings.order)
+    records = answering_vlm.records(report.samples, REPORT, report.baselines(), settings.shots)
     log_records(records)
     size = max(settings.sizes)
     table = records.table([size])
@@ -148,6 +148,6 @@ def _evaluate(context: Context, settings: EvalSettings) -> None:
     set_description(f"{best_baseline.policy} is the strongest of {len(means)} baselines, with {accuracy}")
     n = min(settings.n_oracle, len(report.samples))
     if n:
-        best = asked.best_single(report.samples[:n], report.pools_QN[:n])
+        best = answering_vlm.best_single(report.samples[:n], report.pools_QN[:n])
         log_text(best.model_dump_json(indent=2), BEST_SINGLE_FILE)
         mlflow.log_metric("baseline/oracle", best.oracle)

@@ -49,7 +49,7 @@ def start_selector(context: Context, reference: str, folder: Path | None = None)
     folder = folder or checkpoint_folder(reference)
     stated = stated_selector(folder)
     if stated is None:
-        return _loaded(read_selector(context, reference, folder))
+        return _start_of(read_selector(context, reference, folder))
     _check_features(context, reference, stated.feature_dim, stated.fusion)
     return Start(stated.digest, partial(_read_same, context, reference, folder, stated.digest))
 
@@ -90,7 +90,7 @@ def _check_features(context: Context, reference: str, expected: Any, fusion: Fus
         )
 
 
-def _loaded(selector: PointerSelector) -> Start:
+def _start_of(selector: PointerSelector) -> Start:
     from lever_mlflow.selector.checkpoint import selector_digest
 
     return Start(selector_digest(selector), lambda: selector)
@@ -98,7 +98,7 @@ def _loaded(selector: PointerSelector) -> Start:
 
 def _read_same(context: Context, reference: str, folder: Path, digest: str) -> PointerSelector:
     """Reads a checkpoint's selector, which must still have the digest by which the step is known."""
-    start = _loaded(read_selector(context, reference, folder))
+    start = _start_of(read_selector(context, reference, folder))
     if start.digest != digest:
         raise CheckpointError(f"{reference}: its weights were replaced meanwhile; run the command again")
     return start.load()
@@ -113,7 +113,7 @@ def _untrained_digest(context: Context) -> str:
     memo = context.resources.cache_dir / "digests" / f"untrained-{name}.digest"
     if memo.is_file() and len(remembered := memo.read_text()) == 32:
         return remembered
-    digest = _loaded(initial_selector(context, RANDOM_INIT)).digest
+    digest = _start_of(initial_selector(context, RANDOM_INIT)).digest
     with whole_file(memo) as file:
         file.write(digest)
     return digest

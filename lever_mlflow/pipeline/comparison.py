@@ -60,9 +60,9 @@ def compare_step(context: Context, evaluations: Sequence[str], language: Languag
         ParameterError: the evaluations do not differ in what is meant to differ.
     """
     if vary != AUTO:
-        named_runs(_results({run_id: read_evaluation(run_id) for run_id in evaluations}), _asked(vary))
+        named_runs(_results({run_id: read_evaluation(run_id) for run_id in evaluations}), _varying_fields(vary))
     inputs = {**context.identity(), Tag.EVALUATIONS: ",".join(evaluations)}
-    execute = partial(_compare_evaluations, context, evaluations, language, _asked(vary))
+    execute = partial(_compare_evaluations, context, evaluations, language, _varying_fields(vary))
     options = {"evaluations": ",".join(evaluations), **context.reward.options, "model_name": context.model_name}
     return make_step(context, COMPARE, COMPARE, {"lang": language, "vary": vary}, inputs, execute, options)
 
@@ -79,10 +79,10 @@ def compare_results_step(context: Context, path: Path, language: Language, vary:
     """
     results = read_results(path)
     try:
-        named_runs(results, _asked(vary))
+        named_runs(results, _varying_fields(vary))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    execute = partial(_compare_results, results, str(path), language, context.seed, _asked(vary))
+    execute = partial(_compare_results, results, str(path), language, context.seed, _varying_fields(vary))
     settings = {"lang": language, "vary": vary, "results": str(path.expanduser().resolve())}
     return Step(COMPARE, COMPARE, settings, {Tag.RESULTS_DIGEST: results.digest}, execute, config={COMPARE: settings})
 
@@ -119,7 +119,7 @@ def comparison_summary(comparison_run: str) -> str:
     return f"{summary(comparison, language)}\n\n{Wording(language)['look']}\n  {ui_command()}"
 
 
-def _asked(vary: str) -> list[str]:
+def _varying_fields(vary: str) -> list[str]:
     """Returns the fields that a user named as meant to differ; none for ``auto``."""
     return [] if vary == AUTO else [name.strip() for name in vary.split(",")]
 
@@ -167,8 +167,8 @@ def _items(context: Context, evaluations: Iterable[Evaluation]) -> Items | None:
 
 def _compare_results(results: Results, file: str, language: Language, seed: int, vary: Sequence[str]) -> None:
     """Compares the runs of a results file, and logs the report as ``_log`` does."""
-    asked = {"vary": vary} if vary else {}
-    repeat = command(COMPARE, results=str(Path(file).expanduser().resolve()), **asked)
+    further = {"vary": vary} if vary else {}
+    repeat = command(COMPARE, results=str(Path(file).expanduser().resolve()), **further)
     _log(compare(results, {}, seed=seed, vary=vary).model_copy(update={"command": repeat}), language)
 
 

@@ -20,7 +20,7 @@ from lever_mlflow.runs.steps import Step
 from lever_mlflow.runs.tags import Tag, record
 from lever_mlflow.settings import AUTO, GateSettings, ItemOrder, Preset, Register, ResourceSettings, RewardMode, format_beta
 from lever_mlflow.trials.rewards import Reward
-from lever_mlflow.vlm.asking import Asked
+from lever_mlflow.vlm.asking import AnswerCounts
 
 __all__ = ["ANSWERS_PER_SECOND", "Context", "make_step", "of_beta"]
 
@@ -154,16 +154,16 @@ def make_step(
     shared = context.shared_options()
 
     def run() -> None:
-        asked = context.resources.asked
+        before = context.resources.answer_counts
         _record_resources(context.resources)
         execute()
-        _log_asked(name, asked, context.resources.asked)
+        _log_answer_counts(name, before, context.resources.answer_counts)
 
     config = {} if options is None else {**shared, step: {**options, **settings}}
     return Step(step, name, settings, inputs, run, {**shared, **(options or {})}, **{"config": config, **details})
 
 
-def _log_asked(name: str, before: Asked, after: Asked) -> None:
+def _log_answer_counts(name: str, before: AnswerCounts, after: AnswerCounts) -> None:
     """Logs how many answers the VLM gave anew meanwhile, how many in a second, and how many were no use."""
     answers, seconds = after.answers - before.answers, after.seconds - before.seconds
     if answers:

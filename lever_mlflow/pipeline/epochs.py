@@ -37,7 +37,7 @@ from lever_mlflow.settings import Fusion, GrpoSettings, RceSettings, format_beta
 from lever_mlflow.shortages import in_one_line, is_of_the_machine
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import diagnose
-from lever_mlflow.training.filters import left_by_filters, split_groups
+from lever_mlflow.training.filters import filter_summary, split_groups
 from lever_mlflow.training.loop import Epoch
 from lever_mlflow.trials.rl_data import RLData
 
@@ -92,17 +92,17 @@ def run_training(
     context, data = training.context, training.data
     let_through = pass_gate(context, data, find_verdict(context, data))
     training = replace(training, override={**(training.override or {}), **let_through})
-    left = left_by_filters(data, training.settings, context.seed)
-    if left:
-        log.info("%s: the filters leave %s", training.title, left)
-        record({Tag.FILTERED: left})
+    summary = filter_summary(data, training.settings, context.seed)
+    if summary:
+        log.info("%s: the filters leave %s", training.title, summary)
+        record({Tag.FILTERED: summary})
     interrupted = interrupted_training(step, resume)
     arguments = {"data": data, "settings": training.settings, **({} if start is None else {"start": start})}
     epochs = _begin(training, train, interrupted, arguments)
     unsent = UnsentEpochs(context.resources.cache_dir / "unsent" / active_run().info.run_id, step.key)
     with system_metrics(active_run().info.run_id, context.resources.torch_device):
         _log_training(training, epochs, interrupted, unsent)
-    unsent.remove_those_left_by(step)
+    unsent.remove_interrupted(step)
 
 
 def _begin(

@@ -58,7 +58,7 @@ from lever_mlflow.registry.versions import beta_alias
 from lever_mlflow.runs.artifacts import artifact, as_recorded, log_text
 from lever_mlflow.runs.metrics import ANSWER_RATE, DATA, epoch_metrics
 from lever_mlflow.runs.planning import active_plan
-from lever_mlflow.runs.search import absent, find_run, taken
+from lever_mlflow.runs.search import absent, auto_run_id, find_run
 from lever_mlflow.runs.steps import Step, active_run, ensure, run_settings
 from lever_mlflow.runs.tags import Tag, finished_run_tags, record, set_description
 from lever_mlflow.serving.logged_models import checkpoint_folder
@@ -180,7 +180,7 @@ def find_evaluation(context: Context, kl_beta: float) -> str:
     """Returns the id of the newest finished evaluation of this beta on these resources and this seed, or runs it first."""
     run = find_run(EVALUATE, {**context.same_trainings(), Tag.KL_BETA: kl_beta})
     if run is not None:
-        run_id = taken("evaluations", of_beta(EVALUATE, kl_beta), run)
+        run_id = auto_run_id("evaluations", of_beta(EVALUATE, kl_beta), run)
         if active_plan() is None:
             register_best(context, read_evaluation(run_id))
         return run_id

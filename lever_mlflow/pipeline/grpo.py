@@ -25,7 +25,7 @@ from lever_mlflow.pipeline.training import (
 from lever_mlflow.runs.artifacts import as_recorded, log_json, read_json
 from lever_mlflow.runs.metrics import ROUNDS, epoch_metrics, log_history
 from lever_mlflow.runs.models import checkpoints_of, log_checkpoints
-from lever_mlflow.runs.search import absent, find_run, taken
+from lever_mlflow.runs.search import absent, auto_run_id, find_run
 from lever_mlflow.runs.steps import Step, ensure, finished_run, run_as_child
 from lever_mlflow.runs.tags import Tag, finished_run_tags, holder_of, record, run_tags, set_description
 from lever_mlflow.settings import (
@@ -39,7 +39,7 @@ from lever_mlflow.settings import (
 )
 from lever_mlflow.training.curves import training_curves
 from lever_mlflow.training.diagnosis import no_longer_rising, taught_nothing
-from lever_mlflow.training.filters import left_by_filters
+from lever_mlflow.training.filters import filter_summary
 from lever_mlflow.trials.generators import gen_methods
 from lever_mlflow.trials.rl_data import RLData
 from lever_mlflow.trials.rollout import first_choice_reward, most_prompts, positive_query_rate
@@ -69,7 +69,7 @@ def grpo_step(
     Raises:
         DataError, ParameterError: a later round cannot be recorded as the data were, or the filters would leave nothing.
     """
-    left_by_filters(data, settings, context.seed)
+    filter_summary(data, settings, context.seed)
     prompts, shots = 0, None
     if rounds.rounds > 1:  # a value that later rounds cannot use is reported before the first one
         recorded = recorded_settings(data)
@@ -108,7 +108,7 @@ def find_grpo(context: Context, reference: str, kl_beta: float) -> str:
         return reference
     run = find_run(GRPO, {**context.same_trainings(), Tag.KL_BETA: kl_beta})
     if run is not None:
-        return taken("grpo_run", of_beta(GRPO, kl_beta), run)
+        return auto_run_id("grpo_run", of_beta(GRPO, kl_beta), run)
     absent(f"grpo run of beta {beta}")
     data = find_rl_data(context, AUTO)
     settings, rounds = preset_of(GrpoSettings, context.preset, kl_beta=kl_beta), preset_of(RoundSettings, context.preset)
@@ -245,14 +245,14 @@ class _Rounds:
         log_history(dict(enumerate(self.history, start=1)))
         title = f"GRPO beta {format_beta(self.settings.kl_beta)} (the lines mark the last epoch of each round)"
         mlflow.log_figure(training_curves(self.history, title, self.ends), "training_curves.png")
-        last, done = len(self.history), len(self.ends)
+        last, n_rounds = len(self.history), len(self.ends)
         rewards = ", ".join(f"{reward:.3f}" for reward in self.rewards)
         trend = f"; reward of the policy's first choice on the fresh trials of each round: {rewards}" if rewards else ""
-        description = f"{done} of {self.rounds.rounds} round{'s' * (self.rounds.rounds != 1)}, {last} epochs{trend}"
+        description = f"{n_rounds} of {self.rounds.rounds} round{'s' * (self.rounds.rounds != 1)}, {last} epochs{trend}"
         if ended:
             description = f"{description}; {ended}"
             record({Tag.ROUNDS_ENDED: ended})
-        record({Tag.ROUNDS_DONE: done, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
+        record({Tag.ROUNDS_DONE: n_rounds, Tag.BEST_EPOCH: last, Tag.BEST_MODEL: self.models[last]})
         set_description(description)
 
 

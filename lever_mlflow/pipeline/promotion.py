@@ -120,24 +120,24 @@ def _promote(context: Context, kl_beta: float, settings: PromotionSettings) -> N
     version = find_version(name, kl_beta)
     number, label = str(version.version), f"{name} version {version.version} (beta {format_beta(kl_beta)})"
     champion.settle(name)
-    held = champion.holders(name)
-    if held.champion == number:
+    holders = champion.holders(name)
+    if holders.champion == number:
         message = f"{label} is champion already; nothing was changed"
         set_description(describe_promotion("Nothing to do.", message, ()))
         return
     if lack := lack_of_version(version):
         raise PromotionError(f"{label}: {lack}, so it cannot be served; {_EVALUATE_AGAIN}, which registers it anew")
-    conditions = _conditions(context, version, held.champion, settings)
-    _log_evidence(label, held.champion, conditions, settings)
+    conditions = _conditions(context, version, holders.champion, settings)
+    _log_evidence(label, holders.champion, conditions, settings)
     failed = [condition for condition in conditions if not condition.met]
     if failed and not settings.force:
-        _refuse(label, held.champion, conditions, failed)
+        _refuse(label, holders.champion, conditions, failed)
     try:
-        champion.change(name, held, _change(version, held.champion, conditions))
+        champion.change(name, holders, _change(version, holders.champion, conditions))
     except PromotionError as error:
         set_description(describe_promotion("Not promoted.", str(error), conditions))
         raise
-    previous = "" if held.champion is None else f", version {held.champion} previous-champion"
+    previous = "" if holders.champion is None else f", version {holders.champion} previous-champion"
     forced = f"; force=true overrode: {', '.join(condition.name for condition in failed)}" if failed else ""
     message = f"{label} is champion{previous}{forced}"
     record({Tag.CHAMPION: number})

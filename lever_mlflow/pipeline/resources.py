@@ -31,7 +31,7 @@ from lever_mlflow.files.names import full_name, readable_name
 from lever_mlflow.mini.dataset import ensure_dataset
 from lever_mlflow.runs.planning import active_plan
 from lever_mlflow.settings import AUTO, DataSettings, ResourceSettings
-from lever_mlflow.vlm.asking import Asked, Asker, AskerSettings
+from lever_mlflow.vlm.asking import AnswerCounts, Asker, AskerSettings
 from lever_mlflow.vlm.language_model import LanguageModel, VlmName, check_language_model
 from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.server import ServerVLM
@@ -228,9 +228,9 @@ class Resources(ResourceSettings):
         return -1
 
     @property
-    def asked(self) -> Asked:
+    def answer_counts(self) -> AnswerCounts:
         """Returns how much the VLM has answered in this process, and how long that took."""
-        return self._asker.asked
+        return self._asker.answer_counts
 
     @cached_property
     def _asker(self) -> Asker:

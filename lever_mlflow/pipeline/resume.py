@@ -113,7 +113,7 @@ class UnsentEpochs:
         for path in [STATES_FOLDER] if states == list_artifacts(run_id, STATES_FOLDER) else states:
             delete_artifacts(run_id, path)
 
-    def remove_those_left_by(self, step: Step) -> None:
+    def remove_interrupted(self, step: Step) -> None:
         """Removes what runs of a step that ended early left on this machine's disk, once the step has finished."""
         for run in find_runs(step.step, {Tag.KEY: step.key}, unfinished=True):
             if is_running(run) is False:

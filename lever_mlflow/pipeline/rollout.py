@@ -26,7 +26,7 @@ from lever_mlflow.pipeline.checkpoints import RANDOM_INIT, Start, start_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.runs.artifacts import artifact, list_artifacts
 from lever_mlflow.runs.metrics import ANSWER_RATE, ROLLOUT
-from lever_mlflow.runs.search import absent, find_run, taken
+from lever_mlflow.runs.search import absent, auto_run_id, find_run
 from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, holder_of, record, run_tags, set_description
 from lever_mlflow.settings import AUTO, RolloutSettings, declaration, preset_of
@@ -110,7 +110,7 @@ def find_rl_data(context: Context, reference: str) -> RLData:
     if run is None:
         absent("rollout on the same data, models and seed")
         return rl_data_of_run(context, ensure(rollout_step(context, preset_of(RolloutSettings, context.preset))))
-    return rl_data_of_run(context, taken("rl_data", STEP, run))
+    return rl_data_of_run(context, auto_run_id("rl_data", STEP, run))
 
 
 def read_rl_data(context: Context, reference: str, keep_all: bool = False, held: bool | None = None) -> RLData:

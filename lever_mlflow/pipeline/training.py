@@ -11,13 +11,13 @@ from lever_mlflow.data.features import check_fusion
 from lever_mlflow.pipeline.checkpoints import Start, start_selector
 from lever_mlflow.pipeline.context import Context, make_step
 from lever_mlflow.pipeline.gate import suite_digest
-from lever_mlflow.runs.search import absent, find_run, taken
+from lever_mlflow.runs.search import absent, auto_run_id, find_run
 from lever_mlflow.runs.steps import Step, ensure
 from lever_mlflow.runs.tags import Tag, run_tags
 from lever_mlflow.selector.checkpoint_folder import read_meta
 from lever_mlflow.serving.logged_models import checkpoint_folder
 from lever_mlflow.settings import AUTO, GrpoSettings, RceSettings, format_beta
-from lever_mlflow.training.filters import left_by_filters
+from lever_mlflow.training.filters import filter_summary
 from lever_mlflow.trials.rl_data import RLData
 
 __all__ = [
@@ -42,11 +42,11 @@ def rce_step(context: Context, data: RLData, settings: RceSettings, resume: str 
     ``interrupted_training`` describes the values of ``resume``.
 
     Raises:
-        DataError: as ``left_by_filters``.
+        DataError: as ``filter_summary``.
         ParameterError: the encoder does not give what the fusion takes.
     """
     check_fusion(settings.fusion, context.resources.encoder_sides)
-    left_by_filters(data, settings, context.seed)
+    filter_summary(data, settings, context.seed)
 
     def execute() -> None:
         from lever_mlflow.pipeline.epochs import Training, run_training
@@ -140,7 +140,7 @@ def find_start(context: Context, reference: str, data: RLData) -> str:
     if run is None:
         absent("rce run on these RL data")
         return start_of_run(ensure(rce_step(context, data, RceSettings())))
-    return start_of_run(taken("init", RCE, run))
+    return start_of_run(auto_run_id("init", RCE, run))
 
 
 def start_of_run(run_id: str) -> str:

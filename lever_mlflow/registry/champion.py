@@ -124,24 +124,24 @@ def finish_rollback(name: str) -> Holders | None:
 
 def _settled(name: str) -> tuple[int, Change | None]:
     """Settles as ``settle``, and returns beside the number the last change that was finished in place of another process."""
-    client, seen, since, finished = MlflowClient(), "", 0.0, None
+    client, former_token, since, finished = MlflowClient(), "", 0.0, None
     while True:
-        done = _count(name)
-        begun = _find(client, _record(name, done + 1))
+        n_changes = _count(name)
+        begun = _find(client, _record(name, n_changes + 1))
         if begun is None:
-            _remove_of_ended(client, name, done)
-            return done, finished
+            _remove_of_ended(client, name, n_changes)
+            return n_changes, finished
         if not _is_record_of(name, begun):
             log.warning("%s: %s is somebody's registered model and stays; the next number is taken", name, begun.name)
-            client.set_registered_model_tag(name, _COUNT, str(done + 1))
-        elif (token := begun.tags.get("token", "none")) != seen:
-            seen, since = token, time.monotonic()
+            client.set_registered_model_tag(name, _COUNT, str(n_changes + 1))
+        elif (token := begun.tags.get("token", "none")) != former_token:
+            former_token, since = token, time.monotonic()
         elif time.monotonic() - since > (min(_OF_GONE, PATIENCE) if _is_gone(begun) else PATIENCE):
-            confirmed = registered_model(name).tags.get(_CONFIRMED) == f"{done + 1} {seen}"
+            confirmed = registered_model(name).tags.get(_CONFIRMED) == f"{n_changes + 1} {former_token}"
             verb = "finishing" if confirmed else "passing over"
-            log.warning("%s: %s change %d of champion, begun by %s", name, verb, done + 1, begun.tags.get("by", "nobody"))
+            log.warning("%s: %s change %d of champion, begun by %s", name, verb, n_changes + 1, begun.tags.get("by", "nobody"))
             finished = _read(begun) if confirmed else None
-            _finish(client, name, done + 1, seen, finished)
+            _finish(client, name, n_changes + 1, former_token, finished)
         else:
             time.sleep(0.1)
 

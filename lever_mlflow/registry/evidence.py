@@ -148,7 +148,7 @@ def covers(evaluated: Evaluated, candidate: Evaluated) -> bool:
     evaluation, other = evaluated.evaluation, candidate.evaluation
     same_inputs = all(getattr(evaluation.inputs, name) == getattr(other.inputs, name) for name in _SAME_INPUTS)
     same_settings = all(getattr(evaluation.settings, name) == getattr(other.settings, name) for name in _SAME_SETTINGS)
-    return same_inputs and same_settings and candidate.records.asked <= evaluated.records.asked
+    return same_inputs and same_settings and candidate.records.question_shots <= evaluated.records.question_shots
 
 
 def gain(candidate: Evaluated, other: Evaluated) -> Gain:

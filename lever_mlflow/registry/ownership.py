@@ -18,7 +18,7 @@ from lever_mlflow.evaluation.result import EvaluationInputs
 from lever_mlflow.exceptions import MissingRunError, ParameterError
 from lever_mlflow.registry.version_tags import VersionTag
 
-__all__ = ["check_model", "check_version", "claim", "found_model", "is_ours", "made_for"]
+__all__ = ["check_model", "check_version", "claim", "find_model", "is_ours", "made_for"]
 
 _KINDS = {"dataset": "dataset_digest", "vlm": "vlm_digest", "encoder": "encoder_digest", "profile": "profile_digest"}
 _TELLING = frozenset({VersionTag.EPOCH, VersionTag.EVALUATION_RUN, VersionTag.MODEL_DIGEST})
@@ -42,7 +42,7 @@ def is_ours(version: ModelVersion) -> bool:
     return False
 
 
-def found_model(name: str) -> RegisteredModel | None:
+def find_model(name: str) -> RegisteredModel | None:
     """Returns the registered model of a name; None where there is none."""
     try:
         return MlflowClient().get_registered_model(name)
@@ -62,7 +62,7 @@ def check_model(name: str, wanted: str) -> RegisteredModel | None:
     Raises:
         ParameterError: the model was made for something else, or holds nothing but versions of somebody else.
     """
-    model = found_model(name)
+    model = find_model(name)
     if model is None:
         return None
     present = model.tags.get(VersionTag.MADE_FOR)
@@ -105,7 +105,7 @@ def check_version(name: str, version: ModelVersion) -> None:
             f"{label}: no evaluation of this project registered it, as its tags say; move the alias to one of those that "
             "`status` shows with a beta, or run the evaluate step"
         )
-    model = found_model(name)
+    model = find_model(name)
     wanted = None if model is None else model.tags.get(VersionTag.MADE_FOR)
     actual = version.tags.get(VersionTag.MADE_FOR, wanted)
     if wanted is not None and actual != wanted:

@@ -17,7 +17,7 @@ from lever_mlflow.exceptions import MissingRunError
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.invocation import command
 from lever_mlflow.registry.model_card import renewed
-from lever_mlflow.registry.ownership import check_version, claim, found_model
+from lever_mlflow.registry.ownership import check_version, claim, find_model
 from lever_mlflow.registry.version_tags import VersionTag, measured
 from lever_mlflow.runs.fields import LONGEST_VERSION_TEXT, fitted
 from lever_mlflow.runs.whole import lack_of_version
@@ -106,7 +106,7 @@ def registered_model(name: str, remedy: str = "") -> RegisteredModel:
         MissingRunError: there is none of this name.
     """
     remedy = remedy or f"run `{command('evaluate')}` first"
-    model = found_model(name)
+    model = find_model(name)
     if model is None:
         raise MissingRunError(f"no registered model {name}; {remedy}")
     return model

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lever_mlflow.runs.given_run import ENTRY_POINT, RUN_ID, given_run
+from lever_mlflow.runs.environment_run import ENTRY_POINT, RUN_ID, environment_run
 from lever_mlflow.runs.steps import project_run
 from lever_mlflow.runs.stores import check_stores, store_errors
 from lever_mlflow.runs.tags import PREFIX, RUN_NAME, Tag
@@ -32,7 +32,7 @@ def optional_run(entry_point: str) -> Iterator[Run | None]:
     """
     with store_errors():
         check_stores()
-        if _run_made_for(entry_point) is None:
+        if _run_of_entry_point(entry_point) is None:
             yield None
         else:
             with project_run(entry_point) as run:
@@ -51,7 +51,7 @@ def placeholder_run(entry_point: str) -> Iterator[None]:
     """
     with store_errors():
         check_stores(writing=False)
-        if (run := _run_made_for(entry_point)) is not None:
+        if (run := _run_of_entry_point(entry_point)) is not None:
             _tidy(run, entry_point, entry_point)
         yield
 
@@ -87,10 +87,10 @@ def _tidy(run: Run, name: str, step: str) -> None:
             client.delete_run(former.info.run_id)
 
 
-def _run_made_for(entry_point: str) -> Run | None:
+def _run_of_entry_point(entry_point: str) -> Run | None:
     """Returns the run that ``mlflow run`` made for an entry point; None where something else started this process.
 
     A run that the user has opened for another purpose is never taken for it.
     """
-    run = given_run()
+    run = environment_run()
     return run if run is not None and run.data.tags.get(ENTRY_POINT) == entry_point else None

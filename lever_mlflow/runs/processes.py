@@ -22,7 +22,7 @@ from lever_mlflow.runs.clock import end_not_before_the_start
 from lever_mlflow.runs.stores import is_of_the_store
 from lever_mlflow.runs.tags import DESCRIPTION, PREFIX, Tag, prefixed, tags_of
 
-__all__ = ["close_interrupted", "close_runs_left", "is_running", "run_of_this_process"]
+__all__ = ["close_interrupted", "close_runs_without_process", "is_running", "run_of_this_process"]
 
 _PARENT = "mlflow.parentRunId"  # MLflow's own tag
 _SHOWN = 5  # runs named in a line of the log
@@ -70,7 +70,7 @@ def is_running(run: Run) -> bool | None:
     return is_there(tags_of(run).get(Tag.PROCESS, ""))
 
 
-def close_runs_left() -> None:
+def close_runs_without_process() -> None:
     """Marks as KILLED the runs of the active run's experiment that are RUNNING without a process; the log names them."""
     active = mlflow.active_run()
     assert active is not None, "runs are looked up from within a run"

@@ -15,7 +15,7 @@ from lever_mlflow.runs.tags import PREFIX, Tag
 from lever_mlflow.runs.whole import lack_of
 from lever_mlflow.settings import as_text
 
-__all__ = ["absent", "describe", "find_run", "find_runs", "taken"]
+__all__ = ["absent", "auto_run_id", "describe", "find_run", "find_runs"]
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _say_once(message: str) -> None:
     log.info("%s", message)
 
 
-def taken(option: str, step: str, run: Run) -> str:
+def auto_run_id(option: str, step: str, run: Run) -> str:
     """Returns the id of the run that an option left at ``auto`` takes; the log, or the plan that is being made, names it."""
     plan = active_plan()
     if plan is None:

@@ -32,11 +32,11 @@ from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.progress import duration
 from lever_mlflow.runs.artifacts import log_json, log_text, read_json
 from lever_mlflow.runs.clock import warn_of_the_clock
+from lever_mlflow.runs.environment_run import OPEN, check_environment_run
 from lever_mlflow.runs.fields import LONGEST_DESCRIPTION, LONGEST_PARAMETER, LONGEST_RUN_NAME, fitted
-from lever_mlflow.runs.given_run import OPEN, check_given_run
 from lever_mlflow.runs.links import run_link
 from lever_mlflow.runs.planning import Unfinished, active_plan
-from lever_mlflow.runs.processes import close_runs_left, run_of_this_process
+from lever_mlflow.runs.processes import close_runs_without_process, run_of_this_process
 from lever_mlflow.runs.progress import recorded_progress
 from lever_mlflow.runs.search import describe, find_run
 from lever_mlflow.runs.stores import check_stores, is_of_the_store, store_errors
@@ -120,16 +120,16 @@ def project_run(name: str) -> Iterator[Run]:
 
     Raises:
         StoreError: as ``store_errors`` and ``check_stores``.
-        MissingRunError: as ``check_given_run``.
+        MissingRunError: as ``check_environment_run``.
     """
     failure: LeverError | None = None
     with store_errors(), _locks():
         check_stores()
-        check_given_run(name)
+        check_environment_run(name)
         try:
             with run_of_this_process() as run, recorded_progress():
                 name_run(name)
-                close_runs_left()
+                close_runs_without_process()
                 warn_of_the_clock(run)
                 tags = run.data.tags
                 experiment = mlflow.get_experiment(run.info.experiment_id).name
@@ -239,9 +239,9 @@ def finished_run(step: Step) -> str | None:
 
     Within ``anew`` only the runs that were made there count.
     """
-    made = _run_anew.get()
-    if made is not None:
-        return made.get(step.key)
+    run_ids = _run_anew.get()
+    if run_ids is not None:
+        return run_ids.get(step.key)
     finished = find_run(step.step, {Tag.KEY: step.key})
     if finished is None:
         return None
@@ -296,9 +296,9 @@ def _run(step: Step) -> str:
         log_manifest(run_id)
         raise
     log_manifest(run_id, step.needs)
-    made = _run_anew.get()
-    if made is not None:
-        made[step.key] = run_id
+    run_ids = _run_anew.get()
+    if run_ids is not None:
+        run_ids[step.key] = run_id
     description = mlflow.get_run(run_id).data.tags.get(DESCRIPTION) or "done"
     finding = description.splitlines()[0].replace("**", "").removesuffix(".")  # without Markdown's emphasis
     log.info("%s: %s (%s)", step.name, finding, duration(time.perf_counter() - started))

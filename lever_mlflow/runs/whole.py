@@ -67,12 +67,12 @@ def lack_of(run: Run) -> str:
     Raises:
         LeverError: the store does not answer, so that nothing is known.
     """
-    return _asked(f"run {run.info.run_id}", lambda: _lack_of_run(run))
+    return _store_answer(f"run {run.info.run_id}", lambda: _lack_of_run(run))
 
 
 def lack_of_model(model_id: str) -> str:
     """Says in words what a logged model has lost of its files, as ``lack_of``."""
-    return _asked(f"model {model_id}", lambda: _lack_of_model(model_id))
+    return _store_answer(f"model {model_id}", lambda: _lack_of_model(model_id))
 
 
 def lack_of_version(version: ModelVersion) -> str:
@@ -81,7 +81,7 @@ def lack_of_version(version: ModelVersion) -> str:
     return lack_of_model(source.removeprefix(_MODEL_URI)) if source.startswith(f"{_MODEL_URI}m-") else ""
 
 
-def _asked(whose: str, look: Callable[[], T]) -> T:
+def _store_answer(whose: str, look: Callable[[], T]) -> T:
     try:
         return look()
     except LeverError:

@@ -76,7 +76,7 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
     # MLflow's own filter shows its remark that chat messages are of any type; it is recorded here, and so not printed.
     with tempfile.TemporaryDirectory() as code, _no_bytecode(), warnings.catch_warnings(record=True):
         package = Path(code) / "lever_mlflow"
-        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=_left_out)
+        shutil.copytree(Path(lever_mlflow.__file__).parent, package, ignore=_ignored_names)
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(retriever_model.__file__)),
@@ -91,7 +91,7 @@ def log_retriever(name: str, folder: Path, params: Mapping[str, Any], tags: Mapp
     return info.model_id
 
 
-def _left_out(folder: str, names: list[str]) -> list[str]:
+def _ignored_names(folder: str, names: list[str]) -> list[str]:
     """Returns the entries of a folder of the package that are no part of a model: bytecode and the embedded VLM's weights."""
     return [name for name in names if name == "__pycache__" or Path(folder, name) == mini.VLM_PATH]
 

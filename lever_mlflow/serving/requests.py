@@ -133,8 +133,8 @@ def _read(name: str, row: Row, dims: FeatureDims, limits: ServingSettings) -> Qu
     lengths = {f"{side}_features": length for side, length in dims._asdict().items()}
     wanted = [column for column, length in lengths.items() if length]
     if columns == set(wanted):
-        given = {column: _features(f"{name}: {column}", getattr(row, column), lengths[column]) for column in wanted}
-        image_D, text_D = (given.get(column, np.empty(0, dtype=np.float32)) for column in lengths)
+        vectors = {column: _features(f"{name}: {column}", getattr(row, column), lengths[column]) for column in wanted}
+        image_D, text_D = (vectors.get(column, np.empty(0, dtype=np.float32)) for column in lengths)
         return Query(name, features=(image_D, text_D))
     content = " and ".join(sorted(columns)) or "nothing"
     raise ParameterError(f"{name}: holds {content}; give question and image, or {' and '.join(wanted)}")

@@ -12,7 +12,7 @@ from lever_mlflow.settings import GrpoSettings, RceSettings
 from lever_mlflow.trials.columns import GroupColumns, as_columns
 from lever_mlflow.trials.rl_data import Group, RLData
 
-__all__ = ["filtered", "left_by_filters", "split_groups"]
+__all__ = ["filter_summary", "filtered", "split_groups"]
 
 
 def split_groups(groups: Iterable[Group], val_share: float, seed: int) -> tuple[GroupColumns, GroupColumns]:
@@ -59,7 +59,7 @@ def filtered(groups: Iterable[Group], settings: RceSettings | GrpoSettings) -> G
     return columns.selected(rows, kept_T)
 
 
-def left_by_filters(data: RLData, settings: RceSettings | GrpoSettings, seed: int) -> str:
+def filter_summary(data: RLData, settings: RceSettings | GrpoSettings, seed: int) -> str:
     """Says how many queries and trials the filters leave to train on; an empty text where there is no filter.
 
     Raises:

@@ -75,7 +75,7 @@ def parsed_fields(column: pa.Array) -> dict[str, pa.Array]:
         raise UnfitError
     try:
         objects = [
-            json.loads(text, object_pairs_hook=_unique, parse_constant=_refused) for text in encoded.dictionary.to_pylist()
+            json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse) for text in encoded.dictionary.to_pylist()
         ]
         texts = {name: [CANONICAL.encode(o[name]) if name in o else None for o in objects] for o in objects for name in o}
         return {name: pa.array(values, pa.string()).take(encoded.indices) for name, values in texts.items()}
@@ -89,5 +89,5 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def _refused(constant: str) -> None:
+def _refuse(constant: str) -> None:
     raise UnfitError

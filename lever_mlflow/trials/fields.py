@@ -43,7 +43,7 @@ def positions_in_pool(record: Mapping[str, Any], pool: tuple[int, ...]) -> tuple
     Positions outside the pool are let through, because the data gate reports them.
     """
     positions, items = _pointer("pointer", record), "pointer_global"
-    if _said_twice(record):
+    if _holds_items_and_positions(record):
         positions, items = _pointer("pointer_pos", record), "pointer"
     named = whole_numbers(items, record.get(items))
     inside = all(0 <= position < len(pool) for position in positions)
@@ -64,7 +64,7 @@ def train_indices(record: Mapping[str, Any], name: str, items: dict[int, int]) -
     if "pointer_global" in record:
         raise DataError("has pointer_global, but the query has no candidate_pool_ids; add the pool")
     indices = _pointer(name, record)
-    if name == "pointer" and _said_twice(record):
+    if name == "pointer" and _holds_items_and_positions(record):
         positions = _pointer("pointer_pos", record)
         known = tuple(map(items.setdefault, positions, indices))
         if len(positions) != len(indices) or known != indices or len(set(items.values())) != len(items):
@@ -82,7 +82,7 @@ def _pointer(name: str, record: Mapping[str, Any]) -> tuple[int, ...]:
     return pointer
 
 
-def _said_twice(record: Mapping[str, Any]) -> bool:
+def _holds_items_and_positions(record: Mapping[str, Any]) -> bool:
     """Returns whether a trial holds its pointer as train indices and as positions, which Lever-Plus v4 wrote."""
     return "pointer_pos" in record and record.get("pointer", record["pointer_pos"]) != record["pointer_pos"]
 

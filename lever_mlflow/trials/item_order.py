@@ -183,12 +183,16 @@ def _converted_groups(
     """Returns all groups with the items that their indices mean, how many queries the data set lacks, and trials are lost."""
     if not isinstance(groups, StoredGroups):
         columns = as_columns(groups)
-        held, n_other = _converted(columns, items, train)
-        return held, n_other, columns.n_trials - held.n_trials
+        converted, n_other = _converted(columns, items, train)
+        return converted, n_other, columns.n_trials - converted.n_trials
     n_other = n_queries = n_trials = 0
     for block in groups.blocks():
-        left, n_other_here = _converted(block, items, train)
-        n_other, n_queries, n_trials = n_other + n_other_here, n_queries + len(left), n_trials + left.n_trials
+        converted_block, n_other_here = _converted(block, items, train)
+        n_other, n_queries, n_trials = (
+            n_other + n_other_here,
+            n_queries + len(converted_block),
+            n_trials + converted_block.n_trials,
+        )
     stored = groups.converted(lambda block: _converted(block, items, train)[0], n_queries, n_trials)
     return stored, n_other, groups.n_trials - n_trials
 

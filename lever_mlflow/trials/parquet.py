@@ -208,17 +208,17 @@ def tables(path: Path) -> Iterator[tuple[int, pa.Table]]:
     """
     with _opened(path) as file:
         _check_columns(path, file.schema_arrow)
-        held, first = SCHEMA.empty_table(), 0
+        rest, first = SCHEMA.empty_table(), 0
         for batch in file.iter_batches(_TABLE_ROWS, use_threads=False):
-            table = pa.concat_tables([held, _typed(path, pa.table(batch), first + held.num_rows)]).combine_chunks()
+            table = pa.concat_tables([rest, _typed(path, pa.table(batch), first + rest.num_rows)]).combine_chunks()
             keys = table[KEY].to_numpy(zero_copy_only=False)
             whole = int((keys != keys[-1]).nonzero()[0][-1]) + 1 if len(keys) and (keys != keys[-1]).any() else 0
             if whole:
                 yield first, table.slice(0, whole).combine_chunks()
                 pa.default_memory_pool().release_unused()  # Arrow would keep what further tables may take
-            held, first = table.slice(whole), first + whole
-        if held.num_rows:
-            yield first, held.combine_chunks()
+            rest, first = table.slice(whole), first + whole
+        if rest.num_rows:
+            yield first, rest.combine_chunks()
     pa.default_memory_pool().release_unused()  # Arrow would keep some 50 MB for further tables
 
 

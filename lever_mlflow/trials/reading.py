@@ -98,14 +98,14 @@ def _stored(files: Sequence[Path], reader: _Reader, source: str) -> RLData:
     n_trials: Counter[bool] = Counter()  # usable ones, of the queries with and of those without a pool
     for _ in reader.read_tables(files):
         for pooled in (True, False):
-            n_trials[pooled] += reader.taken(pooled).n_trials
+            n_trials[pooled] += reader.take(pooled).n_trials
     reader.check()
     pooled, n_queries = reader.has_pools, reader.n_queries
 
     def blocks() -> Iterator[GroupColumns]:
         again = _Reader(files[0], reader.use_fallback, keep_records=False, keep_dropped=False, known=True)
-        taken = (again.taken(pooled) for _ in again.read_tables(files))
-        return (block for block in taken if len(block))
+        columns = (again.take(pooled) for _ in again.read_tables(files))
+        return (block for block in columns if len(block))
 
     if not n_queries:
         raise DataError(f"{source}: {_NO_QUERIES}")
@@ -195,7 +195,7 @@ class _Reader:
                         self.read(key, entry, row)
                 yield
 
-    def taken(self, with_pool: bool) -> GroupColumns:
+    def take(self, with_pool: bool) -> GroupColumns:
         """Returns the queries of one kind that were read since they were last taken, which the reader holds no longer."""
         queries = self._with_pool if with_pool else self._without_pool
         columns, queries.columns = queries.columns, ColumnsBuilder(self.keep_records)
@@ -270,7 +270,7 @@ class _Reader:
     def finish(self) -> GroupColumns:
         """Returns the queries with a pool, or where none has one, all queries, ordered by train index; errors as ``check``."""
         self.check()
-        return self.taken(self.has_pools).in_order()
+        return self.take(self.has_pools).in_order()
 
     def _add(self, key: str, entry: Mapping[str, Any], queries: _Queries) -> None:
         """Adds a query with its usable trials to the columns, and counts the others."""

@@ -123,6 +123,6 @@ def _check_size(part: RLData) -> None:
     if type(n_queries) is not int or n_queries < shard.of:
         raise DataError(f"{part.source}: _meta: n_queries is {shown(n_queries)}, expected at least {shard.of}; record it again")
     rows = shard.rows(n_queries)
-    held, expected = part.match.n_queries if part.match else len(part.groups), rows.stop - rows.start
-    if held != expected:
-        raise DataError(f"{part.source}: shard {shard} holds {held} queries, expected {expected}; copy or record it again")
+    actual, expected = part.match.n_queries if part.match else len(part.groups), rows.stop - rows.start
+    if actual != expected:
+        raise DataError(f"{part.source}: shard {shard} holds {actual} queries, expected {expected}; copy or record it again")

@@ -20,7 +20,7 @@ from lever_mlflow.vlm.prompt import Prompt
 from lever_mlflow.vlm.qwen import QwenVLM
 from lever_mlflow.vlm.server import ServerVLM
 
-__all__ = ["Asked", "Asker", "AskerSettings"]
+__all__ = ["AnswerCounts", "Asker", "AskerSettings"]
 
 
 _Request = Literal["generate", "score"]  # names of the VLM's methods
@@ -41,7 +41,7 @@ class AskerSettings:
     cache: CacheMode = "on"
 
 
-class Asked(NamedTuple):
+class AnswerCounts(NamedTuple):
     """Holds how many answers and scores a VLM gave that were not known yet, and how many seconds that took.
 
     ``poor`` counts those among the answers that the leading process received from a server that are cut or without text, and
@@ -62,7 +62,7 @@ class Asker:
 
     def __init__(self, settings: AskerSettings) -> None:
         self.settings = settings
-        self.asked = Asked()
+        self.answer_counts = AnswerCounts()
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -143,10 +143,12 @@ class Asker:
         distributed.call_followers(processes, _follow, self.settings, request, prompts)
         yield from self._share(request, prompts)
         yield distributed.collect(processes, [])
-        seconds = self.asked.seconds + time.perf_counter() - started
+        seconds = self.answer_counts.seconds + time.perf_counter() - started
         model = self.language_model
-        self.asked = Asked(
-            self.asked.answers + len(prompts), seconds, model.counts if isinstance(model, ServerVLM) else self.asked.poor
+        self.answer_counts = AnswerCounts(
+            self.answer_counts.answers + len(prompts),
+            seconds,
+            model.counts if isinstance(model, ServerVLM) else self.answer_counts.poor,
         )
 
     def _share(self, request: _Request, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:

@@ -91,12 +91,12 @@ class LocalVLM(ABC):
     @property
     def recorded(self) -> dict[str, Any]:
         """Returns what runs log of the model beside its name and digests."""
-        generation_config = self.own_generation
+        generation_config = self.own_generation_config
         steered = {"vlm_generation_config": json.dumps(generation_config, sort_keys=True)} if generation_config else {}
         return {"vlm_dtype": self.dtype, "vlm_batch_tokens": self.batch_tokens, **steered}
 
     @property
-    def own_generation(self) -> dict[str, Any]:
+    def own_generation_config(self) -> dict[str, Any]:
         """Returns the settings of the model's ``generation_config.json`` that change answers, such as a repetition penalty.
 
         They hold beside those of the profile, and the file is part of the model's digest.

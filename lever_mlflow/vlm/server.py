@@ -153,17 +153,17 @@ class ServerVLM:
                 arrived with the failure are yielded first.
             DataError: an image does not decode.
         """
-        held: list[tuple[int, ServedAnswer]] = []
+        held_back: list[tuple[int, ServedAnswer]] = []
         for answers in self._each(prompts, self._answer):
             self._tally.counts.update(answer.kind for _, answer in answers)
             self._check_answers()
-            held += answers
+            held_back += answers
             released = ("text", "cut") if self._tally.telling else ("text",)
-            if ready := [(position, answer.text) for position, answer in held if answer.kind in released]:
+            if ready := [(position, answer.text) for position, answer in held_back if answer.kind in released]:
                 yield ready
-            held = [item for item in held if item[1].kind not in released]
-        if held:
-            yield [(position, answer.text) for position, answer in held]
+            held_back = [item for item in held_back if item[1].kind not in released]
+        if held_back:
+            yield [(position, answer.text) for position, answer in held_back]
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, str]]]:
         """Yields how probable right answers are after each prompt, the ``gt_prob`` of ``QwenVLM.score``, as they come.

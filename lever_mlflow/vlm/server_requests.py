@@ -248,19 +248,19 @@ def _pause(error: Exception, attempt: int) -> float:
     """Returns how many seconds to wait before a request is repeated: as the server asks, or half a second doubled each time."""
     from openai import APIStatusError
 
-    asked = _asked_pause(error.response.headers) if isinstance(error, APIStatusError) else None
-    if asked is not None and 0 <= asked <= _LONGEST_PAUSE:
-        return asked
+    seconds = _retry_after(error.response.headers) if isinstance(error, APIStatusError) else None
+    if seconds is not None and 0 <= seconds <= _LONGEST_PAUSE:
+        return seconds
     return min(0.5 * 2.0**attempt, 8.0) * random.uniform(0.75, 1.0)  # requests that failed together do not come back together
 
 
-def _asked_pause(headers: Any) -> float | None:
+def _retry_after(headers: Any) -> float | None:
     """Returns the seconds in a reply's headers ``retry-after-ms`` or ``retry-after``, which may also hold a date."""
     try:
         if "retry-after-ms" in headers:
             return float(headers["retry-after-ms"]) / 1000
-        asked = headers.get("retry-after", "")
-        return float(asked) if re.fullmatch(r"[\d.]+", asked) else parsedate_to_datetime(asked).timestamp() - time()
+        text = headers.get("retry-after", "")
+        return float(text) if re.fullmatch(r"[\d.]+", text) else parsedate_to_datetime(text).timestamp() - time()
     except (TypeError, ValueError):
         return None
 

@@ -81,20 +81,20 @@ def test_output_that_nobody_reads_is_no_error(stream, callback, code):
     read, write = os.pipe()
     os.close(read)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, check=False, **streams)
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, check=False, **streams)
     os.close(write)
-    assert (done.returncode, done.stdout or "", done.stderr or "") == (code, "", "")
+    assert (process.returncode, process.stdout or "", process.stderr or "") == (code, "", "")
 
 
 def test_output_on_a_full_disk_is_one_line():
     script = f"import click; from lever_mlflow.cli.launching import launch, say; {OUTPUT}"
     with open("/dev/full", "w", encoding="utf-8") as full:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, text=True, check=False, stdout=full, stderr=subprocess.PIPE
         )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: <stdout>: No space left on device; free some space there")
-    assert done.stderr.count("\n") == 1
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: <stdout>: No space left on device; free some space there")
+    assert process.stderr.count("\n") == 1
 
 
 def test_a_working_folder_that_was_deleted_is_said(tmp_path, monkeypatch, capfd):

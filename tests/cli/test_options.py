@@ -31,7 +31,7 @@ class Cake:
 def parsed(*arguments, parts=(Cake,)):
     """The values that a command with these options gets."""
     values = {}
-    command = click.command()(options(*parts)(lambda **given: values.update(given)))
+    command = click.command()(options(*parts)(lambda **options_by_name: values.update(options_by_name)))
     command.main(list(arguments), standalone_mode=False)
     return values
 

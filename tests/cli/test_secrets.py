@@ -61,10 +61,10 @@ def fails(error):
 def test_errors_and_tracebacks_are_masked(error, capfd):
     with pytest.raises(SystemExit) as end:
         launch(click.Command("x", callback=fails(error)), [])
-    shown = "".join(capfd.readouterr())
+    output = "".join(capfd.readouterr())
     assert end.value.code != 0
-    assert MASKED in shown
-    assert SECRET not in shown
+    assert MASKED in output
+    assert SECRET not in output
 
 
 def everything(run_id):
@@ -86,9 +86,9 @@ def test_what_mlflow_holds_is_masked(mlflow_store, tmp_path):
         run_id = run_here(step)
     with pytest.raises(DataError), project_run("failing") as run:
         raise DataError(URL)
-    held = everything(run_id) + everything(run.info.run_id)
-    assert held.count(MASKED) >= 9
-    assert SECRET not in held
+    contents = everything(run_id) + everything(run.info.run_id)
+    assert contents.count(MASKED) >= 9
+    assert SECRET not in contents
     assert SECRET.encode() not in (tmp_path / "mlflow.db").read_bytes()
 
 

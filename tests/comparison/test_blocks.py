@@ -63,8 +63,8 @@ def test_a_figure_is_a_file_beside_markdown_and_inside_a_page():
 def test_pictures_of_a_card_are_inside_a_page_and_left_out_where_there_are_none():
     card = Card(Item("q.jpg", ["question"]), [("side", [Item("d.jpg", ["demonstration", "answer"]), Item("", ["more"])])])
     html = to_html(page(card), {"q.jpg": b"Q", "d.jpg": b"D"}, "en")
-    shown = [f'src="data:image/jpeg;base64,{base64.b64encode(content).decode()}"' for content in (b"Q", b"D")]
-    assert [html.count(source) for source in shown] == [1, 1]
+    sources = [f'src="data:image/jpeg;base64,{base64.b64encode(content).decode()}"' for content in (b"Q", b"D")]
+    assert [html.count(source) for source in sources] == [1, 1]
     assert html.count("<img") == 2
     assert "demonstration<br>answer" in html
     assert "<img" not in to_html(page(card), {}, "en")

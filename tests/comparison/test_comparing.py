@@ -58,7 +58,7 @@ def test_the_same_run_twice_is_an_error_and_one_alone_is_its_own_choice():
 def test_runs_of_mlflow_that_differ_in_nothing_are_told_apart_by_their_ids():
     facts = compared(run(0.12, right(60), run_id="0123456789"), run(0.12, right(40), run_id="abcdefabcd"))
     assert (facts.varied, facts.comparable) == ((), True)
-    assert [found.label for found in facts.runs] == ["run 01234567", "run abcdefab"]
+    assert [result.label for result in facts.runs] == ["run 01234567", "run abcdefab"]
     assert [(row.run, row.points, row.kind) for row in facts.differences if row.primary] == [
         ("run abcdefab", pytest.approx(-20.0), "paired")
     ]
@@ -75,10 +75,10 @@ def test_of_equal_runs_by_selection_the_larger_beta_or_else_the_first_run_is_the
 
 
 def test_questions_of_different_data_sets_are_not_paired_though_their_ids_are_equal():
-    asked = Items({1000 + i: sample(1000 + i, "what?", "a") for i in range(100)}, {})
+    items = Items({1000 + i: sample(1000 + i, "what?", "a") for i in range(100)}, {})
     pairs = [run(0.12, right(n), config={"dataset": d, "dataset_digest": d}, run_id=d) for n, d in ((60, "x"), (40, "y"))]
-    facts = compared(*pairs, items=asked)
-    assert (facts.varied, [found.label for found in facts.runs]) == (("dataset",), ["x", "y"])
+    facts = compared(*pairs, items=items)
+    assert (facts.varied, [result.label for result in facts.runs]) == (("dataset",), ["x", "y"])
     assert {row.kind for row in facts.differences} == {"bound"}
     assert (facts.overlap_of_best, facts.examples) == ((), ())
     same = [run(0.12, right(n), config={"vlm": v, "vlm_digest": "d", "lr": n}, run_id=v) for n, v in ((60, "x"), (40, "y"))]
@@ -111,7 +111,7 @@ def test_what_is_missing_of_a_run_is_filled_by_its_own_training():
 def test_of_identical_runs_with_records_the_picks_are_told():
     cells = epoch(1, {50: {2: 60.0}, 100: {2: 60.0}})
     pairs = [run(beta, right(60)) for beta in (0.12, 0.15)]
-    two = [(found.model_copy(update={"epochs": (cells,)}), records) for found, records in pairs]
+    two = [(result.model_copy(update={"epochs": (cells,)}), records) for result, records in pairs]
     (finding,) = compared(*two).identical
     assert (finding.cells, finding.picks) == (2, 1.0)
     assert "pick the same demonstrations for at least 100.0 % of the questions" in markdown(compared(*two), "en")

@@ -163,7 +163,7 @@ def test_only_what_is_registered_is_called_so():
         page = markdown(facts, language, draw_figures(facts))
         assert best in page
         assert registered in page
-        first, second = (shown for shown in summary(facts, language).splitlines() if shown.startswith("* "))
+        first, second = (run_line for run_line in summary(facts, language).splitlines() if run_line.startswith("* "))
         assert first.endswith(line)
         assert "7" in second
 
@@ -186,8 +186,8 @@ def test_three_betas_from_elsewhere_are_compared_at_their_last_epoch_in_common()
 
 
 def test_questions_and_answers_are_escaped():
-    asked = {1000 + i: sample(1000 + i, f"<img src=x onerror=alert({i})> | [a](b)?", "<b>") for i in range(100)}
-    facts = compared(run(0.12, right(60)), run(0.15, right(40)), items=Items(asked, {10: asked[1000]}))
+    samples = {1000 + i: sample(1000 + i, f"<img src=x onerror=alert({i})> | [a](b)?", "<b>") for i in range(100)}
+    facts = compared(run(0.12, right(60)), run(0.15, right(40)), items=Items(samples, {10: samples[1000]}))
     assert facts.examples
     assert "<img src=x" not in markdown(facts, "en")
     page = html(facts, "en", draw_figures(facts))
@@ -242,8 +242,8 @@ def test_what_is_seen_first():
         LinkedRun(name="evaluation run of beta 0.12", run_id="e1"),
         LinkedRun(name="other", run_id="e2", url="http://h/#/e2"),
     )
-    known = {"created_at": "2026-11-27 13:00 UTC", "git_commit": "0123456789abcdef", "mlflow_runs": runs}
-    facts = compared(run(0.12, right(60), git_commit="fedcba9876543210"), run(0.15, right(40))).model_copy(update=known)
+    origin = {"created_at": "2026-11-27 13:00 UTC", "git_commit": "0123456789abcdef", "mlflow_runs": runs}
+    facts = compared(run(0.12, right(60), git_commit="fedcba9876543210"), run(0.15, right(40))).model_copy(update=origin)
     top, rest = markdown(facts, "en", draw_figures(facts)).split("**Sections:**")
     assert top.split("\n\n")[1] == (
         "2026-11-27 13:00 UTC · git commit 0123456789 · trained at git commit fedcba9876 · data set mini · VLM mini · "
@@ -316,8 +316,8 @@ def test_pairs_of_epochs_that_have_little_in_common_are_counted():
 
 def test_examples_show_images_answers_and_demonstrations(tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    asked = {1000: sample(1000, "what colour?", "red", tmp_path / "red.png")}
-    items = Items(asked, {10: sample(10, "which colour?", "blue", tmp_path / "red.png")})
+    samples = {1000: sample(1000, "what colour?", "red", tmp_path / "red.png")}
+    items = Items(samples, {10: sample(10, "which colour?", "blue", tmp_path / "red.png")})
     facts = compared(run(0.12, right(1)), run(0.15, right(0)), items=items)
     page = html(facts, "en", pictures(facts.examples, items))
     section = page[page.index('id="examples"') :]

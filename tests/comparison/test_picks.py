@@ -23,8 +23,8 @@ def test_examples_are_questions_won_and_then_lost():
     first, second = right(3), right(3)
     first[5], second[:2] = 1.0, 0.0  # 1000, 1001 and 1005 are won by the first run
     second[7] = 1.0
-    asked = {number: sample(number, f"what is {number}?", "a") for number in (1000, 1005, 1007)}
-    items = Items(asked, {10: sample(10, "which?", "b"), 11: sample(11, "who?", "c")})
+    samples = {number: sample(number, f"what is {number}?", "a") for number in (1000, 1005, 1007)}
+    items = Items(samples, {10: sample(10, "which?", "b"), 11: sample(11, "who?", "c")})
     facts = compared(run(0.12, first), run(0.15, second), items=items)
     rows = [(row.query.question_id, row.query.question, row.points, row.query.answers) for row in facts.examples]
     assert rows == [
@@ -40,19 +40,19 @@ def test_examples_are_questions_won_and_then_lost():
 
 def test_of_more_than_two_betas_the_pair_that_differs_most_gives_the_examples():
     betas = ((0.05, 55, 70.0), (0.12, 60, 90.0), (0.3, 30, 50.0))
-    asked = {1000 + i: sample(1000 + i, "what?", "a") for i in range(100)}
-    facts = compared(*(run(beta, right(n), selection=s) for beta, n, s in betas), items=Items(asked, {}))
+    samples = {1000 + i: sample(1000 + i, "what?", "a") for i in range(100)}
+    facts = compared(*(run(beta, right(n), selection=s) for beta, n, s in betas), items=Items(samples, {}))
     assert {tuple(side.run for side in row.sides) for row in facts.examples} == {("0.3", "0.12")}
     assert [row.query.question_id for row in facts.examples] == [1055, 1056, 1057, 1058, 1059]
 
 
 def test_pictures_are_small_jpegs_of_the_question_and_of_known_demonstrations(tmp_path):
     Image.new("RGB", (640, 320), "red").save(tmp_path / "red.png")
-    asked = {1000 + i: sample(1000 + i, "what?", "a", tmp_path / "red.png") for i in range(100)}
-    items = Items(asked, {10: sample(10, "which?", "b", tmp_path / "red.png")})
-    made = pictures(compared(run(0.12, right(1)), run(0.15, right(0)), items=items).examples, items)
-    assert set(made) == {"query-1000.jpg", "demonstration-10.jpg"}
-    image = Image.open(io.BytesIO(made["query-1000.jpg"]))
+    samples = {1000 + i: sample(1000 + i, "what?", "a", tmp_path / "red.png") for i in range(100)}
+    items = Items(samples, {10: sample(10, "which?", "b", tmp_path / "red.png")})
+    images = pictures(compared(run(0.12, right(1)), run(0.15, right(0)), items=items).examples, items)
+    assert set(images) == {"query-1000.jpg", "demonstration-10.jpg"}
+    image = Image.open(io.BytesIO(images["query-1000.jpg"]))
     assert (image.format, image.size) == ("JPEG", (160, 80))
     assert pictures(compared(run(0.12, right(1)), run(0.15, right(0))).examples, None) == {}
 

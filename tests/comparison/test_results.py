@@ -8,8 +8,8 @@ from lever_mlflow.exceptions import DataError
 
 
 @pytest.fixture
-def written(tmp_path):
-    """written(change) is a results file of two runs after ``change`` was made to its content."""
+def results_file(tmp_path):
+    """results_file(change) is a results file of two runs after ``change`` was made to its content."""
 
     def write(change=lambda content: None):
         content = {
@@ -42,17 +42,17 @@ def test_the_predecessors_numbers():
     assert second.epochs[1].accuracy_at(800, 2) == 48.33
 
 
-def test_runs_are_sorted_and_written_as_they_are_read(written, tmp_path):
-    results = read_results(written())
+def test_runs_are_sorted_and_written_as_they_are_read(results_file, tmp_path):
+    results = read_results(results_file())
     assert [run.kl_beta for run in results.runs] == [0.12, 0.15]
     again = tmp_path / "again.json"
     again.write_text(json.dumps(results.to_json()), encoding="utf-8")
     assert read_results(again) == results
 
 
-def test_null_is_missing(written):
+def test_null_is_missing(results_file):
     results = read_results(
-        written(lambda content: content["runs"][1]["epochs"][0].update(kl=None, accuracy={"100": {"1": None}}))
+        results_file(lambda content: content["runs"][1]["epochs"][0].update(kl=None, accuracy={"100": {"1": None}}))
     )
     assert results.runs[0].epochs[0].metrics == {}
     assert results.runs[0].epochs[0].accuracy == {}
@@ -98,8 +98,8 @@ def test_null_is_missing(written):
         (lambda c: c.update(dataset="x" * 1001), "dataset: 'xxx.* should be a text of at most 1000 characters"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_place(written, change, message):
-    path = written(change)
+def test_what_does_not_fit_is_named_with_its_place(results_file, change, message):
+    path = results_file(change)
     with pytest.raises(DataError, match=message) as error:
         read_results(path)
     assert str(error.value).startswith(f"{path}: ")

@@ -264,9 +264,9 @@ def test_samplers_with_up_to_eight_shots():
     assert hint in page(facts)
     named = compared(*SAMPLERS, vary=["sampler"])
     assert (labels(named), named.confounders) == (["RandSampler", "TextSim", "ImgSim"], ["kl_beta"])
-    asked = compared(*SAMPLERS, vary=["sampler", "kl_beta"])
+    varied = compared(*SAMPLERS, vary=["sampler", "kl_beta"])
     # 3 points at 1 shot: error sqrt((23 * 77 + 20 * 80) / 5046) = 0.82 points
-    assert "RandSampler is better than TextSim by 3.00 points at 1 shot" in verdict(asked, "en")
+    assert "RandSampler is better than TextSim by 3.00 points at 1 shot" in verdict(varied, "en")
     without = [{name: value for name, value in run.items() if name != "kl_beta"} for run in SAMPLERS]
     assert compared(*without).varied == ("sampler",)
 
@@ -311,26 +311,26 @@ def test_given_labels_name_the_runs_and_betas_are_then_no_names():
 
 
 def test_labels_tell_of_as_little_as_possible():
-    def made(*configs, vary=()):
+    def labels_of(*configs, vary=()):
         return labels(compared(*(entry({"1": {"1": 0.0}}, kl_beta=0.1, **config) for config in configs), vary=vary))
 
-    assert made({"config": {"a.rounds": 1}}, {"config": {"a.rounds": 3}}) == ["rounds 1", "rounds 3"]
-    assert made({"config": {"frozen": True}}, {"config": {"frozen": False}}) == ["frozen true", "frozen false"]
-    assert made({"config": {"note": "5"}}, {"config": {"note": "6"}}) == ["note 5", "note 6"]
-    assert made(*({"config": {"lr": lr, "x": x}} for lr, x in ((0.1, 1), (0.1, 2), (0.2, 1))), vary=["lr"]) == [
+    assert labels_of({"config": {"a.rounds": 1}}, {"config": {"a.rounds": 3}}) == ["rounds 1", "rounds 3"]
+    assert labels_of({"config": {"frozen": True}}, {"config": {"frozen": False}}) == ["frozen true", "frozen false"]
+    assert labels_of({"config": {"note": "5"}}, {"config": {"note": "6"}}) == ["note 5", "note 6"]
+    assert labels_of(*({"config": {"lr": lr, "x": x}} for lr, x in ((0.1, 1), (0.1, 2), (0.2, 1))), vary=["lr"]) == [
         "lr 0.1, x 1", "lr 0.1, x 2", "lr 0.2, x 1",
     ]  # fmt: skip
     start = [
         {"start_digest": digest * 8, "start": words} for digest, words in (("0123", "rce epoch 4"), ("4567", "rce epoch 5"))
     ]
-    assert made(*({"config": row} for row in start)) == ["rce epoch 4", "rce epoch 5"]  # words before digests
-    assert made(*({"config": {"start_digest": row["start_digest"]}} for row in start)) == [
+    assert labels_of(*({"config": row} for row in start)) == ["rce epoch 4", "rce epoch 5"]  # words before digests
+    assert labels_of(*({"config": {"start_digest": row["start_digest"]}} for row in start)) == [
         "start_digest 01230123", "start_digest 45674567",
     ]  # fmt: skip
     long = ["/models/" + "x" * 60 + end for end in "ab"]
-    assert made(*({"config": {"vlm": path}} for path in long)) == [f"…{path[-39:]}" for path in long]
-    assert made({"config": {}}, {"config": {"lr": 1}}) == ["lr not stated", "lr 1"]
-    assert made({"rl_data": {"source": "a.json", "n_queries": 8}}, {"rl_data": {"source": "b.json", "n_queries": 9}}) == [
+    assert labels_of(*({"config": {"vlm": path}} for path in long)) == [f"…{path[-39:]}" for path in long]
+    assert labels_of({"config": {}}, {"config": {"lr": 1}}) == ["lr not stated", "lr 1"]
+    assert labels_of({"rl_data": {"source": "a.json", "n_queries": 8}}, {"rl_data": {"source": "b.json", "n_queries": 9}}) == [
         "a.json", "b.json",
     ]  # fmt: skip
 
@@ -411,6 +411,6 @@ def test_a_comparison_can_be_read_as_results_again(runs, vary):
 def test_labels_are_texts_and_never_markup():
     runs = [entry({"1": {"1": 50.0}}, label=label) for label in ("<b>{run}|$", "[a](b) 方案")]
     facts = compared(*runs)
-    made = html(facts, "zh", draw_figures(facts))
-    assert "<b>{run}" not in made
-    assert "&lt;b&gt;{run}|$" in made
+    page = html(facts, "zh", draw_figures(facts))
+    assert "<b>{run}" not in page
+    assert "&lt;b&gt;{run}|$" in page

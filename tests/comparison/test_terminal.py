@@ -59,7 +59,8 @@ def test_an_epoch_that_was_not_evaluated_has_no_row():
 def test_without_an_evaluated_epoch_there_is_no_table():
     pairs = [run(beta, right(40), baselines={}) for beta in (0.12, 0.15)]
     pairs = [
-        (found.model_copy(update={"epochs": (found.epochs[0].model_copy(update={"accuracy": {}}),)}), r) for found, r in pairs
+        (result.model_copy(update={"epochs": (result.epochs[0].model_copy(update={"accuracy": {}}),)}), records)
+        for result, records in pairs
     ]
     facts = compared(*pairs)
     assert summary(facts, "en").splitlines()[-2:] == [

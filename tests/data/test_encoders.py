@@ -50,10 +50,10 @@ def unit(features):
 
 
 def test_the_families_that_are_known_are_what_transformers_says(tmp_path, monkeypatch):
-    known = dict(encoders._SIDES)
-    assert known["clip"] == ("image", "text")
+    sides_of = dict(encoders._SIDES)
+    assert sides_of["clip"] == ("image", "text")
     monkeypatch.setattr(encoders, "_SIDES", {})
-    for family, sides in known.items():
+    for family, sides in sides_of.items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
         assert encoder_sides(tmp_path) == sides, family
 
@@ -103,7 +103,7 @@ def test_a_sentence_encoder_takes_the_mean_of_the_tokens(folders, tmp_path):
     model, words = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     tokens = words(QUESTIONS, padding=True, truncation=True, max_length=32, return_tensors="pt")
     hidden, mask = model(**tokens).last_hidden_state, tokens["attention_mask"].bool()
-    means = torch.stack([states[kept].mean(dim=0) for states, kept in zip(hidden, mask, strict=True)])
+    means = torch.stack([states[is_token].mean(dim=0) for states, is_token in zip(hidden, mask, strict=True)])
     np.testing.assert_allclose(Encoder(folder).texts(QUESTIONS), unit(means), atol=1e-5)
     plain = folder_digest(folder, tmp_path / "memo")
     (folder / "1_Pooling").mkdir()
@@ -167,8 +167,8 @@ def test_an_encoder_of_one_side_goes_through_all_stages(of_encoder, name, side, 
     assert (start.fusion, start.config["feature_dim"]) == (side, 32)
 
     recording = RolloutSettings(n_queries=12, shots=1, pool_size=8, pool_sampler=f"{side}-similarity", search_positives=2)
-    asked = lambda prompts: [" thing 3"] * len(prompts)  # noqa: E731
-    groups = rollout(resources.train[:12], resources.train, features, start, asked, recording, seed=0)
+    answer = lambda prompts: [" thing 3"] * len(prompts)  # noqa: E731
+    groups = rollout(resources.train[:12], resources.train, features, start, answer, recording, seed=0)
     assert {trial.gen_method for group in groups for trial in group.trials} >= {"beam", "retrieval"}
     expected = candidate_pools(resources.train[:1], resources.train, f"{side}-similarity", 8, 0, features, features)[0].tolist()
     assert list(groups[0].pool) == expected

@@ -123,13 +123,13 @@ def test_answers_of_a_sequence_feature(write, read):
     fields = {"answer": "string", "raw_answer": "string", "answer_id": "int64"}
     objects = datasets.Sequence({name: datasets.Value(kind) for name, kind in fields.items()})
     features = datasets.Features({"question": datasets.Value("string"), "answers": objects, "image": datasets.Image()})
-    written = [f"{text}s" for text in TEN]
-    rows = columns(answers=[{"answer": TEN, "raw_answer": written, "answer_id": list(range(10))}] * 3)
+    raw = [f"{text}s" for text in TEN]
+    rows = columns(answers=[{"answer": TEN, "raw_answer": raw, "answer_id": list(range(10))}] * 3)
     folder = write(columns())
     for split in SPLITS:
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
     sample = load_split(read(folder), "train")[2]
-    assert (sample.answers, sample.stemmed_answers) == (tuple(written), tuple(TEN))
+    assert (sample.answers, sample.stemmed_answers) == (tuple(raw), tuple(TEN))
 
 
 def test_other_names_of_columns_and_splits(write, tmp_path):

@@ -65,7 +65,7 @@ def untrained():
     return PointerSelector(feature_dim=512).eval()
 
 
-def shown(samples, indices):
+def image_contents(samples, indices):
     """The contents of the images of the items."""
     return {samples[index].image_path.read_bytes() for index in indices}
 
@@ -95,7 +95,7 @@ def test_no_pool_shows_the_picture_of_its_query(twins, sampler, split):
     tables = {name: fused_features(*pair, "") for name, pair in vectors.items()}
     pools_QN = candidate_pools(queries, train, sampler, 20, 0, tables[split], tables["train"])  # 20 of 20 in training
     for query, pool in zip(queries, pools_QN, strict=True):
-        assert query.image_path.read_bytes() not in shown(train, pool)
+        assert query.image_path.read_bytes() not in image_contents(train, pool)
         assert len(set(pool.tolist())) == 20
 
 
@@ -105,7 +105,7 @@ def test_no_baseline_picks_the_picture_of_its_question(twins):
     baselines = questions.baselines()
     for policy in SIMILARITY_BASELINES:
         for question, picks in zip(twins.val, baselines[policy], strict=True):
-            assert question.image_path.read_bytes() not in shown(twins.train, picks), policy
+            assert question.image_path.read_bytes() not in image_contents(twins.train, picks), policy
 
 
 def test_the_questions_that_choose_the_epoch_are_about_other_pictures(twins):
@@ -122,7 +122,7 @@ def test_a_rollout_with_a_search_shows_no_query_its_picture_and_the_gate_finds_t
         queries, train, twins.features("train"), untrained, lambda prompts: [" no"] * len(prompts), settings, seed=0
     )
     for query, group in zip(queries, groups, strict=True):
-        assert query.image_path.read_bytes() not in shown(train, group.pool)
+        assert query.image_path.read_bytes() not in image_contents(train, group.pool)
     bad = (*groups[0].pool[:-1], train[12].index)  # image 7, which shows the picture 1 of the first query
     groups[0] = replace(groups[0], pool=bad, pool_question_ids=None)
     save_rl_data(tmp_path / "rl.json", groups, {})
@@ -138,12 +138,12 @@ def test_a_served_query_does_not_see_its_picture(twins, untrained, tmp_path):
     other = Query("row 0", "what is it?", image(twins.dataset_root, "val", 1).read_bytes())
     for features in map(retriever.features, ([query], [other])):
         (pool,) = retriever.candidates([query], features)  # known by its content, whatever its features are
-        assert content not in shown(twins.train, pool)
+        assert content not in image_contents(twins.train, pool)
         assert len(pool) == 20
 
 
 def test_records_name_one_picture_by_one_number(twins):
-    asked = Answering(twins.train, lambda prompts: [""] * len(prompts), lambda prompt: "")
-    frame = asked.records(twins.val, "report", {"zero-shot": np.empty((12, 0), dtype=np.int64)}, (1,)).frame
+    answering = Answering(twins.train, lambda prompts: [""] * len(prompts), lambda prompt: "")
+    frame = answering.records(twins.val, "report", {"zero-shot": np.empty((12, 0), dtype=np.int64)}, (1,)).frame
     assert frame["image_id"].tolist() == [sample.picture for sample in twins.val]
     assert frame["image_id"].nunique() == 5  # of six images

@@ -9,8 +9,8 @@ from lever_mlflow.data.samples import Sample
 
 def item(index, *answers, stemmed=(), scoring="raw"):
     """An item with ten answers, given as (text, how many annotators)."""
-    written, stems = (tuple(text for text, count in given for _ in range(count)) for given in (answers, stemmed))
-    return Sample(index, index, index, "what?", Path("x"), written, stems, scoring)
+    raw, stems = (tuple(text for text, count in counts for _ in range(count)) for counts in (answers, stemmed))
+    return Sample(index, index, index, "what?", Path("x"), raw, stems, scoring)
 
 
 TRAIN = [item(0, ("Racing.", 6), ("sailing", 4)), item(1, ("the boat", 10)), item(2, ("", 10))]

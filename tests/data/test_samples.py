@@ -11,9 +11,9 @@ from lever_mlflow.data.samples import Sample
     [("raw", 0.9, 0.0, 0.0), ("stem", 1.0, 1.0, 1.0), ("plain", 0.0, 1.0, 0.0)],
 )
 def test_accuracy_by_way_of_scoring(scoring, of_racing, of_race, of_races):
-    written = ("racing",) * 3 + ("raced",) * 4 + ("sailing",) * 3
+    raw = ("racing",) * 3 + ("raced",) * 4 + ("sailing",) * 3
     stemmed = ("race",) * 7 + ("sail",) * 3
-    sample = Sample(0, 1, 1, "what sport?", Path("1.jpg"), written, stemmed, scoring)
+    sample = Sample(0, 1, 1, "what sport?", Path("1.jpg"), raw, stemmed, scoring)
     assert [sample.accuracy(text) for text in ("racing", "race", "races")] == pytest.approx([of_racing, of_race, of_races])
     assert sample.answer == "raced"  # what most annotators wrote, however answers are scored
 

@@ -14,25 +14,25 @@ VARYING = ("lr", "batch_size", "epsilon", "epsilon_high", "freeze_backbone")
 
 
 @pytest.fixture
-def chosen(monkeypatch):
-    """chosen(*arguments) is the settings that the command trains with."""
+def parsed(monkeypatch):
+    """parsed(*arguments) is the settings that the command trains with."""
 
     def parse(*arguments):
         values = {}
-        command = click.Command("grpo", params=entrypoints.grpo.main.params, callback=lambda **given: values.update(given))
+        command = click.Command("grpo", params=entrypoints.grpo.main.params, callback=lambda **options: values.update(options))
         command.main(list(arguments), standalone_mode=False)
         return settings_of(GrpoSettings, values)
 
     return parse
 
 
-def test_nothing_given_is_the_default(chosen):
-    assert chosen() == GrpoSettings()
-    assert chosen("--preset=default") == GrpoSettings()
+def test_nothing_given_is_the_default(parsed):
+    assert parsed() == GrpoSettings()
+    assert parsed("--preset=default") == GrpoSettings()
 
 
-def test_the_predecessors_settings(chosen):
-    settings = chosen("--preset=predecessor")
+def test_the_predecessors_settings(parsed):
+    settings = parsed("--preset=predecessor")
     assert {name: getattr(settings, name) for name in VARYING} == {
         "lr": 5e-6,
         "batch_size": 1,
@@ -43,16 +43,16 @@ def test_the_predecessors_settings(chosen):
     assert replace(settings, **{name: getattr(GrpoSettings(), name) for name in VARYING}) == GrpoSettings()
 
 
-def test_what_is_given_wins_over_the_preset(chosen):
-    given = chosen("--preset=predecessor", "--lr=0.001", "--freeze_backbone=false", "--batch_size=4", "--kl_beta=0.3")
+def test_what_is_given_wins_over_the_preset(parsed):
+    settings = parsed("--preset=predecessor", "--lr=0.001", "--freeze_backbone=false", "--batch_size=4", "--kl_beta=0.3")
     expected = {"lr": 0.001, "freeze_backbone": False, "batch_size": 4, "kl_beta": 0.3}
-    assert given == replace(preset_of(GrpoSettings, "predecessor"), **expected)
+    assert settings == replace(preset_of(GrpoSettings, "predecessor"), **expected)
 
 
-def test_an_epsilon_alone_clips_on_both_sides(chosen):
-    assert (chosen("--epsilon=0.3").epsilon, chosen("--epsilon=0.3").epsilon_high) == (0.3, 0.0)
-    assert chosen("--epsilon=0.3", "--epsilon_high=2").epsilon_high == 2.0
-    assert (chosen("--epsilon_high=2").epsilon, chosen("--epsilon_high=2").epsilon_high) == (GrpoSettings.epsilon, 2.0)
+def test_an_epsilon_alone_clips_on_both_sides(parsed):
+    assert (parsed("--epsilon=0.3").epsilon, parsed("--epsilon=0.3").epsilon_high) == (0.3, 0.0)
+    assert parsed("--epsilon=0.3", "--epsilon_high=2").epsilon_high == 2.0
+    assert (parsed("--epsilon_high=2").epsilon, parsed("--epsilon_high=2").epsilon_high) == (GrpoSettings.epsilon, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_an_epsilon_alone_clips_on_both_sides(chosen):
         ("--preset=old", "'old' is not one of 'default', 'predecessor'"),
     ],
 )
-def test_bad_values(chosen, argument, message):
+def test_bad_values(parsed, argument, message):
     with pytest.raises(click.UsageError, match=message):
-        chosen(argument)
+        parsed(argument)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_help_says_what_auto_is(command, name, start):
 
 def test_a_preset_is_the_set_up_of_the_whole_experiment():
     values = {}
-    command = click.Command("main", params=entrypoints.main.main.params, callback=lambda **given: values.update(given))
+    command = click.Command("main", params=entrypoints.main.main.params, callback=lambda **options: values.update(options))
     command.main(["--preset=predecessor", "--shots=1,2"], standalone_mode=False)
     assert settings_of(RoundSettings, values) == RoundSettings(rounds=1)
     rollout = settings_of(Part(RolloutSettings, ("n_queries", "pool_sampler")), values)

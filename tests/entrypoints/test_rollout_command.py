@@ -91,7 +91,7 @@ def test_a_generator_may_be_off_but_not_all(recorded, rollout):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         (
             "pool_sampler",
@@ -110,9 +110,9 @@ def test_a_generator_may_be_off_but_not_all(recorded, rollout):
         ("seed", -1, "'-1' is not a whole number of at least 0 and below"),
     ],
 )
-def test_a_wrong_value_is_named_before_any_work(rollout, name, value, told):
+def test_a_wrong_value_is_named_before_any_work(rollout, name, value, message):
     result = rollout(**{name: value})
     assert result.exit_code == 2
     assert f"'--{name}'" in result.output
-    assert told in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
     assert not mlflow.search_runs(output_format="list")

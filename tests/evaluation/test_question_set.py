@@ -19,9 +19,9 @@ def questions(samples):
     """Six questions about the images of the first training items, with pools of 5 of 30."""
     rng = np.random.default_rng(0)
     train = fused_features(unit(rng, 30), unit(rng, 30), "train")
-    asked = fused_features(unit(rng, 30), unit(rng, 30), "val")
+    question_features = fused_features(unit(rng, 30), unit(rng, 30), "val")
     settings = EvalSettings(sizes=(6,), shots=(1, 2), n_selection=2, pool_size=5, random_draws=2)
-    return QuestionSet(samples[:6], samples, asked, train, settings, seed=0)
+    return QuestionSet(samples[:6], samples, question_features, train, settings, seed=0)
 
 
 def selector(seed):

@@ -82,7 +82,7 @@ def test_the_table_has_means_and_spreads_between_draws(records):
 
 def test_policies_and_what_was_asked(records):
     assert records.policies == ["a", "random", "zero-shot", "epoch 1"]
-    assert records.asked == {(20, 1), (10, 1), (20, 2), (10, 2)}
+    assert records.question_shots == {(20, 1), (10, 1), (20, 2), (10, 2)}
 
 
 def test_the_epoch_is_chosen_on_selection_questions_and_the_earliest_among_equals(records):

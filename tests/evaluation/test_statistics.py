@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, ttest_1samp
 
 from lever_mlflow.evaluation.statistics import (
+    detectable_difference,
     deviation_by_image,
-    difference_shown,
     holm,
     interval,
     mean_interval,
@@ -165,11 +165,11 @@ def test_questions_needed_by_hand_and_in_use():
     assert questions_needed(0.0, 20.0) is None
     assert questions_needed(50.0, 1.0) == 2
     rng = np.random.default_rng(0)
-    shown = [ttest_1samp(rng.normal(2.0, 20.0, 785), 0.0).pvalue < 0.05 for _ in range(2000)]
-    assert np.mean(shown) == pytest.approx(0.8, abs=0.03)
+    is_significant = [ttest_1samp(rng.normal(2.0, 20.0, 785), 0.0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(is_significant) == pytest.approx(0.8, abs=0.03)
 
 
 def test_the_difference_that_is_shown_is_the_inverse_of_the_questions_needed():
-    shown = difference_shown(800, 20.0, level=0.01)
-    assert shown == pytest.approx((norm.isf(0.005) + norm.isf(0.2)) * 20 / 800**0.5)
-    assert questions_needed(shown * 1.0001, 20.0, level=0.01) == 800
+    difference = detectable_difference(800, 20.0, level=0.01)
+    assert difference == pytest.approx((norm.isf(0.005) + norm.isf(0.2)) * 20 / 800**0.5)
+    assert questions_needed(difference * 1.0001, 20.0, level=0.01) == 800

@@ -146,8 +146,8 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
 KILLED = """
 import os, signal, sys, tempfile
 from pathlib import Path
-from lever_mlflow.files.atomic import own_temporary_files, whole_file, write_folder
-own_temporary_files()
+from lever_mlflow.files.atomic import mark_temporary_files, whole_file, write_folder
+mark_temporary_files()
 tempfile.mkdtemp()
 Path(tempfile.mkstemp()[1]).write_text("half")
 def fill(folder):
@@ -164,8 +164,8 @@ def test_what_a_killed_process_left_half_written_is_removed_by_the_next_one(tmp_
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(tempfile, "template", "tmp")
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
     assert len(list(target.iterdir())) == len(list(temporary.iterdir())) == 2
     mark = mark_of_this_process()
     *place, number, started, _ = mark.split("-")
@@ -179,7 +179,7 @@ def test_what_a_killed_process_left_half_written_is_removed_by_the_next_one(tmp_
         (temporary / f"{name}x").mkdir()
         (target / f".{name}x").touch()
     (temporary / "-".join([*place, number, str(int(started) - 1), "x"])).touch()  # the number is another process' by now
-    atomic.own_temporary_files()
+    atomic.mark_temporary_files()
     assert sorted(path.name for path in temporary.iterdir()) == sorted(f"{name}x" for name in of_others)
     assert Path(tempfile.mkdtemp()).name.startswith(mark)
     with whole_file(target / "b.json") as file:

@@ -79,9 +79,9 @@ def test_modes_of_8_bits(mode, color, rgb):
 
 
 def test_every_mode_of_pillow_is_decided():
-    refused = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}  # of no known format
+    refused_modes = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}  # of no known format
     for mode in Image.MODES:
-        if mode in refused:
+        if mode in refused_modes:
             with pytest.raises(ColourError, match=f"holds numbers of Pillow's mode {mode} in a None file"):
                 to_rgb(Image.new(mode, (1, 1)))
         else:

@@ -12,7 +12,7 @@ from lever_mlflow.files.tables import aligned
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
         ("a\rb\x08\x00\x7f\x9b", r"a\rb\x08\x00\x7f\x9b"),
@@ -21,8 +21,8 @@ from lever_mlflow.files.tables import aligned
         ("tab\tline\nبيت 日本 é 👩\u200d🔬", "tab\tline\nبيت 日本 é 👩\u200d🔬"),
     ],
 )
-def test_what_changes_the_text_around_it_is_shown_as_its_escape(text, shown):
-    assert without_controls(text) == shown
+def test_what_changes_the_text_around_it_is_shown_as_its_escape(text, escaped):
+    assert without_controls(text) == escaped
 
 
 def test_errors_logs_and_tables_in_a_terminal_hold_none(capsys):

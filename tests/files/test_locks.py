@@ -55,7 +55,7 @@ def test_the_lock_of_a_killed_process_is_free(path, caplog):
 
 
 def test_of_many_only_one_is_in_at_a_time(path):
-    seen = []
+    exit_codes = []
     children = []
     for number in range(6):
         child = os.fork()
@@ -69,8 +69,8 @@ def test_of_many_only_one_is_in_at_a_time(path):
             os._exit(number)
         children.append(child)
     for child in children:
-        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    assert seen == list(range(6))
+        exit_codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert exit_codes == list(range(6))
 
 
 def test_the_same_process_enters_again_and_where_nothing_can_be_locked_nobody_waits(path, tmp_path, monkeypatch):

@@ -55,8 +55,8 @@ def test_every_text_is_escaped():
 def test_markdown_shows_texts_as_they_are():
     """No tag, link, code, emphasis or border of a table comes from a value, and none breaks its line."""
     hostile = "<b>&[x](http://e) | a_b _c_ *d* `f`\n# g é 日本"
-    shown = "&lt;b>&amp;[x]\\(http://e) \\| a_b \\_c\\_ \\*d\\* \\`f\\` # g é 日本"
-    assert rendering.render("test.md", title=hostile) == f"# {shown}\n"
+    escaped = "&lt;b>&amp;[x]\\(http://e) \\| a_b \\_c\\_ \\*d\\* \\`f\\` # g é 日本"
+    assert rendering.render("test.md", title=hostile) == f"# {escaped}\n"
     assert rendering.render("test.md", title=Markup("**b**")) == "# **b**\n"
 
 

@@ -1,7 +1,7 @@
 """Mutated RL data files: every outcome is a verdict or a one-line error that names the place, and the right one of the two.
 
-What is right is decided by ``expected``, a plain reading of the format and of the critical thresholds that shares no code with
-the package. ``LEVER_FUZZ_EXAMPLES`` sets the number of mutations.
+What is right is decided by ``verdict_of``, a plain reading of the format and of the critical thresholds that shares no code
+with the package. ``LEVER_FUZZ_EXAMPLES`` sets the number of mutations.
 """
 
 import copy
@@ -87,7 +87,7 @@ def unique(pairs):
     return dict(pairs)
 
 
-def expected(raw):
+def verdict_of(raw):
     """``refused``, or whether a critical expectation fails: the format and the thresholds, read naively and whole."""
     try:
         text = raw.decode("utf-8")
@@ -271,7 +271,7 @@ def mutate_text(draw, raw):
 def test_every_mutated_file_gets_its_verdict_or_an_error_in_one_line(tmp_path_factory, raw):
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     path.write_bytes(raw)
-    right = expected(raw)
+    right = verdict_of(raw)
     try:
         result = check(load_rl_data(path))
     except DataError as error:
@@ -309,5 +309,5 @@ def test_the_unmutated_files_pass(tmp_path, vintage):
     (tmp_path / "rl.json").write_text(json.dumps(GOOD[vintage]))
     result = check(load_rl_data(tmp_path / "rl.json"))
     assert [c.name for c in result.checks if not c.passed and c.severity != "info"] == []
-    assert expected(json.dumps(GOOD[vintage]).encode()) == "not critical"
+    assert verdict_of(json.dumps(GOOD[vintage]).encode()) == "not critical"
     assert "Data gate" in report_html(result)

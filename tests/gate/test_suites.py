@@ -17,7 +17,7 @@ from lever_mlflow.gate.suites import (
 )
 
 
-def named(thresholds, name):
+def expectation_of(thresholds, name):
     suites = read_suites(thresholds=thresholds)
     return next(e for suite in suites.values() for e in suite if e["meta"]["name"] == name)
 
@@ -43,13 +43,13 @@ def test_every_expectation_has_a_severity_a_note_and_a_remedy():
 )
 def test_a_threshold_is_replaced(target, value, field, expected):
     name = target.split(".")[0]
-    before, after = named({}, name), named({target: value}, name)
+    before, after = expectation_of({}, name), expectation_of({target: value}, name)
     assert after["kwargs"] == {**before["kwargs"], field: expected}
     assert suite_digest(thresholds={target: value}) != suite_digest()
 
 
 def test_a_severity_is_replaced():
-    assert named({"zero_spread_share.severity": "info"}, "zero_spread_share")["severity"] == "info"
+    assert expectation_of({"zero_spread_share.severity": "info"}, "zero_spread_share")["severity"] == "info"
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,17 @@ def test_a_threshold_that_changes_nothing_is_refused(target, value, message):
 
 
 def test_parameters_get_their_values_and_reward_bounds_their_scale():
-    pool_size = named({}, "pool_size")
+    pool_size = expectation_of({}, "pool_size")
     assert resolved(pool_size, {"min_pool_size": 9}, (0.0, 1.0))["kwargs"]["min_value"] == 9
     with pytest.raises(ParameterError, match="pool_size: unknown parameter 'min_pool_size'; use one of shots"):
         resolved(pool_size, {"shots": 1})
-    quantiles = resolved(named({}, "reward_quantiles_warning"), {}, (-1.0, 2.0))["kwargs"]["quantile_ranges"]
+    quantiles = resolved(expectation_of({}, "reward_quantiles_warning"), {}, (-1.0, 2.0))["kwargs"]["quantile_ranges"]
     assert quantiles == {"quantiles": [0.1, 0.9], "value_ranges": [[-1.0, 0.5], [0.5, 2.0]]}
-    ends = resolved(named({}, "reward_range"), {}, (-0.3, 2.1))["kwargs"]
+    ends = resolved(expectation_of({}, "reward_range"), {}, (-0.3, 2.1))["kwargs"]
     assert (ends["min_value"], ends["max_value"]) == (-0.3, 2.1)  # exactly, so that a trial with this reward is inside
-    assert resolved(named({}, "reward_stdev"), {}, (0.0, 1.0))["kwargs"]["min_value"] == 0.1  # the same floor in every mode
+    assert (
+        resolved(expectation_of({}, "reward_stdev"), {}, (0.0, 1.0))["kwargs"]["min_value"] == 0.1
+    )  # the same floor in every mode
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,13 @@ def compete(uri, name, rank, barrier, results):
     mlflow.set_tracking_uri(uri)
     for number in range(ROUNDS):
         claimed = str(1 + rank + PROCESSES * (number % 2))
-        seen = champion.holders(name)
+        holders = champion.holders(name)
         barrier.wait(100)
         try:
-            champion.change(name, seen, to(claimed, seen.champion))
-            results.put((number, claimed, seen.champion, "won"))
+            champion.change(name, holders, to(claimed, holders.champion))
+            results.put((number, claimed, holders.champion, "won"))
         except PromotionError as error:
-            results.put((number, claimed, seen.champion, str(error)))
+            results.put((number, claimed, holders.champion, str(error)))
         barrier.wait(100)
 
 
@@ -61,10 +61,10 @@ def contend(uri, client, name):
     for process in processes:
         process.join(30)
     for number in range(ROUNDS):
-        of_round = [(version, seen, said) for of, version, seen, said in outcomes if of == number]
-        (winner,) = (version for version, _, said in of_round if said == "won")
-        assert [seen for _, seen, _ in of_round] == [holder] * PROCESSES
-        assert all(f"version {winner} is champion" in said for version, _, said in of_round if version != winner)
+        of_round = [(version, former_champion, outcome) for of, version, former_champion, outcome in outcomes if of == number]
+        (winner,) = (version for version, _, outcome in of_round if outcome == "won")
+        assert [former_champion for _, former_champion, _ in of_round] == [holder] * PROCESSES
+        assert all(f"version {winner} is champion" in outcome for version, _, outcome in of_round if version != winner)
         former, holder = holder, winner
     assert everything(client, name) == ({"champion": holder, "previous-champion": former}, [])
     assert champion.settle(name) == ROUNDS + 1

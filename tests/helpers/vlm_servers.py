@@ -52,7 +52,7 @@ class TransformersServe:
                 time.sleep(0.2)
 
     @property
-    def answered(self):
+    def n_answers(self):
         """How many prompts it has answered, by its own account."""
         return self.log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
 

@@ -71,8 +71,8 @@ def test_half_of_the_queries_find_a_match_in_a_pool(splits):
 
 
 def test_one_image_is_asked_each_family_once(splits):
-    asked = Counter((s.image_id, FAMILY[s.question].name) for s in splits["train"])
-    assert set(asked.values()) == {1}
+    counts = Counter((s.image_id, FAMILY[s.question].name) for s in splits["train"])
+    assert set(counts.values()) == {1}
 
 
 def test_written_once_and_the_same_again(tmp_path):

@@ -98,8 +98,8 @@ def test_without_a_match_an_unknown_answer_is_a_guess(answerer: Answerer, unknow
 
 
 def test_known_pairs_need_no_demonstration(answerer: Answerer, root: Path, pool: Pool) -> None:
-    known = [item for item in load_items(root, "val") if item.is_known][:60]
-    assert exact_share(answerer, "no demonstration", known, pool) >= 0.95
+    known_items = [item for item in load_items(root, "val") if item.is_known][:60]
+    assert exact_share(answerer, "no demonstration", known_items, pool) >= 0.95
 
 
 def test_clip_features_are_informative_but_not_an_oracle(root: Path) -> None:

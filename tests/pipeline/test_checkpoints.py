@@ -25,9 +25,9 @@ def imported(command, *arguments, ends="", **environment):
     code = "import atexit, sys; atexit.register(lambda: print('packages:', *{name.split('.')[0] for name in sys.modules})); "
     code += f"sys.argv[0] = {command!r}; import runpy; runpy.run_module('entrypoints.{command}', run_name='__main__')"
     shell = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=shell, capture_output=True, text=True)
-    assert ends in done.stderr if ends else done.returncode == 0, done.stderr
-    return WORKING & set(done.stdout.rpartition("packages: ")[2].split())
+    process = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=shell, capture_output=True, text=True)
+    assert ends in process.stderr if ends else process.returncode == 0, process.stderr
+    return WORKING & set(process.stdout.rpartition("packages: ")[2].split())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -68,9 +68,9 @@ def test_a_damaged_checkpoint_is_refused_at_once(local, tmp_path):
     (tmp_path / "c" / "selector.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="not readable weights") as expected:
         read_selector(context, str(tmp_path / "c"))
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as error:
         start_selector(context, str(tmp_path / "c"))
-    assert str(refused.value) == str(expected.value)
+    assert str(error.value) == str(expected.value)
 
 
 @pytest.mark.slow

@@ -29,8 +29,11 @@ def evaluated(lr, pool_sampler, right):
         evaluation = evaluation_of(
             QUESTIONS, run_id=run_id, grpo_run=run_id, training=training, settings={"pool_sampler": pool_sampler}
         ).with_registration(version="1")
-        known = {"epochs": (EpochMetrics(epoch=1, metrics={}),), "accuracy": tuple(records.table(evaluation.settings.sizes))}
-        mlflow.log_text(evaluation.model_copy(update=known).model_dump_json(), "evaluation.json")
+        results = {
+            "epochs": (EpochMetrics(epoch=1, metrics={}),),
+            "accuracy": tuple(records.table(evaluation.settings.sizes)),
+        }
+        mlflow.log_text(evaluation.model_copy(update=results).model_dump_json(), "evaluation.json")
         log_records(records)
     return run_id
 
@@ -55,7 +58,7 @@ def test_evaluations_of_one_beta_are_compared_by_what_differs(local):
 def of_one_difference(line, first, second):
     run = run_step(lambda: compare_step(line, [first, second], "en"))
     comparison, page = comparison_of(run)
-    assert [found["label"] for found in comparison["runs"]] == ["lr 0.01", "lr 0.001"]
+    assert [result["label"] for result in comparison["runs"]] == ["lr 0.01", "lr 0.001"]
     assert (comparison["varied"], comparison["by_beta"], comparison["comparable"]) == (["lr"], False, True)
     assert comparison["reference"] == "lr 0.01"
     assert {field["field"] for field in comparison["fields"] if field["mark"] == "intended"} == {"training.lr"}
@@ -79,7 +82,7 @@ def of_one_difference(line, first, second):
 def of_another_sampler(line, first, other):
     run = run_step(lambda: compare_step(line, [first, other], "zh", "pool_sampler"))
     comparison, page = comparison_of(run)
-    assert [found["label"] for found in comparison["runs"]] == ["fused-similarity", "text-similarity"]
+    assert [result["label"] for result in comparison["runs"]] == ["fused-similarity", "text-similarity"]
     assert run_settings(run.info.run_id)["vary"] == "pool_sampler"
     assert (comparison["dataset"], comparison["sampler"]) == ("mini", "")  # what is not the same for all has no name
     assert page.startswith("# 正确率对比报告：fused-similarity vs text-similarity\n")
@@ -90,7 +93,7 @@ def of_several_differences(line, second, other):
     assert (comparison["varied"], comparison["comparable"], comparison["choice"]["rule"]) == ([], False, "undecided")
     assert "differ in lr and pool_sampler, and it was not said which of these is meant to differ" in page
     comparison, page = comparison_of(run_step(lambda: compare_step(line, [second, other], "en", "lr")))
-    assert [found["label"] for found in comparison["runs"]] == ["lr 0.001", "lr 0.01"]
+    assert [result["label"] for result in comparison["runs"]] == ["lr 0.001", "lr 0.01"]
     assert "cannot be compared, because they do not only differ in lr but also in evaluation.pool_sampler." in page
     with steps.project_run("test"):
         runs = mlflow.search_runs(output_format="list", search_all_experiments=True)

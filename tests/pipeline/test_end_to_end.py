@@ -194,18 +194,18 @@ def test_comparison_has_every_cell(project, experiment):
     assert comparison["comparable"]
     assert comparison["missing"] == []
     grid = {(size, shots) for size in ("20", "40") for shots in ("1", "2")}
-    for found in comparison["runs"]:
+    for result in comparison["runs"]:
         similar = {f"{kind}-similarity{of}" for kind in ("image", "text", "fused") for of in ("", " (full training set)")}
-        assert found["baselines"].keys() == similar | {"zero-shot", "random", "start"}
-        assert cells_of(found["baselines"].pop("zero-shot")) == {("20", "0"), ("40", "0")}
-        assert all(cells_of(accuracy) == grid for accuracy in found["baselines"].values())
-        evaluated = [epoch for epoch in found["epochs"] if epoch.get("accuracy")]
-        assert [epoch["epoch"] for epoch in found["epochs"]] == [1, 2, 3, 4]
+        assert result["baselines"].keys() == similar | {"zero-shot", "random", "start"}
+        assert cells_of(result["baselines"].pop("zero-shot")) == {("20", "0"), ("40", "0")}
+        assert all(cells_of(accuracy) == grid for accuracy in result["baselines"].values())
+        evaluated = [epoch for epoch in result["epochs"] if epoch.get("accuracy")]
+        assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4]
         assert [epoch["epoch"] for epoch in evaluated] == [2, 4]  # the last of each round
         assert all(cells_of(epoch["accuracy"]) == grid for epoch in evaluated)
-        assert found["rl_data"]["n_queries"] == 60
-        evaluation = project.client.get_run(found["run_id"]).data.metrics
-        (best,) = [epoch for epoch in found["epochs"] if epoch["epoch"] == found["best_epoch"]]
+        assert result["rl_data"]["n_queries"] == 60
+        evaluation = project.client.get_run(result["run_id"]).data.metrics
+        (best,) = [epoch for epoch in result["epochs"] if epoch["epoch"] == result["best_epoch"]]
         assert best["accuracy"]["40"]["2"] == pytest.approx(100 * evaluation["accuracy/shots2"])
     assert [row["kind"] for row in comparison["differences"]] == ["paired"] * 12
     page = (folder / "report.md").read_text()
@@ -225,8 +225,8 @@ def cells_of(accuracy):
 @pytest.mark.slow
 def test_comparison_in_chinese_of_given_evaluations(project, experiment):
     evaluations = project.runs(lever_step="evaluate")
-    given = [run.info.run_id for run in evaluations]
-    result = project.run("compare", evaluations=f"{given[0][:12]},{given[1]}", lang="zh")
+    run_ids = [run.info.run_id for run in evaluations]
+    result = project.run("compare", evaluations=f"{run_ids[0][:12]},{run_ids[1]}", lang="zh")
     assert result.returncode == 0, result.stderr
     run = project.newest()
     assert "KL_BETA=0.12、0.15：可比较" in run.data.tags["mlflow.note.content"]
@@ -249,7 +249,7 @@ def test_comparison_of_a_results_file(project):
     run = project.newest()
     assert run.data.tags["mlflow.note.content"].startswith("KL_BETA=0.12、0.15 不可比较")
     folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, tracking_uri=project.uri))
-    assert sorted(found.name for found in folder.iterdir()) == [
+    assert sorted(item.name for item in folder.iterdir()) == [
         "accuracy.png", "comparison.json", "config.yaml", "differences.png", "facts.json", "intervals.png", "manifest.json",
         "report.html", "report.md", "settings.json", "training_curves.png",
     ]  # fmt: skip
@@ -391,9 +391,9 @@ def test_promotion_status_and_what_the_champion_picks(project, experiment):
     version = project.client.get_model_version_by_alias(NAME, "champion")
     records = project.client.download_artifacts(version.tags["evaluation_run"], "records.parquet")
     frame = pd.read_parquet(records)
-    asked = frame[(frame.part == "report") & (frame.policy == f"epoch {version.tags['epoch']}")]
+    of_epoch = frame[(frame.part == "report") & (frame.policy == f"epoch {version.tags['epoch']}")]
     accuracy, _, rest = version.tags["accuracy"].partition(" ")
-    assert float(accuracy) == pytest.approx(100 * asked.accuracy.mean(), abs=ROUNDED)
+    assert float(accuracy) == pytest.approx(100 * of_epoch.accuracy.mean(), abs=ROUNDED)
     assert rest.endswith("] on 40 questions")
     assert len(version.tags) == 12
     assert "| random | | " in version.description
@@ -427,12 +427,12 @@ def test_grpo_on_a_fresh_store_runs_what_it_needs_first(local, experiment, monke
         "grpo beta 0.12: running",
         "grpo beta 0.12 round 1: running",
     ]
-    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     names = ["grpo beta 0.12 round 1", "validate", "rce", "rollout", "grpo beta 0.12"]
-    assert [child.info.run_name for child in found] == names
-    top, rce = run.info.run_id, found[2].info.run_id
-    assert [child.data.tags.get("mlflow.parentRunId") for child in found] == [top, rce, top, top, None]
-    assert {child.info.status for child in found} == {"FINISHED"}
+    assert [child.info.run_name for child in runs] == names
+    top, rce = run.info.run_id, runs[2].info.run_id
+    assert [child.data.tags.get("mlflow.parentRunId") for child in runs] == [top, rce, top, top, None]
+    assert {child.info.status for child in runs} == {"FINISHED"}
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def test_pointers_that_cannot_be_trained_on_are_named(local, good_rl_data, tmp_p
         with pytest.raises(DataError, match=message):
             run_step(lambda: rce_step(line, read_rl_data(line, str(tmp_path / "outside.json")), RceSettings(epochs=1)))
     assert mlflow.last_active_run().info.status == "FAILED"
-    told = mlflow.get_run(mlflow.last_active_run().info.run_id).data.tags["mlflow.note.content"]
-    assert told.startswith("failed: ")
-    assert "outside.json: query" in told
+    description = mlflow.get_run(mlflow.last_active_run().info.run_id).data.tags["mlflow.note.content"]
+    assert description.startswith("failed: ")
+    assert "outside.json: query" in description
 
 
 @pytest.mark.slow
@@ -129,12 +129,12 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     process.wait()
     (killed,) = states
     killed = project.client.get_run(killed.info.run_id)
-    done = int(killed.data.tags["lever.state_epoch"])
+    last_epoch = int(killed.data.tags["lever.state_epoch"])
     assert killed.info.status == "RUNNING"
-    assert done < 9
-    gone_on = project.run("grpo", **choices, resume=killed.info.run_id)
-    assert gone_on.returncode == 0, gone_on.stderr
-    assert f"resuming after epoch {done} of {killed.info.run_id}" in gone_on.stderr
+    assert last_epoch < 9
+    resumption = project.run("grpo", **choices, resume=killed.info.run_id)
+    assert resumption.returncode == 0, resumption.stderr
+    assert f"resuming after epoch {last_epoch} of {killed.info.run_id}" in resumption.stderr
     resumed = project.runs(lever_step="grpo-round")[0]
     assert resumed.data.tags["lever.resumed_from"] == killed.info.run_id
     subprocess.run([*command, "--resume=none"], cwd=ROOT, env=environment, check=True, capture_output=True)
@@ -148,17 +148,17 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     assert resumed.data.tags["mlflow.note.content"] == facts(resumed)["diagnosis"]
 
 
-@pytest.mark.parametrize(("choices", "given"), [({"feature_dim": 24}, 512), ({"fusion": "concat"}, 1024)])
-def test_a_checkpoint_for_other_features_is_named(local, good_rl_data, tmp_path, choices, given):
+@pytest.mark.parametrize(("choices", "width"), [({"feature_dim": 24}, 512), ({"fusion": "concat"}, 1024)])
+def test_a_checkpoint_for_other_features_is_named(local, good_rl_data, tmp_path, choices, width):
     line = local()
     data = read_rl_data(line, good_rl_data)
     save_selector(tmp_path / "other", PointerSelector(**choices), {})
-    told = rf"other: its selector takes features of \d+ numbers, but encoder=mini gives {given}; give the encoder that it"
+    message = rf"other: its selector takes features of \d+ numbers, but encoder=mini gives {width}; give the encoder that it"
     for make in (
         lambda: grpo_step(line, data, str(tmp_path / "other"), GrpoSettings(), ONE_ROUND),
         lambda: rollout_step(line, RolloutSettings(), str(tmp_path / "other")),
     ):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             run_step(make)
         assert mlflow.last_active_run().info.status == "FAILED"
 
@@ -203,7 +203,7 @@ def test_when_mlflow_is_gone_the_epochs_are_safe_and_sent_later(local, good_rl_d
     undisturbed = run_step(lambda: rce_step(line, data, settings, "none"))
     again = checkpoints_of(undisturbed.info.run_id)
     digests = [
-        [mlflow.get_logged_model(m).tags["lever.checkpoint_digest"] for m in found.values()] for found in (models, again)
+        [mlflow.get_logged_model(m).tags["lever.checkpoint_digest"] for m in of_run.values()] for of_run in (models, again)
     ]
     assert digests[0] == digests[1]
     assert list(models) == [1, 2, 3, 4]
@@ -218,8 +218,8 @@ def test_an_interrupted_training_is_found_by_itself(local, good_rl_data, monkeyp
     settings = RceSettings(epochs=4, batch_size=16)
     lose_connection(monkeypatch, lambda: rce_step(line, data, settings), epoch=3)
     interrupted = mlflow.last_active_run().info.run_id
-    told = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
-    with pytest.raises(ParameterError, match=f"resume={interrupted}: {told}"):
+    message = "that run differs: lr was 0.0001, now 0.002; give the same parameters, or resume=none"
+    with pytest.raises(ParameterError, match=f"resume={interrupted}: {message}"):
         run_step(lambda: rce_step(line, data, replace(settings, lr=0.002), interrupted))
     run = run_step(lambda: rce_step(line, data, settings))
     assert "threads" not in caplog.text
@@ -257,21 +257,21 @@ def test_a_training_that_still_runs_is_left_alone(local, good_rl_data, monkeypat
     client.update_run(other, status="RUNNING")
     step = rce_step(line, data, settings)
 
-    def found(process):
+    def training_of(process):
         client.set_tag(other, "lever.process", process)
         caplog.clear()
         with mlflow.start_run():
             return interrupted_training(step, "auto")
 
     place, number, _ = process_identity.this_process().rsplit(" ", 2)
-    assert found(process_identity.this_process()) is None
+    assert training_of(process_identity.this_process()) is None
     assert f"(run {other}) trains the same just now; starting over beside it" in caplog.text
     with pytest.raises(ParameterError, match=f"resume={other}: that run is still training on this machine; wait for it"):
         interrupted_training(step, other)
-    assert found(f"another-machine {place.split(' ', 1)[1]} {number} 1") is None
+    assert training_of(f"another-machine {place.split(' ', 1)[1]} {number} 1") is None
     assert f"in another container; if it was interrupted, give resume={other}" in caplog.text
-    assert found(f"{place} {number} 1").source == other  # this number belongs to another process by now
-    assert found(f"{place} {2**22 + 1} 1").source == other
+    assert training_of(f"{place} {number} 1").source == other  # this number belongs to another process by now
+    assert training_of(f"{place} {2**22 + 1} 1").source == other
 
 
 def test_a_run_whose_states_are_gone_is_no_obstacle(local, good_rl_data, monkeypatch, caplog):

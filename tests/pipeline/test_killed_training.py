@@ -60,7 +60,7 @@ if os.environ.get("LEVER_KILLS") == "all":
     ]
 
 
-def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
+def train_until_killed(uri, cache_dir, rl_data, place, argument, call, when):
     """A training that ends itself by SIGKILL before a function is called, or when half of a file is written."""
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("test")
@@ -68,8 +68,8 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
     owner = pkgutil.resolve_name(owner)
     function, calls = getattr(owner, name), []
 
-    def counted(*arguments, **keywords):
-        if held in repr((arguments, keywords)):
+    def counting(*arguments, **keywords):
+        if argument in repr((arguments, keywords)):
             calls.append(name)
             if len(calls) == call:
                 if when == "halfway":
@@ -78,7 +78,7 @@ def train_until_killed(uri, cache_dir, rl_data, place, held, call, when):
                 os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
 
-    setattr(owner, name, counted)
+    setattr(owner, name, counting)
     line = Context(Resources(cache_dir=cache_dir))
     data = read_rl_data(line, rl_data)
     run_step(lambda: rce_step(line, data, SETTINGS, "none"))

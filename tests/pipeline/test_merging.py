@@ -52,7 +52,7 @@ def test_many_trials_are_merged_into_parquet_whatever_form_the_parts_have(local,
     monkeypatch.setattr(rollout, "_MOST_TRIALS_IN_JSON", 538)
     large = run_step(lambda: merge_step(local(item_order="file"), [halves[0], str(tmp_path / "b.parquet")]))
     names = [{item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)} for run in (small, large)]
-    assert [{name for name in found if name.startswith("rl_data.")} for found in names] == [
+    assert [{name for name in of_run if name.startswith("rl_data.")} for of_run in names] == [
         {"rl_data.json"},
         {"rl_data.parquet"},
     ]

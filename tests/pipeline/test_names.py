@@ -48,9 +48,9 @@ def test_names_are_readable_and_unique(tmp_path, monkeypatch):
 def test_one_data_set_has_one_name_however_it_is_given(tmp_path, monkeypatch):
     (tmp_path / "okvqa").mkdir()
     monkeypatch.chdir(tmp_path / "okvqa")
-    given = {name(dataset=path) for path in (".", "../okvqa", f"{tmp_path}/okvqa", f"{tmp_path}/okvqa/")}
-    assert len(given) == 1
-    assert re.fullmatch("lever-selector-okvqa-mini-[0-9a-f]{8}", given.pop())
+    names = {name(dataset=path) for path in (".", "../okvqa", f"{tmp_path}/okvqa", f"{tmp_path}/okvqa/")}
+    assert len(names) == 1
+    assert re.fullmatch("lever-selector-okvqa-mini-[0-9a-f]{8}", names.pop())
 
 
 def test_names_that_no_registry_takes_are_refused_before_any_work():

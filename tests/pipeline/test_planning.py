@@ -62,13 +62,13 @@ def test_the_plan_of_a_whole_experiment(command, local):
     assert f"The VLM would answer at most {total:,} prompts: how long that takes is not known" in output
     assert not mlflow.search_runs(output_format="list")  # a plan is no training
 
-    done = run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=60)))
+    run = run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=60)))
     output = command("main", *SMALL, "--plan=true")
-    assert rows(output)["rollout"] == f"reused from run {done.info.run_id}"
+    assert rows(output)["rollout"] == f"reused from run {run.info.run_id}"
     assert rows(output)["validate"] == "would run"
     assert rows(command("main", *SMALL, "--plan=true", "--rerun=true"))["rollout"] == would(ROLLOUT)
-    if ANSWERS_PER_SECOND in done.data.metrics:  # unless another test had the same answers cached
-        assert f"at {done.data.metrics[ANSWERS_PER_SECOND]:.3g} answers a second, as seen last in this experiment" in output
+    if ANSWERS_PER_SECOND in run.data.metrics:  # unless another test had the same answers cached
+        assert f"at {run.data.metrics[ANSWERS_PER_SECOND]:.3g} answers a second, as seen last in this experiment" in output
 
 
 @pytest.mark.slow
@@ -94,13 +94,13 @@ def test_compare_and_validate_run_nothing_that_is_missing(command):
 
 @pytest.mark.slow
 def test_a_finished_step_is_reused_wherever_it_was_started_from(command, local):
-    done = run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=6)))
+    run = run_step(lambda: rollout_step(local(), RolloutSettings(n_queries=6)))
     command("rollout", "--n_queries=6")
     again = mlflow.search_runs(output_format="list")[0]
-    assert (again.info.run_name, again.data.tags["lever.reused"]) == ("rollout (reused)", done.info.run_id)
-    assert done.info.run_id in again.data.tags["mlflow.note.content"]
+    assert (again.info.run_name, again.data.tags["lever.reused"]) == ("rollout (reused)", run.info.run_id)
+    assert run.info.run_id in again.data.tags["mlflow.note.content"]
     assert "lever.step" not in again.data.tags  # it is found as no rollout
     command("rollout", "--n_queries=6", "--rerun=true")
     anew = mlflow.search_runs(output_format="list")[0]
-    assert anew.data.tags["lever.key"] == done.data.tags["lever.key"]
-    assert anew.data.params == done.data.params  # of a command and of a step in Python
+    assert anew.data.tags["lever.key"] == run.data.tags["lever.key"]
+    assert anew.data.params == run.data.params  # of a command and of a step in Python

@@ -142,8 +142,8 @@ def test_promoting_the_champion_changes_nothing_and_says_so(local, register):
     before = MlflowClient().get_model_version(NAME, "1")
     run = promote(local, 0.12)
     assert run.info.status == "FINISHED"
-    told = f"**Nothing to do.** {NAME} version 1 (beta 0.12) is champion already; nothing was changed"
-    assert (run.data.tags["mlflow.note.content"], run.data.metrics) == (told, {})
+    description = f"**Nothing to do.** {NAME} version 1 (beta 0.12) is champion already; nothing was changed"
+    assert (run.data.tags["mlflow.note.content"], run.data.metrics) == (description, {})
     assert MlflowClient().get_model_version(NAME, "1").tags == before.tags
     assert champion.settle(NAME) == 1
 
@@ -153,12 +153,12 @@ def test_a_refused_promotion_names_what_failed_and_changes_nothing(local, regist
     promote(local, 0.12)
     register(0.15, right(10, 20))
     before = MlflowClient().get_model_version(NAME, "2")
-    told = "over the champion: -25.00 points [-40.00, -12.50], p = 0.002, 40 questions: "
-    told += "significantly less accurate than the champion; a gain above 0 points is needed"
+    reason = "over the champion: -25.00 points [-40.00, -12.50], p = 0.002, 40 questions: "
+    reason += "significantly less accurate than the champion; a gain above 0 points is needed"
     with pytest.raises(PromotionError) as error:
         promote(local, 0.15)
     assert str(error.value) == (
-        f"{NAME} version 2 (beta 0.15) is not promoted: {told}; nothing was changed, force=true promotes it in spite of that"
+        f"{NAME} version 2 (beta 0.15) is not promoted: {reason}; nothing was changed, force=true promotes it in spite of that"
     )
     run = mlflow.last_active_run()
     assert run.info.status == "FAILED"
@@ -168,7 +168,7 @@ def test_a_refused_promotion_names_what_failed_and_changes_nothing(local, regist
         "force=true promotes it in spite of that."
     )
     assert description[2] == "- met: data gate: pass"
-    assert description[-1] == f"- **not met**: {told}"
+    assert description[-1] == f"- **not met**: {reason}"
     figures = {"": -25.0, "_low": -40.0, "_high": -12.5, "_p": 2 / 2**10}
     assert {end: run.data.metrics[f"gain/over_champion{end}"] for end in figures} == pytest.approx(figures)
     assert len(run.data.metrics) == 12
@@ -186,16 +186,16 @@ def test_a_refused_promotion_names_what_failed_and_changes_nothing(local, regist
 
 
 @pytest.mark.parametrize(
-    ("own", "inputs", "said"),
+    ("accuracies", "inputs", "message"),
     [
         (right(3, 20), {}, "over random demonstrations: .*: not significantly better; p < 0.05 and .*; nothing"),
         (right(20, 20), {"gate": "critical", "gate_override": "x is 0"}, "data gate: critical; gate_override: x is 0; nothing"),
         (right(20, 20), {"start_gate_override": "x is 0"}, "data gate: pass; start_gate_override: x is 0; nothing"),
     ],
 )
-def test_each_condition_and_its_override(local, register, own, inputs, said):
-    register(0.12, own, **inputs)
-    with pytest.raises(PromotionError, match=said):
+def test_each_condition_and_its_override(local, register, accuracies, inputs, message):
+    register(0.12, accuracies, **inputs)
+    with pytest.raises(PromotionError, match=message):
         promote(local, 0.12)
     assert aliases() == (None, None)
     run = promote(local, 0.12, force=True)
@@ -209,19 +209,19 @@ def test_each_condition_and_its_override(local, register, own, inputs, said):
 
 def test_what_is_no_better_than_similarity_search_is_promoted_only_when_that_is_asked(local, register):
     register(0.12, right(10, 20), similarity=right(8, 20))  # two of 40 questions more: p = 0.5
-    told = (
+    refusal = (
         r"is not promoted: over fused-similarity \(full training set\), the strongest similarity baseline: \+5.00 points "
         r"\[0.00, \+12.50\], p = 0.500, 40 questions: not significantly better, as similarity=better asks; "
         "p < 0.05 and an interval above 0 are needed; nothing was changed"
     )
-    with pytest.raises(PromotionError, match=told):
+    with pytest.raises(PromotionError, match=refusal):
         promote(local, 0.12)
     assert aliases() == (None, None)
     run = promote(local, 0.12, similarity="not-worse")
     assert aliases() == ("1", None)
     version = MlflowClient().get_model_version(NAME, "1")
-    said = "p = 0.500, 40 questions (similarity=not-worse refuses only a significant loss)"
-    assert f"{said}\n" in f"{version.description}\n"
+    evidence_line = "p = 0.500, 40 questions (similarity=not-worse refuses only a significant loss)"
+    assert f"{evidence_line}\n" in f"{version.description}\n"
     assert version.tags["promotion_override"] == "none"
     evidence = json.loads(artifacts.artifact(run.info.run_id, "promotion.json").read_text())
     assert evidence["similarity"] == "not-worse"
@@ -243,13 +243,13 @@ def test_what_is_worse_than_similarity_search_takes_force(local, register):
 def test_an_evaluation_without_similarity_baselines_is_no_evidence(local, register):
     register(0.12, right(20, 20), similarity=())
     lacking = "the evaluation has no similarity baseline to compare with; run the evaluate step again with rerun=true"
-    told = f"no evidence on similarity: {lacking}"
-    with pytest.raises(PromotionError, match=f"is not promoted: {told}; nothing was changed"):
+    reason = f"no evidence on similarity: {lacking}"
+    with pytest.raises(PromotionError, match=f"is not promoted: {reason}; nothing was changed"):
         promote(local, 0.12)
     promote(local, 0.12, force=True)
     version = MlflowClient().get_model_version(NAME, "1")
     assert version.tags["promotion_override"] == "similarity"
-    assert f"- {told} (overridden by force=true)" in version.description
+    assert f"- {reason} (overridden by force=true)" in version.description
 
 
 def test_a_gain_may_be_asked_for(local, register):
@@ -262,22 +262,22 @@ def test_a_gain_may_be_asked_for(local, register):
         promote(local, 0.15, min_gain=5.5)
     run = promote(local, 0.15, min_gain=5.0)
     assert aliases() == ("2", "1")
-    told = f"**Promoted.** {NAME} version 2 (beta 0.15) is champion, version 1 previous-champion\n\n"
-    assert run.data.tags["mlflow.note.content"].startswith(told)
+    description = f"**Promoted.** {NAME} version 2 (beta 0.15) is champion, version 1 previous-champion\n\n"
+    assert run.data.tags["mlflow.note.content"].startswith(description)
 
 
 @pytest.mark.parametrize(
-    ("own", "reason"),
+    ("accuracies", "reason"),
     [
         (right(10, 20), "exactly as accurate as the champion, which stays"),  # the same picks
         (right(11, 19), "exactly as accurate as the champion, which stays"),  # one question more, another one less
         (right(9, 20), "less accurate than the champion, though not significantly"),
     ],
 )
-def test_a_challenger_that_gained_nothing_does_not_replace_the_champion(local, register, own, reason):
+def test_a_challenger_that_gained_nothing_does_not_replace_the_champion(local, register, accuracies, reason):
     register(0.12, right(10, 20))
     promote(local, 0.12)
-    register(0.15, own)
+    register(0.15, accuracies)
     with pytest.raises(
         PromotionError, match=f"p = 1.000, 40 questions: {reason}; a gain above 0 points is needed; nothing was"
     ):
@@ -368,8 +368,8 @@ def test_a_rollback_is_recorded_on_the_version(local, register):
 
 def everything_run():
     """The ids of all runs of the store, the deleted ones among them."""
-    found = mlflow.search_runs(search_all_experiments=True, run_view_type=ViewType.ALL, output_format="list")
-    return {run.info.run_id for run in found}
+    runs = mlflow.search_runs(search_all_experiments=True, run_view_type=ViewType.ALL, output_format="list")
+    return {run.info.run_id for run in runs}
 
 
 def columns_of(listing):
@@ -471,9 +471,9 @@ def test_the_runs_that_mlflow_run_makes_for_them(local, register, mlflow_store, 
     promote(local, 0.15)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     project = Project(mlflow_store, tmp_path, cache_dir)
-    refused = project.run("status", model_name="nothing")
-    assert refused.returncode == 1
-    assert error_lines(refused)[0].startswith("error: no registered model nothing; run ")
+    process = project.run("status", model_name="nothing")
+    assert process.returncode == 1
+    assert error_lines(process)[0].startswith("error: no registered model nothing; run ")
     listed = project.run("status")
     assert listed.returncode == 0, listed.stderr
     assert "champion, kl-0-15" in listed.stdout
@@ -528,18 +528,18 @@ def test_a_champion_is_evaluated_on_the_questions_of_the_candidate(local, good_r
     assert list(conditions) == ["gate", "random", "similarity", "champion"]
     assert conditions["champion"]["gain"]["questions"] == conditions["similarity"]["gain"]["questions"] == 9
     (child,) = (
-        found
-        for found in mlflow.search_runs(search_all_experiments=True, output_format="list")
-        if found.data.tags.get("mlflow.parentRunId") == run.info.run_id
+        other
+        for other in mlflow.search_runs(search_all_experiments=True, output_format="list")
+        if other.data.tags.get("mlflow.parentRunId") == run.info.run_id
     )
     assert child.info.run_name == "evaluate version 1"
-    found = pd.read_parquet(artifacts.artifact(child.info.run_id, "records.parquet"))
-    own_run = MlflowClient().get_model_version(NAME, "1").tags["evaluation_run"]
-    own = pd.read_parquet(artifacts.artifact(own_run, "records.parquet"))
-    own = own[(own.policy == "epoch 1") & (own.part == "report")]
-    both = found.merge(own, on=["position", "question_id", "shots"], suffixes=("", "_own"))
+    records = pd.read_parquet(artifacts.artifact(child.info.run_id, "records.parquet"))
+    former_run = MlflowClient().get_model_version(NAME, "1").tags["evaluation_run"]
+    former = pd.read_parquet(artifacts.artifact(former_run, "records.parquet"))
+    former = former[(former.policy == "epoch 1") & (former.part == "report")]
+    both = records.merge(former, on=["position", "question_id", "shots"], suffixes=("", "_former"))
     assert len(both) == 5 * 2
-    assert (both.prompt == both.prompt_own).all()
-    assert (both.accuracy == both.accuracy_own).all()
+    assert (both.prompt == both.prompt_former).all()
+    assert (both.accuracy == both.accuracy_former).all()
     after = {alias: str(v) for alias, v in MlflowClient().get_registered_model(NAME).aliases.items()}
     assert after == {**registered, "champion": "2", "previous-champion": "1"}

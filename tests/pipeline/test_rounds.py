@@ -58,8 +58,8 @@ def few(**choices):
 
 def children(run):
     """The child runs of a run by name."""
-    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    return {child.info.run_name: child for child in found if child.data.tags.get("mlflow.parentRunId") == run.info.run_id}
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return {child.info.run_name: child for child in runs if child.data.tags.get("mlflow.parentRunId") == run.info.run_id}
 
 
 def digests(run):
@@ -141,7 +141,7 @@ def test_critical_trials_end_the_rounds_with_what_was_reached(local, start, twel
     assert ended in run.data.tags["mlflow.note.content"]
     critical = "tags.`lever.step` = 'validate' and tags.`lever.gate` = 'critical'"
     stopped = mlflow.search_runs(search_all_experiments=True, filter_string=critical, output_format="list")
-    assert [found.info.status for found in stopped] == ["FAILED"]
+    assert [validation.info.status for validation in stopped] == ["FAILED"]
     assert "lever.gate_override" not in run.data.tags
 
 
@@ -236,15 +236,15 @@ def train_until_killed(uri, cache_dir, rl_data, start, steps):
     """Runs rounds of GRPO in a process that ends itself by SIGKILL after so many steps of the optimiser."""
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("test")
-    step, taken = torch.optim.AdamW.step, []
+    step, steps_so_far = torch.optim.AdamW.step, []
 
-    def counted(*arguments, **keywords):
-        taken.append(1)
-        if len(taken) == steps:
+    def counting(*arguments, **keywords):
+        steps_so_far.append(1)
+        if len(steps_so_far) == steps:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(*arguments, **keywords)
 
-    torch.optim.AdamW.step = counted
+    torch.optim.AdamW.step = counting
     line = Context(Resources(cache_dir=cache_dir), gate=few())
     data = read_rl_data(line, rl_data)
     run_step(lambda: grpo_step(line, data, start, replace(QUICK, epochs=3), RoundSettings(rounds=2)))

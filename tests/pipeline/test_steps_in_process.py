@@ -137,11 +137,11 @@ def test_a_rollout_reports_what_mining_changed_and_passes_the_gate(local):
     searched = run_step(partial(rollout_step, line, replace(few, search_positives=2)))
     after = searched.data.metrics
     assert after["rollout/positive_query_rate_before"] == without < after["rollout/positive_query_rate"]
-    found = after["rollout/found_trials"]
-    assert found == after["rollout/mined_trials"] == after["rollout/mined_queries"]
-    assert found == round(40 * (after["rollout/positive_query_rate"] - without))
+    n_found = after["rollout/found_trials"]
+    assert n_found == after["rollout/mined_trials"] == after["rollout/mined_queries"]
+    assert n_found == round(40 * (after["rollout/positive_query_rate"] - without))
     validation = run_step(lambda: validate_step(line, read_rl_data(line, searched.info.run_id)))
-    assert validation.data.metrics["data/share_global_search"] == pytest.approx(found / after["rollout/n_trials"])
+    assert validation.data.metrics["data/share_global_search"] == pytest.approx(n_found / after["rollout/n_trials"])
     assert validation.data.tags["lever.gate"] == "warning"  # as there are few queries
 
 
@@ -181,9 +181,9 @@ def test_an_evaluation_draws_its_pools_by_its_sampler_and_records_it(local, good
     records = pd.read_parquet(artifacts.artifact(evaluation.info.run_id, "records.parquet"))
     train, val = line.resources.train, {sample.question_id: sample for sample in line.resources.val}
     train_SD, val_SD = (np.array(line.resources.features(split).text_SD) for split in ("train", "val"))
-    asked = records[(records.shots == 1) & ~records.policy.str.endswith("(full training set)")]
-    assert len(asked) > 5
-    for question, picks in zip(asked.question_id, asked.picks, strict=True):
+    rows = records[(records.shots == 1) & ~records.policy.str.endswith("(full training set)")]
+    assert len(rows) > 5
+    for question, picks in zip(rows.question_id, rows.picks, strict=True):
         order = np.argsort(-(train_SD @ val_SD[val[question].index]), kind="stable")[:50]
         near = [train[i].question_id for i in order if train_SD[i] @ val_SD[val[question].index] > 0.999]
         assert set(picks) <= set(near)
@@ -298,17 +298,17 @@ def test_nothing_is_registered_from_overridden_data_unless_that_is_asked(local, 
     small = EvalSettings(sizes=(5,), shots=(1,), n_selection=3)
     evaluation = run_step(lambda: evaluate_step(line, grpo.info.run_id, small))
     overridden = grpo.data.tags["lever.gate_override"]
-    says = (
+    refusal = (
         f"Not registered, because the data gate was overridden ({overridden}); `mlflow run . --env-manager local -e evaluate "
         f"-P kl_beta=0.12 -P grpo_run={grpo.info.run_id} -P sizes=5 -P shots=1 -P n_selection=3 -P register=always` registers "
         "it all the same."
     )
-    assert f"evaluate beta 0.12: {says}" in caplog.messages
-    assert evaluation.data.tags["mlflow.note.content"].splitlines()[0].endswith(f"the strongest baseline. {says}")
+    assert f"evaluate beta 0.12: {refusal}" in caplog.messages
+    assert evaluation.data.tags["mlflow.note.content"].splitlines()[0].endswith(f"the strongest baseline. {refusal}")
     assert "mlflow models serve" not in evaluation.data.tags["mlflow.note.content"]
     assert "lever.registered" not in evaluation.data.tags
     result = read_evaluation(evaluation.info.run_id)
-    assert (result.registration.refusal, result.registration.version) == (says, "")
+    assert (result.registration.refusal, result.registration.version) == (refusal, "")
     assert run_of_evaluation(result).registered is None
     with steps.project_run("test"):
         assert find_evaluation(line, 0.12) == evaluation.info.run_id

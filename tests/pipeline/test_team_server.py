@@ -82,11 +82,11 @@ def test_from_an_interrupted_training_to_a_champion(server, team, cache_dir, goo
         evaluations.append(run_step(lambda run_id=grpo.info.run_id: evaluate_step(team, run_id, SMALL)).info.run_id)
     compared = run_step(lambda: compare_step(team, evaluations, "en"))
     comparison = json.loads(artifacts.artifact(compared.info.run_id, "comparison.json").read_text())
-    assert [found["kl_beta"] for found in comparison["runs"]] == [0.12, 0.15]
+    assert [result["kl_beta"] for result in comparison["runs"]] == [0.12, 0.15]
 
-    refused = command(server, cache_dir, "promote", "--kl_beta", "0.12")
-    assert refused.returncode == 1
-    (line,) = error_lines(refused)
+    process = command(server, cache_dir, "promote", "--kl_beta", "0.12")
+    assert process.returncode == 1
+    (line,) = error_lines(process)
     assert line.startswith(f"error: {NAME} version 1 (beta 0.12) is not promoted: over random demonstrations: ")
     assert champion.holders(NAME) == (None, None)
     for kl_beta in (0.12, 0.15):

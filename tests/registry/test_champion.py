@@ -50,8 +50,8 @@ def test_changes_one_after_another(client):
     assert champion.holders(name) == Holders("1", None)
     champion.change(name, Holders("1", None), to("2", "1", tags={"why": "better"}, description="a card"))
     assert everything(client, name) == ({"champion": "2", "previous-champion": "1"}, [])
-    written = client.get_model_version(name, "2")
-    assert (written.tags, written.description) == ({"why": "better"}, "a card")
+    version = client.get_model_version(name, "2")
+    assert (version.tags, version.description) == ({"why": "better"}, "a card")
     assert champion.rollback(name, "test") == Holders("1", "2")
     record = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00, in place of version 2, by test"
     assert re.fullmatch(record, client.get_model_version(name, "1").tags["restored"])
@@ -93,7 +93,7 @@ def killed_before(uri, name, call, change):
     mlflow.set_tracking_uri(uri)
     calls = []
 
-    def counted(function):
+    def counting(function):
         def run(*arguments, **keywords):
             calls.append(function)
             if len(calls) == call:
@@ -103,12 +103,12 @@ def killed_before(uri, name, call, change):
         return run
 
     for write in WRITES:
-        setattr(MlflowClient, write, counted(getattr(MlflowClient, write)))
+        setattr(MlflowClient, write, counting(getattr(MlflowClient, write)))
     champion.change(name, champion.holders(name), change)
 
 
-def start_and_kill(store, name, call, wanted):
-    process = PROCESS.Process(target=killed_before, args=(store, name, call, wanted))
+def start_and_kill(store, name, call, change):
+    process = PROCESS.Process(target=killed_before, args=(store, name, call, change))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -125,27 +125,27 @@ def test_a_killed_change_is_finished_by_the_next_one(store, client, monkeypatch,
         caplog.clear()
         old = champion.holders(name)
         (new,) = {"1", "2", "3"} - set(old)
-        done = champion.settle(name)
+        n_changes = champion.settle(name)
         start_and_kill(store, name, call, to(new, old.champion, tags={"why": f"kill {call}"}, description=f"card {call}"))
         assert champion.holders(name) in (old, Holders(old.champion, old.champion), Holders(new, old.champion))
         with monkeypatch.context() as patch:
             patch.setattr(champion, "PATIENCE", 0.3)
-            assert champion.settle(name) == done + (call > 1)
-        assert (f"passing over change {done + 1} of champion, begun by test {new}" in caplog.text) == (call == 2)
-        assert (f"finishing change {done + 1} of champion, begun by test {new}" in caplog.text) == (2 < call < CALLS)
-        held = Holders(new, old.champion) if call > 2 else old
-        assert champion.holders(name) == held
-        written = client.get_model_version(name, new)
-        assert (written.tags.get("why"), written.description or None) == (
+            assert champion.settle(name) == n_changes + (call > 1)
+        assert (f"passing over change {n_changes + 1} of champion, begun by test {new}" in caplog.text) == (call == 2)
+        assert (f"finishing change {n_changes + 1} of champion, begun by test {new}" in caplog.text) == (2 < call < CALLS)
+        holders = Holders(new, old.champion) if call > 2 else old
+        assert champion.holders(name) == holders
+        version = client.get_model_version(name, new)
+        assert (version.tags.get("why"), version.description or None) == (
             (f"kill {call}", f"card {call}") if call > 2 else (None, None)
         )
         assert everything(client, name)[1] == []
         if call % 2:
-            assert champion.rollback(name, "test") == Holders(held.previous, held.champion)
+            assert champion.rollback(name, "test") == Holders(holders.previous, holders.champion)
         else:
-            (third,) = {"1", "2", "3"} - set(held)
-            champion.change(name, held, to(third, held.champion))
-            assert champion.holders(name) == Holders(third, held.champion)
+            (third,) = {"1", "2", "3"} - set(holders)
+            champion.change(name, holders, to(third, holders.champion))
+            assert champion.holders(name) == Holders(third, holders.champion)
 
 
 @pytest.mark.slow
@@ -197,10 +197,10 @@ def test_a_rollback_says_what_it_did_before_it_can_no_longer_be_finished_by_anot
     name = model(client, "said", 2)
     champion.change(name, Holders(None, None), to("1"))
     champion.change(name, Holders("1", None), to("2", "1"))
-    said = []
-    monkeypatch.setattr(champion, "_remove", lambda *_: said.append(list(caplog.messages)))
+    messages = []
+    monkeypatch.setattr(champion, "_remove", lambda *_: messages.append(list(caplog.messages)))
     champion.rollback(name, "test")
-    assert said == [["said: version 1 is champion again, version 2 previous-champion"]]
+    assert messages == [["said: version 1 is champion again, version 2 previous-champion"]]
 
 
 def test_a_process_that_was_taken_for_dead_writes_no_more(client, monkeypatch):
@@ -255,11 +255,11 @@ def test_a_late_start_on_a_change_that_has_ended_begins_another(client, monkeypa
 def test_who_may_not_edit_the_model_leaves_nothing_behind(client, monkeypatch):
     name = model(client, "forbidden", 2)
 
-    def refused(*arguments):
+    def refuse(*arguments):
         raise MlflowException("Permission denied", error_code=7)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_registered_model_tag", refused)
+        patch.setattr(MlflowClient, "set_registered_model_tag", refuse)
         with pytest.raises(MlflowException, match="Permission denied"):
             champion.change(name, Holders(None, None), to("1"))
     assert everything(client, name) == ({}, [])
@@ -282,16 +282,16 @@ def test_a_change_that_somebody_without_the_right_made_up_is_passed_over(client,
 def test_models_that_somebody_keeps_under_the_names_of_records_stay(client, caplog):
     """Without our tag, with another record's tag, and among the changes to come; each with a version in it."""
     name = model(client, "b", 3)
-    own = [model(client, f"b.champion-change-{number}", 1) for number in (1, 2, 4)]
-    client.set_registered_model_tag(own[1], "lever.champion_change_of", "another")
-    client.set_registered_model_tag(own[0], "token", "of somebody")
+    user_models = [model(client, f"b.champion-change-{number}", 1) for number in (1, 2, 4)]
+    client.set_registered_model_tag(user_models[1], "lever.champion_change_of", "another")
+    client.set_registered_model_tag(user_models[0], "token", "of somebody")
     champion.change(name, Holders(None, None), to("1"))
-    assert f"b: {own[0]} is somebody's registered model and stays; the next number is taken" in caplog.messages
+    assert f"b: {user_models[0]} is somebody's registered model and stays; the next number is taken" in caplog.messages
     champion.change(name, Holders("1", None), to("2", "1"))
     assert champion.rollback(name, "test") == Holders("1", "2")
     assert champion.settle(name) == 6
-    assert everything(client, name) == ({"champion": "1", "previous-champion": "2"}, own)
-    for model_name in own:
+    assert everything(client, name) == ({"champion": "1", "previous-champion": "2"}, user_models)
+    for model_name in user_models:
         assert [version.version for version in client.search_model_versions(f"name = '{model_name}'")] == [1]
 
 

@@ -153,8 +153,8 @@ def test_over_the_champion(gains, losses, min_gain, reason):
 def test_differences_that_cancel_out_are_no_gain():
     """By hand, the three questions differ by 0.1, 0.2 and -0.3; floating-point numbers sum them up to 2.8e-17 or -2.8e-17."""
     accuracies, champions = np.array([[0.1, 0.2, 0.0]] * 2), np.array([[0.0, 0.0, 0.3]] * 2)
-    for own, other in ((accuracies, champions), (champions, accuracies)):
-        candidate, champion = evaluated({"epoch 1": own}), evaluated({"epoch 2": other}, "epoch 2")
+    for of_candidate, of_champion in ((accuracies, champions), (champions, accuracies)):
+        candidate, champion = evaluated({"epoch 1": of_candidate}), evaluated({"epoch 2": of_champion}, "epoch 2")
         condition = gain_over_champion(candidate, champion, PromotionSettings())
         assert not condition.met
         assert condition.says.startswith("over the champion: 0.00 points [")

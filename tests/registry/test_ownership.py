@@ -40,10 +40,12 @@ def test_what_a_model_is_made_for_is_recorded_once_and_kept(client):
 def test_versions_of_something_else_are_not_registered(client, kind):
     ownership.claim(NAME, WANTED)
     other = ownership.made_for({**HERE, f"{kind}_digest": "other"})
-    found = f"model_name={NAME}: that registered model was made for another {kind} .digest {kind[0]}1, not other.; give another"
-    with pytest.raises(ParameterError, match=found):
+    message = (
+        f"model_name={NAME}: that registered model was made for another {kind} .digest {kind[0]}1, not other.; give another"
+    )
+    with pytest.raises(ParameterError, match=message):
         ownership.claim(NAME, other)
-    with pytest.raises(ParameterError, match=found):
+    with pytest.raises(ParameterError, match=message):
         versions.register("m-1", NAME, 0.12, "m", {"made_for": other})
     assert client.search_model_versions(f"name = '{NAME}'") == []
     assert client.get_registered_model(NAME).aliases == {}

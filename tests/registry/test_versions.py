@@ -65,10 +65,10 @@ def test_logged_checkpoint_comes_back_and_predicts(log_selector, monkeypatch):
 def test_registering_sets_alias_and_tags(log_selector):
     model_id, selector = log_selector(1)
     version = versions.register(model_id, NAME, 0.12, selector_digest(selector), {"accuracy": "50.00", "epoch": 1})
-    found = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
-    assert str(found.version) == version == "1"
+    registered = MlflowClient().get_model_version_by_alias(NAME, "kl-0-12")
+    assert str(registered.version) == version == "1"
     tags = {"kl_beta": "0.12", "accuracy": "50.00", "epoch": "1", "model_digest": selector_digest(selector)}
-    assert (found.tags, list(found.tags)) == (tags, list(tags))  # in the order in which the UI shows them
+    assert (registered.tags, list(registered.tags)) == (tags, list(tags))  # in the order in which the UI shows them
 
 
 def test_a_registered_model_is_described_unless_somebody_has_done_it(log_selector):
@@ -108,17 +108,17 @@ def test_what_is_renewed_and_what_stays(log_selector):
         client.set_model_version_tag(NAME, "1", tag, text)
     client.update_model_version(NAME, "1", "card\n\n## Promotion\n\nChampion since today.")
     versions.register(model_id, NAME, 0.12, digest, {"epoch": 1, "accuracy": "51.00"}, "another card")
-    found = client.get_model_version(NAME, "1")
-    cut = found.tags.pop("gate_override")
+    version = client.get_model_version(NAME, "1")
+    cut = version.tags.pop("gate_override")
     assert cut == f"{'x' * (5000 - 43)}... (cut; the whole is in evaluation.json)"
-    assert found.tags == {
+    assert version.tags == {
         "epoch": "1",
         "kl_beta": "0.12",
         "model_digest": digest,
         "accuracy": "51.00",
         **by_users,
     }
-    assert found.description == "another card\n\n## Promotion\n\nChampion since today."
+    assert version.description == "another card\n\n## Promotion\n\nChampion since today."
 
 
 def test_a_users_tag_that_earlier_versions_of_this_package_had_too_stays(log_selector):
@@ -135,7 +135,7 @@ def test_a_checkpoint_registered_twice_at_the_same_time_leaves_one_version(log_s
     digest = selector_digest(selector)
     look = versions._version_of_digest
 
-    def overtaken(client, name, wanted):
+    def overtaken(client, name, number):
         monkeypatch.setattr(versions, "_version_of_digest", look)
         versions.register(model_id, NAME, 0.12, digest, {"epoch": 1})
 

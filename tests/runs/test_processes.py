@@ -102,7 +102,7 @@ def test_a_process_that_cannot_be_looked_at_is_not_taken_for_gone(mlflow_store, 
     child, name = sleeper()
     run_id = open_run(name)
 
-    def hidden(number, sent):
+    def hidden(number, entries):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", hidden)
@@ -117,22 +117,22 @@ def test_a_run_that_ended_after_the_look_at_it_keeps_its_status(mlflow_store):
     child, name = sleeper()
     child.kill()
     child.wait()
-    seen = mlflow.get_run(open_run(name))
-    MlflowClient().set_terminated(seen.info.run_id, "FINISHED")
-    assert not processes._close(seen)
-    assert mlflow.get_run(seen.info.run_id).info.status == "FINISHED"
+    run = mlflow.get_run(open_run(name))
+    MlflowClient().set_terminated(run.info.run_id, "FINISHED")
+    assert not processes._close(run)
+    assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def test_a_run_names_its_process_while_it_is_open(mlflow_store):
-    seen = []
+    process_tags = []
 
     def look():
-        seen.append(mlflow.get_run(mlflow.active_run().info.run_id).data.tags["lever.process"])
+        process_tags.append(mlflow.get_run(mlflow.active_run().info.run_id).data.tags["lever.process"])
 
     with project_run("parent") as run:
         look()
         child = ensure(Step("s", "s", {}, {}, look))
-    assert seen == [process_identity.this_process()] * 2
+    assert process_tags == [process_identity.this_process()] * 2
     for run_id in (run.info.run_id, child):
         assert "lever.process" not in mlflow.get_run(run_id).data.tags
 
@@ -153,13 +153,13 @@ def test_all_runs_of_a_killed_process_are_closed_with_one_line(mlflow_store, dep
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    with project_run("later") as own:
+    with project_run("later") as later:
         pass
     runs = mlflow.search_runs(output_format="list")
     assert sorted(run.info.status for run in runs) == ["FINISHED", *["KILLED"] * depth]
     (line,) = [message for message in caplog.messages if message.startswith("marked as KILLED")]
     for run in runs:
-        assert (run.info.run_id in line) == (run.info.run_id != own.info.run_id)
+        assert (run.info.run_id in line) == (run.info.run_id != later.info.run_id)
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
@@ -208,18 +208,18 @@ def test_a_clock_that_was_set_back_is_said_and_gives_no_negative_time(mlflow_sto
     assert not caplog.messages
     with project_run("later"):
         pass
-    (said,) = caplog.messages
-    assert said.startswith(
+    (message,) = caplog.messages
+    assert message.startswith(
         f"the clock says that during (run {during.info.run_id}) began 2 h 0 min from now; it was set back, or is wrong"
     )
-    assert first.info.run_id not in said
+    assert first.info.run_id not in message
 
 
-@pytest.mark.parametrize("given", [None, "5"])
-def test_a_server_that_is_gone_is_not_waited_for_once_more_by_each_open_run(mlflow_store, monkeypatch, given):
+@pytest.mark.parametrize("setting", [None, "5"])
+def test_a_server_that_is_gone_is_not_waited_for_once_more_by_each_open_run(mlflow_store, monkeypatch, setting):
     """MLflow waits about four minutes for it: in the call that failed, and again in ending each of the nested runs."""
-    if given is not None:
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", given)
+    if setting is not None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", setting)
     end_run, retries = fluent.end_run, []
 
     def ending(status):
@@ -230,7 +230,7 @@ def test_a_server_that_is_gone_is_not_waited_for_once_more_by_each_open_run(mlfl
     with pytest.raises(MlflowException), processes.run_of_this_process(), processes.run_of_this_process(nested=True):
         raise MlflowException("API request failed")
     assert retries == [0, 0]
-    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw() == given
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw() == setting
     with pytest.raises(ValueError, match="other"), processes.run_of_this_process():
         raise ValueError("other")
-    assert retries[2:] == [int(given or 7)]
+    assert retries[2:] == [int(setting or 7)]

@@ -17,9 +17,9 @@ def always(monkeypatch):
 
 
 def work(unit, total, updates):
-    with Progress("work", total, unit) as done:
+    with Progress("work", total, unit) as progress:
         for _ in range(updates):
-            done.update()
+            progress.update()
 
 
 def history(run, name):

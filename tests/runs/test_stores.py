@@ -20,8 +20,8 @@ URI = "MLFLOW_TRACKING_URI"
 
 
 @pytest.fixture
-def refused(mlflow_store, monkeypatch):
-    """refused(uri) is the line with which a run ends whose store is there."""
+def refusal(mlflow_store, monkeypatch):
+    """refusal(uri) is the line with which a run ends whose store is there."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def line(uri):
@@ -70,31 +70,31 @@ def folder(path, good):
         (folder, "unable to open database file", "its folder must exist"),
     ],
 )
-def test_files_that_are_no_usable_database(refused, tmp_path, make, reason, action):
+def test_files_that_are_no_usable_database(refusal, tmp_path, make, reason, action):
     make(tmp_path / "x.db", tmp_path / "mlflow.db")
-    line = refused(f"sqlite:///{tmp_path / 'x.db'}")
+    line = refusal(f"sqlite:///{tmp_path / 'x.db'}")
     assert line.startswith(f"MLflow at sqlite:///{tmp_path / 'x.db'}: ")
     assert reason in line
     assert action in line
 
 
-def test_a_foreign_database_gets_no_tables(refused, tmp_path):
+def test_a_foreign_database_gets_no_tables(refusal, tmp_path):
     of_another_program(tmp_path / "x.db", None)
-    refused(f"sqlite:///{tmp_path / 'x.db'}")
+    refusal(f"sqlite:///{tmp_path / 'x.db'}")
     with sqlite3.connect(tmp_path / "x.db") as connection:
         assert connection.execute("select name from sqlite_master").fetchall() == [("runs",)]
 
 
-def test_a_read_only_database_is_for_reading(refused, mlflow_store):
+def test_a_read_only_database_is_for_reading(refusal, mlflow_store):
     uri = mlflow_store.replace("sqlite:///", "sqlite:///file:") + "?mode=ro&uri=true"
-    assert "attempt to write a readonly database; allow writing there" in refused(uri)
+    assert "attempt to write a readonly database; allow writing there" in refusal(uri)
     mlflow.set_tracking_uri(uri)
     with placeholder_run("status"):
         assert MlflowClient().get_experiment_by_name("test") is not None
 
 
 @pytest.mark.parametrize(("busy", "answers"), [(10, True), (0.1, False)])
-def test_a_server_that_has_been_reached_may_take_its_time_but_not_for_ever(refused, monkeypatch, busy, answers):
+def test_a_server_that_has_been_reached_may_take_its_time_but_not_for_ever(refusal, monkeypatch, busy, answers):
     class Slow(BaseHTTPRequestHandler):
         def do_POST(self):
             time.sleep(0.5)
@@ -112,16 +112,16 @@ def test_a_server_that_has_been_reached_may_take_its_time_but_not_for_ever(refus
             mlflow.set_tracking_uri(uri)
             stores.check_stores()
         else:
-            assert "timed out" in refused(uri)
+            assert "timed out" in refusal(uri)
         server.shutdown()
 
 
-def test_a_locked_database(refused, monkeypatch, tmp_path, mlflow_store):
+def test_a_locked_database(refusal, monkeypatch, tmp_path, mlflow_store):
     monkeypatch.setattr(stores, "_PATIENCE", 0.1)
     with sqlite3.connect(tmp_path / "mlflow.db") as holder:
         holder.execute("begin exclusive")
         stores._look_at.cache_clear()
-        assert "database is locked; another process holds the database" in refused(mlflow_store)
+        assert "database is locked; another process holds the database" in refusal(mlflow_store)
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_a_locked_database(refused, monkeypatch, tmp_path, mlflow_store):
         ("mlruns", "a store in a folder of files", f"give {URI}=sqlite:///mlflow.db"),
     ],
 )
-def test_addresses_that_lead_nowhere(refused, uri, reason, action):
-    line = refused(uri)
+def test_addresses_that_lead_nowhere(refusal, uri, reason, action):
+    line = refusal(uri)
     assert reason in line
     assert action in line
 
 
-def test_a_store_of_files_is_refused_even_where_mlflow_allows_it(refused, monkeypatch, tmp_path):
+def test_a_store_of_files_is_refused_even_where_mlflow_allows_it(refusal, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    assert "a store in a folder of files" in refused(str(tmp_path / "mlruns"))
+    assert "a store in a folder of files" in refusal(str(tmp_path / "mlruns"))
 
 
 @pytest.fixture
@@ -154,11 +154,11 @@ def answering():
     servers = []
 
     def start(status, body):
-        asked = []
+        paths = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                asked.append(self.path)
+                paths.append(self.path)
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -172,7 +172,7 @@ def answering():
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://me:hunter2@127.0.0.1:{servers[-1].server_port}", asked
+        return f"http://me:hunter2@127.0.0.1:{servers[-1].server_port}", paths
 
     yield start
     for server in servers:
@@ -191,18 +191,18 @@ def answering():
         (500, b"oh", "look into the server's log"),
     ],
 )
-def test_servers_that_are_none_of_mlflow_or_let_nobody_in(refused, answering, status, body, action):
-    uri, asked = answering(status, body)
-    line = refused(uri)
+def test_servers_that_are_none_of_mlflow_or_let_nobody_in(refusal, answering, status, body, action):
+    uri, paths = answering(status, body)
+    line = refusal(uri)
     assert line.startswith(f"MLflow at http://***@127.0.0.1:{uri.rpartition(':')[2]}: ")
     assert action in line
-    assert asked == ["/api/2.0/mlflow/experiments/search"]  # once, and nothing was written
+    assert paths == ["/api/2.0/mlflow/experiments/search"]  # once, and nothing was written
 
 
-def test_the_registry_is_looked_at_too(refused, mlflow_store):
+def test_the_registry_is_looked_at_too(refusal, mlflow_store):
     mlflow.set_registry_uri("http://me:hunter2@127.0.0.1:1")
     try:
-        line = refused(mlflow_store)
+        line = refusal(mlflow_store)
     finally:
         mlflow.set_registry_uri("")
     assert line.startswith(f"MLflow at {mlflow_store}, registry http://***@127.0.0.1:1: ")
@@ -247,7 +247,7 @@ def test_an_artifact_store_whose_driver_is_missing(mlflow_store):
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"ID": "999"}, "`999` does not exist in the tracking server.*; unset MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME"),
         ({"ID": "abc"}, "`abc` does not exist in the tracking server.*; unset MLFLOW_EXPERIMENT_ID and MLFLOW_EXPERIMENT_NAME"),
@@ -255,14 +255,14 @@ def test_an_artifact_store_whose_driver_is_missing(mlflow_store):
         ({"NAME": "gone"}, "Current state is deleted; restore it with `mlflow experiments restore`, or name another one"),
     ],
 )
-def test_experiments_that_are_not_there(mlflow_store, monkeypatch, variables, said):
+def test_experiments_that_are_not_there(mlflow_store, monkeypatch, variables, message):
     client = MlflowClient()
     client.delete_experiment(client.create_experiment("gone"))
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(f"MLFLOW_EXPERIMENT_{name}", value)
-    with pytest.raises(StoreError, match=said), project_run("test"):
+    with pytest.raises(StoreError, match=message), project_run("test"):
         pass
 
 

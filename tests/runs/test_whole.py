@@ -23,14 +23,16 @@ mlflow.models.set_model(M())
 def step(mlflow_store, tmp_path):
     """A step that logs files and a model; what it made is in ``made``."""
     (tmp_path / "model.py").write_text(SCRIPT)
-    made = []
+    model_ids = []
 
     def execute():
         mlflow.log_text("0123456789", "result.json")
         mlflow.log_text("deep", "folder/further/deep.txt")
-        made.append(mlflow.pyfunc.log_model(name="m", python_model=str(tmp_path / "model.py"), pip_requirements=[]).model_id)
+        model_ids.append(
+            mlflow.pyfunc.log_model(name="m", python_model=str(tmp_path / "model.py"), pip_requirements=[]).model_id
+        )
 
-    return Step("s", "s", {}, {}, execute), made
+    return Step("s", "s", {}, {}, execute), model_ids
 
 
 def folder_of(run_id):
@@ -51,7 +53,7 @@ def remove(path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "reason"),
     [
         (lambda run, model: shutil.move(run, f"{run}-moved"), "its files are gone"),
         (lambda run, model: remove(run / "result.json"), "its result.json is gone"),
@@ -64,18 +66,18 @@ def remove(path):
         (lambda run, model: (model / "model.py").write_text(""), "of model MODEL, model.py has 0 bytes, and had 114"),
     ],
 )
-def test_what_has_lost_its_files_is_made_again_and_the_log_says_why(step, caplog, spoil, says):
+def test_what_has_lost_its_files_is_made_again_and_the_log_says_why(step, caplog, spoil, reason):
     caplog.set_level("INFO", logger="lever_mlflow")
-    step, made = step
+    step, model_ids = step
     first = ensured(step)
     assert ensured(step) == first
     assert lack_of(mlflow.get_run(first)) == ""
     caplog.clear()
-    spoil(folder_of(first), folder_of_model(made[0]))
+    spoil(folder_of(first), folder_of_model(model_ids[0]))
     again = ensured(step)
     assert again != first
     (line,) = [message for message in caplog.messages if "is not used again" in message]
-    assert line == f"s (run {first}) is not used again: {says.replace('MODEL', made[0])}"
+    assert line == f"s (run {first}) is not used again: {reason.replace('MODEL', model_ids[0])}"
     assert ensured(step) == again
 
 
@@ -90,10 +92,10 @@ def test_an_older_whole_run_is_taken_instead(step):
 
 
 def test_a_deleted_model_is_missed(step):
-    step, made = step
+    step, model_ids = step
     run_id = ensured(step)
-    MlflowClient().delete_logged_model(made[0])
-    assert lack_of(mlflow.get_run(run_id)) == f"the model {made[0]} was deleted"
+    MlflowClient().delete_logged_model(model_ids[0])
+    assert lack_of(mlflow.get_run(run_id)) == f"the model {model_ids[0]} was deleted"
 
 
 def test_files_that_others_add_do_not_matter(step):
@@ -104,31 +106,31 @@ def test_files_that_others_add_do_not_matter(step):
 
 
 def test_a_store_that_does_not_answer_is_an_error_and_nothing_is_run_anew(step, monkeypatch):
-    step, made = step
+    step, model_ids = step
     run_id = ensured(step)
 
-    def refused(*arguments):
+    def refuse(*arguments):
         raise RuntimeError("EndpointConnectionError: no route\nto the store")  # as of a library of its own
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalArtifactRepository, "list_artifacts", refused)
+        patch.setattr(LocalArtifactRepository, "list_artifacts", refuse)
         message = (
             rf"run {run_id}: its files cannot be looked at \(EndpointConnectionError: no route\); nothing is known of them"
         )
         with pytest.raises(LeverError, match=message):
             ensured(step)
     assert ensured(step) == run_id
-    assert len(made) == 1
+    assert len(model_ids) == 1
 
 
 def test_what_others_need_of_a_run_is_looked_at_too(step):
-    step, made = step
+    step, model_ids = step
     ensured(step)
-    user = Step("user", "user", {}, {}, lambda: None, needs=(f"models:/{made[0]}", "/some/path"))
+    user = Step("user", "user", {}, {}, lambda: None, needs=(f"models:/{model_ids[0]}", "/some/path"))
     run_id = ensured(user)
     assert ensured(user) == run_id
-    remove(folder_of_model(made[0]))
-    assert lack_of(mlflow.get_run(run_id)) == f"of model {made[0]}, MLmodel is gone"
+    remove(folder_of_model(model_ids[0]))
+    assert lack_of(mlflow.get_run(run_id)) == f"of model {model_ids[0]}, MLmodel is gone"
 
 
 def test_runs_and_models_without_a_manifest(mlflow_store, step, tmp_path):

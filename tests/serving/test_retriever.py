@@ -23,7 +23,7 @@ from lever_mlflow.settings import EvalSettings
 from lever_mlflow.vlm.profiles import PROFILES
 
 
-def asked(samples):
+def queries_of(samples):
     return [Query(f"row {i}", sample.question, sample.image_path.read_bytes()) for i, sample in enumerate(samples)]
 
 
@@ -49,11 +49,11 @@ def evaluation_picks(small, selector, sampler):
 
 
 def test_features_of_a_query_are_those_of_evaluation(retriever, small):
-    table = retriever.features(asked(small.val))
+    table = retriever.features(queries_of(small.val))
     expected = small.features("val")
     for kind in ("image_SD", "text_SD", "fused_SD", "concat_SD"):
         np.testing.assert_allclose(getattr(table, kind), getattr(expected, kind), rtol=0, atol=1e-6)
-    alone = retriever.features(asked(small.val)[5:6])
+    alone = retriever.features(queries_of(small.val)[5:6])
     np.testing.assert_allclose(alone.fused_SD[0], expected.fused_SD[5], rtol=0, atol=1e-6)
 
 
@@ -81,13 +81,13 @@ def test_large_images_are_not_held_at_once(retriever, monkeypatch):
 def test_picks_are_those_of_evaluation_where_pools_depend_on_features_alone(make_retriever, small, sampler):
     retriever = load_retriever(make_retriever(pool_sampler=sampler))
     expected, _ = evaluation_picks(small, retriever.selector, sampler)
-    assert ids(retriever.retrieve(asked(small.val), 3)) == expected
+    assert ids(retriever.retrieve(queries_of(small.val), 3)) == expected
     assert ids(retriever.retrieve(by_features(small.features("val"), range(8)), 3)) == expected
 
 
 def test_picks_from_the_same_random_pools_are_those_of_evaluation(retriever, small):
     expected, pools_QN = evaluation_picks(small, retriever.selector, "random")
-    table = retriever.features(asked(small.val))
+    table = retriever.features(queries_of(small.val))
     picks_QK, logprobs_Q = retriever.pick(table, pools_QN, 3)
     assert [[small.train[i].question_id for i in picks] for picks in picks_QK] == expected
     train_SD = small.features("train").fused_SD
@@ -98,7 +98,7 @@ def test_picks_from_the_same_random_pools_are_those_of_evaluation(retriever, sma
 
 
 def test_a_query_has_a_pool_of_its_own_in_any_request(retriever, make_retriever, small):
-    queries = asked(small.val)
+    queries = queries_of(small.val)
     together = retriever.candidates(queries, retriever.features(queries))
     for row, query in enumerate(queries):
         assert retriever.candidates([query], retriever.features([query]))[0].tolist() == together[row].tolist()
@@ -136,15 +136,15 @@ def test_a_request_does_not_go_through_all_items(make_retriever, small, sampler)
 
     retriever = load_retriever(make_retriever(pool_sampler=sampler))
     retriever = replace(retriever, pool=replace(retriever.pool, samples=Samples(retriever.pool.samples)))
-    first = ids(retriever.retrieve(asked(small.train[:8]), 2))
+    first = ids(retriever.retrieve(queries_of(small.train[:8]), 2))
     assert Samples.walks == 1
-    assert ids(retriever.retrieve(asked(small.train[:8]), 2)) == first
-    assert ids(retriever.retrieve(asked(small.train[3:4]), 2)) == first[3:4]
+    assert ids(retriever.retrieve(queries_of(small.train[:8]), 2)) == first
+    assert ids(retriever.retrieve(queries_of(small.train[3:4]), 2)) == first[3:4]
     assert Samples.walks == 1
 
 
 def test_messages_are_the_prompt_of_the_vlm(retriever, small):
-    (query,) = asked(small.val[2:3])
+    (query,) = queries_of(small.val[2:3])
     system, user = retriever.messages(query, retriever.pool.samples[4:5])
     assert system == {
         "role": "system",
@@ -159,9 +159,9 @@ def test_messages_are_the_prompt_of_the_vlm(retriever, small):
     for part, sample in zip(user["content"][::2], [small.train[4], small.val[2]], strict=True):
         head, _, content = part["image_url"]["url"].partition(",")
         assert head == "data:image/png;base64"
-        shown = Image.open(io.BytesIO(base64.b64decode(content)))
-        assert shown.size == (56, 56)
-        np.testing.assert_array_equal(np.asarray(shown), np.asarray(Image.open(sample.image_path)))
+        image = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert image.size == (56, 56)
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(sample.image_path)))
 
 
 def test_features_cannot_be_shown(retriever, small):
@@ -170,14 +170,14 @@ def test_features_cannot_be_shown(retriever, small):
 
 
 def test_shots_that_the_pool_does_not_have(retriever, small):
-    assert len(ids(retriever.retrieve(asked(small.val[:1]), 12))[0]) == 12
+    assert len(ids(retriever.retrieve(queries_of(small.val[:1]), 12))[0]) == 12
     for shots in (0, -1, 13):
         with pytest.raises(ParameterError, match=f"shots={shots} with a pool of 12 candidates; choose 1 to 12$"):
-            retriever.retrieve(asked(small.val[:1]), shots)
+            retriever.retrieve(queries_of(small.val[:1]), shots)
 
 
 def test_threads_get_the_same_answers(retriever, small):
-    queries = asked(small.val)
+    queries = queries_of(small.val)
     expected = [ids(retriever.retrieve([query], 2)) for query in queries]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(lambda query: ids(retriever.retrieve([query], 2)), queries)) == expected
@@ -236,7 +236,7 @@ def test_items_and_features_that_do_not_belong_together(make_retriever):
 
 def test_demonstrations_are_served_in_the_order_of_the_evaluation(make_retriever, retriever, small):
     reversed_retriever = load_retriever(make_retriever(order="similar-last"))
-    queries = asked(small.val[:5])
+    queries = queries_of(small.val[:5])
     first, last = (served.retrieve(queries, 3) for served in (retriever, reversed_retriever))
     assert ids(last) == [picks[::-1] for picks in ids(first)]
     assert [item.logprob for item in last] == [item.logprob for item in first]

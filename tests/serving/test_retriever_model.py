@@ -111,7 +111,7 @@ class Served:
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    def refused(self, request):
+    def refusal_of(self, request):
         """What the model told of a request that it refuses, in one line."""
         status, body = self.post(request)
         assert status == 400, body
@@ -158,12 +158,12 @@ def test_features_and_messages_over_http(served, model, small):
     system, user = answer["messages"]
     assert system["content"][0]["text"] == "Answer the last question in a few words, after 2 solved examples."
     texts = [part["text"] for part in user["content"] if part["type"] == "text"]
-    shown = zip(answer["questions"], answer["answers"], strict=True)
+    demonstrations = zip(answer["questions"], answer["answers"], strict=True)
     assert texts == [
-        *(f"Question: {question} Short answer: {text}\n" for question, text in shown),
+        *(f"Question: {question} Short answer: {text}\n" for question, text in demonstrations),
         f"Question: {small.val[0].question} Short answer:",
     ]
-    assert "features cannot be shown" in served.refused({"inputs": rows, "params": {"as_messages": True}})
+    assert "features cannot be shown" in served.refusal_of({"inputs": rows, "params": {"as_messages": True}})
 
 
 def test_features_as_bytes_are_answered_as_lists_are(served, model, small):
@@ -184,13 +184,14 @@ def test_features_as_bytes_are_answered_as_lists_are(served, model, small):
     assert served.post({"inputs": rows["base64"]}) == expected
     for name in ("lists", "base64", "bytes", "arrays"):
         assert served.post(pd.DataFrame(rows[name]).to_parquet(), PARQUET) == expected, name
-    for given in rows.values():
-        answers = [answer.model_dump() for answer in model.predict(given)]
+    for row_of_form in rows.values():
+        answers = [answer.model_dump() for answer in model.predict(row_of_form)]
         assert [a["question_ids"] for a in answers] == [a["question_ids"] for a in expected[1]["predictions"]]
     mixed = [rows[name][i] for i, name in enumerate(["lists", "base64"] * 4)]
     assert served.post({"inputs": mixed}) == expected
     short = {**rows["base64"][0], "text_features": encoded_bytes(bytes(4 * 511))}
-    assert served.refused({"inputs": [rows["lists"][0], short]}).startswith("row 1: text_features: 511 numbers, expected 512")
+    refusal = served.refusal_of({"inputs": [rows["lists"][0], short]})
+    assert refusal.startswith("row 1: text_features: 511 numbers, expected 512")
 
 
 def test_images_in_parquet(served, small):
@@ -226,7 +227,7 @@ LARGE, BOMB = Image.new("L", (4001, 4000)), Image.new("1", (14_000, 14_000))
 )
 def test_a_bad_row_is_refused_in_one_line(served, small, columns, message):
     good = row(small.val[0])
-    assert served.refused({"inputs": [good, {**good, **columns}]}).startswith(f"row 1: {message}")
+    assert served.refusal_of({"inputs": [good, {**good, **columns}]}).startswith(f"row 1: {message}")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_a_bad_row_is_refused_in_one_line(served, small, columns, message):
 )
 def test_a_bad_request_is_refused_in_one_line(served, small, rows, params, message):
     rows = [row(small.val[0])] if rows is None else rows
-    assert served.refused({"inputs": rows, "params": params}).startswith(message)
+    assert served.refusal_of({"inputs": rows, "params": params}).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +282,8 @@ def test_files_are_read_in_the_folder_of_the_server(served, small, tmp_path):
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     request = {"inputs": [{**row(sample), "image": "query.jpg"}]}
     assert served.post(request) == served.post({"inputs": [row(sample)]})
-    assert "no readable file" in served.refused({"inputs": [{**row(sample), "image": "link.png"}]})
-    assert "no readable file" in served.refused({"inputs": [{**row(sample), "image": str(tmp_path / "secret.png")}]})
+    assert "no readable file" in served.refusal_of({"inputs": [{**row(sample), "image": "link.png"}]})
+    assert "no readable file" in served.refusal_of({"inputs": [{**row(sample), "image": str(tmp_path / "secret.png")}]})
 
 
 def test_many_clients_at_once(served, small):
@@ -409,4 +410,4 @@ def test_the_lines_of_the_documentation_work_as_they_are(served, model, small, t
     assert names["picks"] == model.predict([{**rows[0], "question": "what is this?"}])[0].question_ids
     exec(parquet.replace("http://127.0.0.1:5001", served.url), names)
     assert [answer["question_ids"] for answer in names["predictions"]] == [names["picks"]]
-    assert served.refused({"inputs": [{**rows[0], "question": "a" * 10_000}]}) == json.loads(refusal)["message"]
+    assert served.refusal_of({"inputs": [{**rows[0], "question": "a" * 10_000}]}) == json.loads(refusal)["message"]

@@ -6,7 +6,7 @@ import pytest
 
 from lever_mlflow.exceptions import DataError
 from lever_mlflow.settings import GrpoSettings, RceSettings
-from lever_mlflow.training.filters import filtered, left_by_filters, split_groups
+from lever_mlflow.training.filters import filter_summary, filtered, split_groups
 from lever_mlflow.trials.rl_data import Group, RLData, Trial
 
 
@@ -45,7 +45,7 @@ SOME = [
 
 
 @pytest.mark.parametrize(
-    ("methods", "positive", "left"),
+    ("methods", "positive", "pointers"),
     [
         ((), False, {0: [0, 1, 2], 1: [0, 1], 2: [0, 1], 3: [0, 1]}),
         ((), True, {0: [0, 1, 2], 1: [0, 1], 2: [0, 1]}),
@@ -55,10 +55,10 @@ SOME = [
         (("sft_beam_0", "global_search"), True, {2: [0]}),
     ],
 )
-def test_filters_keep_trials_of_methods_and_positive_queries(methods, positive, left):
+def test_filters_keep_trials_of_methods_and_positive_queries(methods, positive, pointers):
     settings = RceSettings(filter_gen_methods=methods, require_positive_query=positive)
-    kept = filtered(SOME, settings)
-    assert {group.query_id: [trial.pointer[0] for trial in group.trials] for group in kept} == left
+    groups = filtered(SOME, settings)
+    assert {group.query_id: [trial.pointer[0] for trial in group.trials] for group in groups} == pointers
 
 
 def test_filters_that_leave_nothing_or_name_no_method_are_refused():
@@ -73,10 +73,10 @@ def test_filters_that_leave_nothing_or_name_no_method_are_refused():
 def test_what_filters_leave_is_said_of_the_training_queries():
     data = RLData(tuple(SOME), "digest", "pools", {}, {}, "x.json")
     train, _ = split_groups(SOME, 0.2, seed=0)
-    assert left_by_filters(data, RceSettings(), 0) == ""
+    assert filter_summary(data, RceSettings(), 0) == ""
     settings = RceSettings(filter_gen_methods=("beam",), val_share=0.2)
-    left, trials = ([g for g in train if g.query_id != 2], sum(t.gen_method == "beam" for g in train for t in g.trials))
+    groups, trials = ([g for g in train if g.query_id != 2], sum(t.gen_method == "beam" for g in train for t in g.trials))
     total = sum(len(group.trials) for group in train)
-    assert left_by_filters(data, settings, 0) == f"{len(left)} of 3 training queries with {trials} of {total} trials"
+    assert filter_summary(data, settings, 0) == f"{len(groups)} of 3 training queries with {trials} of {total} trials"
     with pytest.raises(DataError, match=r"^x\.json: filter_gen_methods: no trial"):
-        left_by_filters(data, replace(settings, filter_gen_methods=("odd",)), 0)
+        filter_summary(data, replace(settings, filter_gen_methods=("odd",)), 0)

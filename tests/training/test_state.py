@@ -20,13 +20,13 @@ from lever_mlflow.training.state import load_state, save_state
 )
 def test_training_that_goes_on_from_a_saved_state_ends_bit_for_bit_the_same(problem, tmp_path, train, settings):
     whole = train(problem, epochs=4, **settings)
-    for done in (1, 3):
-        save_state(tmp_path / str(done), whole[done - 1].state, {"models": {"1": "m-1"}})
-        state, meta = load_state(tmp_path / str(done))
+    for n_epochs in (1, 3):
+        save_state(tmp_path / str(n_epochs), whole[n_epochs - 1].state, {"models": {"1": "m-1"}})
+        state, meta = load_state(tmp_path / str(n_epochs))
         assert meta == {"models": {"1": "m-1"}}
-        assert [epoch.metrics for epoch in whole[:done]] == list(state.history)
+        assert [epoch.metrics for epoch in whole[:n_epochs]] == list(state.history)
         rest = train(problem, epochs=4, state=state, **settings)
-        assert [epoch.repeatable for epoch in rest] == [epoch.repeatable for epoch in whole[done:]]
+        assert [epoch.repeatable for epoch in rest] == [epoch.repeatable for epoch in whole[n_epochs:]]
 
 
 def test_a_state_that_is_not_whole_is_refused(problem, tmp_path):

@@ -54,7 +54,7 @@ class Vlm:
 
     def searched(self, query):
         """The demonstrations that were tried for a query after the first round."""
-        return [demonstrations for asked in self.rounds[1:] for index, demonstrations in asked if index == query]
+        return [demonstrations for prompts in self.rounds[1:] for index, demonstrations in prompts if index == query]
 
 
 def record(items, features, vlm, queries=(0,), seed=0, **changes):
@@ -77,7 +77,7 @@ def test_items_with_a_right_answer_come_first_then_the_nearest(items, features):
     tried = {group.pool[trial.pointer[0]] for trial in group.trials}
     untried = [index for index in range(2, 30) if index not in tried]  # 1 shows the image of the query
     assert vlm.searched(0) == [(20,), (25,), *((index,) for index in untried[:3])]
-    assert [len(asked) for asked in vlm.rounds] == [2, 1, 1, 1, 1, 1]
+    assert [len(prompts) for prompts in vlm.rounds] == [2, 1, 1, 1, 1, 1]
     assert len(group.trials) == 2  # what was tried in vain is not recorded
 
 
@@ -85,13 +85,13 @@ def test_a_found_demonstration_takes_the_last_place_that_nobody_points_to(items,
     vlm = Vlm(25)
     (group,) = record(items, features, vlm)
     assert vlm.searched(0) == [(20,), (25,)]
-    *before, found = group.trials
+    *before, last = group.trials
     used = {trial.pointer[0] for trial in before}
     place = max(set(range(6)) - used)
-    assert found.pointer == (place,)
+    assert last.pointer == (place,)
     assert list(group.pool) == [25 if position == place else 2 + position for position in range(6)]
-    assert (found.gen_method, found.correct, found.accuracy) == ("global_search", 1.0, 1.0)
-    assert found.record == {
+    assert (last.gen_method, last.correct, last.accuracy) == ("global_search", 1.0, 1.0)
+    assert last.record == {
         "gen_method": "global_search",
         "mined": True,
         "shows_right_answer": True,
@@ -125,7 +125,7 @@ def test_pointers_of_two_take_the_candidates_in_pairs(items, features):
 
 def test_no_demonstration_of_a_pointer_takes_the_place_of_another(items, features):
     items[25] = replace(items[25], answers=("blue",) * 10)
-    found = 0
+    n_searched = 0
     for seed in range(12):  # with some of them, item 2 has the only place of the pool that is free
         vlm = Vlm(2, 20)
         (group,) = record(items, features, vlm, seed=seed, shots=2, random_pointers=1, pool_size=3)
@@ -134,8 +134,8 @@ def test_no_demonstration_of_a_pointer_takes_the_place_of_another(items, feature
             assert len(set(trial.pointer)) == 2
         if group.trials[-1].gen_method == "global_search":
             assert [group.pool[position] for position in group.trials[-1].pointer] == [20, 2]
-            found += 1
-    assert 0 < found < 12
+            n_searched += 1
+    assert 0 < n_searched < 12
 
 
 def test_pointers_that_were_tried_do_not_count(items, features):
@@ -166,16 +166,16 @@ def test_only_queries_without_a_positive_trial_are_searched_and_all_at_once(item
     groups = record(items, features, vlm, queries)
     before = record(items, features, Vlm(*helpful), queries, search_positives=0)
     for old, new in zip(before, groups, strict=True):
-        found = new.trials[len(old.trials) :]
+        new_trials = new.trials[len(old.trials) :]
         assert new.trials[: len(old.trials)] == old.trials
         assert [new.pool[t.pointer[0]] for t in old.trials] == [old.pool[t.pointer[0]] for t in old.trials]
         assert len(new.pool) == len(set(new.pool)) == 6
         if any(trial.correct for trial in old.trials):
             assert not vlm.searched(old.query_id)
-            assert (found, new.pool) == ((), old.pool)
-        assert len(found) <= 1
-        assert all(is_mined(trial) and new.pool[trial.pointer[0]] in helpful for trial in found)
-    assert all(len(set(asked)) == len({query for query, _ in asked}) == len(asked) for asked in vlm.rounds[1:])
+            assert (new_trials, new.pool) == ((), old.pool)
+        assert len(new_trials) <= 1
+        assert all(is_mined(trial) and new.pool[trial.pointer[0]] in helpful for trial in new_trials)
+    assert all(len(set(prompts)) == len({query for query, _ in prompts}) == len(prompts) for prompts in vlm.rounds[1:])
     assert all({q for q, _ in later} <= {q for q, _ in sooner} for sooner, later in pairwise(vlm.rounds))
     rates = positive_query_rate(before), positive_query_rate(groups, mined=False), positive_query_rate(groups)
     assert rates[0] == rates[1] < rates[2]

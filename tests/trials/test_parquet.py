@@ -215,14 +215,14 @@ def test_damaged_files_are_refused_in_one_line(both, tmp_path):
 def test_no_damaged_byte_goes_unnoticed(both):
     _, path = both(PLAIN)
     content, digest = path.read_bytes(), load_rl_data(path).digest
-    refused = 0
+    n_refused = 0
     for place in range(0, len(content), 41):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
         try:
             assert load_rl_data(path).digest == digest  # a byte of statistics, or of the names of writers
         except DataError:
-            refused += 1
-    assert refused > 100
+            n_refused += 1
+    assert n_refused > 100
 
 
 def test_what_cannot_be_converted_is_refused(both, tmp_path):

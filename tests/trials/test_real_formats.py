@@ -162,8 +162,8 @@ def test_rl_data_survive_a_data_set_with_items_left_out(root, mlflow_store, cach
     data = read_rl_data(skipping, rollout.info.run_id)
     for group in data.groups:
         former = recorded[group.query["question_id"]]
-        shown = [[former.pool_question_ids[p] for p in trial.pointer] for trial in former.trials]
-        expected = [question_ids for question_ids in shown if set(question_ids) <= set(ids)]
+        demonstrations = [[former.pool_question_ids[p] for p in trial.pointer] for trial in former.trials]
+        expected = [question_ids for question_ids in demonstrations if set(question_ids) <= set(ids)]
         assert [[ids[group.pool[p]] for p in trial.pointer] for trial in group.trials] == expected
     n_trials = sum(len(group.trials) for group in recorded.values())
     assert data.dropped == {"left_out": n_trials - sum(len(group.trials) for group in data.groups)}

@@ -219,17 +219,17 @@ def test_mining_takes_turns_between_policy_and_chance(samples, features, selecto
 
 
 def test_mining_asks_each_round_at_once_and_never_twice(samples, features, selector):
-    asked = []
+    prompts_of_rounds = []
 
     def answer(prompts):
-        asked.append([p.query.index for p in prompts])
+        prompts_of_rounds.append([p.query.index for p in prompts])
         return answer_by_both_demonstrations(prompts)
 
     groups = record(samples, features, selector, MINING, 0, answer, 30)
-    assert len(asked) == 1 + 8
-    assert all(len(set(prompts)) == len(prompts) for prompts in asked[1:])
-    assert all(set(later) <= set(sooner) for sooner, later in pairwise(asked))
-    assert sum(map(len, asked)) == sum(len(group.trials) for group in groups)
+    assert len(prompts_of_rounds) == 1 + 8
+    assert all(len(set(prompts)) == len(prompts) for prompts in prompts_of_rounds[1:])
+    assert all(set(later) <= set(sooner) for sooner, later in pairwise(prompts_of_rounds))
+    assert sum(map(len, prompts_of_rounds)) == sum(len(group.trials) for group in groups)
 
 
 def test_scores_are_those_of_each_trials_own_prompt(samples, features, selector):
@@ -241,9 +241,9 @@ def test_scores_are_those_of_each_trials_own_prompt(samples, features, selector)
     assert any(is_mined(trial) for group in groups for trial in group.trials)
     for group in groups:
         for trial in group.trials:
-            shown = 0.01 * sum(group.pool[position] for position in trial.pointer)
-            assert trial.gt_prob == pytest.approx(0.5 + 0.001 * group.query_id + shown)
-            assert trial.record["vqa_rel_score"] == pytest.approx(shown)
+            bonus = 0.01 * sum(group.pool[position] for position in trial.pointer)
+            assert trial.gt_prob == pytest.approx(0.5 + 0.001 * group.query_id + bonus)
+            assert trial.record["vqa_rel_score"] == pytest.approx(bonus)
     with pytest.raises(ValueError, match="call rollout with score=FUNCTION"):
         record(samples, features, selector, settings)
     plain = record(samples, features, selector)

@@ -183,19 +183,19 @@ def test_a_killed_process_loses_no_finished_batch(tmp_path):
     process.kill()
     finished += [int(line) for line in process.communicate()[0].split()]
     with AnswerCache(tmp_path / "a.sqlite") as cache:
-        known = cache.get([f"{i}-{j}" for i in range(finished[-1] + 3) for j in range(20)])
-    batches = {key.split("-")[0] for key in known}
+        answers = cache.get([f"{i}-{j}" for i in range(finished[-1] + 3) for j in range(20)])
+    batches = {key.split("-")[0] for key in answers}
     assert {str(i) for i in finished} <= batches
-    assert len(known) == 20 * len(batches)
+    assert len(answers) == 20 * len(batches)
 
 
 def test_several_processes_use_one_file(tmp_path):
     processes = [write(tmp_path / "a.sqlite", name, 60) for name in "xyz"]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     with AnswerCache(tmp_path / "a.sqlite") as cache:
-        known = cache.get([f"{i}-{j}" for i in range(60) for j in range(20)])
-    assert len(known) == 1200
-    assert set(known.values()) <= set("xyz")
+        answers = cache.get([f"{i}-{j}" for i in range(60) for j in range(20)])
+    assert len(answers) == 1200
+    assert set(answers.values()) <= set("xyz")
 
 
 def test_caches_are_merged_and_the_first_answer_stays(tmp_path):

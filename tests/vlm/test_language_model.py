@@ -48,11 +48,11 @@ def test_the_models_own_generation_config_is_part_of_its_digest(tmp_path, cache_
     answers = dict(item for batch in plain.generate(prompts) for item in batch)
     path = folder / "generation_config.json"
     banned = plain.loaded.processor.tokenizer(list(answers.values()))["input_ids"]
-    own = {"bad_words_ids": [[token] for ids in banned for token in ids], "repetition_penalty": 1.05}
+    generation = {"bad_words_ids": [[token] for ids in banned for token in ids], "repetition_penalty": 1.05}
     structure = {"num_return_sequences": 2, "return_dict_in_generate": True, "do_sample": True, "temperature": 0.1}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **own, **structure}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **generation, **structure}))
     steered = open_language_model(VlmName(str(folder), profile="mini"), tmp_path)
-    assert json.loads(steered.recorded["vlm_generation_config"]) == own
+    assert json.loads(steered.recorded["vlm_generation_config"]) == generation
     assert steered.digest != plain.digest
     assert steered.key(prompts[0]) != plain.key(prompts[0])
     assert steered.profile.digest == plain.profile.digest

@@ -117,9 +117,9 @@ def test_gt_prob_is_that_of_each_answer_alone(prompts, confused, batch_tokens):
 
 def test_gt_prob_of_an_answer_in_the_prompt_is_near_one(prompts):
     query = prompts[0].query
-    shown, alone = Prompt((query,), query), Prompt((), query)
+    with_answer, alone = Prompt((query,), query), Prompt((), query)
     local = QwenVLM(mini.VLM_PATH, "digest", MINI)
-    scores = dict(item for batch in local.score([alone, shown]) for item in batch)
+    scores = dict(item for batch in local.score([alone, with_answer]) for item in batch)
     assert float(scores[1]) > 0.9 > float(scores[0])
 
 
@@ -137,21 +137,21 @@ def test_results_do_not_depend_on_the_number_of_threads(prompts, confused, threa
     threads(1)
     alone = list(getattr(model, request_name)(prompts))
     model.vision.clear()
-    read, meeting, seen = model._read, threading.Barrier(2), set()
+    read, meeting, readers = model._read, threading.Barrier(2), set()
 
     def met(part, batch):
         result = read(part, batch)
         with contextlib.suppress(threading.BrokenBarrierError):  # the last batch may be without a partner
             meeting.wait(2)  # now both threads have read: a model that they share has forgotten the first prompts
-        seen.add((threading.get_ident(), id(part)))
+        readers.add((threading.get_ident(), id(part)))
         return result
 
     monkeypatch.setattr(model, "_read", met)
     threads(2)
     assert list(getattr(model, request_name)(prompts)) == alone
     assert torch.get_num_threads() == 2
-    assert len({thread for thread, _ in seen} - {threading.get_ident()}) == 2
-    assert len({part for _, part in seen}) == 2
+    assert len({thread for thread, _ in readers} - {threading.get_ident()}) == 2
+    assert len({part for _, part in readers}) == 2
     assert len(alone) > 8
 
 

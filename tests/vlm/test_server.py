@@ -61,12 +61,12 @@ def test_a_rollout_on_a_server_asks_once(served, mlflow_store, tmp_path):
         context = Context(Resources(vlm=served.url, cache_dir=tmp_path / "cache"))
         return run_step(lambda: rollout_step(context, settings))
 
-    before = served.answered
+    before = served.n_answers
     first = run()
-    n_prompts = served.answered - before
+    n_prompts = served.n_answers - before
     assert 5 * 5 <= n_prompts <= first.data.metrics["rollout/n_trials"] + 1  # one prompt is tried before the work
     second = run()
-    assert served.answered - before == n_prompts
+    assert served.n_answers - before == n_prompts
     assert second.data.tags["lever.rl_data_digest"] == first.data.tags["lever.rl_data_digest"]
     assert facts(first)["vlm_digest"].startswith("mini-vlm-")
     assert {name: first.data.params[name] for name in ("vlm", "vlm_model")} == {"vlm": served.url, "vlm_model": "auto"}
@@ -292,16 +292,16 @@ def test_no_server_ends_a_run_before_any_work(mlflow_store, cache_dir):
 
 
 def test_an_interrupted_run_does_not_wait_for_its_requests(script, picture):
-    go_on, answered = threading.Event(), []
+    go_on, numbers = threading.Event(), []
 
     def chat(body, number):
         assert number == 1 or go_on.wait(60)
-        answered.append(number)
+        numbers.append(number)
         return completion("yes")
 
     server = script(chat)
     batches = ServerVLM(server.url, concurrency=4).generate([Prompt((), picture)] * 8)
     next(batches)
     batches.close()
-    assert answered == [1]  # the server still holds the other answers back
+    assert numbers == [1]  # the server still holds the other answers back
     go_on.set()

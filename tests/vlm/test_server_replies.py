@@ -140,11 +140,11 @@ def test_poor_answers_are_counted(script, picture):
 def test_too_many_poor_answers_end_the_run(script, picture, bad, message):
     """17 of 20 are more than 80 %. None of them has been given, so no cache keeps one."""
     vlm, answers = answers_of(script, picture, [*[completion("yes")] * 3, *[bad] * 20])
-    given = []
+    results = []
     with pytest.raises(ServerError) as caught:
-        given.extend(item for batch in answers for item in batch)
+        results.extend(item for batch in answers for item in batch)
     assert str(caught.value) == f"{vlm.url}: {message} A larger max_poor_answers than 0.8 lets the run go on"
-    assert given == [(0, "yes"), (1, "yes"), (2, "yes")]
+    assert results == [(0, "yes"), (1, "yes"), (2, "yes")]
 
 
 def test_as_many_poor_answers_as_allowed(script, picture):
@@ -159,8 +159,8 @@ def test_as_many_poor_answers_as_allowed(script, picture):
 
 def test_the_key_is_not_shown(script, picture, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-12345")
-    said = "wrong key sk-12345 for http://me:pass@inner/v1"
-    for answer in ((400, {"error": {"message": said}}), {"error": {"message": said}}, said):
+    text = "wrong key sk-12345 for http://me:pass@inner/v1"
+    for answer in ((400, {"error": {"message": text}}), {"error": {"message": text}}, text):
         message = failure(script(lambda body, number, answer=answer: answer), picture, retries=0)
         assert "wrong key *** for http://***@inner/v1" in message
 

@@ -102,17 +102,19 @@ def test_the_client_has_no_limits_of_its_own(script):
 )
 def test_the_pause_that_a_server_asks_for(headers, seconds, monkeypatch):
     monkeypatch.setattr(server_requests, "time", lambda: 1_795_824_000.0)  # Sat, 28 Nov 2026 00:00:00 GMT
-    assert server_requests._asked_pause(headers) == seconds
+    assert server_requests._retry_after(headers) == seconds
 
 
 def newer_openai(body, number):
     """Refuses as OpenAI's reasoning models do."""
     if "max_tokens" in body:
-        said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-        return refusal(said, param="max_tokens", code="unsupported_parameter")
+        message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return refusal(message, param="max_tokens", code="unsupported_parameter")
     if body.get("temperature", 1) != 1:
-        said = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
-        return refusal(said, param="temperature", code="unsupported_value")
+        message = (
+            "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+        )
+        return refusal(message, param="temperature", code="unsupported_value")
     assert body["max_completion_tokens"] == 5
     return completion("yes")
 
@@ -132,7 +134,7 @@ def test_parameters_that_a_server_does_not_take(script, picture, caplog):
 
 
 @pytest.mark.parametrize(
-    ("said", "advice"),
+    ("limit", "advice"),
     [
         (
             "'max_tokens' or 'max_completion_tokens' is too large: 5. This model's maximum context length is 4096 tokens and "
@@ -147,8 +149,8 @@ def test_parameters_that_a_server_does_not_take(script, picture, caplog):
         ("max_tokens must be less than 3", "the server does not take the request: look at what it says and at its log"),
     ],
 )
-def test_advice_about_other_limits(script, picture, said, advice):
-    server = script(lambda body, number: refusal(said))
+def test_advice_about_other_limits(script, picture, limit, advice):
+    server = script(lambda body, number: refusal(limit))
     message = failure(server, picture)
     assert message.startswith("status 400: ")
     assert message.endswith(f"; {advice}")
@@ -156,7 +158,7 @@ def test_advice_about_other_limits(script, picture, said, advice):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "At most 1 image(s) may be provided in one request.",
         "At most 1 image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit.",
@@ -164,20 +166,21 @@ def test_advice_about_other_limits(script, picture, said, advice):
         "Image count 3 exceeds limit 1 per request.",
     ],
 )
-def test_a_limit_of_images_names_the_option(script, picture, said):
+def test_a_limit_of_images_names_the_option(script, picture, message):
     """The number is that of the images in the prompt."""
-    server = script(lambda body, number: refusal(said))
+    server = script(lambda body, number: refusal(message))
     with pytest.raises(ServerError) as caught:
         texts(ServerVLM(server.url).generate([Prompt((picture, picture), picture)]))
     assert str(caught.value) == (
-        f"{server.url}: status 400: {said}; a prompt of this work holds 3 images: start the server with --limit-mm-per-prompt "
-        "'{\"image\": 3}' (vLLM) or --limit-mm-data-per-request '{\"image\": 3}' (SGLang), or use fewer shots"
+        f"{server.url}: status 400: {message}; a prompt of this work holds 3 images: start the server with "
+        "--limit-mm-per-prompt '{\"image\": 3}' (vLLM) or "
+        "--limit-mm-data-per-request '{\"image\": 3}' (SGLang), or use fewer shots"
     )
 
 
 def test_a_limit_of_images_is_found_out_by_one_request(script, mlflow_store, cache_dir):
-    said = "At most 1 image(s) may be provided in one prompt."
-    server = script(lambda body, number: completion("yes") if images_of(body) <= 1 else refusal(said))
+    message = "At most 1 image(s) may be provided in one prompt."
+    server = script(lambda body, number: completion("yes") if images_of(body) <= 1 else refusal(message))
     context = Context(Resources(vlm=server.url, cache_dir=cache_dir, cache="off"))
     with pytest.raises(ServerError, match="a prompt of this work holds 3 images"):
         run_step(lambda: rollout_step(context, RolloutSettings(n_queries=4, shots=2)))

@@ -134,13 +134,15 @@ def test_templates_that_change_answers(script, scoring, change, reason):
 
 
 def test_a_server_that_refuses_the_parameter(script):
-    said = "Unrecognized request argument supplied: prompt_logprobs"
-    url = script(lambda body, number: (400, {"error": {"message": said}})).url
-    with pytest.raises(ParameterError, match=rf"^gt_prob: {url} does not tell how probable answers are \(.*status 400: {said}"):
+    message = "Unrecognized request argument supplied: prompt_logprobs"
+    url = script(lambda body, number: (400, {"error": {"message": message}})).url
+    with pytest.raises(
+        ParameterError, match=rf"^gt_prob: {url} does not tell how probable answers are \(.*status 400: {message}"
+    ):
         ServerVLM(url).check_scores()
 
 
-def told(*places):
+def reply_with_scores(*places):
     return {**completion("x"), "prompt_logprobs": [None, *places]}
 
 
@@ -149,11 +151,11 @@ def test_a_probability_by_hand():
     logs = {"1": -1.0, "2": -1.0, "7": -4.0, "5": math.log(0.5), "6": math.log(0.25), "9": math.log(0.8), "8": -3.0}
     places = [{name: {"logprob": logs[name]}} for name in ("1", "2", "7", "9", "8", "1", "2", "5", "6", "9", "8")]
     frame = AnswerFrame((1, 2), (9, 8))
-    assert frame.read_probability(told(*places)) == pytest.approx(0.1, rel=1e-12)
+    assert frame.read_probability(reply_with_scores(*places)) == pytest.approx(0.1, rel=1e-12)
     impossible = [{**place, "5": {"logprob": -9999.0}} if "5" in place else place for place in places]
-    assert frame.read_probability(told(*impossible)) == 0
+    assert frame.read_probability(reply_with_scores(*impossible)) == 0
     with pytest.raises(FailedReply, match="do not stand where the chat template puts answers"):
-        frame.read_probability(told(*places[:-1]))
+        frame.read_probability(reply_with_scores(*places[:-1]))
     with pytest.raises(FailedReply, match="its replies hold no prompt_logprobs"):
         frame.read_probability(completion("x"))
 
@@ -163,10 +165,10 @@ def test_a_probability_by_hand():
     [
         (completion("x"), "hold no prompt_logprobs"),
         ({**completion("x"), "prompt_logprobs": None}, "hold no prompt_logprobs"),
-        (told({"1": {"logprob": -1.0}, "2": {"logprob": -2.0}}), "hold more than the tokens"),
-        (told({"a": {"logprob": -1.0}}), "another form than vLLM's"),
-        (told([-1.0]), "another form than vLLM's"),
-        (told({"1": {"logprob": None}}), "another form than vLLM's"),
+        (reply_with_scores({"1": {"logprob": -1.0}, "2": {"logprob": -2.0}}), "hold more than the tokens"),
+        (reply_with_scores({"a": {"logprob": -1.0}}), "another form than vLLM's"),
+        (reply_with_scores([-1.0]), "another form than vLLM's"),
+        (reply_with_scores({"1": {"logprob": None}}), "another form than vLLM's"),
     ],
 )
 def test_replies_without_scores(reply, reason):

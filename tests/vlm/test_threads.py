@@ -47,16 +47,16 @@ def test_one_model_stays_in_the_calling_thread_with_all_threads_of_an_operation(
 
 
 def test_items_are_made_in_the_calling_thread_and_not_far_ahead():
-    made = []
+    makers = []
 
     def items():
         for item in range(20):
-            made.append(threading.get_ident())
+            makers.append(threading.get_ident())
             yield item
 
     results = in_threads(lambda model, item: item, items(), ["a", "b"])
     assert next(results) == 0
-    assert made == [threading.get_ident()] * 4
+    assert makers == [threading.get_ident()] * 4
     results.close()
 
 

@@ -33,12 +33,12 @@ def tokenizer():
 def samples(tmp_path_factory):
     """Two questions about images of 640x480 pixels, as most of COCO have, one about a small image and one about a large."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    made = []
+    items = []
     for i, (width, height) in enumerate(((640, 480), (640, 480), (448, 448), (1600, 1200))):
         path = root / f"{i}.png"
         Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
-        made.append(Sample(i, i, i, QUESTIONS[i % 3], path, ("red wall",) * 10))
-    return made
+        items.append(Sample(i, i, i, QUESTIONS[i % 3], path, ("red wall",) * 10))
+    return items
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,11 @@ def test_a_prompt_has_the_tokens_that_are_counted_by_hand(vlm, samples):
     assert vlm.token_counts([Prompt((), samples[0])]) == [frame + query]
     # one example: "1 solved example" has a space and a digit, and so 1 token more; a demonstration 3 more than a query, and the
     # question 4 more: Ġred Ġwall \n; What sport can you use this for ?
-    shown = query + 3 + 4
-    assert vlm.token_counts([Prompt((samples[1],), samples[0])]) == [frame + 1 + query + shown]
-    assert vocabulary.text_tokens(vlm, [Prompt((samples[1],), samples[0])]).tolist() == [frame + 1 + query + shown - 2 * image]
+    demonstration = query + 3 + 4
+    assert vlm.token_counts([Prompt((samples[1],), samples[0])]) == [frame + 1 + query + demonstration]
+    assert vocabulary.text_tokens(vlm, [Prompt((samples[1],), samples[0])]).tolist() == [
+        frame + 1 + query + demonstration - 2 * image
+    ]
 
 
 def test_nothing_is_cut_off_the_longest_prompts(vlm, samples, monkeypatch):

@@ -26,7 +26,7 @@ def paths(cache_dir):
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def model_and_processor():
     """The embedded VLM and its processor."""
     return load_pretrained(Qwen2_5_VLForConditionalGeneration, mini.VLM_PATH)
 
@@ -35,8 +35,8 @@ def fitted(path, profile):
     return fitted_image(path, profile.min_pixels, profile.max_pixels)
 
 
-def test_each_image_is_encoded_once_within_bounded_memory(paths, loaded):
-    model, processor = loaded
+def test_each_image_is_encoded_once_within_bounded_memory(paths, model_and_processor):
+    model, processor = model_and_processor
     large = VisionCache(model, processor, PROFILES["mini"], 28)
     first, again = large.features(paths), large.features(paths)
     distinct = len({path.read_bytes() for path in paths})
@@ -51,16 +51,16 @@ def test_each_image_is_encoded_once_within_bounded_memory(paths, loaded):
         torch.testing.assert_close(recomputed[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_processes_that_were_launched_together_share_half_of_the_memory(loaded, monkeypatch):
+def test_processes_that_were_launched_together_share_half_of_the_memory(model_and_processor, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=800))
-    assert VisionCache(*loaded, PROFILES["mini"], 28)._features.maxsize == 400
+    assert VisionCache(*model_and_processor, PROFILES["mini"], 28)._features.maxsize == 400
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert VisionCache(*loaded, PROFILES["mini"], 28)._features.maxsize == 50
+    assert VisionCache(*model_and_processor, PROFILES["mini"], 28)._features.maxsize == 50
 
 
-def test_the_least_recently_used_image_is_dropped(paths, loaded):
+def test_the_least_recently_used_image_is_dropped(paths, model_and_processor):
     one, two, three, four = list({path.read_bytes(): path for path in paths}.values())[:4]
-    model, processor = loaded
+    model, processor = model_and_processor
     size = VisionCache(model, processor, PROFILES["mini"], 28).features([one])[0][0].nbytes
     small = VisionCache(model, processor, PROFILES["mini"], 28, max_bytes=3 * size)
     encoded = []

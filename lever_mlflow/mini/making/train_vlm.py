@@ -66,7 +66,7 @@ class Probes(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.seen_digit = nn.Linear(width, 10)
+        self.vision_digit = nn.Linear(width, 10)
         self.digit = nn.Linear(width, 10)
         self.family = nn.Linear(width, len(FAMILIES))
 
@@ -136,13 +136,13 @@ def _train_vision(
     """Trains the vision tower to predict the digit from each merged vision token."""
     gray_NHW, digits = gray_images("model")
     digits_N = torch.from_numpy(digits)
-    parameters = [*model.model.visual.parameters(), *probes.seen_digit.parameters()]
+    parameters = [*model.model.visual.parameters(), *probes.vision_digit.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for step in tqdm(range(1, steps + 1), desc="vision", mininterval=10):
         rows = torch.randint(len(gray_NHW), (256,), generator=generator)
         tokens_NTD = encode_images(model, processor, augment(gray_NHW[rows], generator))
-        loss = _seen_digit_loss(probes, tokens_NTD, digits_N[rows])
+        loss = _vision_digit_loss(probes, tokens_NTD, digits_N[rows])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -152,8 +152,8 @@ def _train_vision(
             tqdm.write(f"vision step {step}: loss {loss.item():.3f}")
 
 
-def _seen_digit_loss(probes: Probes, tokens_NTD: torch.Tensor, digits_N: torch.Tensor) -> torch.Tensor:
-    logits = probes.seen_digit(tokens_NTD).flatten(0, 1)
+def _vision_digit_loss(probes: Probes, tokens_NTD: torch.Tensor, digits_N: torch.Tensor) -> torch.Tensor:
+    logits = probes.vision_digit(tokens_NTD).flatten(0, 1)
     return F.cross_entropy(logits, digits_N.repeat_interleave(IMAGE_TOKENS))
 
 
@@ -223,11 +223,11 @@ def _losses(
     losses = {
         "answer": (answer_BI * batch.weights_BI).sum() / batch.weights_BI.sum().clamp(min=1),
         "end": end,
-        "seen": _seen_digit_loss(probes, vision_NTD, batch.digits_BI.flatten()),
+        "vision": _vision_digit_loss(probes, vision_NTD, batch.digits_BI.flatten()),
         "probe": _probe_loss(probes, output.hidden_states[_PROBED_STATE], batch),
         "match": _match_loss(output.attentions[_MATCHING_LAYER][:, _MATCHING_HEAD], batch),
     }
-    auxiliary = losses["seen"] + losses["probe"] + losses["match"]
+    auxiliary = losses["vision"] + losses["probe"] + losses["match"]
     total = losses["answer"] + 0.3 * end + _AUXILIARY_WEIGHT * auxiliary
     right_BI = (logits_BIV.argmax(dim=-1) == targets_BI).float()
     matched_BI = batch.matches_BII.any(dim=-1)

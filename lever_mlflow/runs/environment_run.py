@@ -16,13 +16,13 @@ from lever_mlflow.runs.artifacts import living_run
 from lever_mlflow.runs.processes import is_running
 from lever_mlflow.runs.tags import PREFIX, Tag
 
-__all__ = ["ENTRY_POINT", "OPEN", "RUN_ID", "check_given_run", "given_run"]
+__all__ = ["ENTRY_POINT", "OPEN", "RUN_ID", "check_environment_run", "environment_run"]
 
 OPEN = ("RUNNING", "SCHEDULED")  # states of a run that has not ended
 RUN_ID, ENTRY_POINT = "MLFLOW_RUN_ID", "mlflow.project.entryPoint"  # MLflow's own variable and tag
 
 
-def given_run() -> Run | None:
+def environment_run() -> Run | None:
     """Returns the run that ``MLFLOW_RUN_ID`` names; None where the variable is not set, or a run is active already.
 
     Raises:
@@ -37,7 +37,7 @@ def given_run() -> Run | None:
         raise MissingRunError(f"{RUN_ID}={run_id}: {error}; unset {RUN_ID}") from None
 
 
-def check_given_run(name: str) -> None:
+def check_environment_run(name: str) -> None:
     """Checks that the run that ``MLFLOW_RUN_ID`` names, if it names one, is one for this command to go on in.
 
     It is a run that ``mlflow run`` has just made for this entry point, or one that a user has opened for the command.
@@ -49,7 +49,7 @@ def check_given_run(name: str) -> None:
         MissingRunError: the run has ended, is worked on by another process, holds the result of a step, or was made for
             another entry point.
     """
-    run = given_run()
+    run = environment_run()
     if run is None:
         return
     entry_point = run.data.tags.get(ENTRY_POINT, name)

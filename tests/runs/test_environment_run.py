@@ -10,8 +10,8 @@ from lever_mlflow.runs.steps import Step, project_run, run_here
 
 
 @pytest.fixture
-def given(mlflow_store, monkeypatch):
-    """given(**tags) makes a run that is RUNNING, names it in the environment and returns its id."""
+def make_run(mlflow_store, monkeypatch):
+    """make_run(**tags) makes a run that is RUNNING, names it in the environment and returns its id."""
 
     def make(**tags):
         client = MlflowClient()
@@ -28,8 +28,8 @@ def step():
 
 
 @pytest.mark.parametrize("tags", [{"mlflow_project_entryPoint": "rce"}, {}])
-def test_a_run_made_for_the_command_is_gone_on_in(given, tags):
-    run_id = given(**tags)
+def test_a_run_made_for_the_command_is_gone_on_in(make_run, tags):
+    run_id = make_run(**tags)
     with project_run("rce") as run:
         run_here(step())
     assert run.info.run_id == run_id
@@ -44,33 +44,33 @@ def refusal(name="rce"):
     return str(error.value)
 
 
-def test_a_run_for_another_entry_point_is_refused(given):
-    given(mlflow_project_entryPoint="grpo")
+def test_a_run_for_another_entry_point_is_refused(make_run):
+    make_run(mlflow_project_entryPoint="grpo")
     assert "was made for the entry point grpo, and rce would write into it" in refusal()
 
 
-def test_a_run_that_has_ended_or_holds_a_result_is_refused(given):
-    run_id = given()
+def test_a_run_that_has_ended_or_holds_a_result_is_refused(make_run):
+    run_id = make_run()
     MlflowClient().set_terminated(run_id)
     assert "has ended (FINISHED)" in refusal()
-    given(lever_key="k")
+    make_run(lever_key="k")
     assert "holds the result of a step already" in refusal()
 
 
-def test_a_run_that_is_gone_is_refused(given, monkeypatch):
-    run_id = given()
+def test_a_run_that_is_gone_is_refused(make_run, monkeypatch):
+    run_id = make_run()
     MlflowClient().delete_run(run_id)
     assert f"MLFLOW_RUN_ID={run_id}: run {run_id} is in MLflow's bin" in refusal()
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     assert "not found" in refusal()
 
 
-def test_a_run_with_another_parameter_is_refused_and_one_typed_otherwise_is_not(given, capsys):
+def test_a_run_with_another_parameter_is_refused_and_one_typed_otherwise_is_not(make_run, capsys):
     """What ``mlflow run`` has recorded as typed is compared with what the command takes it for."""
     from lever_mlflow.cli.launching import launch
 
     for typed, refused in (("5", True), ("07", False)):
-        run_id = given(mlflow_project_entryPoint="validate")
+        run_id = make_run(mlflow_project_entryPoint="validate")
         MlflowClient().log_param(run_id, "seed", typed)
         with pytest.raises(SystemExit):
             launch(validate, ["--seed", "7", "--rl_data", "/nowhere.json"])
@@ -79,10 +79,10 @@ def test_a_run_with_another_parameter_is_refused_and_one_typed_otherwise_is_not(
         assert ("/nowhere.json: no such file" in error) is not refused
 
 
-def test_a_value_that_mlflow_run_has_quoted_for_the_shell_is_the_same(given, capsys):
+def test_a_value_that_mlflow_run_has_quoted_for_the_shell_is_the_same(make_run, capsys):
     from lever_mlflow.cli.launching import launch
 
-    run_id = given(mlflow_project_entryPoint="validate")
+    run_id = make_run(mlflow_project_entryPoint="validate")
     MlflowClient().log_param(run_id, "rl_data", "'/no where.json'")
     MlflowClient().log_param(run_id, "hf_columns", "'image_id=coco id'")
     with pytest.raises(SystemExit):
