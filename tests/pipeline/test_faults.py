@@ -120,7 +120,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_
     command = [sys.executable, "-m", "entrypoints.grpo", *(f"--{name}={value}" for name, value in choices.items())]
     environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (states := project.runs(lever_step="grpo-round", lever_state_epoch="3")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
@@ -168,7 +168,7 @@ def test_a_terminated_training_is_a_failed_run(project, good_rl_data):
     command = [sys.executable, "-m", "entrypoints.rce", "--rl_data", good_rl_data, "--epochs", "40", "--lr", "2e-3"]
     environment = {**project.environment, "MLFLOW_EXPERIMENT_NAME": "small"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (states := project.runs(lever_step="rce", lever_state_epoch="2")):
         assert process.poll() is None, "it ended before it could be terminated"
         assert time.monotonic() < deadline

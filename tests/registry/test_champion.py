@@ -185,9 +185,10 @@ def test_an_interrupted_rollback_is_finished_and_not_taken_back(client, monkeypa
         patch.setattr(champion, "_finish", lambda *_: None)
         champion.rollback(name, "test")
     assert champion.holders(name) == Holders("2", "1")
-    monkeypatch.setattr(champion, "is_there", lambda process: {process_identity.this_process(): not gone}[process])
-    monkeypatch.setattr(champion, "_OF_GONE" if gone else "PATIENCE", 0.2)
-    assert champion.finish_rollback(name) == champion.holders(name) == Holders("1", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "is_there", lambda process: {process_identity.this_process(): not gone}[process])
+        patch.setattr(champion, "_OF_GONE" if gone else "PATIENCE", 0.2)
+        assert champion.finish_rollback(name) == champion.holders(name) == Holders("1", "2")
     assert champion.finish_rollback(name) is None
     assert champion.rollback(name, "test") == Holders("2", "1")
 
