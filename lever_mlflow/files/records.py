@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from lever_mlflow.exceptions import DataError
-from lever_mlflow.files.text import read_text
-from lever_mlflow.shortages import let_through
+from lever_mlflow.files.strict_json import read_object
 
 __all__ = ["first_misfit", "read_record"]
 
@@ -25,16 +25,15 @@ def read_record(model: type[Record], path: Path, name: str, step: str) -> Record
         step: the step that writes the file again.
 
     Raises:
-        DataError: the file cannot be read, or was written by another version of this package.
+        DataError: there is no such file, it cannot be read strictly (``read_object``), or it was written by another version of
+            this package.
     """
+    remedy = f"run the {step} step again with rerun=true"
+    content = read_object(path, missing=remedy, damaged=remedy)
     try:
-        return model.model_validate_json(read_text(path))
-    except (OSError, UnicodeError) as error:
-        let_through(error)
-        reason = str(error)
+        return model.model_validate_json(json.dumps(content))  # a model takes objects in place of dataclasses from JSON alone
     except ValidationError as error:
-        reason = first_misfit(error)
-    raise DataError(f"{path}: not {name} of this version ({reason}); run the {step} step again with rerun=true")
+        raise DataError(f"{path}: not {name} of this version ({first_misfit(error)}); {remedy}") from None
 
 
 def first_misfit(error: ValidationError) -> str:

@@ -6,6 +6,8 @@ A value of the object, or an entry of a list in it, is decoded at a time, so tha
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from lever_mlflow.shortages import let_through
 __all__ = ["iterate_list", "iterate_object", "parse_object", "read_object"]
 
 _CHUNK = 1 << 20  # characters
+_BEGUN_NUMBER = (".", *(f"{e}{sign}" for e in "eE" for sign in ("", "+", "-")))  # how a number can go on, without a digit
 _LONGEST_TOKEN = 16  # characters by which a number, a literal or an escape can reach beyond the position of an error in it
 
 
@@ -38,8 +41,8 @@ def iterate_object(path: Path, chunk: int = _CHUNK, /, *, missing: str, damaged:
 
     Raises:
         DataError: there is no such file; it is no text in an encoding that ``open_text`` reads; it is truncated or otherwise
-            not JSON; it holds NaN, infinities, duplicate keys or numbers of thousands of digits; it is nested too deeply; or it
-            holds no object.
+            not JSON; it holds NaN, infinities, numbers beyond the range of a float, numbers of thousands of digits or duplicate
+            keys; it is nested too deeply; or it holds no object.
     """
     with _reader(path, chunk, missing, damaged) as reader:
         yield from reader.items()
@@ -109,7 +112,9 @@ class _Reader:
         self._file, self._name, self._damaged, self._chunk = file, name, damaged, chunk
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 1
-        self._decoder = json.JSONDecoder(parse_constant=self._refuse_constant, object_pairs_hook=self._unique)
+        self._decoder = json.JSONDecoder(
+            parse_float=self._finite, parse_constant=self._refuse_constant, object_pairs_hook=self._unique
+        )
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yields keys and values, one by one. The file must hold nothing else than the object."""
@@ -219,15 +224,29 @@ class _Reader:
     def _broken(self, message: str, at: int | None = None, truncated: bool | None = None) -> DataError:
         """Returns the error at a position of the window; only where the file ends there can it be truncated."""
         line, column = self._place(self._at if at is None else at)
-        truncated = not self._peek() if truncated is None else truncated
+        if truncated is None:
+            truncated = not self._peek() or (self._ended and self._text[self._at :] in _BEGUN_NUMBER)
         remedy = f"it may be truncated: {self._damaged}" if truncated else self._damaged
         return DataError(f"{self._name}: not valid JSON at line {line}, column {column} ({message}); {remedy}")
 
     def _twice(self, key: str) -> DataError:
         return DataError(f"{self._name}: key {key[:80]!r} occurs twice in one object; remove one of them")
 
+    def _finite(self, text: str) -> float:
+        """Returns a number; Python would read one beyond the range of a float as infinity."""
+        value = float(text)
+        if math.isinf(value):
+            raise self._no_number(text, "is too large for a number")
+        return value
+
     def _refuse_constant(self, name: str) -> None:
-        raise DataError(f"{self._name}: holds {name}, which is not a JSON number; {self._damaged}")
+        raise self._no_number(name, "is not a JSON number")
+
+    def _no_number(self, text: str, problem: str) -> DataError:
+        """Returns the error about a text in the place of a number, at the first such text of the value at ``_at``."""
+        match = re.compile(rf"(?<=[\s:,\[]){re.escape(text)}(?=[\s,\]}}])").search(self._text, self._at)
+        place = "" if match is None else " (line {}, column {})".format(*self._place(match.start()))
+        return DataError(f"{self._name}: holds {text[:40]}, which {problem}{place}; {self._damaged}")
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)

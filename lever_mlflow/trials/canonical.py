@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 __all__ = ["CANONICAL", "UnfitError", "json_lists", "json_objects", "json_values", "parsed_fields"]
 
-CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _MOST_TEXTS = 2_000  # different texts of further fields in a table; each is parsed in Python
 
 

@@ -103,5 +103,5 @@ def test_an_evaluation_of_another_version_is_one_line(evaluation, tmp_path, chan
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(DataError, match="not an evaluation of this version"):
+    with pytest.raises(DataError, match=r"evaluation\.json: no such file"):
         Evaluation.read(tmp_path / "evaluation.json")

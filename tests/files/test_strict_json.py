@@ -43,6 +43,14 @@ def test_a_number_goes_on_in_the_next_piece(path, number):
         }
 
 
+@pytest.mark.parametrize("end", ["1", "1.", "1.5", "1.5e", "1.5E-", "1e+", "-", "1.5e3"])
+@pytest.mark.parametrize("opened", ['{"a": ', '{"a": [[', '{"a": {"b": '])
+def test_a_file_that_ends_within_a_number_may_be_truncated(path, opened, end):
+    for size in (1, 5, 1 << 20):
+        with pytest.raises(DataError, match="it may be truncated: copy it again"):
+            read_in_pieces(path, opened + end, size)
+
+
 @given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=3), st.integers(1, 40), st.data())
 def test_any_truncation_is_an_error_that_names_a_place(path, content, size, data):
     text = json.dumps(content)
@@ -72,7 +80,8 @@ def test_the_place_of_an_error_is_that_of_reading_at_once(path, size):
         ('{"a": 1 "b": 2}', r"line 1, column 9 \(Expecting ',' delimiter\)"),
         ('{"a": {"b": 1, "b": 2}}', "key 'b' occurs twice in one object"),
         ('{"a": 1, "a": 2}', "key 'a' occurs twice in one object"),
-        ('{"a": [NaN]}', "holds NaN, which is not a JSON number"),
+        ('{"a": [NaN]}', r"holds NaN, which is not a JSON number \(line 1, column 8\);"),
+        ('{"a": "BaNaNa",\n "b": [1, {"c": -1e999}]}', r"holds -1e999, which is too large for a number \(line 2, column 17\);"),
         ('{"a": "\\ud800"}', "cannot be read: .*surrogates not allowed"),
     ],
 )

@@ -160,6 +160,7 @@ def change(path, **columns):
         ({"trial_as_written": [None, "{", None]}, "row 1: column trial_as_written: not valid JSON at line 1, column 2"),
         ({"trial_as_written": [None, '{"a":1,"a":1}', None]}, "row 1: column trial_as_written: key 'a' occurs twice"),
         ({"trial_as_written": [None, '{"x":NaN}', None]}, "row 1: column trial_as_written: holds NaN"),
+        ({"trial_as_written": [None, '{"x":1e999}', None]}, "row 1: column trial_as_written: holds 1e999, which is too large"),
         ({"trial_as_written": [None, None, '{"vqa_correct":1}']}, "row 2: trial_as_written holds 'vqa_correct', which has its"),
         ({"pointer": [[0], [None], [2]]}, r"trial 1: pointer is \[null\], expected a list of whole numbers"),
     ],
@@ -232,7 +233,7 @@ def test_what_cannot_be_converted_is_refused(both, tmp_path):
     with pytest.raises(ParameterError, match="is the file that is to be converted; give another name"):
         convert(of_json, of_json)
     of_json.write_text(json.dumps(PLAIN).replace("-0.0", "1e999"))
-    with pytest.raises(DataError, match=r"rl\.json: inf is not a JSON number; correct the number"):
+    with pytest.raises(DataError, match=r"rl\.json: holds 1e999, which is too large for a number"):
         convert(of_json, tmp_path / "new.parquet")
     of_json.write_text("{")
     with pytest.raises(DataError, match="it may be truncated"):
