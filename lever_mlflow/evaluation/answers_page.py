@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -46,7 +46,7 @@ def answers_page(
 ) -> str:
     """Returns a self-contained HTML page about at most ``MOST_QUESTIONS`` questions.
 
-    Questions on which the policies differ most in accuracy come first.
+    Questions come first on which the policies that show demonstrations differ most in accuracy.
 
     Args:
         title: of the page.
@@ -81,16 +81,20 @@ def answers_page(
 def most_disputed(queries: Sequence[Sample], rows: Mapping[str, pd.DataFrame]) -> list[Sample]:
     """Sorts questions by how far policies differ in accuracy on them, the largest difference first; equal ones stay in order.
 
+    Policies that show demonstrations count first, because a question on which all of them are right says nothing about
+    demonstrations, although the VLM is often wrong without any.
+
     Args:
         queries: the questions.
-        rows: records of each policy by question id, with the column ``accuracy``.
+        rows: records of each policy by question id, with the columns ``accuracy`` and ``shots``.
     """
+    with_demonstrations = [of_policy for of_policy in rows.values() if of_policy["shots"].any()]
 
-    def spread(query: Sample) -> float:
-        accuracies = [of_policy["accuracy"][query.question_id] for of_policy in rows.values()]
-        return float(max(accuracies) - min(accuracies))
+    def spread(query: Sample, policies: Collection[pd.DataFrame]) -> float:
+        accuracies = [of_policy["accuracy"][query.question_id] for of_policy in policies]
+        return float(max(accuracies) - min(accuracies)) if accuracies else 0.0
 
-    return sorted(queries, key=spread, reverse=True)
+    return sorted(queries, key=lambda query: (spread(query, with_demonstrations), spread(query, rows.values())), reverse=True)
 
 
 def _first_draw(records: EvaluationRecords, policy: str, shots: int) -> pd.DataFrame:

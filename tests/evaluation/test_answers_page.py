@@ -67,7 +67,17 @@ def test_a_question_that_a_policy_did_not_answer_is_left_out(items):
 def test_equal_differences_stay_in_order():
     queries = [Sample(i, i, i, "?", Path("x"), ("a",) * 10) for i in range(4)]
     rows = {
-        "a": pd.DataFrame({"accuracy": [0.0, 1.0, 0.3, 0.0]}, index=range(4)),
-        "b": pd.DataFrame({"accuracy": [0.0, 0.0, 0.9, 0.6]}, index=range(4)),
+        "a": pd.DataFrame({"accuracy": [0.0, 1.0, 0.3, 0.0], "shots": 2}, index=range(4)),
+        "b": pd.DataFrame({"accuracy": [0.0, 0.0, 0.9, 0.6], "shots": 2}, index=range(4)),
     }
     assert [query.question_id for query in most_disputed(queries, rows)] == [1, 2, 3, 0]
+
+
+def test_questions_on_which_demonstrations_matter_come_before_those_that_the_vlm_cannot_answer_without_any():
+    queries = [Sample(i, i, i, "?", Path("x"), ("a",) * 10) for i in range(3)]
+    rows = {
+        "none": pd.DataFrame({"accuracy": [1.0, 0.0, 0.0], "shots": 0}, index=range(3)),
+        "nearest": pd.DataFrame({"accuracy": [1.0, 1.0, 0.0], "shots": 2}, index=range(3)),
+        "selector": pd.DataFrame({"accuracy": [1.0, 1.0, 0.3], "shots": 2}, index=range(3)),
+    }
+    assert [query.question_id for query in most_disputed(queries, rows)] == [2, 1, 0]
