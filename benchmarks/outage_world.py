@@ -188,8 +188,10 @@ class World:
         return (self.folder / name).read_text(encoding="utf-8", errors="replace")
 
     def _enter(self, environment: Mapping[str, str]) -> None:
-        """Makes the calling process, which is a fork, one of this world."""
+        """Makes the calling process, which is a fork, one of this world; it hears signals even where this one ignores them."""
         os.setpgid(0, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by processes in the background
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
         os.environ |= {**variables(self.folder, self.uri), **self.environment, **environment}

@@ -21,6 +21,7 @@ _PANELS = {
     "gradient norm": ("train/grad_norm",),
     "entropy, nats": ("train/entropy",),
 }
+_LEGEND, _LINE_OF_LEGEND = 0.06, 0.08  # shares of a panel's height above the lines: of the legend's frame, and of a line in it
 
 
 def training_curves(history: Sequence[dict[str, float]], title: str, marked: Sequence[int]) -> Figure:
@@ -50,7 +51,10 @@ def training_curves(history: Sequence[dict[str, float]], title: str, marked: Seq
             panel.axvline(epoch, color="#d0d7de", zorder=0)
         panel.set_title(name)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.legend(fontsize=8)
+        low, high = panel.get_ylim()
+        share = _LEGEND + _LINE_OF_LEGEND * len(keys)
+        panel.set_ylim(low, high + (high - low) * share / (1 - share))
+        panel.legend(fontsize=8, loc="upper left")
     for unused in axes[len(panels) :]:
         unused.set_axis_off()
     for panel in axes[max(0, len(panels) - columns) : len(panels)]:
