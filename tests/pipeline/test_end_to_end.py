@@ -258,7 +258,9 @@ def test_comparison_of_a_results_file(project):
 
 def test_the_terminal_says_what_the_ui_says_of_each_step_and_nothing_else(project, experiment):
     top = parent(project)
-    runs = [top, *(run for run in project.runs() if run.info.run_id != top.info.run_id)]  # also those of the rounds
+    runs = [top]
+    for run in runs:  # which grows by the runs inside each, as those of the rounds
+        runs += project.runs(mlflow_parentRunId=run.info.run_id)
     lines = [line for line in experiment.stderr.splitlines() if not re.search(" INFO mlflow.(projects|store)[.:]", line)]
     steps_lines, summary = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert [line.removesuffix(": running") for line in steps_lines if line.endswith(": running")] == [

@@ -114,6 +114,7 @@ def epochs_of(project, run):
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, good_rl_data, tmp_path):
+    mlflow.set_tracking_uri(project.uri)  # other tests of this module have stores of their own
     save_selector(tmp_path / "start", PointerSelector(), {})
     choices = {"kl_beta": 0.3, "rounds": 1, "epochs": 9, "lr": 0.001, "batch_size": 1}
     choices |= {"rl_data": good_rl_data, "init": tmp_path / "start"}
