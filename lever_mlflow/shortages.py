@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-__all__ = ["in_one_line", "is_of_the_machine", "let_through", "out_of_memory"]
+__all__ = ["in_one_line", "is_of_the_machine", "is_of_the_process", "let_through", "out_of_memory"]
 
 _LONGEST = 200  # characters of a reason
 # What PyTorch says where a CPU or a library of a GPU gets no memory; for a GPU's own memory it has a class of errors.
@@ -37,10 +37,14 @@ def out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _MEMORY_OF_TORCH)
 
 
+def is_of_the_process(error: BaseException) -> bool:
+    """Says whether an exception means that this process gets no memory or no thread, so that no file and no store failed."""
+    return out_of_memory(error) or (isinstance(error, RuntimeError) and _NO_THREAD in str(error))
+
+
 def is_of_the_machine(error: BaseException) -> bool:
     """Says whether an exception means that the machine lacks something, so that it says nothing of the file that was read."""
-    lacking = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
-    return lacking or out_of_memory(error) or (isinstance(error, RuntimeError) and _NO_THREAD in str(error))
+    return is_of_the_process(error) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE)
 
 
 def let_through(error: BaseException) -> None:

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.limits import no_more_open_files
 
 from lever_mlflow.evaluation.records import EvaluationRecords
 from lever_mlflow.evaluation.result import Evaluation
@@ -92,19 +91,6 @@ def test_what_says_something_of_a_file_or_of_the_program(error, line):
     assert not is_of_the_machine(error)
     assert in_one_line(error) == line
     let_through(error)
-
-
-@contextmanager
-def no_more_open_files():
-    """Lets this process open no file while the block runs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(

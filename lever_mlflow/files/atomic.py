@@ -37,13 +37,15 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
     encoding = None if mode == "wb" else "utf-8"
-    with tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=_hidden(path), dir=path.parent, delete=False) as file:
+    with (
+        _named(path),  # also for what the file writes when it is closed
+        tempfile.NamedTemporaryFile(mode, encoding=encoding, prefix=_hidden(path), dir=path.parent, delete=False) as file,
+    ):
         temporary = Path(file.name)
         try:
-            with _named(path):
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
             temporary.chmod(_FILE_MODE)
             temporary.replace(path)
         except BaseException:

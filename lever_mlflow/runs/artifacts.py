@@ -15,6 +15,7 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from pydantic import ValidationError
 
 from lever_mlflow.exceptions import DataError, MissingRunError, first_line
@@ -35,6 +36,7 @@ __all__ = [
     "read_json",
 ]
 
+_OF_A_FILE = " #####\n"  # in MLflow's error of a download, before what failed
 _REMEDY = "run that step again with rerun=true"
 
 log = logging.getLogger(__name__)
@@ -70,16 +72,22 @@ def log_text(text: str, path: str) -> None:
 
 
 def artifact(run_id: str, path: str) -> Path:
-    """Downloads an artifact of a run, and returns the path of the copy.
+    """Returns the path of a file or a folder of a run: where it lies on a disk of this machine, or where it was downloaded to.
+
+    It is to be read only, as it may be the artifact itself.
 
     Raises:
         DataError: the run or its artifact is not there.
     """
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=download_folder()))
+        # not by mlflow.artifacts.download_artifacts, whose error does not tell why a download failed
+        files = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)
+        on_this_machine = isinstance(files, LocalArtifactRepository)
+        return Path(files.download_artifacts(path, dst_path=None if on_this_machine else download_folder()))
     except (MlflowException, OSError) as error:
         let_through(error)
-        raise DataError(f"run {run_id}: artifact {path} cannot be read ({first_line(error)}); {_REMEDY}") from None
+        reason = str(error).rpartition(_OF_A_FILE)[2].partition("\n")[0]
+        raise DataError(f"run {run_id}: artifact {path} cannot be read ({reason}); {_REMEDY}") from None
 
 
 def read_json(run_id: str, path: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from lever_mlflow.files.atomic import whole_file
 from lever_mlflow.files.locks import lock_of, one_at_a_time
 from lever_mlflow.files.urls import without_secrets
 from lever_mlflow.runs.remedies import STORE, remedy
-from lever_mlflow.shortages import in_one_line, out_of_memory
+from lever_mlflow.shortages import in_one_line, is_of_the_process
 
 __all__ = ["check_stores", "is_of_the_store", "reason_of", "store_errors"]
 
@@ -49,14 +49,15 @@ def store_errors() -> Iterator[None]:
     Raises:
         StoreError: MLflow refused something, or its database, server or artifact store failed; the message names it and says
             what to do.
-        LeverError: memory did not suffice, or a file elsewhere cannot be read or written. Other exceptions are left alone.
+        LeverError: memory or threads did not suffice, or a file elsewhere cannot be read or written. Other exceptions are left
+            alone.
     """
     try:
         yield
     except LeverError:
         raise
     except Exception as error:
-        if is_of_the_store(error) and not out_of_memory(error):
+        if is_of_the_store(error) and not is_of_the_process(error):
             raise StoreError(f"MLflow at {_place()}: {reason_of(error)}") from error
         message = in_one_line(error)
         if message is None:

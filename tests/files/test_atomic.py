@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.limits import files_of_at_most
 from safetensors.torch import save_file
 
 from lever_mlflow.files import atomic
@@ -202,18 +202,21 @@ def test_a_disk_that_fills_up_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_does_not_hold_a_short_text_is_named(tmp_path):
+    """The text is still in the buffer of the file when the file is closed, which fails once more."""
+    with files_of_at_most(10), pytest.raises(OSError, match="File too large") as error, whole_file(tmp_path / "file") as file:
+        file.write("more than ten bytes")
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "file"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_does_not_hold_tensors_is_named(tmp_path):
     """safetensors raises an error of its own, which tells the system's number in its text alone."""
 
     def fill(folder):
         save_file({"weights": torch.zeros(100_000)}, folder / "tensors")
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes of a file
-    try:
-        with pytest.raises(OSError, match="File too large") as error:
-            write_folder(tmp_path / "folder", fill)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(100_000), pytest.raises(OSError, match="File too large") as error:
+        write_folder(tmp_path / "folder", fill)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "folder"))
     assert list(tmp_path.iterdir()) == []
