@@ -11,7 +11,10 @@ __all__ = ["in_one_line", "is_of_the_machine", "is_of_the_process", "let_through
 
 _LONGEST = 200  # characters of a reason
 # What PyTorch says where a CPU or a library of a GPU gets no memory; for a GPU's own memory it has a class of errors.
-_MEMORY_OF_TORCH = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED", "bad_alloc")
+_MEMORY_OF_TORCH = (
+    *("DefaultCPUAllocator", "Cannot allocate memory", "bad_alloc"),
+    *("CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED"),
+)
 _NO_THREAD = "can't start new thread"  # what Python says where a limit of processes or of memory allows no further one
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or set LEVER_MLFLOW_CACHE or TMPDIR to a folder on another disk",

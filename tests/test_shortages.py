@@ -37,6 +37,7 @@ def os_error(number, *path):
         os_error(errno.ENOMEM),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("unable to mmap 2104120 bytes from file </a/selector.safetensors>: Cannot allocate memory (12)"),
         cpu_error(),
     ],
     ids=lambda error: type(error).__name__,
