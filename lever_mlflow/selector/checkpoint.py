@@ -36,6 +36,7 @@ _FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _TORCH_FILES = (b"PK", b"\x80")  # beginnings of files of ``torch.save``: a zip archive, and before PyTorch 1.6 a pickle
 _HYPERPARAMETERS = ("model_config", "hyper_parameters")  # the keys under which files of other programs describe the network
 _HEADS = ("num_heads", "n_heads")
+_ARCHIVE = b"PK\x03\x04"  # how torch.load recognises an archive
 _MAKES_ARRAYS = re.compile(r"\bbytearray$|Tensor$")  # classes that torch would call with a size
 _SHOWN_NAMES = 5  # of weights in a message
 
@@ -248,13 +249,19 @@ def _check_archive(path: Path) -> None:
     Its entries are not compressed, and its pickle makes no arrays of a size that is only stated.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(len(_ARCHIVE)) != _ARCHIVE:
+                return  # a file of another form, of which torch says what is wrong
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise CheckpointError(f"{path}: is a compressed archive, as torch.save writes none; save the state dict again")
             pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
         names = [argument for content in pickles for code, argument, _ in pickletools.genops(content) if code.name == "GLOBAL"]
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return  # torch says what is wrong
+    except CheckpointError:
+        raise
+    except Exception as error:  # all kinds; what cannot be looked into is not loaded, as torch may be less strict
+        let_through(error)
+        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]!r}); copy it again") from None
     making = next((name for name in names if _MAKES_ARRAYS.search(str(name))), None)
     if making is not None:
         raise CheckpointError(f"{path}: makes objects of {making}, and is not loaded; save the state dict alone")

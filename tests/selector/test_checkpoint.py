@@ -311,6 +311,19 @@ def test_no_checkpoint_makes_more_memory_than_it_has_bytes(selector, tmp_path):
         load_selector(path)
 
 
+@pytest.mark.parametrize("damage", ["version", "checksum"])
+def test_an_archive_that_cannot_be_looked_into_is_not_loaded(selector, tmp_path, damage):
+    """torch reads archives of any version and does not look at checksums, so what was not checked would be loaded."""
+    path = tmp_path / "x.pt"
+    torch.save(selector.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first one in the directory, that of data.pkl
+    content[entry + 6 if damage == "version" else entry + 16] ^= 0x60  # offsets in the directory by APPNOTE.TXT 4.3.12
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.pt: not a readable checkpoint \(.(zip file version|Bad CRC-32)"):
+        load_selector(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
