@@ -239,7 +239,7 @@ def cells(measurement: Generation, rate: float) -> list[str]:
     "--prompts", "n_prompts", default=64, show_default=True, help="Number of prompts for each number of demonstrations."
 )
 @click.option("--plain", "n_plain", default=8, show_default=True, help="Number of these prompts that plain generation answers.")
-@click.option("--repeats", default=1, show_default=True, help="Number of times that this project's way is measured.")
+@click.option("--repeats", default=1, show_default=True, help="Number of times that generation by this project is measured.")
 def main(size: str, n_prompts: int, n_plain: int, repeats: int) -> None:
     """Prints prompts per second for 0 to 4 demonstrations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -321,7 +321,7 @@ class RequestDoor(Door):
     strict = False  # MLflow's server refuses what is no JSON
 
     def prepare(self) -> None:
-        """Loads a retriever, and takes a request of each kind."""
+        """Loads a retriever, and makes a good request of each kind, from which the mutated ones are made."""
         retriever = retriever_in(self.folder)
         self.model = RetrieverModel()
         self.model.load_context(PythonModelContext({CHECKPOINT: str(retriever / CHECKPOINT)}, {}))

@@ -363,8 +363,8 @@ class ShardInputs:
     n_shards: int = option(
         1,
         at_least=1,
-        help="Number of shards in which a rollout is recorded, each by a run of its own; the entry point merge puts them "
-        "together. With 1 the run records the whole.",
+        help="Number of shards into which the queries of a rollout are divided. Each shard is recorded by a run of its own, "
+        "and the entry point merge joins the shards. With 1, one run records all queries.",
     )
     shard: int = option(1, at_least=1, help="Number of the shard that this run records, from 1 to n_shards.")
 
@@ -709,9 +709,9 @@ class GateSettings:
     )
     gate_engine: GateEngine = option(
         "pandas",
-        help="Engine with which Great Expectations checks RL data. The engine pandas holds the RL data and the tables that are "
-        "checked in memory. The engine sql keeps the tables in a temporary SQLite file and reads Parquet files in parts, so "
-        "that neither RL data nor tables have to fit into memory. Both engines give the same verdict.",
+        help="Engine with which Great Expectations checks RL data. pandas keeps all RL data in memory. sql reads Parquet files "
+        "in parts and keeps its tables in a temporary SQLite file, so that the RL data need not fit into memory. Both give the "
+        "same verdict.",
     )
 
 

@@ -50,7 +50,7 @@ class Results:
 
 
 def table_of_kills(results: Results, seed: int) -> str:
-    """Returns the results of the kills as a table."""
+    """Returns a Markdown table of the rounds in which commands were killed, with a row for each command."""
     lines = ["| killed | rounds | kills | of these before a write | rounds with a fault |", "|---|---:|---:|---:|---:|"]
     for target in TARGETS:
         of_target = results.of(target.name, seed=seed)

@@ -105,7 +105,10 @@ def _lack_of_run(run: Run) -> str:
 
 
 def _lack_of_model(model_id: str, noted: Mapping[str, _File] | None = None) -> str:
-    """Says what a model has lost by a manifest's note, by default by that of the run that logged the model, if it has one."""
+    """Says which file of a model is gone or has changed since a manifest noted it; empty where none is.
+
+    ``noted`` holds the files by a manifest, by default that of the run that logged the model, if that run has one.
+    """
     try:
         files = _files_of_model(model_id)
     except MlflowException as error:

@@ -229,8 +229,8 @@ def _some(names: Iterable[str]) -> str:
 
 def _unpickle(path: Path) -> Any:
     """Reads a file written by ``torch.save``; objects that are neither tensors nor plain values are replaced by inert ones."""
-    _check_archive(path)
     try:
+        _check_archive(path)
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         # opened here, as torch.load goes by the name of a file that it opens itself
         with torch.serialization.safe_globals([(_Inert, name) for name in foreign]), path.open("rb") as file:
@@ -239,29 +239,28 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: holds code or objects other than tensors and plain values, and is not loaded; save the state dict alone"
         ) from None
-    except Exception as error:  # damaged bytes make the reader of pickles raise all kinds of exceptions
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes make the readers of archives and pickles raise all kinds of exceptions
+        if isinstance(error, OSError):  # a lack of memory may come from sizes that the file states
+            let_through(error)
         raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]!r}); copy it again") from None
 
 
 def _check_archive(path: Path) -> None:
     """Refuses an archive of ``torch.save`` that could need more memory than its size, which no state dict does.
 
-    Its entries are not compressed, and its pickle makes no arrays of a size that is only stated.
+    Its entries are not compressed, and its pickle makes no arrays of a size that is only stated. An archive that cannot be
+    looked into raises what zipfile and pickletools raise, and so is not loaded: torch may be less strict.
     """
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_ARCHIVE)) != _ARCHIVE:
-                return  # a file of another form, of which torch says what is wrong
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path}: is a compressed archive, as torch.save writes none; save the state dict again")
-            pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
-        names = [argument for content in pickles for code, argument, _ in pickletools.genops(content) if code.name == "GLOBAL"]
-    except CheckpointError:
-        raise
-    except Exception as error:  # all kinds; what cannot be looked into is not loaded, as torch may be less strict
-        let_through(error)
-        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error)[:200]!r}); copy it again") from None
+    with path.open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return  # a file of another form, of which torch says what is wrong
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise CheckpointError(f"{path}: is a compressed archive, as torch.save writes none; save the state dict again")
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    names = [argument for content in pickles for code, argument, _ in pickletools.genops(content) if code.name == "GLOBAL"]
     making = next((name for name in names if _MAKES_ARRAYS.search(str(name))), None)
     if making is not None:
         raise CheckpointError(f"{path}: makes objects of {making}, and is not loaded; save the state dict alone")

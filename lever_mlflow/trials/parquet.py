@@ -116,7 +116,7 @@ def agreed(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_entries(path: Path, content: Iterable[tuple[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> None:
-    """Writes RL data in row groups, none of which ends within a query; the file is there as a whole or not at all.
+    """Writes RL data as Parquet; all rows of a query are in the same row group, and the file is there as a whole or not at all.
 
     Args:
         path: the file.
@@ -138,7 +138,7 @@ def write_tables(path: Path, groups: Iterable[pa.Table], meta: Mapping[str, Any]
 
 
 def _row_groups(content: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[pa.Table]:
-    """Yields the rows of queries as tables, none of which ends within a query."""
+    """Yields the rows of the queries as tables; all rows of a query are in the same table."""
     rows: list[dict[str, Any]] = []
     for key, entry in content:
         rows += _rows(key, entry)

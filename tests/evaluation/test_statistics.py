@@ -115,7 +115,11 @@ def test_images_are_drawn_with_all_their_questions():
 
 
 def test_the_error_by_image():
-    """By hand: the residuals of two images are 1 and -1, so the variance of the mean is 2/1 * 2 / 4**2 = 1/4 = 1**2 / 4."""
+    """The deviation of 4 answers about 2 images is 1, as computed by hand.
+
+    The residuals of the images sum to 1 and -1. So the variance of the mean is 2 / (2 - 1) * (1 + 1) / 4**2 = 1/4, which is
+    that of 4 independent answers with the deviation 1.
+    """
     values, images = np.array([1.0, 0.0, 1.0, 0.0]), np.array([1, 2, 1, 2])
     assert deviation_by_image(values, images) == pytest.approx(1.0)
     assert deviation_by_image(values) == values.std(ddof=1)

@@ -30,7 +30,7 @@ def test_a_former_run_is_removed_by_id_or_folder(unsent, by_folder):
 
 @pytest.mark.parametrize("source", [".", "..", "unsent", "my-epochs", "../.."])
 def test_no_other_folder_is_removed(unsent, tmp_path, monkeypatch, source):
-    """A relative name of the folder in which the run left its epochs once led to the folder of all runs, or to the cache."""
+    """``resume`` may be a relative path, which was once taken for the folder of all runs or for the cache, and removed."""
     monkeypatch.chdir(unsent.folder.parent)
     unsent.remove_former(source)
     assert folders_beside(unsent) == [FORMER, OTHER, OWN]
